@@ -1,0 +1,1 @@
+"""Who works: definitions, bundles, the supervisor."""

@@ -1,0 +1,1 @@
+"""How an agent's code is run."""

@@ -1,0 +1,1 @@
+"""Ground floor: ids, errors, clocks, chance, limits, files. Standard library only."""

@@ -1,0 +1,184 @@
+"""Every error swarmd raises on purpose, with its stable code.
+
+Three questions decide the class: who is to blame (our caller, a peer, the world), whether
+anything changed, and whether asking again can help. `code` crosses the wire and HTTP and
+tests match on it; the text is one sentence for people, names what to do next, and may
+change. A bug is an assertion, never a SwarmError.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SwarmError(Exception):
+    """Base of all. Nothing changed unless the class says otherwise."""
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+    by_code: ClassVar[dict[str, type[SwarmError]]] = {}
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        SwarmError.by_code.setdefault(cls.code, cls)
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0]) if self.args else self.code
+
+
+def from_code(code: str, message: str) -> SwarmError:
+    """The error a peer or the API reported; an unknown code becomes `RemoteError`."""
+    return SwarmError.by_code.get(code, RemoteError)(message)
+
+
+# ---- our own caller asked for something that is not allowed --------------------------
+
+
+class BadRequest(SwarmError):
+    code = "bad_request"
+
+
+class NotFound(BadRequest):
+    code = "not_found"
+
+
+class AlreadyExists(BadRequest):
+    code = "already_exists"
+
+
+class Conflict(BadRequest):
+    """A condition did not hold: the state is not what the caller thought."""
+
+    code = "conflict"
+
+
+class IdempotencyConflict(Conflict):
+    code = "idempotency_conflict"
+
+
+class VersionExists(Conflict):
+    code = "version_exists"
+
+
+class TooLarge(BadRequest):
+    code = "too_large"
+
+
+class Forbidden(BadRequest):
+    code = "forbidden"
+
+
+class ConfigError(BadRequest):
+    code = "config_error"
+
+
+# ---- a peer broke the protocol: count it, drop it, carry on ---------------------------
+
+
+class RemoteError(SwarmError):
+    code = "peer_misbehaved"
+
+
+class MalformedMessage(RemoteError):
+    code = "malformed"
+
+
+class BadSignature(RemoteError):
+    code = "bad_signature"
+
+
+class Untrusted(RemoteError):
+    code = "untrusted"
+
+
+class TokenRefused(RemoteError):
+    """A join token is wrong, expired, used up, or of another swarm. Nothing was written."""
+
+    code = "token_refused"
+
+
+# ---- the request is fine; the swarm cannot serve it now -------------------------------
+
+
+class Unavailable(SwarmError):
+    code = "unavailable"
+    retryable = True
+
+
+class Unreachable(Unavailable):
+    code = "unreachable"
+
+
+class TimedOut(Unavailable):
+    """No answer in time. The outcome is unknown: repeat with the same idempotency key."""
+
+    code = "timeout"
+
+
+class NoQuorum(Unavailable):
+    code = "no_quorum"
+
+
+class NotCoordinator(Unavailable):
+    code = "not_coordinator"
+
+
+class Moved(Unavailable):
+    """The epoch was sealed: ask the voters of the next one."""
+
+    code = "moved"
+
+
+class SessionExpired(Unavailable):
+    """The outcome of the operation is unknown; it will not be applied from now on."""
+
+    code = "session_expired"
+
+
+class Busy(Unavailable):
+    code = "busy"
+
+
+class InsufficientCopies(Unavailable):
+    code = "insufficient_copies"
+
+
+class ShuttingDown(Unavailable):
+    code = "shutting_down"
+
+
+# ---- this node's own disk or set-up ---------------------------------------------------
+
+
+class DiskFault(SwarmError):
+    """The disk refused or lost a write: what was being written is not durable."""
+
+    code = "disk_fault"
+
+
+class CorruptFile(SwarmError):
+    code = "corrupt_file"
+
+
+class DataFolderRefused(SwarmError):
+    """The data folder is another node's, unwritable, full or in use."""
+
+    code = "data_folder_refused"
+
+
+class PortTaken(SwarmError):
+    code = "port_taken"
+
+
+# ---- work that ran and failed ---------------------------------------------------------
+
+
+class TaskFailed(SwarmError):
+    """The agent's code failed: the cause is in the message."""
+
+    code = "task_failed"
+
+
+class AgentSpawnFailed(TaskFailed):
+    code = "agent_spawn_failed"

@@ -1,0 +1,47 @@
+"""Every bound of the system in one place, with the relations between them asserted."""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# Datagrams: under the smallest MTU met on LANs, IPv6 and tunnels included.
+DATAGRAM_BYTES_MAX: Final = 1_200
+# Streams: one WebSocket frame carries a batch of messages.
+FRAME_BYTES_MAX: Final = 1 * MIB
+MESSAGE_BYTES_MAX: Final = 768 * KIB
+FRAME_MESSAGES_MAX: Final = 512
+INBOX_MESSAGES_MAX: Final = 1_000
+LANE_MESSAGES_MAX: Final = 1_000
+
+# The strong store.
+KEY_BYTES_MAX: Final = 1 * KIB
+VALUE_BYTES_MAX: Final = 1 * MIB
+BATCH_OPERATIONS_MAX: Final = 256
+BATCH_BYTES_MAX: Final = 1 * MIB
+# One value at its largest must fit a batch; a batch travels in several frames if it must.
+ENTRY_BYTES_MAX: Final = VALUE_BYTES_MAX + 64 * KIB
+SESSIONS_MAX: Final = 10_000
+
+# Work. What is above INLINE_BYTES_MAX is stored as a blob.
+INLINE_BYTES_MAX: Final = 64 * KIB
+BLOB_BYTES_MAX: Final = 64 * MIB
+BLOB_CHUNK_BYTES: Final = 256 * KIB
+SUBMIT_TASKS_MAX: Final = 10_000
+IDEMPOTENCY_KEY_BYTES_MAX: Final = 256
+
+# Members and files.
+MEMBERS_MAX: Final = 10_000
+NAME_BYTES_MAX: Final = 128
+CHECKED_FILE_BYTES_MAX: Final = 1024 * MIB
+TIMERS_MAX: Final = 100_000
+
+assert MESSAGE_BYTES_MAX < FRAME_BYTES_MAX
+assert BLOB_CHUNK_BYTES < MESSAGE_BYTES_MAX
+assert INLINE_BYTES_MAX < VALUE_BYTES_MAX < ENTRY_BYTES_MAX
+assert BATCH_BYTES_MAX <= ENTRY_BYTES_MAX
+assert INLINE_BYTES_MAX < BLOB_BYTES_MAX
+assert NAME_BYTES_MAX < KEY_BYTES_MAX
+assert DATAGRAM_BYTES_MAX < MESSAGE_BYTES_MAX

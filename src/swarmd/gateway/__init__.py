@@ -1,0 +1,1 @@
+"""How the outside asks: the HTTP API."""

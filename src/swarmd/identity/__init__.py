@@ -1,0 +1,1 @@
+"""Who may speak: keys, genesis, the authority log, tokens, credentials, TLS."""

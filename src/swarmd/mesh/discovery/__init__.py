@@ -1,0 +1,1 @@
+"""How nodes find a first address: static seeds and mDNS."""

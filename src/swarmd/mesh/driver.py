@@ -1,0 +1,120 @@
+"""The hinge between machines and the world: one trio loop per machine.
+
+The driver feeds events to a machine, performs its effects, keeps its timers, and counts all
+three; nothing else in the house steps a machine. Events that arrive together are one step:
+their effects are collected, `Persist` is performed once, before any other, and only then is
+anything sent or answered. So one fsync serves everything that arrived while the last one ran.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import trio
+
+from swarmd.base.clock import Clock
+from swarmd.base.errors import Busy
+from swarmd.base.limits import TIMERS_MAX
+from swarmd.base.machine import Effect, Event, Machine, Persist, SetTimer
+from swarmd.observe.metrics import MACHINE_EFFECTS, MACHINE_EVENTS
+
+_STEP_EVENTS_MAX: Final = 1_024
+
+Performer = Callable[[Any], None]
+
+
+class Driver:
+    """Runs one machine.
+
+    Args:
+        name: labels the metrics.
+        machine: the machine; only this driver may call its `handle`.
+        perform: what to do for each effect type; the functions neither wait nor raise.
+        persist: awaited before the other effects of a step that holds a `Persist`.
+        inbox_max: events that may wait; `feed` refuses beyond it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        machine: Machine,
+        perform: Mapping[type[Effect], Performer],
+        *,
+        clock: Clock,
+        persist: Callable[[], Awaitable[None]] | None = None,
+        inbox_max: int = 10_000,
+    ) -> None:
+        self._name = name
+        self._machine = machine
+        self._perform = perform
+        self._clock = clock
+        self._persist = persist
+        self._inbox: deque[Event] = deque()
+        self._inbox_max = inbox_max
+        self._timers: list[tuple[float, int, Event]] = []
+        self._sequence = itertools.count()
+        self._wake = trio.Event()
+
+    def feed(self, event: Event) -> None:
+        """Queue an event for the next step; safe from within a performer.
+
+        Raises:
+            Busy: the inbox is full; the event was not taken.
+        """
+        if len(self._inbox) >= self._inbox_max:
+            raise Busy(f"{self._name} has {self._inbox_max} events waiting")
+        self._inbox.append(event)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Step the machine until cancelled."""
+        while True:
+            await self._wait()
+            step = self._take()
+            if step:
+                await self._step(step)
+
+    async def _wait(self) -> None:
+        if self._inbox:
+            await trio.lowlevel.checkpoint()
+            return
+        delay = self._timers[0][0] - self._clock.now() if self._timers else math.inf
+        with trio.move_on_after(max(0.0, delay)):
+            await self._wake.wait()
+        if self._wake.is_set():
+            self._wake = trio.Event()
+
+    def _take(self) -> list[Event]:
+        step: list[Event] = []
+        now = self._clock.now()
+        while self._timers and self._timers[0][0] <= now and len(step) < _STEP_EVENTS_MAX:
+            step.append(heapq.heappop(self._timers)[2])
+        while self._inbox and len(step) < _STEP_EVENTS_MAX:
+            step.append(self._inbox.popleft())
+        return step
+
+    async def _step(self, step: list[Event]) -> None:
+        effects: list[Effect] = []
+        for event in step:
+            MACHINE_EVENTS.labels(self._name, type(event).__name__).inc()
+            effects.extend(self._machine.handle(event, self._clock.now()))
+        if any(type(effect) is Persist for effect in effects):
+            assert self._persist is not None, f"{self._name} asked for Persist"
+            await self._persist()
+        for effect in effects:
+            kind = type(effect)
+            MACHINE_EFFECTS.labels(self._name, kind.__name__).inc()
+            if kind is SetTimer:
+                self._set_timer(effect)  # type: ignore[arg-type]
+            elif kind is not Persist:
+                self._perform[kind](effect)
+
+    def _set_timer(self, effect: SetTimer) -> None:
+        assert len(self._timers) < TIMERS_MAX, f"{self._name} leaks timers"
+        due = self._clock.now() + effect.delay_s
+        heapq.heappush(self._timers, (due, next(self._sequence), effect.event))

@@ -1,0 +1,1 @@
+"""What happened: logs and metrics."""

@@ -1,0 +1,1 @@
+"""One process, one seed: the real machines in a simulated world."""

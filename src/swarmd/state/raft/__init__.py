@@ -1,0 +1,1 @@
+"""The strong store: hardened Raft under a deterministic state machine."""

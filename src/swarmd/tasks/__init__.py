@@ -1,0 +1,1 @@
+"""What work, where: records, the coordinator, the worker, jobs."""

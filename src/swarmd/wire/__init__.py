@@ -1,0 +1,1 @@
+"""What crosses a socket: typed codecs, envelopes, families of messages."""

@@ -1,0 +1,111 @@
+"""Typed messages to bytes and back, with every bound checked before decoding.
+
+A *family* is the set of messages that one protocol speaks. Its messages are frozen msgspec
+structs with integer tags, encoded as msgpack arrays; the first byte of every encoding is the
+family's format number. Decoding survives any bytes: whatever is wrong comes out as
+`MalformedMessage`, and nothing is ever unpickled or evaluated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import msgspec
+
+from swarmd.base.errors import MalformedMessage, TooLarge
+from swarmd.base.limits import MESSAGE_BYTES_MAX
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of every wire message. Subclass with `tag=<int>`, unique within the family."""
+
+
+class Family:
+    """One protocol's messages and their codec.
+
+    Args:
+        name: short and unique; names the family on streams and in metrics.
+        types: the message classes. Their integer tags tell them apart.
+        format_number: layout version, the first byte of every encoding.
+        alpn: the stream plane that the family travels on.
+        message_bytes_max: larger encodings are refused on both sides.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *types: type[Message],
+        format_number: int = 1,
+        alpn: str = "swarmd/1",
+        message_bytes_max: int = MESSAGE_BYTES_MAX,
+    ) -> None:
+        self.name = name
+        self.types = types
+        self.alpn = alpn
+        self.format_number = format_number
+        self._prefix = bytes([format_number])
+        self._bytes_max = message_bytes_max
+        union: Any = types[0]
+        for extra in types[1:]:
+            union = union | extra
+        self._union = union
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def __repr__(self) -> str:
+        return f"Family({self.name!r})"
+
+    def encode(self, message: Message) -> bytes:
+        """The message's bytes. Raises TooLarge when they exceed the family's bound."""
+        raw = self._prefix + self._encoder.encode(message)
+        if len(raw) > self._bytes_max:
+            raise TooLarge(
+                f"{type(message).__name__} has {len(raw)} bytes; at most {self._bytes_max} fit"
+            )
+        return raw
+
+    def decode(self, raw: bytes) -> Any:
+        """The message in `raw`, one of `types`.
+
+        Raises:
+            MalformedMessage: anything is wrong with `raw`. A fresh decoder is used each time,
+                so that hostile input leaves nothing behind.
+        """
+        if len(raw) > self._bytes_max:
+            raise MalformedMessage(f"{self.name}: {len(raw)} bytes exceed {self._bytes_max}")
+        if raw[:1] != self._prefix:
+            raise MalformedMessage(f"{self.name}: format {raw[:1].hex() or 'missing'} unknown")
+        return decode_struct(self._union, raw[1:])
+
+
+def decode_struct(kind: Any, raw: bytes) -> Any:
+    """Decode msgpack `raw` into `kind`; whatever is wrong with it raises MalformedMessage."""
+    try:
+        return msgspec.msgpack.Decoder(kind).decode(raw)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
+        raise MalformedMessage(f"undecodable: {error}") from error
+
+
+def encode_struct(value: msgspec.Struct) -> bytes:
+    return msgspec.msgpack.encode(value)
+
+
+def pack(value: Any) -> bytes:
+    """A payload (what agents take and give) as msgpack.
+
+    Raises:
+        MalformedMessage: the value holds something msgpack cannot carry.
+    """
+    try:
+        packed: bytes = msgpack.packb(value, use_bin_type=True)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise MalformedMessage(f"cannot be sent as msgpack: {error}") from error
+    return packed
+
+
+def unpack(raw: bytes) -> Any:
+    """The payload in `raw`. Raises MalformedMessage for anything that is not one msgpack value."""
+    try:
+        return msgpack.unpackb(raw, raw=False, strict_map_key=False)
+    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
+        raise MalformedMessage(f"not a msgpack payload: {error}") from error
