@@ -1,0 +1,11 @@
+"""The analyzer agent: `documents.analyze` behind the sdk."""
+
+from typing import Any
+
+import documents
+
+from swarmd.sdk import Context
+
+
+def run(item: Any, context: Context) -> Any:
+    return documents.analyze(item)

@@ -1,0 +1,11 @@
+"""The extractor agent: `documents.extract` behind the sdk."""
+
+from typing import Any
+
+import documents
+
+from swarmd.sdk import Context
+
+
+def run(item: Any, context: Context) -> Any:
+    return documents.extract(item)
