@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from swarmd.base.errors import Busy
+from swarmd.base.machine import Effect, Event, Persist, SetTimer
+from swarmd.mesh.driver import Driver
+
+
+@dataclass(frozen=True)
+class Heard(Event):
+    what: str
+
+
+@dataclass(frozen=True)
+class Say(Effect):
+    what: str
+
+
+class TrioClock:
+    def now(self) -> float:
+        return trio.current_time()
+
+    def wall_ms(self) -> int:
+        return 0
+
+
+@dataclass
+class Script:
+    """Answers each event with the effects written down for it."""
+
+    answers: dict[str, list[Effect]]
+    heard: list[tuple[str, float]] = field(default_factory=list)
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        assert isinstance(event, Heard)
+        self.heard.append((event.what, round(now - trio.current_time(), 6)))
+        return self.answers.get(event.what, [])
+
+
+def start(nursery: trio.Nursery, script: Script, log: list[str], **kwargs: Any) -> Driver:
+    driver = Driver("t", script, {Say: lambda e: log.append(e.what)}, clock=TrioClock(), **kwargs)
+    nursery.start_soon(driver.run)
+    return driver
+
+
+async def test_events_of_one_step_share_one_persist_before_any_other_effect(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    log: list[str] = []
+
+    async def persist() -> None:
+        await trio.sleep(1)
+        log.append("persist")
+
+    script = Script({"a": [Say("a1"), Persist(), Say("a2")], "b": [Persist(), Say("b1")]})
+    driver = start(nursery, script, log, persist=persist)
+    driver.feed(Heard("a"))
+    driver.feed(Heard("b"))
+    await trio.sleep(0.5)
+    assert log == [], "something was said before it was durable"
+    await trio.sleep(1)
+    assert log == ["persist", "a1", "a2", "b1"]
+
+
+async def test_what_arrives_during_a_persist_waits_for_the_next_step(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    log: list[str] = []
+
+    async def persist() -> None:
+        await trio.sleep(1)
+        log.append("persist")
+
+    script = Script({"a": [Persist(), Say("a")], "b": [Persist(), Say("b")]})
+    driver = start(nursery, script, log, persist=persist)
+    driver.feed(Heard("a"))
+    await trio.sleep(0.5)
+    driver.feed(Heard("b"))
+    await trio.sleep(0.1)
+    assert [what for what, _ in script.heard] == ["a"]
+    await trio.sleep(3)
+    assert log == ["persist", "a", "persist", "b"]
+
+
+async def test_timers_fire_in_order_and_at_their_time(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    log: list[str] = []
+    script = Script(
+        {
+            "go": [SetTimer(2.0, Heard("late")), SetTimer(1.0, Heard("soon"))],
+            "soon": [Say("soon")],
+            "late": [Say("late")],
+        }
+    )
+    driver = start(nursery, script, log)
+    driver.feed(Heard("go"))
+    await trio.sleep(1.5)
+    assert log == ["soon"]
+    await trio.sleep(1)
+    assert log == ["soon", "late"]
+
+
+async def test_a_full_inbox_refuses_and_takes_nothing(nursery: trio.Nursery) -> None:
+    script = Script({})
+    driver = Driver("t", script, {}, clock=TrioClock(), inbox_max=2)
+    driver.feed(Heard("1"))
+    driver.feed(Heard("2"))
+    with pytest.raises(Busy, match="2 events waiting"):
+        driver.feed(Heard("3"))
+    nursery.start_soon(driver.run)
+    await trio.testing.wait_all_tasks_blocked()
+    assert [what for what, _ in script.heard] == ["1", "2"]
+
+
+async def test_a_performer_may_feed_the_machine(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    script = Script({"a": [Say("again")]})
+    driver = Driver("t", script, {Say: lambda e: driver.feed(Heard("b"))}, clock=TrioClock())
+    nursery.start_soon(driver.run)
+    driver.feed(Heard("a"))
+    await trio.sleep(1)
+    assert [what for what, _ in script.heard] == ["a", "b"]
