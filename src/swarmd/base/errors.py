@@ -161,6 +161,12 @@ class CorruptFile(SwarmError):
     code = "corrupt_file"
 
 
+class KeyFileRefused(SwarmError):
+    """A key file may be readable by others, or cannot be opened."""
+
+    code = "key_file_refused"
+
+
 class DataFolderRefused(SwarmError):
     """The data folder is another node's, unwritable, full or in use."""
 
@@ -182,3 +188,31 @@ class TaskFailed(SwarmError):
 
 class AgentSpawnFailed(TaskFailed):
     code = "agent_spawn_failed"
+
+
+class AgentRaised(TaskFailed):
+    code = "agent_raised"
+
+
+class AgentTimedOut(TaskFailed):
+    code = "agent_timeout"
+
+
+class AgentCrashed(TaskFailed):
+    code = "agent_crashed"
+
+
+class AgentGarbage(TaskFailed):
+    """The worker process wrote something else than frames to its channel."""
+
+    code = "agent_garbage"
+
+
+class ResultRefused(TaskFailed):
+    """The agent returned what msgpack cannot hold, or more than fits a blob."""
+
+    code = "result_refused"
+
+
+class AgentCancelled(TaskFailed):
+    code = "agent_cancelled"

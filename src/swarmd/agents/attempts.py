@@ -1,0 +1,80 @@
+"""What the room is asked to run and what it answers: plain data, no processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from swarmd.state.blobs.messages import BlobRef
+
+Progress = Callable[[float, float], None]
+
+
+class Cause(StrEnum):
+    """Why an attempt failed; the codes of `Outcome`, each an error class of `base.errors`."""
+
+    SPAWN_FAILED = "agent_spawn_failed"
+    RAISED = "agent_raised"
+    TIMEOUT = "agent_timeout"
+    CRASHED = "agent_crashed"
+    GARBAGE = "agent_garbage"
+    RESULT_REFUSED = "result_refused"
+    CANCELLED = "agent_cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRun:
+    """One attempt at one task. `payload` is one msgpack value; `concurrency` is per node."""
+
+    task_id: str
+    attempt: int
+    fence: int
+    agent: str
+    version: str
+    bundle: BlobRef
+    entry: str
+    payload: bytes
+    timeout_s: float = 300.0
+    concurrency: int = 4
+    env: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """`sequence` rises by one per line of one agent on one node."""
+
+    sequence: int
+    wall_ms: int
+    task_id: str
+    attempt: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended. `result` is one msgpack value if `ok`; else `code` and `message`."""
+
+    ok: bool
+    result: bytes | None = None
+    code: str | None = None
+    message: str = ""
+    logs: tuple[str, ...] = ()
+    ran_s: float = field(default=0.0, compare=False)
+
+
+class InstanceState(StrEnum):
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceInfo:
+    agent: str
+    version: str
+    pid: int
+    state: InstanceState
+    task_id: str
+    attempts: int
+    age_s: float
