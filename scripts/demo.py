@@ -171,7 +171,8 @@ def run_demo(swarm: LocalSwarm, files: list[Path], root: Path) -> None:
     for daemon in swarm.daemons:
         status = daemon.json("status")
         say(
-            f"  {daemon.name}: {status['alive']}/{status['total']} alive, coordinator {status['coordinator']}"
+            f"  {daemon.name}: {status['alive']}/{status['total']} alive, "
+            f"coordinator {status['coordinator']}"
         )
     before = swarm.coordinator()
     assert before is not None

@@ -254,7 +254,7 @@ class LocalSwarm:
                 status
                 and status["alive"] == count
                 and status["coordinator"]
-                and len(status["voters"]) == want
+                and len(status["store"]["voters"]) == want
             )
 
         for daemon in self.daemons:
