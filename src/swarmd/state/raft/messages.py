@@ -1,0 +1,477 @@
+"""What the strong store is asked to do, and what it says back.
+
+One log entry is one `Batch`: the coordinator's stamp and up to 256 operations of any number
+of clients. Operations of one client call travel as a `Group`: (session, low, first, ops), the
+operation at position i having sequence `first + i`. (session, sequence) names an operation for
+ever, so that a repeat is answered from the session and never applied again (Ongaro,
+*Consensus: Bridging Theory and Practice*, section 6.3). `low` says that the client knows the
+results of every sequence below it, so the session may forget them.
+
+A batch is not atomic, a `Txn` is. Each changing operation or transaction takes one revision.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, Final
+
+import msgspec
+
+from swarmd.base.errors import BadRequest, MalformedMessage, SwarmError, TooLarge, from_code
+from swarmd.base.ids import NodeId, node_id_of
+from swarmd.base.limits import (
+    BATCH_OPERATIONS_MAX,
+    ENTRY_BYTES_MAX,
+    KEY_BYTES_MAX,
+    KIB,
+    VALUE_BYTES_MAX,
+)
+from swarmd.wire.codec import Family, Message, decode_struct
+
+SESSION_BYTES: Final = 16
+STORAGE_BYTES: Final = 16
+PUBLIC_BYTES: Final = 32
+TXN_OPERATIONS_MAX: Final = 256
+VOTERS_MAX: Final = 9
+AUTHORITY_BYTES_MAX: Final = 64 * KIB
+# What one message carries of a state, a large value or a large packet.
+PIECE_BYTES: Final = 256 * KIB
+# Requests and answers up to this size travel whole.
+WHOLE_BYTES_MAX: Final = 512 * KIB
+
+
+class _Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A struct inside a message."""
+
+
+class Voter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, dict=True):
+    """A seat: the key that signs for it and the storage that remembers its votes.
+
+    `storage` is random and made together with an empty journal, so that a node that lost its
+    disk is another voter and cannot vote twice.
+    """
+
+    public: bytes
+    storage: bytes
+
+    @cached_property
+    def node_id(self) -> NodeId:
+        return node_id_of(self.public)
+
+
+# ---- operations ----------------------------------------------------------------------
+
+
+class Put(Message, frozen=True, tag=1):
+    """Set a key. `expect` is the modification revision it must have now; 0: must not exist."""
+
+    key: bytes
+    value: bytes
+    expect: int | None = None
+
+
+class Delete(Message, frozen=True, tag=2):
+    """Remove a key; removing an absent one changes nothing and succeeds."""
+
+    key: bytes
+    expect: int | None = None
+
+
+class Compare(_Part, frozen=True):
+    """Holds if the key's modification revision is `revision`; 0: the key does not exist."""
+
+    key: bytes
+    revision: int
+
+
+class Txn(Message, frozen=True, tag=3):
+    """All of `then` if every compare holds, else all of `otherwise`; under one revision.
+
+    The result's `ok` says which. An `expect` inside the branch that does not hold undoes it
+    all: `conflict`.
+    """
+
+    compares: tuple[Compare, ...]
+    then: tuple[Put | Delete, ...]
+    otherwise: tuple[Put | Delete, ...] = ()
+
+
+class AuthorityEntry(Message, frozen=True, tag=4):
+    """A signed entry for the log of admissions; the result's value is the record."""
+
+    envelope: bytes
+
+
+class OpenSession(Message, frozen=True, tag=5):
+    """Begin a session; doing so twice is harmless."""
+
+    session: bytes
+
+
+class TakeOffice(Message, frozen=True, tag=6):
+    """A new coordinator's first operation; its revision is the fence of the office."""
+
+    node: bytes
+
+
+class Seal(Message, frozen=True, tag=7):
+    """End this epoch; epoch `number` begins with `voters`. Only the first seal counts."""
+
+    number: int
+    voters: tuple[Voter, ...]
+
+
+Operation = Put | Delete | Txn | AuthorityEntry | OpenSession | TakeOffice | Seal
+
+
+class Group(_Part, frozen=True):
+    """Operations of one client call, in order."""
+
+    session: bytes
+    low: int
+    first: int
+    ops: tuple[Operation, ...]
+
+
+class Batch(_Part, frozen=True):
+    """One log entry. `stamp_ms` is store time as the coordinator reckons it."""
+
+    stamp_ms: int
+    groups: tuple[Group, ...]
+
+
+class OpResult(_Part, frozen=True):
+    """What became of one operation.
+
+    `revision` is the one it was given, or the store's at that moment if it changed nothing.
+    `code` is one of `base.errors`, None when `ok`.
+    """
+
+    ok: bool
+    revision: int
+    code: str | None = None
+    message: str = ""
+    value: bytes | None = None
+
+    def raise_for_error(self) -> OpResult:
+        """Itself if `ok`; otherwise raises the error of its code."""
+        if self.ok:
+            return self
+        raise error_of(self)
+
+
+def error_of(result: OpResult) -> SwarmError:
+    return from_code(result.code or "internal", result.message or str(result.code))
+
+
+_BATCH_ENCODER: Final = msgspec.msgpack.Encoder()
+# Batches come from this node's journal or from a voter of its epoch, never from outside.
+_BATCH_DECODER: Final = msgspec.msgpack.Decoder(Batch)
+
+
+def encode_batch(batch: Batch) -> bytes:
+    return _BATCH_ENCODER.encode(batch)
+
+
+def decode_batch(raw: bytes) -> Batch:
+    """Raises MalformedMessage."""
+    try:
+        return _BATCH_DECODER.decode(raw)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
+        raise MalformedMessage(f"not a batch: {error}") from error
+
+
+def operation_bytes(op: Operation) -> int:
+    """About how many bytes `op` takes in a batch."""
+    if isinstance(op, Put):
+        return len(op.key) + len(op.value) + 16
+    if isinstance(op, Txn):
+        inner = sum(map(operation_bytes, op.then)) + sum(map(operation_bytes, op.otherwise))
+        return 32 + inner + sum(len(c.key) + 12 for c in op.compares)
+    if isinstance(op, Delete):
+        return len(op.key) + 16
+    if isinstance(op, AuthorityEntry):
+        return len(op.envelope) + 16
+    return 1024
+
+
+def problem_of(op: Operation) -> SwarmError | None:
+    """What forbids `op` whatever the state is, or None. Clients ask before proposing, apply too."""
+    if isinstance(op, Put):
+        return _put_problem(op)
+    if isinstance(op, Delete):
+        return _key_problem(op.key, op.expect)
+    if isinstance(op, Txn):
+        return _txn_problem(op)
+    if isinstance(op, AuthorityEntry) and len(op.envelope) > AUTHORITY_BYTES_MAX:
+        return TooLarge(f"an authority entry has at most {AUTHORITY_BYTES_MAX} bytes")
+    if isinstance(op, OpenSession) and len(op.session) != SESSION_BYTES:
+        return BadRequest(f"a session is named by {SESSION_BYTES} bytes")
+    if isinstance(op, Seal):
+        return _seal_problem(op)
+    return None
+
+
+def _key_problem(key: bytes, expect: int | None) -> SwarmError | None:
+    if not key:
+        return BadRequest("a key has at least one byte")
+    if len(key) > KEY_BYTES_MAX:
+        return TooLarge(f"a key of {len(key)} bytes; at most {KEY_BYTES_MAX} are allowed")
+    if expect is not None and expect < 0:
+        return BadRequest(f"expected revision {expect} is negative; 0 means: must not exist")
+    return None
+
+
+def _put_problem(op: Put) -> SwarmError | None:
+    if len(op.value) > VALUE_BYTES_MAX:
+        return TooLarge(f"a value of {len(op.value)} bytes; at most {VALUE_BYTES_MAX} are allowed")
+    return _key_problem(op.key, op.expect)
+
+
+def _txn_problem(op: Txn) -> SwarmError | None:
+    if len(op.compares) + len(op.then) + len(op.otherwise) > TXN_OPERATIONS_MAX:
+        return TooLarge(f"a transaction has at most {TXN_OPERATIONS_MAX} compares and operations")
+    for compare in op.compares:
+        problem = _key_problem(compare.key, compare.revision)
+        if problem is not None:
+            return problem
+    for inner in (*op.then, *op.otherwise):
+        problem = problem_of(inner)
+        if problem is not None:
+            return problem
+    size = operation_bytes(op)
+    if size > ENTRY_BYTES_MAX - KIB:
+        return TooLarge(f"a transaction of {size} bytes; at most {ENTRY_BYTES_MAX - KIB} fit")
+    return None
+
+
+def _seal_problem(op: Seal) -> SwarmError | None:
+    if not 1 <= len(op.voters) <= VOTERS_MAX:
+        return BadRequest(f"an epoch has 1 to {VOTERS_MAX} voters, not {len(op.voters)}")
+    if any(len(v.public) != PUBLIC_BYTES or len(v.storage) != STORAGE_BYTES for v in op.voters):
+        return BadRequest("a voter is a key of 32 bytes and a storage of 16")
+    if len({v.public for v in op.voters}) != len(op.voters):
+        return BadRequest("a node has one seat")
+    return None
+
+
+# ---- between nodes: requests of the store ---------------------------------------------
+
+
+class Forward(Message, frozen=True, tag=1):
+    """Propose these groups; answered by `Results`, or by `Redirect` if this is not the place."""
+
+    groups: tuple[Group, ...]
+
+
+class ForwardUpload(Message, frozen=True, tag=2):
+    """Propose the groups uploaded under `upload`."""
+
+    upload: int
+
+
+class Upload(Message, frozen=True, tag=3):
+    """A piece of an encoded `Forward` too large for one message; answered by `Done`."""
+
+    upload: int
+    offset: int
+    total: int
+    data: bytes
+
+
+class Results(Message, frozen=True, tag=4):
+    """One tuple per group, one result per operation."""
+
+    groups: tuple[tuple[OpResult, ...], ...]
+
+
+class Redirect(Message, frozen=True, tag=5):
+    """Not here: ask `leader` (empty: nobody known). `number` is the epoch the answerer is in."""
+
+    leader: bytes
+    number: int
+    code: str
+
+
+class ReadIndexAsk(Message, frozen=True, tag=6):
+    """Which revision holds everything acknowledged before now? Answered by `Revision`."""
+
+
+class Revision(Message, frozen=True, tag=7):
+    revision: int
+
+
+class GetAsk(Message, frozen=True, tag=8):
+    """Answered by `Got`. `stale` allows any voter to answer from its replica."""
+
+    key: bytes
+    stale: bool
+
+
+class RangeAsk(Message, frozen=True, tag=9):
+    """Up to `limit` entries under `prefix`, above `after`; answered by `Got`."""
+
+    prefix: bytes
+    after: bytes
+    limit: int
+    stale: bool
+
+
+class Entry(_Part, frozen=True):
+    """A key with its value and its two revisions."""
+
+    key: bytes
+    value: bytes
+    create_revision: int
+    mod_revision: int
+
+
+class Got(Message, frozen=True, tag=10):
+    """Entries in order of keys; `more`: the range goes on after the last one.
+
+    A value that would not fit is left empty and named in `large` by (position, bytes).
+    """
+
+    entries: tuple[Entry, ...]
+    more: bool
+    large: tuple[tuple[int, int], ...] = ()
+
+
+class PieceAsk(Message, frozen=True, tag=11):
+    """Bytes of the value that `key` has since `revision`; answered by `Piece`."""
+
+    key: bytes
+    revision: int
+    offset: int
+
+
+class Piece(Message, frozen=True, tag=12):
+    total: int
+    data: bytes
+
+
+class HandOver(Message, frozen=True, tag=13):
+    """The sender leaves: give its seat away. Answered by `Done` once that is durable."""
+
+
+class Done(Message, frozen=True, tag=14):
+    pass
+
+
+class LeaderAsk(Message, frozen=True, tag=15):
+    """Answered by `Redirect`."""
+
+
+STORE: Final = Family(
+    "store",
+    Forward,
+    ForwardUpload,
+    Upload,
+    Results,
+    Redirect,
+    ReadIndexAsk,
+    Revision,
+    GetAsk,
+    RangeAsk,
+    Got,
+    PieceAsk,
+    Piece,
+    HandOver,
+    Done,
+    LeaderAsk,
+)
+
+
+# ---- between voters: packets of one epoch ---------------------------------------------
+
+
+class Packet(Message, frozen=True, tag=1):
+    """One message of the epoch's log protocol, or a piece of one: `index` of `count`."""
+
+    epoch: bytes
+    index: int
+    count: int
+    data: bytes
+
+
+RAFT: Final = Family("raft", Packet, alpn="swarmd-raft/1")
+
+
+# ---- between any two members: epochs --------------------------------------------------
+
+
+class ChainAsk(Message, frozen=True, tag=1):
+    """Certificates of the epochs above `number`, please; answered by `Chain`."""
+
+    number: int
+
+
+class Chain(Message, frozen=True, tag=2):
+    """Certificates in order. Sent unasked to those who should know."""
+
+    certificates: tuple[bytes, ...]
+
+
+class Signed(Message, frozen=True, tag=3):
+    """The sender's signature on the statement that seals the epoch they share."""
+
+    envelope: bytes
+
+
+class StateAsk(Message, frozen=True, tag=4):
+    """Bytes of the state with which epoch `number` begins; answered by `StatePiece`."""
+
+    number: int
+    offset: int
+
+
+class StatePiece(Message, frozen=True, tag=5):
+    total: int
+    data: bytes
+
+
+class InstalledAsk(Message, frozen=True, tag=6):
+    """Does the peer hold the first state of epoch `number` durably? Answered by `Installed`."""
+
+    number: int
+
+
+class Installed(Message, frozen=True, tag=7):
+    number: int
+    installed: bool
+
+
+class Enlist(Message, frozen=True, tag=8):
+    """Would you be a voter, and under which storage? Answered by `Enlisted`."""
+
+
+class Enlisted(Message, frozen=True, tag=9):
+    voter: Voter
+    number: int
+
+
+EPOCH: Final = Family(
+    "epoch",
+    ChainAsk,
+    Chain,
+    Signed,
+    StateAsk,
+    StatePiece,
+    InstalledAsk,
+    Installed,
+    Enlist,
+    Enlisted,
+)
+
+assert PIECE_BYTES < WHOLE_BYTES_MAX
+assert BATCH_OPERATIONS_MAX <= TXN_OPERATIONS_MAX
+
+
+def encode_forward(message: Forward) -> bytes:
+    """A `Forward` as the bytes that uploads carry."""
+    return msgspec.msgpack.encode(message)
+
+
+def decode_forward(raw: bytes) -> Any:
+    """The `Forward` that uploads carried. Raises MalformedMessage."""
+    return decode_struct(Forward, raw)

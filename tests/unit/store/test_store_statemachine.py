@@ -1,0 +1,352 @@
+"""The replicated state: revisions, conditions, sessions, seal, whole-state copies."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from swarmd.base.errors import BadRequest, Conflict, CorruptFile, TooLarge
+from swarmd.base.limits import SESSIONS_MAX, VALUE_BYTES_MAX
+from swarmd.identity.entries import AddToken, decode_record, sign_entry
+from swarmd.identity.genesis import init_swarm
+from swarmd.identity.keys import SigningKey
+from swarmd.state.raft import statemachine as sm
+from swarmd.state.raft.messages import (
+    AuthorityEntry,
+    Batch,
+    Compare,
+    Delete,
+    Group,
+    OpenSession,
+    Operation,
+    OpResult,
+    Put,
+    Seal,
+    TakeOffice,
+    Txn,
+    Voter,
+    encode_batch,
+)
+from swarmd.state.raft.statemachine import Change, StateMachine, state_digest
+
+GENESIS, NODE_KEY, ADMIN_KEY, _ = init_swarm("lab", "one", node_key=SigningKey.from_seed(b"n" * 32))
+SESSION = b"s" * 16
+VOTER = Voter(NODE_KEY.public, b"v" * 16)
+
+
+class Applier:
+    """Applies batches with rising indices."""
+
+    def __init__(self) -> None:
+        self.state = StateMachine(GENESIS)
+        self.index = 0
+
+    def batch(self, *groups: Group, stamp_ms: int = 0) -> list[list[OpResult]]:
+        self.index += 1
+        return self.state.apply(encode_batch(Batch(stamp_ms, groups)), self.index, 1)
+
+    def do(self, *ops: Operation, stamp_ms: int = 0) -> list[OpResult]:
+        return self.batch(Group(b"", 0, 0, ops), stamp_ms=stamp_ms)[0]
+
+    def in_session(self, first: int, *ops: Operation, low: int = 0) -> list[OpResult]:
+        return self.batch(Group(SESSION, low, first, ops))[0]
+
+
+@pytest.fixture
+def applier() -> Applier:
+    return Applier()
+
+
+def test_each_change_takes_one_revision(applier: Applier) -> None:
+    results = applier.do(Put(b"a", b"1"), Put(b"b", b"2"), Put(b"a", b"3"))
+    assert [r.revision for r in results] == [1, 2, 3]
+    entry = applier.state.get(b"a")
+    assert entry is not None
+    assert (entry.value, entry.create_revision, entry.mod_revision) == (b"3", 1, 3)
+
+
+def test_put_expects_a_revision(applier: Applier) -> None:
+    assert applier.do(Put(b"a", b"1", expect=0))[0].ok
+    refused = applier.do(Put(b"a", b"2", expect=0))[0]
+    assert (refused.ok, refused.code, refused.revision) == (False, "conflict", 1)
+    with pytest.raises(Conflict, match="is at revision 1; expected no such key"):
+        refused.raise_for_error()
+    assert applier.do(Put(b"a", b"2", expect=1))[0].revision == 2
+
+
+def test_delete(applier: Applier) -> None:
+    applier.do(Put(b"a", b"1"))
+    assert applier.do(Delete(b"a", expect=7))[0].code == "conflict"
+    assert applier.do(Delete(b"a", expect=1))[0].revision == 2
+    assert applier.state.get(b"a") is None
+    assert applier.do(Delete(b"a"))[0] == OpResult(True, 2), "an absent key changes nothing"
+
+
+def test_txn_takes_one_revision_and_one_branch(applier: Applier) -> None:
+    create = Txn((Compare(b"a", 0),), (Put(b"a", b"1"), Put(b"b", b"1")), (Put(b"c", b"1"),))
+    first, second = applier.do(create, create)
+    assert (first.ok, first.revision) == (True, 1)
+    assert (second.ok, second.code) == (False, "conflict")
+    assert applier.state.get(b"b").mod_revision == 1  # type: ignore[union-attr]
+    assert applier.state.get(b"c").mod_revision == 2  # type: ignore[union-attr]
+
+
+def test_txn_with_a_failed_expect_changes_nothing(applier: Applier) -> None:
+    result = applier.do(Txn((), (Put(b"a", b"1"), Put(b"b", b"1", expect=9))))[0]
+    assert result.code == "conflict"
+    assert len(applier.state) == 0
+    assert applier.state.revision == 0
+
+
+def test_range_is_sorted_bounded_and_resumes(applier: Applier) -> None:
+    applier.do(*(Put(b"t/%02d" % i, b"x") for i in (3, 1, 2)), Put(b"s/1", b"x"), Put(b"u", b"x"))
+    assert [e.key for e in applier.state.range(b"t/")] == [b"t/01", b"t/02", b"t/03"]
+    assert [e.key for e in applier.state.range(b"t/", limit=2)] == [b"t/01", b"t/02"]
+    assert [e.key for e in applier.state.range(b"t/", after=b"t/02")] == [b"t/03"]
+    assert [e.key for e in applier.state.range(b"", after=b"t/03")] == [b"u"]
+    assert len(applier.state.range(b"t/", after=b"a")) == 3
+
+
+@pytest.mark.parametrize(
+    ("op", "code"),
+    [
+        (Put(b"", b"x"), BadRequest.code),
+        (Put(b"k" * 1025, b"x"), TooLarge.code),
+        (Put(b"k", b"x" * (VALUE_BYTES_MAX + 1)), TooLarge.code),
+        (Put(b"k", b"x", expect=-1), BadRequest.code),
+        (Delete(b""), BadRequest.code),
+        (Txn((), (Put(b"", b""),)), BadRequest.code),
+        (Txn((), tuple(Put(b"%d" % i, b"") for i in range(300))), TooLarge.code),
+        (OpenSession(b"short"), BadRequest.code),
+        (Seal(2, ()), BadRequest.code),
+        (Seal(2, (VOTER, VOTER)), BadRequest.code),
+        (Seal(3, (VOTER,)), Conflict.code),
+        (AuthorityEntry(b"junk"), "malformed"),
+    ],
+)
+def test_what_is_wrong_is_a_result(applier: Applier, op: Operation, code: str) -> None:
+    before = applier.state.snapshot()()
+    assert applier.do(op)[0].code == code
+    assert applier.state.snapshot()() == before
+
+
+def test_junk_is_a_result(applier: Applier) -> None:
+    assert applier.state.apply(b"\xc1junk", 1, 1)[0][0].code == "malformed"
+
+
+# ---- sessions ------------------------------------------------------------------------
+
+
+def test_a_repeat_is_answered_and_not_applied(applier: Applier) -> None:
+    applier.do(OpenSession(SESSION))
+    first = applier.in_session(0, Put(b"a", b"1", expect=0), Put(b"b", b"1"))
+    assert applier.in_session(0, Put(b"a", b"1", expect=0), Put(b"b", b"1")) == first
+    assert applier.state.revision == 2
+
+
+def test_a_late_repeat_below_low_is_never_applied(applier: Applier) -> None:
+    applier.do(OpenSession(SESSION))
+    applier.in_session(5, Put(b"a", b"1"), low=5)
+    assert applier.in_session(3, Put(b"a", b"late"), low=3)[0].code == "session_expired"
+    assert applier.state.get(b"a").value == b"1"  # type: ignore[union-attr]
+
+
+def test_sequences_may_arrive_out_of_order(applier: Applier) -> None:
+    applier.do(OpenSession(SESSION))
+    assert applier.in_session(4, Put(b"b", b"1"))[0].ok
+    assert applier.in_session(2, Put(b"a", b"1"))[0].ok
+    assert applier.in_session(4, Put(b"b", b"1"))[0].revision == 1
+
+
+def test_an_unknown_session_is_refused(applier: Applier) -> None:
+    assert applier.in_session(0, Put(b"a", b"1"))[0].code == "session_expired"
+    assert applier.state.revision == 0
+
+
+def test_sessions_end_by_store_time_of_disuse(applier: Applier) -> None:
+    other = b"o" * 16
+    applier.do(OpenSession(SESSION), OpenSession(other), stamp_ms=1)
+    applier.batch(Group(SESSION, 0, 0, (Put(b"a", b"1"),)), stamp_ms=sm.SESSION_TTL_MS)
+    applier.do(stamp_ms=sm.SESSION_TTL_MS + 2)
+    assert applier.in_session(1, Put(b"a", b"2"))[0].ok
+    assert applier.batch(Group(other, 0, 0, (Put(b"a", b"3"),)))[0][0].code == "session_expired"
+
+
+def test_sessions_are_bounded(applier: Applier) -> None:
+    names = [i.to_bytes(16, "big") for i in range(SESSIONS_MAX + 1)]
+    for start in range(0, len(names), 250):
+        applier.do(*(OpenSession(n) for n in names[start : start + 250]))
+    refused = applier.batch(Group(names[0], 0, 0, (Put(b"a", b""),)))[0][0]
+    assert refused.code == "session_expired"
+    assert applier.batch(Group(names[-1], 0, 0, (Put(b"a", b""),)))[0][0].ok
+
+
+def test_results_kept_are_bounded(applier: Applier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sm, "SESSION_RESULTS_MAX", 3)
+    applier.do(OpenSession(SESSION))
+    applier.in_session(0, *(Put(b"k%d" % i, b"") for i in range(5)))
+    assert applier.in_session(0, Put(b"k0", b""))[0].code == "session_expired"
+    assert applier.in_session(4, Put(b"k4", b""))[0].revision == 5
+
+
+def test_store_time_never_falls(applier: Applier) -> None:
+    applier.do(stamp_ms=100)
+    applier.do(stamp_ms=50)
+    assert applier.state.time_ms == 100
+
+
+# ---- authority -----------------------------------------------------------------------
+
+
+def test_authority_entries_return_their_record(applier: Applier) -> None:
+    token = SigningKey.from_seed(b"t" * 32)
+    entry = AddToken(token.public, "member", 3, 1_000_000, b"n" * 16)
+    raw = sign_entry(entry, GENESIS.swarm_id, ADMIN_KEY)
+    result = applier.do(AuthorityEntry(raw), stamp_ms=5)[0]
+    assert result.ok
+    assert result.value is not None
+    assert decode_record(result.value).height == 1
+    assert applier.state.authority.head[0] == 1
+    copy = StateMachine(GENESIS)
+    copy.restore(applier.state.snapshot()())
+    assert copy.authority.head == applier.state.authority.head
+
+
+# ---- office, changes, seal -------------------------------------------------------------
+
+
+def test_taking_office_takes_a_revision(applier: Applier) -> None:
+    applier.do(Put(b"a", b""))
+    assert applier.do(TakeOffice(b"n" * 32))[0].revision == 2
+    assert applier.state.office == (b"n" * 32, 2)
+
+
+def test_changes_come_in_order_of_revisions(applier: Applier) -> None:
+    applier.do(Put(b"a", b"1"), Txn((), (Put(b"b", b"2"), Delete(b"a"))))
+    assert applier.state.drain_changes() == [
+        Change(1, b"a", b"1"),
+        Change(2, b"b", b"2"),
+        Change(2, b"a", None),
+    ]
+    assert applier.state.drain_changes() == []
+
+
+def test_changes_are_bounded_and_say_that_some_were_lost(
+    applier: Applier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sm, "CHANGES_MAX", 2)
+    applier.do(*(Put(b"%d" % i, b"") for i in range(5)))
+    assert applier.state.drain_changes() is None
+    applier.do(Put(b"x", b""))
+    assert applier.state.drain_changes() == [Change(6, b"x", b"")]
+
+
+def test_a_restored_state_says_that_changes_were_lost(applier: Applier) -> None:
+    other = StateMachine(GENESIS)
+    other.restore(applier.state.snapshot()())
+    assert other.drain_changes() is None
+
+
+def test_after_a_seal_nothing_changes(applier: Applier) -> None:
+    applier.do(OpenSession(SESSION), Put(b"a", b"1"), stamp_ms=10)
+    sealed, after = applier.do(Seal(2, (VOTER,)), Put(b"a", b"2"))
+    assert sealed.ok
+    assert after.code == "moved"
+    body = applier.state.sealed_body()
+    assert applier.in_session(0, Put(b"a", b"2"))[0].code == "moved"
+    assert applier.do(Seal(2, (VOTER,)), TakeOffice(b"n"), stamp_ms=99)[0].code == "moved"
+    assert applier.state.sealed_body() == body
+    assert state_digest(applier.state.sealed_body()) == state_digest(body)
+
+
+def test_a_session_goes_on_in_the_next_epoch(applier: Applier) -> None:
+    applier.do(OpenSession(SESSION), stamp_ms=10)
+    done = applier.in_session(0, Put(b"a", b"1"))
+    applier.do(Seal(2, (VOTER,)))
+    assert applier.in_session(1, Put(b"a", b"2"))[0].code == "moved"
+    following = Applier()
+    following.state.restore(applier.state.sealed_body())
+    assert (following.state.epoch, following.state.sealed) == (2, None)
+    assert following.in_session(0, Put(b"a", b"1")) == done, "a repeat across the seal"
+    assert following.in_session(1, Put(b"a", b"2"))[0].revision == 2
+    assert following.do(Seal(2, (VOTER,)))[0].code == "conflict", "that epoch has begun"
+
+
+# ---- whole states ------------------------------------------------------------------------
+
+
+def test_a_snapshot_is_frozen_when_taken(applier: Applier) -> None:
+    applier.do(OpenSession(SESSION), Put(b"a", b"1"))
+    applier.in_session(0, Put(b"b", b"1"))
+    encode = applier.state.snapshot()
+    before = encode()
+    applier.in_session(1, Put(b"a", b"2"), Delete(b"b"))
+    assert encode() == before
+
+
+@pytest.mark.parametrize("raw", [b"", b"junk", b"\x92\x01\x02", b"\x91" * 5000])
+def test_a_bad_state_is_refused_and_changes_nothing(applier: Applier, raw: bytes) -> None:
+    applier.do(Put(b"a", b"1"))
+    with pytest.raises(CorruptFile):
+        applier.state.restore(raw)
+    assert applier.state.get(b"a") is not None
+
+
+_keys = st.sampled_from([b"a", b"ab", b"b", b"c"])
+_expects = st.none() | st.integers(0, 8)
+_simple = st.builds(Put, _keys, st.binary(max_size=3), _expects) | st.builds(
+    Delete, _keys, _expects
+)
+_txns = st.builds(
+    Txn,
+    st.lists(st.builds(Compare, _keys, st.integers(0, 8)), max_size=2).map(tuple),
+    st.lists(_simple, max_size=3).map(tuple),
+    st.lists(_simple, max_size=2).map(tuple),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(_simple | _txns, max_size=30), st.integers(0, 30))
+def test_a_restored_state_goes_on_as_the_original(ops: list[Operation], cut: int) -> None:
+    original, copy = Applier(), Applier()
+    original.do(OpenSession(SESSION))
+    for sequence, op in enumerate(ops[:cut]):
+        original.in_session(sequence, op)
+    copy.state.restore(original.state.snapshot()())
+    for sequence, op in enumerate(ops[cut:], start=cut):
+        assert copy.in_session(sequence, op) == original.in_session(sequence, op)
+    assert copy.state.snapshot()() == original.state.snapshot()()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(_simple | _txns, max_size=30))
+def test_the_state_agrees_with_a_plain_model(ops: list[Operation]) -> None:
+    applier = Applier()
+    model: dict[bytes, tuple[bytes, int]] = {}
+    revision = 0
+
+    def at(key: bytes, expect: int | None) -> bool:
+        return expect is None or model.get(key, (b"", 0))[1] == expect
+
+    for op in ops:
+        branch: tuple[Put | Delete, ...]
+        if isinstance(op, Txn):
+            held = all(at(c.key, c.revision) for c in op.compares)
+            branch = op.then if held else op.otherwise
+        else:
+            assert isinstance(op, Put | Delete)
+            branch = (op,)
+        if all(at(i.key, i.expect) for i in branch):
+            if any(isinstance(i, Put) or i.key in model for i in branch):
+                revision += 1
+            for inner in branch:
+                if isinstance(inner, Put):
+                    model[inner.key] = (inner.value, revision)
+                else:
+                    model.pop(inner.key, None)
+        applier.do(op)
+    found = {e.key: (e.value, e.mod_revision) for e in applier.state.range(b"")}
+    assert found == model
+    assert [e.key for e in applier.state.range(b"")] == sorted(model)
+    assert applier.state.revision == revision
