@@ -1,0 +1,341 @@
+"""Trust: what is written, what is refused, and that everybody ends up with one chain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import trio
+import trio.testing
+
+from swarmd.base.errors import (
+    Conflict,
+    CorruptFile,
+    DiskFault,
+    NotFound,
+    SwarmError,
+    TokenRefused,
+    Untrusted,
+)
+from swarmd.base.ids import NodeId
+from swarmd.identity.authority import AuthorityState
+from swarmd.identity.entries import (
+    Admit,
+    Evict,
+    Policy,
+    Record,
+    decode_record,
+    encode_record,
+    fresh_nonce,
+    issue_token,
+    sign_entry,
+)
+from swarmd.identity.genesis import init_swarm, make_genesis
+from swarmd.identity.keys import SigningKey
+from swarmd.mesh import trust as trust_module
+from swarmd.mesh.transports.memory import MemoryNetwork
+from swarmd.mesh.trust import (
+    FILE_NAME,
+    TRUST,
+    Ask,
+    Records,
+    Trust,
+    has_trust,
+    open_trust,
+    page,
+    serve_trust,
+)
+from swarmd.sim.disk import SimDisk
+from swarmd.sim.world import World
+
+KEYS = [SigningKey.from_seed(bytes([number]) * 32) for number in range(1, 8)]
+ADMIN = SigningKey.from_seed(b"a" * 32)
+GENESIS = make_genesis(
+    "lab",
+    nonce=b"g" * 16,
+    node_key=KEYS[0],
+    node_name="n0",
+    admin_public=ADMIN.public,
+    recovery_public=SigningKey.from_seed(b"r" * 32).public,
+)
+SWARM = GENESIS.swarm_id
+
+
+def chain(nodes: int = 3) -> AuthorityState:
+    """A log with a token and `nodes` nodes admitted after the first."""
+    state = AuthorityState(GENESIS)
+    token, entry = issue_token(SWARM, state.head, ADMIN, uses=10, expires_ms=10_000)
+    state.apply(entry, 1_000)
+    for number, key in enumerate(KEYS[1 : nodes + 1], start=1):
+        admit = Admit(
+            token.token_id, key.public, f"n{number}", key.certificate, token.roles,
+            b"j" * 16, b"s" * 16,
+        )  # fmt: skip
+        state.apply(sign_entry(admit, SWARM, token.key, key), 2_000)
+    return state
+
+
+def policy(state: AuthorityState, version: int) -> bytes:
+    """Append an entry; the record's bytes."""
+    entry = sign_entry(Policy(version, fresh_nonce()), SWARM, ADMIN)
+    return encode_record(state.apply(entry, state.store_time_ms + 1))
+
+
+def new_disk() -> SimDisk:
+    return SimDisk(World(1), "trust")
+
+
+CHAIN = chain()
+
+
+def test_nothing_stored_and_no_genesis_says_how_to_begin() -> None:
+    disk = new_disk()
+    assert not has_trust(disk)
+    with pytest.raises(NotFound, match=r"--init or --join"):
+        open_trust(disk)
+    assert disk.names() == []
+
+
+def test_what_was_learned_is_there_after_a_restart() -> None:
+    disk = new_disk()
+    trust = open_trust(disk, GENESIS)
+    assert has_trust(disk)
+    assert trust.learn(CHAIN.dump()) == 4
+    assert trust.version == 2
+    again = open_trust(disk)
+    assert (again.head, again.swarm_id) == (CHAIN.head, SWARM)
+    assert again.records_from(0) == CHAIN.dump()
+    assert [x.name for x in again.admissions()] == ["n0", "n1", "n2", "n3"]
+    assert again.hash_at(4) == CHAIN.head[1]
+    assert open_trust(disk, GENESIS).head == CHAIN.head
+
+
+def test_another_swarms_folder_is_refused_and_stays_as_it_was() -> None:
+    disk = new_disk()
+    open_trust(disk, GENESIS, CHAIN.dump())
+    before = disk.read(FILE_NAME)
+    with pytest.raises(Conflict, match="belongs to the swarm lab"):
+        open_trust(disk, init_swarm("office")[0])
+    assert disk.read(FILE_NAME) == before
+
+
+@pytest.mark.parametrize("position", [0, 4, 60, 200, -1])
+def test_a_damaged_file_is_refused(position: int) -> None:
+    disk = new_disk()
+    open_trust(disk, GENESIS, CHAIN.dump())
+    raw = bytearray(disk.read(FILE_NAME) or b"")
+    raw[position] ^= 1
+    disk.replace(FILE_NAME, bytes(raw))
+    with pytest.raises(CorruptFile):
+        open_trust(disk)
+
+
+def test_a_whole_file_with_a_chain_that_does_not_verify_is_refused() -> None:
+    disk = new_disk()
+    state = chain()
+    state._records.pop(1)
+    trust_module._write(disk, state)
+    with pytest.raises(CorruptFile, match="does not verify"):
+        open_trust(disk)
+
+
+def test_learning_skips_what_is_held_and_refuses_gaps_and_forks() -> None:
+    disk = new_disk()
+    trust = open_trust(disk, GENESIS, CHAIN.dump()[:2])
+    assert trust.learn(CHAIN.dump()[:2]) == 0
+    assert trust.version == 1
+    with pytest.raises(Untrusted, match="does not follow"):
+        trust.learn(CHAIN.dump()[3:])
+    fork = chain(1)
+    policy(fork, 1)
+    other = AuthorityState.load(GENESIS, CHAIN.dump()[:1])
+    with pytest.raises(Untrusted, match="two different"):
+        trust.learn([policy(other, 1)])
+    assert trust.learn(CHAIN.dump()[1:]) == 2
+    assert trust.head == CHAIN.head
+
+
+def test_one_bad_record_and_none_of_them_counts() -> None:
+    disk = new_disk()
+    trust = open_trust(disk, GENESIS)
+    before = disk.read(FILE_NAME)
+    last = decode_record(CHAIN.dump()[-1])
+    late = Record(last.height, last.previous_hash, 10_000, last.entry)
+    with pytest.raises(TokenRefused):
+        trust.learn([*CHAIN.dump()[:-1], encode_record(late)])
+    assert (trust.head, trust.version) == ((0, SWARM), 1)
+    assert disk.read(FILE_NAME) == before
+
+
+def test_what_could_not_be_written_does_not_count() -> None:
+    disk = new_disk()
+    trust = open_trust(disk, GENESIS)
+    disk.full = True
+    with pytest.raises(DiskFault):
+        trust.learn(CHAIN.dump())
+    assert (trust.head[0], trust.version, len(trust.admissions())) == (0, 1, 1)
+    disk.full = False
+    assert trust.learn(CHAIN.dump()) == 4
+
+
+def test_an_evicted_node_has_no_admission_and_no_key() -> None:
+    state = chain()
+    evicted = KEYS[1].key_id
+    entry = sign_entry(Evict(evicted, fresh_nonce()), SWARM, ADMIN)
+    state.apply(entry, 3_000)
+    trust = open_trust(new_disk(), GENESIS, state.dump())
+    assert trust.admission(evicted) is None
+    assert bytes(evicted) not in trust.signing_keys
+    assert evicted not in [x.node_id for x in trust.admissions()]
+    assert trust.admissions_by_id()[evicted].evicted
+    assert trust.signing_keys[bytes(KEYS[2].key_id)] == KEYS[2].public
+
+
+def test_a_request_can_be_checked_without_changing_anything() -> None:
+    trust = open_trust(new_disk(), GENESIS, CHAIN.dump())
+    with pytest.raises(SwarmError):
+        trust.check(b"junk")
+    trust.check(sign_entry(Policy(1, fresh_nonce()), SWARM, ADMIN))
+    assert (trust.head, trust.min_version) == (CHAIN.head, 0)
+
+
+def test_pages_are_bounded_whatever_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    trust = open_trust(new_disk(), GENESIS, CHAIN.dump())
+    assert page(trust, 1) == Records(2, 4, tuple(CHAIN.dump()[1:]))
+    for height in (4, 5, 2**64 - 1):
+        assert TRUST.decode(TRUST.encode(page(trust, height))).records == ()
+    assert page(trust, -(2**63)).first == 1
+    monkeypatch.setattr(trust_module, "PAGE_BYTES_MAX", 1)
+    assert len(page(trust, 0).records) == 1  # Always one: or nobody would get on.
+
+
+# ---- over a link -----------------------------------------------------------------------
+
+
+class Everybody:
+    """A membership that thinks a fixed list alive."""
+
+    def __init__(self, *nodes: NodeId) -> None:
+        self.nodes = list(nodes)
+
+    def alive(self) -> list[NodeId]:
+        return self.nodes
+
+
+class Swarm:
+    """Nodes with a trust each on one memory network."""
+
+    def __init__(self, nursery: trio.Nursery, network: MemoryNetwork) -> None:
+        self._nursery = nursery
+        self._network = network
+        self.ids = [key.key_id for key in KEYS]
+        self.trusts: list[Trust] = []
+
+    async def add(self, records: Sequence[bytes] = ()) -> Trust:
+        trust = open_trust(new_disk(), GENESIS, records)
+        link = self._network.link(self.ids[len(self.trusts)])
+        self.trusts.append(trust)
+        self._nursery.start_soon(serve_trust, trust, link, Everybody(*self.ids))
+        await trio.testing.wait_all_tasks_blocked()
+        return trust
+
+
+async def test_news_from_the_own_store_reaches_everybody_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    state = CHAIN.copy()
+    async with MemoryNetwork().running() as network, trio.open_nursery() as nursery:
+        swarm = Swarm(nursery, network)
+        for _ in KEYS:
+            await swarm.add(CHAIN.dump())
+        await trio.sleep(0.1)
+        swarm.trusts[2].learn([policy(state, 1)])
+        await trio.testing.wait_all_tasks_blocked()
+        assert [trust.head for trust in swarm.trusts] == [state.head] * len(KEYS)
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_who_missed_everything_catches_up_by_asking(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust_module, "PAGE_RECORDS_MAX", 2)
+    state = chain(6)
+    for version in range(1, 10):
+        policy(state, version)
+    async with MemoryNetwork().running() as network, trio.open_nursery() as nursery:
+        swarm = Swarm(nursery, network)
+        await swarm.add(state.dump())
+        late = await swarm.add()
+        with trio.fail_after(60):
+            while late.head != state.head:
+                await late.changed(late.version)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_cut_off_node_learns_at_healing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    state = CHAIN.copy()
+    async with MemoryNetwork().running() as network, trio.open_nursery() as nursery:
+        swarm = Swarm(nursery, network)
+        for _ in range(3):
+            await swarm.add(CHAIN.dump())
+        network.cut(swarm.ids[0], swarm.ids[1:3])
+        swarm.trusts[1].learn([policy(state, 1)])
+        await trio.sleep(30)
+        assert swarm.trusts[0].head == CHAIN.head
+        network.heal()
+        await trio.sleep(30)
+        assert swarm.trusts[0].head == state.head
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_asks_from_ahead_is_asked_back(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The asker is ahead and is never asked by chance: only its claim can tell."""
+    monkeypatch.setattr(trust_module, "ASK_INTERVAL_S", 1_000.0)
+    async with MemoryNetwork().running() as network, trio.open_nursery() as nursery:
+        swarm = Swarm(nursery, network)
+        behind = await swarm.add()
+        await trio.sleep(1)  # Its one random question was asked in vain.
+        ahead = network.link(swarm.ids[1])
+        served = open_trust(new_disk(), GENESIS, CHAIN.dump())
+        inbox = ahead.open_inbox(TRUST)
+        answer = await ahead.request(TRUST, swarm.ids[0], Ask(4), timeout_s=1)
+        assert answer == Records(1, 0, ())
+        with trio.fail_after(10):
+            inbound = await inbox.receive()
+            await inbound.answer(page(served, inbound.message.height))
+            while behind.head != CHAIN.head:
+                await behind.changed(behind.version)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_lying_member_changes_nothing_and_stops_nobody(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    fork = AuthorityState.load(GENESIS, CHAIN.dump()[:3])
+    forged = policy(fork, 9)
+    unsigned = Record(5, CHAIN.head[1], 3_000, sign_entry(Policy(9, b"n" * 16), SWARM, KEYS[1]))
+    missing = sign_entry(Evict(b"?" * 32, b"n" * 16), SWARM, ADMIN)
+    baseless = Record(5, CHAIN.head[1], 3_000, missing)
+    async with MemoryNetwork().running() as network, trio.open_nursery() as nursery:
+        swarm = Swarm(nursery, network)
+        honest = await swarm.add(CHAIN.dump())
+        liar = network.link(swarm.ids[1])
+        for records in (
+            (b"junk",),
+            (forged,),
+            (encode_record(unsigned),),
+            (encode_record(baseless),),
+            (CHAIN.dump()[0],) * 300,
+        ):
+            liar.send_nowait(TRUST, swarm.ids[0], Records(1, 2**63, records))
+            await trio.testing.wait_all_tasks_blocked()
+        assert (honest.head, honest.version) == (CHAIN.head, 1)
+        state = CHAIN.copy()
+        liar.send_nowait(TRUST, swarm.ids[0], Records(5, 5, (policy(state, 1),)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert honest.head == state.head
+        nursery.cancel_scope.cancel()
