@@ -1,0 +1,67 @@
+"""What is being asked of whom: the probe of the current round, and probes on others' behalf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from swarmd.base.ids import NodeId
+from swarmd.base.rng import Rng
+
+PENDING_MAX: Final = 1_024
+
+
+@dataclass(slots=True)
+class Round:
+    """The probe of one interval."""
+
+    target: NodeId
+    sequence: int
+    answered: bool = False
+    helpers: list[NodeId] = field(default_factory=list)
+    nacks: list[NodeId] = field(default_factory=list)
+
+    def health_delta(self) -> int:
+        """What its outcome says about this node's own health (Lifeguard, section IV.A).
+
+        Helpers that did not even refuse make it likelier that the fault is ours.
+        """
+        if self.answered:
+            return -1
+        return len(self.helpers) - len(self.nacks) if self.helpers else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A ping outside the rounds: for `asker` under its sequence, of the dead, or after a hint."""
+
+    why: Literal["relay", "retry", "hint"]
+    target: NodeId
+    asker: NodeId | None = None
+    asker_sequence: int = 0
+
+
+class Pendings:
+    """Sequence numbers and what they were given for; the oldest are forgotten beyond a bound."""
+
+    def __init__(self, rng: Rng) -> None:
+        # A random start, so that an answer to an earlier life of this node means nothing to it.
+        self._next = rng.getrandbits(40)
+        self._pending: dict[int, Pending] = {}
+
+    def sequence(self) -> int:
+        self._next += 1
+        return self._next
+
+    def open(self, pending: Pending) -> int:
+        sequence = self.sequence()
+        self._pending[sequence] = pending
+        if len(self._pending) > PENDING_MAX:
+            del self._pending[next(iter(self._pending))]
+        return sequence
+
+    def get(self, sequence: int) -> Pending | None:
+        return self._pending.get(sequence)
+
+    def close(self, sequence: int) -> None:
+        self._pending.pop(sequence, None)

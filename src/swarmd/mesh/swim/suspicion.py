@@ -1,0 +1,110 @@
+"""How long to doubt: local health and suspicion (Dadgar, Phillips and Currey, "Lifeguard", 2018).
+
+A suspicion starts long and shortens as others confirm it independently, because one accuser
+may itself be the one that is slow. A member that misses answers, or hears that it is doubted,
+holds itself to be unwell and probes more slowly.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from swarmd.base.ids import NodeId
+
+HEALTH_MAX: Final = 8
+
+
+def retransmit_limit(mult: int, member_count: int) -> int:
+    """How often one rumour is sent: mult x ceil(log10(n + 1))."""
+    return mult * math.ceil(math.log10(member_count + 1))
+
+
+def suspicion_min_s(mult: int, member_count: int, interval_s: float) -> float:
+    """The shortest suspicion in seconds: mult x max(1, log10 n) x interval."""
+    return mult * max(1.0, math.log10(max(1, member_count))) * interval_s
+
+
+def sync_scale(member_count: int) -> int:
+    """By what the push-pull interval grows: 1 up to 32 members, then ceil(log2 n - 5) + 1."""
+    if member_count <= 32:
+        return 1
+    return math.ceil(math.log2(member_count) - 5) + 1
+
+
+def confirmations_wanted(mult: int, member_count: int) -> int:
+    """How many other accusers make a suspicion as short as it gets; 0 where there are too few."""
+    wanted = mult - 2
+    return wanted if wanted > 0 and member_count - 2 >= wanted else 0
+
+
+def suspicion_s(confirmed: int, wanted: int, min_s: float, max_s: float) -> float:
+    """How long a suspicion lasts in all: max - (max - min) x ln(c + 1) / ln(k + 1)."""
+    if wanted < 1:
+        return min_s
+    fraction = math.log(confirmed + 1) / math.log(wanted + 1)
+    return max(min_s, max_s - (max_s - min_s) * fraction)
+
+
+class Suspicion:
+    """One member under suspicion.
+
+    Args:
+        accuser: who said so first.
+        now: when, in monotonic seconds.
+        wanted: how many confirmations shorten it fully (k).
+        token: tells the timers of this suspicion from those of earlier ones.
+    """
+
+    __slots__ = ("_accusers", "_max_s", "_min_s", "_wanted", "started_at", "token")
+
+    def __init__(
+        self, accuser: NodeId, now: float, *, wanted: int, min_s: float, max_s: float, token: int
+    ) -> None:
+        self.started_at = now
+        self.token = token
+        self._accusers = [accuser]
+        self._wanted = wanted
+        self._min_s = min_s
+        self._max_s = max_s
+
+    @property
+    def confirmed(self) -> int:
+        return len(self._accusers) - 1
+
+    def would_confirm(self, accuser: NodeId) -> bool:
+        return self.confirmed < self._wanted and accuser not in self._accusers
+
+    def confirm(self, accuser: NodeId) -> bool:
+        """Count another accuser. False if it is not news: heard before, or enough have spoken."""
+        if not self.would_confirm(accuser):
+            return False
+        self._accusers.append(accuser)
+        return True
+
+    def shorten(self, max_s: float) -> None:
+        """Let it last `max_s` from its start at most."""
+        self._min_s = min(self._min_s, max_s)
+        self._max_s = min(self._max_s, max_s)
+
+    def due_at(self) -> float:
+        """When it becomes certainty, in monotonic seconds."""
+        lasts = suspicion_s(self.confirmed, self._wanted, self._min_s, self._max_s)
+        return self.started_at + lasts
+
+
+class LocalHealth:
+    """How unwell this node holds itself to be: 0 is well, HEALTH_MAX - 1 is worst."""
+
+    __slots__ = ("_most", "score")
+
+    def __init__(self, health_max: int = HEALTH_MAX) -> None:
+        self._most = health_max - 1
+        self.score = 0
+
+    def adjust(self, delta: int) -> None:
+        self.score = min(self._most, max(0, self.score + delta))
+
+    def scale(self, base_s: float) -> float:
+        """(score + 1) x base."""
+        return (self.score + 1) * base_s
