@@ -249,6 +249,10 @@ class MuxLink(ABC):
     def _port(self, peer: NodeId, alpn: str) -> Port:
         """The port to a peer, opened in the background if need be. Raises Unreachable."""
 
+    def _port_nowait(self, peer: NodeId, alpn: str) -> Port:
+        """The same for one who does not wait: raises Unreachable while it looks hopeless."""
+        return self._port(peer, alpn)
+
     @abstractmethod
     def connected(self) -> list[NodeId]:
         """See `mesh.link.Link`."""
@@ -271,7 +275,7 @@ class MuxLink(ABC):
         """See `mesh.link.Link`."""
         item = Item(Kind.MESSAGE, lane, family.name, 0, family.encode(message))
         try:
-            return self._port(peer, family.alpn).put_nowait(item)
+            return self._port_nowait(peer, family.alpn).put_nowait(item)
         except Unreachable:
             return False
 

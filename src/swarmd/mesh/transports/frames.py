@@ -1,0 +1,71 @@
+"""One WebSocket frame: a counter, a tag, a batch of items.
+
+The tag is a keyed BLAKE2b (RFC 7693) under the session key of this direction, over counter
+and batch: what is in a frame was sent by the peer that signed the hello, in this session, in
+this place. The counter is the receiver's own count, so that a frame that is lost, repeated or
+overtakes ends the session instead of passing unnoticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from swarmd.base.errors import BadSignature, MalformedMessage
+from swarmd.base.limits import FRAME_BYTES_MAX, FRAME_MESSAGES_MAX
+from swarmd.identity.keys import TAG_BYTES, keyed_tag, tags_equal
+from swarmd.mesh.transports.mux import Item
+from swarmd.wire.codec import decode_struct
+
+_COUNTER_BYTES: Final = 8
+_HEADER_BYTES: Final = _COUNTER_BYTES + TAG_BYTES
+_BATCH: Final[Any] = list[Item]
+
+
+class FrameSealer:
+    """Makes one direction's frames."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._counter = 0
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def seal(self, items: Sequence[Item]) -> bytes:
+        """The next frame."""
+        assert 0 < len(items) <= FRAME_MESSAGES_MAX
+        counter = self._counter.to_bytes(_COUNTER_BYTES, "big")
+        self._counter += 1
+        batch = self._encoder.encode(items)
+        return b"".join((counter, keyed_tag(self._key, counter + batch), batch))
+
+
+class FrameOpener:
+    """Checks and reads one direction's frames."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._counter = 0
+
+    def open(self, raw: bytes) -> list[Item]:
+        """The items of the next frame.
+
+        Raises:
+            MalformedMessage: too long, too short, or not a batch of items.
+            BadSignature: not the next frame of this session.
+        """
+        if not _HEADER_BYTES < len(raw) <= FRAME_BYTES_MAX:
+            raise MalformedMessage(f"a frame of {len(raw)} bytes")
+        counter = self._counter.to_bytes(_COUNTER_BYTES, "big")
+        batch = raw[_HEADER_BYTES:]
+        tag = raw[_COUNTER_BYTES:_HEADER_BYTES]
+        if raw[:_COUNTER_BYTES] != counter or not tags_equal(
+            tag, keyed_tag(self._key, counter + batch)
+        ):
+            raise BadSignature("a frame that is not the next of its session")
+        self._counter += 1
+        items: list[Item] = decode_struct(_BATCH, batch)
+        if len(items) > FRAME_MESSAGES_MAX:
+            raise MalformedMessage(f"a frame of {len(items)} messages")
+        return items

@@ -1,0 +1,155 @@
+"""A peer's lanes on one plane: what waits to be written, and the states of its connection.
+
+A port lives from the wish to reach a peer until its connection ends, and is then replaced;
+it is never revived, so an order or an answer cannot leak from one connection to the next.
+
+    waiting <-> dialing -> hello -> open -> broken
+           `-------------`-> accepted (the peer opened it) -> open
+
+Control goes before bulk: a frame takes all control items that fit, and one bulk item, so a
+control item waits for one bulk item at most.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Literal
+
+import trio
+
+from swarmd.base.errors import Unreachable
+from swarmd.base.ids import NodeId, short
+from swarmd.base.limits import (
+    FRAME_BYTES_MAX,
+    FRAME_MESSAGES_MAX,
+    KIB,
+    LANE_MESSAGES_MAX,
+    MESSAGE_BYTES_MAX,
+    MIB,
+)
+from swarmd.mesh.link import Lane
+from swarmd.mesh.transports.mux import How, Item, Port
+
+LANE_BYTES_MAX: Final = 8 * MIB
+# What frees room elsewhere may exceed a lane by this, which its senders bound themselves.
+_FORCED_MESSAGES_MAX: Final = 20_000
+_FRAME_CONTROL_BYTES: Final = 192 * KIB
+# An item's kind, lane, family and request number, encoded.
+_ITEM_BYTES_EXTRA: Final = 64
+
+assert _FRAME_CONTROL_BYTES + FRAME_MESSAGES_MAX * _ITEM_BYTES_EXTRA < FRAME_BYTES_MAX
+assert MESSAGE_BYTES_MAX + _FRAME_CONTROL_BYTES + 64 * KIB <= FRAME_BYTES_MAX
+
+Stage = Literal["waiting", "dialing", "hello", "accepted", "open", "broken"]
+
+
+class StreamPort(Port):
+    """See the module. `boot` and `number` are of the hello that opened it."""
+
+    def __init__(self, peer: NodeId, alpn: str) -> None:
+        super().__init__(peer)
+        self.alpn = alpn
+        self.stage: Stage = "waiting"
+        self.how: How = "silent"
+        self.boot = b""
+        self.number = 0
+        self.stop_dialing: Callable[[], None] = _nothing
+        self.stop_running: Callable[[], None] = _nothing
+        self.opened_or_broken = trio.Event()
+        self.last_traffic = 0.0
+        self._reason = ""
+        self._lanes: tuple[deque[Item], deque[Item]] = (deque(), deque())
+        self._bytes = [0, 0]
+        self._filled = trio.Event()
+        self._room = trio.Event()
+
+    @property
+    def broken(self) -> bool:
+        return self.stage == "broken"
+
+    @property
+    def is_open(self) -> bool:
+        return self.stage == "open"
+
+    @property
+    def queued(self) -> int:
+        return len(self._lanes[0]) + len(self._lanes[1])
+
+    def put_nowait(self, item: Item, *, force: bool = False) -> bool:
+        if self.stage == "broken":
+            return False
+        lane = self._lanes[item.lane]
+        if force:
+            if len(lane) >= _FORCED_MESSAGES_MAX:
+                return False
+        elif self._full(item.lane):
+            return False
+        lane.append(item)
+        self._bytes[item.lane] += len(item.payload)
+        self._filled.set()
+        return True
+
+    async def put(self, item: Item) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if not self.opened_or_broken.is_set():
+            await self.opened_or_broken.wait()
+        while not self.put_nowait(item):
+            if self.stage == "broken":
+                raise Unreachable(f"{short(self.peer)}: {self._reason}")
+            if self._room.is_set():
+                self._room = trio.Event()
+            await self._room.wait()
+
+    def opened(self, now: float) -> None:
+        self.stage = "open"
+        self.last_traffic = now
+        self.opened_or_broken.set()
+
+    def break_off(self, how: How, reason: str) -> None:
+        """The connection is over, or never came to be. What waits is dropped and fails."""
+        if self.stage == "broken":
+            return
+        self.stage = "broken"
+        self.how = how
+        self._reason = reason
+        for lane in self._lanes:
+            lane.clear()
+        self.opened_or_broken.set()
+        self._room.set()
+        self.fail_calls(reason)
+        self.stop_dialing()
+        self.stop_running()
+
+    async def wait_filled(self) -> None:
+        """Return when there is something to write."""
+        while not self.queued:
+            self._filled = trio.Event()
+            await self._filled.wait()
+
+    def take(self) -> list[Item]:
+        """The next frame's items; empty if nothing waits."""
+        control, bulk = self._lanes
+        items: list[Item] = []
+        room = _FRAME_CONTROL_BYTES
+        while control and len(items) < FRAME_MESSAGES_MAX - 1:
+            if items and len(control[0].payload) > room:
+                break
+            item = control.popleft()
+            room -= len(item.payload)
+            items.append(item)
+        self._bytes[Lane.CONTROL] -= sum(len(item.payload) for item in items)
+        if bulk and room >= 0:
+            item = bulk.popleft()
+            self._bytes[Lane.BULK] -= len(item.payload)
+            items.append(item)
+        self._room.set()
+        return items
+
+    def _full(self, lane: Lane) -> bool:
+        waiting = len(self._lanes[lane])
+        return waiting >= LANE_MESSAGES_MAX or self._bytes[lane] >= LANE_BYTES_MAX
+
+
+def _nothing() -> None:
+    return None

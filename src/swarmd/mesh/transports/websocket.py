@@ -1,0 +1,537 @@
+"""Streams between nodes: WebSocket frames (RFC 6455) over mutual TLS 1.3 (RFC 8446).
+
+A connection is made on demand, one per peer and plane (the ALPN of RFC 7301):
+
+    TCP -> TLS, both certificates admitted -> signed hellos -> WebSocket upgrade -> frames
+
+The rules:
+- Nobody is trusted before the hello: unproven connections are few and short-lived.
+- When both sides open at once, the connection that the smaller id opened stays. Both sides
+  decide alike: once the smaller has sent its hello it refuses the other's as `duplicate`, and
+  the larger drops its own attempt for the smaller's at any time. A side whose own attempt has
+  not come to the hello takes what is offered.
+- An open connection gives way to a new hello of its peer, which would not open one if it had
+  one, unless that hello is older (by boot and number) than what the peer has since accepted.
+- A member just admitted may be unknown to the other side for a moment: a failed proof is
+  retried with growing pauses, and at once when this node learns of new members.
+- A clean close gives its reason. Anything else is a reset and is reported as a hint.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, cast
+
+import trio
+from trio_websocket import (
+    CloseReason,
+    ConnectionClosed,
+    HandshakeError,
+    WebSocketConnection,
+    wrap_client_stream,
+    wrap_server_stream,
+)
+from wsproto.utilities import ProtocolError
+
+from swarmd.base.errors import RemoteError, Unreachable, Untrusted
+from swarmd.base.ids import NodeId, node_id_of, short
+from swarmd.base.limits import FRAME_BYTES_MAX, KIB
+from swarmd.base.rng import Rng
+from swarmd.identity.keys import Exchange, SigningKey
+from swarmd.identity.tls import JOIN_ALPN, MESH_ALPN, RAFT_ALPN, ContextCache, peer_public_key
+from swarmd.mesh.addresses import AddressBook
+from swarmd.mesh.config import MeshConfig
+from swarmd.mesh.transports.dial import dial_tcp, set_options
+from swarmd.mesh.transports.frames import FrameOpener, FrameSealer
+from swarmd.mesh.transports.hello import (
+    Hello,
+    Refused,
+    Session,
+    make_session,
+    read_hello,
+    receive_part,
+    refusal,
+    send_part,
+    sign_hello,
+)
+from swarmd.mesh.transports.memory import direct_ports
+from swarmd.mesh.transports.mux import How, MuxLink, Port
+from swarmd.mesh.transports.ports import StreamPort
+from swarmd.mesh.transports.roster import Roster, admitted
+from swarmd.observe.log import get_logger
+from swarmd.observe.metrics import BYTES, DROPPED
+
+PLANES: Final = (MESH_ALPN, RAFT_ALPN)
+ALPNS: Final = (*PLANES, JOIN_ALPN)
+_JOINERS_MAX: Final = 8
+_JOIN_TIMEOUT_S: Final = 30.0
+_RETRY_FIRST_S: Final = 0.05
+_RETRY_MAX_S: Final = 1.0
+_YIELD_WAIT_S: Final = 1.0
+_GOODBYE_S: Final = 1.0
+_CLEAN: Final[tuple[How, ...]] = ("idle", "restarting", "leaving")
+_CONNECTION_ERRORS: Final = (
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    ConnectionClosed,
+    HandshakeError,
+    ProtocolError,
+    OSError,
+    ValueError,
+)
+
+JoinServer = Callable[["trio.SSLStream[trio.SocketStream]"], Awaitable[None]]
+TlsStream = trio.SSLStream[trio.SocketStream]
+
+_log = get_logger("mesh")
+
+
+class Streams(MuxLink):
+    """`mesh.link.Link` between hosts. Made by `open_streams`."""
+
+    def __init__(
+        self,
+        key: SigningKey,
+        roster: Roster,
+        addresses: AddressBook,
+        config: MeshConfig,
+        rng: Rng,
+        nursery: trio.Nursery,
+        listen_port: int,
+        join: JoinServer | None,
+    ) -> None:
+        super().__init__(key.key_id)
+        self._key, self._roster, self._addresses = key, roster, addresses
+        self._config, self._rng, self._nursery = config, rng, nursery
+        self._listen_port = listen_port
+        self._join = join
+        self._contexts = ContextCache(key, roster)
+        self._boot = os.urandom(8)
+        self._numbers = itertools.count(1)
+        self._ports: dict[tuple[NodeId, str], StreamPort] = {}
+        self._sockets: dict[StreamPort, WebSocketConnection] = {}
+        self._failures: dict[NodeId, tuple[int, float]] = {}
+        self._loop, _ = direct_ports(self, self)
+        self._unproven = 0
+        self._joiners = 0
+        self._leaving = False
+
+    def connected(self) -> list[NodeId]:
+        """See `mesh.link.Link`."""
+        return sorted({peer for (peer, _), port in self._ports.items() if port.is_open})
+
+    def drop(self, peer: NodeId, reason: str) -> None:
+        """Break every connection with a peer, as one that is known to be gone."""
+        for port in [p for (other, _), p in self._ports.items() if other == peer]:
+            port.break_off("reset", reason)
+
+    def retry_now(self, peer: NodeId) -> None:
+        """Forget that a peer could not be reached: there is news of it."""
+        self._failures.pop(peer, None)
+
+    async def goodbye(self, how: How) -> None:
+        """Write out what is queued and close every connection with a reason, within 1 s."""
+        self._leaving = True
+        with trio.move_on_after(_GOODBYE_S):
+            async with trio.open_nursery() as nursery:
+                for port in list(self._ports.values()):
+                    nursery.start_soon(self._close_cleanly, port, how)
+
+    # ---- reaching a peer ---------------------------------------------------------------
+
+    def _port(self, peer: NodeId, alpn: str) -> Port:
+        if peer == self.node_id:
+            return self._loop
+        port = self._ports.get((peer, alpn))
+        if port is not None and not port.broken:
+            return port
+        if self._leaving:
+            raise Unreachable("this node is shutting down")
+        if admitted(self._roster, peer) is None:
+            raise Unreachable(f"{short(peer)} is not a member as far as this node knows")
+        if not self._addresses.lookup(peer):
+            raise Unreachable(f"no address of {short(peer)} is known")
+        port = self._ports[peer, alpn] = StreamPort(peer, alpn)
+        self._nursery.start_soon(self._open, port)
+        return port
+
+    def _port_nowait(self, peer: NodeId, alpn: str) -> Port:
+        if self._pause(peer) > 0 and (peer, alpn) not in self._ports:
+            raise Unreachable(f"{short(peer)} could not be reached a moment ago")
+        return self._port(peer, alpn)
+
+    def _pause(self, peer: NodeId) -> float:
+        failed = self._failures.get(peer)
+        return 0.0 if failed is None else max(0.0, failed[1] - trio.current_time())
+
+    async def _open(self, port: StreamPort) -> None:
+        made: tuple[TlsStream, Session] | None = None
+        with trio.CancelScope() as scope:
+            port.stop_dialing = scope.cancel
+            await trio.sleep(self._pause(port.peer))
+            made = await self._establish(port)
+        if made is None:
+            return
+        if port.stage != "hello":  # The peer's own connection came in the last moment.
+            await trio.aclose_forcefully(made[0])
+            return
+        await self._run(port, *made, client=True)
+
+    async def _establish(self, port: StreamPort) -> tuple[TlsStream, Session] | None:
+        """Attempt until the connect timeout; None, and the port broken, if nothing came of it."""
+        deadline = trio.current_time() + self._config.connect_timeout_s
+        pause_s = _RETRY_FIRST_S
+        how: How = "silent"
+        reason = f"no connection within {self._config.connect_timeout_s:g} s"
+        while trio.current_time() < deadline:
+            version = self._roster.version
+            try:
+                with trio.fail_at(deadline):
+                    return await self._attempt(port)
+            except trio.TooSlowError:
+                break
+            except Refused as error:
+                if error.message == "duplicate":  # Its own connection is on the way here.
+                    port.stage = "waiting"
+                    await trio.sleep(_YIELD_WAIT_S)
+                    continue
+                how, reason = "leaving", f"it refused: {error.message}"
+                break
+            except RemoteError as error:
+                how, reason = "untrusted", error.message
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                how, reason = "untrusted", "it ended the handshake; does it know this node?"
+            except OSError as error:
+                how = "refused" if isinstance(error, ConnectionRefusedError) else "silent"
+                reason = str(error)
+                break
+            port.stage = "waiting"
+            with trio.move_on_after(pause_s * self._rng.uniform(0.75, 1.25)):
+                await self._roster.changed(version)
+            pause_s = min(2 * pause_s, _RETRY_MAX_S)
+        self._give_up(port, how, reason)
+        return None
+
+    def _give_up(self, port: StreamPort, how: How, reason: str) -> None:
+        failures = min(self._failures.get(port.peer, (0, 0.0))[0], 8) + 1
+        pause_s = min(_RETRY_FIRST_S * 2**failures, _RETRY_MAX_S) * self._rng.uniform(0.5, 1.0)
+        self._failures[port.peer] = (failures, trio.current_time() + pause_s)
+        if self._ports.get((port.peer, port.alpn)) is port:
+            del self._ports[port.peer, port.alpn]
+        port.stop_dialing = lambda: None
+        port.break_off(how, reason)
+        if how == "refused":
+            self.report_closed(port.peer, how)
+
+    async def _attempt(self, port: StreamPort) -> tuple[TlsStream, Session]:
+        port.stage = "dialing"
+        tcp, address = await dial_tcp(self._addresses.lookup(port.peer))
+        stream = trio.SSLStream(tcp, self._contexts.client((port.alpn,)))
+        try:
+            await stream.do_handshake()
+            public = _peer_public(stream)
+            if node_id_of(public) != port.peer:
+                self._addresses.refute(port.peer, address)
+                raise Untrusted(f"{address[0]}:{address[1]} is another node")
+            exchange = Exchange()
+            hello = self._hello(port.peer, port.alpn, exchange)
+            port.stage = "hello"
+            await send_part(stream, sign_hello(hello, self._roster.swarm_id, self._key))
+            answer = self._read_hello(await receive_part(stream), public, port.alpn)
+            if answer.answering != exchange.public:
+                raise Untrusted("the answer is to another hello")
+            port.boot, port.number = answer.boot, answer.number
+            self._addresses.learn(port.peer, [address], proven=True)
+            return stream, make_session(exchange, answer.exchange, port.alpn, opener=True)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+
+    # ---- being reached ----------------------------------------------------------------
+
+    async def accept(self, tcp: trio.SocketStream) -> None:
+        """Serve one incoming connection for as long as it lasts."""
+        if self._unproven >= self._config.unproven_connections_max or self._leaving:
+            DROPPED.labels("stream", "unproven_full").inc()
+            await trio.aclose_forcefully(tcp)
+            return
+        stream = trio.SSLStream(tcp, self._contexts.server(ALPNS), server_side=True)
+        proven: tuple[StreamPort, Session] | None = None
+        try:
+            self._unproven += 1
+            try:
+                with trio.move_on_after(self._config.handshake_timeout_s) as scope:
+                    set_options(tcp)
+                    proven = await self._prove(stream)
+                if scope.cancelled_caught:
+                    DROPPED.labels("stream", "unproven_timeout").inc()
+            finally:
+                self._unproven -= 1
+            if proven is not None:
+                await self._run(proven[0], stream, proven[1], client=False)
+            elif stream_alpn(stream) == JOIN_ALPN:
+                await self._serve_join(stream)
+        except RemoteError as error:
+            DROPPED.labels("stream", "untrusted").inc()
+            _log.debug("stream_refused", reason=error.message)
+        except _CONNECTION_ERRORS:
+            DROPPED.labels("stream", "handshake").inc()
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _prove(self, stream: TlsStream) -> tuple[StreamPort, Session] | None:
+        """The port of a peer whose hello was accepted; None if there is nothing to serve.
+
+        Raises RemoteError for a peer that is not who it should be.
+        """
+        await stream.do_handshake()
+        alpn = stream_alpn(stream)
+        if alpn == JOIN_ALPN:
+            return None
+        if alpn not in PLANES:
+            raise Untrusted("no plane was agreed on")
+        public = _peer_public(stream)
+        peer = node_id_of(public)
+        if admitted(self._roster, peer) is None:
+            raise Untrusted(f"{short(peer)} is not a member")
+        hello = self._read_hello(await receive_part(stream), public, alpn)
+        code = self._judge(peer, alpn, hello)
+        if code is not None:
+            await send_part(stream, refusal(code))
+            return None
+        port = self._adopt(peer, alpn, hello)
+        try:
+            exchange = Exchange()
+            session = make_session(exchange, hello.exchange, alpn, opener=False)
+            answer = self._hello(peer, alpn, exchange, answering=hello.exchange)
+            await send_part(stream, sign_hello(answer, self._roster.swarm_id, self._key))
+        except BaseException:
+            port.break_off("reset", "the connection broke while it was made")
+            raise
+        host = stream.transport_stream.socket.getpeername()[0]
+        self._addresses.learn(peer, [(host, hello.port)])
+        return port, session
+
+    def _judge(self, peer: NodeId, alpn: str, hello: Hello) -> str | None:
+        """The code to refuse a hello with, or None."""
+        if self._leaving:
+            return "leaving"
+        port = self._ports.get((peer, alpn))
+        if port is None or port.broken:
+            return None
+        if port.stage in ("open", "accepted"):
+            stale = hello.boot == port.boot and hello.number <= port.number
+            return "duplicate" if stale else None
+        return "duplicate" if port.stage == "hello" and self.node_id < peer else None
+
+    def _adopt(self, peer: NodeId, alpn: str, hello: Hello) -> StreamPort:
+        port = self._ports.get((peer, alpn))
+        if port is None or port.stage in ("open", "accepted", "broken"):
+            if port is not None:
+                port.break_off("reset", "the peer has opened a new connection")
+            port = self._ports[peer, alpn] = StreamPort(peer, alpn)
+        else:
+            port.stop_dialing()
+        port.stage = "accepted"
+        port.boot, port.number = hello.boot, hello.number
+        return port
+
+    async def _serve_join(self, stream: TlsStream) -> None:
+        if self._join is None or self._joiners >= _JOINERS_MAX:
+            DROPPED.labels("stream", "joiners_full").inc()
+            return
+        self._joiners += 1
+        try:
+            with trio.move_on_after(_JOIN_TIMEOUT_S):
+                await self._join(stream)
+        finally:
+            self._joiners -= 1
+
+    # ---- a connection's life ----------------------------------------------------------
+
+    async def _run(
+        self, port: StreamPort, stream: TlsStream, session: Session, *, client: bool
+    ) -> None:
+        ended: list[How] = []
+        try:
+            async with trio.open_nursery() as nursery:
+                port.stop_running = nursery.cancel_scope.cancel
+                ws = await self._upgrade(nursery, stream, client=client)
+                self._failures.pop(port.peer, None)
+                self._sockets[port] = ws
+                port.opened(trio.current_time())
+                nursery.start_soon(_write, port, ws, session.sealer)
+                nursery.start_soon(self._watch_idle, port)
+                ended.append(await self._read(port, ws, session.opener))
+                nursery.cancel_scope.cancel()
+        except* _CONNECTION_ERRORS as group:
+            _log.debug("stream_broke", peer=short(port.peer), error=str(group.exceptions[0]))
+        finally:
+            self._sockets.pop(port, None)
+            key = (port.peer, port.alpn)
+            replaced = self._ports.get(key) is not port
+            if not replaced:
+                del self._ports[key]
+            how = port.how if port.broken else (ended or ["reset"])[0]
+            port.break_off(how, _REASONS[how])
+            if not replaced and not self._leaving:
+                self.report_closed(port.peer, how)
+            await trio.aclose_forcefully(stream)
+
+    async def _upgrade(
+        self, nursery: trio.Nursery, stream: TlsStream, *, client: bool
+    ) -> WebSocketConnection:
+        size, buffer = FRAME_BYTES_MAX, 64 * KIB
+        try:
+            with trio.fail_after(self._config.handshake_timeout_s):
+                if client:
+                    return await wrap_client_stream(
+                        nursery,
+                        stream,
+                        "swarmd",
+                        "/",
+                        max_message_size=size,
+                        receive_buffer_size=buffer,
+                    )
+                request = await wrap_server_stream(
+                    nursery, stream, max_message_size=size, receive_buffer_size=buffer
+                )
+                return await request.accept()
+        except trio.TooSlowError as error:
+            raise trio.BrokenResourceError("no WebSocket upgrade came") from error
+
+    async def _read(self, port: StreamPort, ws: WebSocketConnection, opener: FrameOpener) -> How:
+        received = BYTES.labels("stream", "received")
+        while True:
+            try:
+                raw = await ws.get_message()
+            except ConnectionClosed as closed:
+                return _how(closed.reason)
+            try:
+                items = opener.open(raw if isinstance(raw, bytes) else b"")
+            except RemoteError:
+                DROPPED.labels("stream", "bad_frame").inc()
+                return "untrusted"
+            received.inc(len(raw))
+            port.last_traffic = trio.current_time()
+            for item in items:
+                if not self.deliver_nowait(port, item):
+                    await self.deliver(port, item)
+
+    async def _watch_idle(self, port: StreamPort) -> None:
+        while True:
+            idle_s = trio.current_time() - port.last_traffic
+            in_use = port.queued or port.calls or len(port.asked)
+            if idle_s >= self._config.idle_close_s and not in_use:
+                await self._close_cleanly(port, "idle")
+                return
+            await trio.sleep(max(self._config.idle_close_s - idle_s, 1.0))
+
+    async def _close_cleanly(self, port: StreamPort, how: How) -> None:
+        ws = self._sockets.get(port)
+        if ws is None:
+            return
+        with trio.move_on_after(_GOODBYE_S / 2):
+            while port.queued:  # noqa: ASYNC110 - the writer owns the lanes' events
+                await trio.sleep(0.005)
+        with trio.move_on_after(_GOODBYE_S / 2):
+            await ws.aclose(1000, how)
+        port.break_off(how, _REASONS[how])
+
+    async def watch_roster(self) -> None:
+        """Break connections of members as they are evicted."""
+        while True:
+            version = self._roster.version
+            for port in list(self._ports.values()):
+                if admitted(self._roster, port.peer) is None:
+                    port.break_off("untrusted", "it is no longer a member")
+            await self._roster.changed(version)
+
+    # ---- proofs -----------------------------------------------------------------------
+
+    def _hello(
+        self, peer: NodeId, alpn: str, exchange: Exchange, *, answering: bytes = b""
+    ) -> Hello:
+        number = next(self._numbers)
+        return Hello(peer, alpn, exchange.public, self._boot, number, self._listen_port, answering)
+
+    def _read_hello(self, raw: bytes, public: bytes, alpn: str) -> Hello:
+        return read_hello(
+            raw, self._roster.swarm_id, peer_public=public, me=self.node_id, alpn=alpn
+        )
+
+
+@asynccontextmanager
+async def open_streams(
+    key: SigningKey,
+    roster: Roster,
+    addresses: AddressBook,
+    listeners: Sequence[trio.SocketListener],
+    *,
+    config: MeshConfig,
+    rng: Rng,
+    join: JoinServer | None = None,
+) -> AsyncIterator[Streams]:
+    """Listen on `listeners`, which this closes, and reach peers, for as long as the block runs.
+
+    Cancelled, connections break without a goodbye; call `goodbye` before, to say one.
+    """
+    async with trio.open_nursery() as nursery:
+        port = listeners[0].socket.getsockname()[1]
+        streams = Streams(key, roster, addresses, config, rng, nursery, port, join)
+        for listener in listeners:
+            nursery.start_soon(trio.serve_listeners, streams.accept, [listener])
+        nursery.start_soon(streams.watch_roster)
+        try:
+            yield streams
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+async def _write(port: StreamPort, ws: WebSocketConnection, sealer: FrameSealer) -> None:
+    sent = BYTES.labels("stream", "sent")
+    while True:
+        await port.wait_filled()
+        frame = sealer.seal(port.take())
+        try:
+            await ws.send_message(frame)
+        except (ConnectionClosed, ProtocolError):
+            return  # The reader sees it too, and says how it ended.
+        sent.inc(len(frame))
+        port.last_traffic = trio.current_time()
+
+
+_REASONS: Final[dict[How, str]] = {
+    "reset": "the connection was reset",
+    "refused": "nobody listens there",
+    "silent": "it does not answer",
+    "untrusted": "it is not trusted any more",
+    "idle": "the connection was closed for being idle",
+    "restarting": "it is restarting",
+    "leaving": "it is leaving",
+}
+
+
+def _how(reason: CloseReason | None) -> How:
+    for how in _CLEAN:
+        if reason is not None and reason.code == 1000 and reason.reason == how:
+            return how
+    return "reset"
+
+
+def stream_alpn(stream: TlsStream) -> str:
+    """The plane that the handshake agreed on; empty if it was not done or agreed on none."""
+    try:
+        return cast("str | None", stream.selected_alpn_protocol()) or ""
+    except trio.NeedHandshakeError:
+        return ""
+
+
+def _peer_public(stream: TlsStream) -> bytes:
+    public = peer_public_key(cast("trio.SSLStream[trio.abc.Stream]", stream))
+    if public is None:
+        raise Untrusted("it showed no certificate")
+    return public
