@@ -38,22 +38,22 @@ class BlobRef(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
         return f"blob {short(self.hash)} ({self.size} bytes)"
 
 
-class Offer(Message, tag=1):
+class Offer(Message, frozen=True, tag=1):
     hash: Hash
     size: Size
 
 
-class Have(Message, tag=2):
+class Have(Message, frozen=True, tag=2):
     """The blob is here, whole, verified and durable."""
 
     hash: Hash
 
 
-class Want(Message, tag=3):
+class Want(Message, frozen=True, tag=3):
     hash: Hash
 
 
-class Piece(Message, tag=4):
+class Piece(Message, frozen=True, tag=4):
     """`data` begins at `offset` of a blob of `size` bytes."""
 
     hash: Hash
@@ -62,14 +62,14 @@ class Piece(Message, tag=4):
     data: Chunk
 
 
-class Got(Message, tag=5):
+class Got(Message, frozen=True, tag=5):
     """The upload has `received_bytes` so far."""
 
     hash: Hash
     received_bytes: Size
 
 
-class Fetch(Message, tag=6):
+class Fetch(Message, frozen=True, tag=6):
     hash: Hash
     offset: Size
 

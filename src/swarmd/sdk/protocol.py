@@ -1,0 +1,101 @@
+"""Frames between a daemon and its worker processes.
+
+A frame is a length of 4 bytes, big-endian, and one msgpack array `[kind, field, ...]`, over a
+socket that the child inherits. Each kind has fields of fixed types; anything else is
+`ProtocolError`, after which the channel is worth nothing: the daemon kills the process.
+`run` numbers attempts within one process, so that a late answer cannot pass for another.
+
+This module is read by both sides; the child's must start fast, so only the standard library
+and msgpack are imported.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgpack
+
+FORMAT = 1
+RESULT_BYTES_MAX = 64 * 1024 * 1024
+FRAME_BYTES_MAX = RESULT_BYTES_MAX + 64 * 1024
+TEXT_CHARS_MAX = 16 * 1024
+
+# Daemon to worker.
+START = 1  # format, folder, module:function
+RUN = 2  # run, task id, attempt, fence, payload
+CANCEL = 3  # run
+# Worker to daemon.
+READY = 16
+REFUSED = 17  # message: the agent's code could not be imported
+RESULT = 18  # run, payload
+FAILED = 19  # run, code, message
+LOG = 20  # run, text
+PROGRESS = 21  # run, done, total
+
+FIELDS: dict[int, tuple[type, ...]] = {
+    START: (int, str, str),
+    RUN: (int, str, int, int, bytes),
+    CANCEL: (int,),
+    READY: (),
+    REFUSED: (str,),
+    RESULT: (int, bytes),
+    FAILED: (int, str, str),
+    LOG: (int, str),
+    PROGRESS: (int, float, float),
+}
+_LENGTH = struct.Struct(">I")
+
+
+class ProtocolError(Exception):
+    """The other side wrote something that is not a frame."""
+
+
+def encode_frame(*fields: object) -> bytes:
+    """A frame of `fields`, the first of them its kind."""
+    body: bytes = msgpack.packb(fields, use_bin_type=True, unicode_errors="replace")
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode_frame(body: bytes | memoryview) -> tuple[int, tuple[object, ...]]:
+    """Kind and fields of a frame without its length. Raises ProtocolError for any other bytes."""
+    try:
+        values = msgpack.unpackb(body, raw=False, use_list=False, unicode_errors="replace")
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"not msgpack: {type(error).__name__}") from error
+    if type(values) is not tuple or not values or type(values[0]) is not int:
+        raise ProtocolError("not a frame")
+    kind, fields = values[0], values[1:]
+    types = FIELDS.get(kind)
+    if types is None or tuple(map(type, fields)) != types:
+        raise ProtocolError(f"a frame of kind {kind} with wrong fields")
+    return kind, fields
+
+
+class FrameReader:
+    """Cuts a stream of bytes into frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    @property
+    def buffered_bytes(self) -> int:
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> None:
+        self._buffer += data
+
+    def next(self) -> tuple[int, tuple[object, ...]] | None:
+        """The next whole frame, or None. Raises ProtocolError; the reader is then spent."""
+        buffer = self._buffer
+        if len(buffer) < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(buffer)
+        if length > FRAME_BYTES_MAX:
+            raise ProtocolError(f"a frame of {length} bytes")
+        end = _LENGTH.size + length
+        if len(buffer) < end:
+            return None
+        with memoryview(buffer) as view, view[_LENGTH.size : end] as body:
+            frame = decode_frame(body)
+        del buffer[:end]
+        return frame
