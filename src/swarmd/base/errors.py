@@ -167,6 +167,12 @@ class KeyFileRefused(SwarmError):
     code = "key_file_refused"
 
 
+class Diverged(SwarmError):
+    """Two voters hold different committed entries: this one stops rather than guess."""
+
+    code = "diverged"
+
+
 class DataFolderRefused(SwarmError):
     """The data folder is another node's, unwritable, full or in use."""
 

@@ -4,6 +4,8 @@ The driver feeds events to a machine, performs its effects, keeps its timers, an
 three; nothing else in the house steps a machine. Events that arrive together are one step:
 their effects are collected, `Persist` is performed once, before any other, and only then is
 anything sent or answered. So one fsync serves everything that arrived while the last one ran.
+A machine that decides on the events of a step together has a method `settle(now)`, called
+once at the step's end; its effects count to the step.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import heapq
 import itertools
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import trio
@@ -51,6 +53,7 @@ class Driver:
     ) -> None:
         self._name = name
         self._machine = machine
+        self._settle: Callable[[float], Sequence[Effect]] | None = getattr(machine, "settle", None)
         self._perform = perform
         self._clock = clock
         self._persist = persist
@@ -103,6 +106,8 @@ class Driver:
         for event in step:
             MACHINE_EVENTS.labels(self._name, type(event).__name__).inc()
             effects.extend(self._machine.handle(event, self._clock.now()))
+        if self._settle is not None:
+            effects.extend(self._settle(self._clock.now()))
         if any(type(effect) is Persist for effect in effects):
             assert self._persist is not None, f"{self._name} asked for Persist"
             await self._persist()

@@ -1,0 +1,64 @@
+"""Settings of the strong store's consensus, each with what it trades."""
+
+from __future__ import annotations
+
+import msgspec
+
+from swarmd.base.limits import KIB, MIB
+
+
+class RaftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    # Time between a leader's signs of life. Shorter notices a lost leader sooner; each voter
+    # pays about 0.75 % of a core at 50 ms.
+    heartbeat_s: float = 0.05
+    # A voter that hears no leader for a random time between these two asks to become one.
+    # Shorter recovers sooner; too short deposes leaders that only paused. Keep the lower one
+    # above three heartbeats.
+    election_min_s: float = 0.3
+    election_max_s: float = 0.6
+    # Bytes of entries per message to a follower that catches up. More is fewer messages;
+    # less lets heartbeats through sooner.
+    batch_bytes_max: int = 512 * KIB
+    # Messages of entries sent to one follower per step, so that one that lags does not hold
+    # up the others.
+    batches_max: int = 4
+    # Messages above this are sent in parts of this size; must fit a stream message.
+    part_bytes: int = 256 * KIB
+    # Piece of a snapshot sent at a time; the next follows once it was acknowledged.
+    snapshot_chunk_bytes: int = 256 * KIB
+    # Largest snapshot accepted from a peer; bounds the memory of an install.
+    snapshot_bytes_max: int = 512 * MIB
+    # The log is compacted into a snapshot after this many entries or bytes. Lower restarts
+    # faster and uses less memory; higher writes fewer snapshots.
+    compact_entries: int = 10_000
+    compact_bytes: int = 64 * MIB
+    # Entries kept behind a snapshot, so that a follower that lags a little needs no snapshot.
+    keep_entries: int = 1_000
+    # Proposals that may wait for their commit; beyond it new ones are answered `busy`.
+    proposals_max: int = 10_000
+    # Entries applied per step; more finishes a restart sooner, less keeps heartbeats timely.
+    apply_entries_max: int = 1_024
+
+    def __post_init__(self) -> None:
+        """Assert the relations between settings. Raises ValueError naming both."""
+        if self.heartbeat_s <= 0:
+            raise ValueError("heartbeat_s must be above 0")
+        if self.election_min_s <= 3 * self.heartbeat_s:
+            raise ValueError("election_min_s must be above three times heartbeat_s")
+        if self.election_max_s <= self.election_min_s:
+            raise ValueError("election_max_s must be above election_min_s")
+        for name in (
+            "batch_bytes_max",
+            "batches_max",
+            "part_bytes",
+            "snapshot_chunk_bytes",
+            "snapshot_bytes_max",
+            "compact_entries",
+            "compact_bytes",
+            "proposals_max",
+            "apply_entries_max",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if self.keep_entries < 0:
+            raise ValueError("keep_entries must not be negative")

@@ -1,0 +1,543 @@
+"""Raft on pysyncobj, made safe from outside by a subclass.
+
+The library gives the roles, terms, votes and the bookkeeping of followers. Everything that
+touches bytes, disks, clocks, chance or sets is replaced here, and each place where the
+library departs from the paper (Ongaro and Ousterhout 2014) is overridden under a named
+`Guard`. The library's private names that this relies on are checked at import, so that
+another version fails at once and says what is missing.
+
+The rules:
+- Nothing leaves before what it rests on is durable. Messages and answers collect in lists
+  that the machine hands out behind a `Persist`; a leader counts itself, and any voter
+  applies, only up to the journal's synced index.
+- A follower truncates only at a conflict, and a conflict at or below its commit index stops
+  the node. The commit index follows a leader only over entries that the leader's own message
+  has verified.
+- A leader commits by counting only entries of its own term. Reads wait for a round of
+  acknowledgements begun after them and for the first entry of the term.
+- Peers are walked in sorted order and chance comes from the generator passed in, so a seed
+  fixes the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Protocol
+
+from pysyncobj.config import SyncObjConf
+
+from swarmd.base.disk import Disk
+from swarmd.base.errors import CorruptFile
+from swarmd.base.limits import ENTRY_BYTES_MAX
+from swarmd.base.rng import Rng
+from swarmd.state.raft import wire
+from swarmd.state.raft.config import RaftConfig
+from swarmd.state.raft.guards import ALL_GUARDS, Guard
+from swarmd.state.raft.journal import Journal
+from swarmd.state.raft.library import CLOCK, Outbox, Peer, SyncObj
+from swarmd.state.raft.replication import NO_OP, Receiver, Sender
+from swarmd.state.raft.snapshot import SnapshotStore
+from swarmd.wire.codec import Message
+
+FOLLOWER: Final = 0
+CANDIDATE: Final = 1
+LEADER: Final = 2
+
+_REGULAR: Final = b"\x00"
+
+
+class ReplicatedState(Protocol):
+    """What the log drives. Every voter applies the same commands in the same order."""
+
+    def apply(self, command: bytes, index: int, term: int) -> Any:
+        """Apply one committed command; its result goes to whoever proposed it here.
+
+        Deterministic, and errors are results: it should not raise.
+        """
+        ...
+
+    def snapshot(self) -> Callable[[], bytes]:
+        """A frozen copy, made cheaply; calling what is returned encodes it, maybe later."""
+        ...
+
+    def restore(self, raw: bytes) -> None:
+        """Become the state that was encoded.
+
+        Raises:
+            CorruptFile: `raw` is no such state; nothing changed.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class _Read:
+    tag: int
+    round: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a proposal. `code` is None exactly when it was applied here."""
+
+    tag: int
+    result: Any
+    code: str | None
+
+
+class HardenedRaft(SyncObj):  # type: ignore[misc]
+    """One voter of one fixed set. `deliver`, `propose` and `tick` take what happened.
+
+    Args:
+        me: this voter's name, one of `voters`.
+        voters: all voters, in one order on every one of them.
+        disk: holds `journal` and `snapshot`.
+        state: driven by the committed entries.
+        now: monotonic seconds.
+        guards: those in force; all of them outside tests.
+
+    Raises:
+        CorruptFile: journal or snapshot is damaged or does not fit the other.
+        DiskFault: the journal could not be written.
+    """
+
+    def __init__(
+        self,
+        me: str,
+        voters: tuple[str, ...],
+        disk: Disk,
+        state: ReplicatedState,
+        rng: Rng,
+        config: RaftConfig,
+        now: float,
+        guards: frozenset[str] = ALL_GUARDS,
+    ) -> None:
+        assert me in voters, f"{me} is not one of the voters"
+        assert len(set(voters)) == len(voters), voters
+        self.set_now(now)
+        self.me = me
+        self.voters = voters
+        self.peers = tuple(sorted(name for name in voters if name != me))
+        self.majority = len(voters) // 2 + 1
+        self.state = state
+        self.config = config
+        self._guards = guards
+        self._rng = rng
+        self._nodes = {name: Peer(name) for name in self.peers}
+        self.journal = Journal(disk, rng, guards)
+        self.snapshots = SnapshotStore(disk, voters)
+        self.sender = Sender(self)
+        self.receiver = Receiver(self)
+        self.answers: list[Answer] = []
+        self.reads_done: list[tuple[int, bool]] = []
+        self._waiting: dict[int, int] = {}  # log index -> tag
+        self._reads: list[_Read] = []
+        self._round_asked = False
+        self._votes_seen: set[str] = set()  # Only asked for membership, never walked.
+        self._pre_votes: set[str] | None = None
+        self._leader_heard_at = float("-inf")
+        self._compacted_index = 0
+        self._applying = (0, 0)
+        nodes = list(self._nodes.values())
+        super().__init__(Peer(me), nodes, self._settings(), transportClass=Outbox)
+        self._SyncObj__serializer = None  # `snapshots` is ours; the library's is never called.
+        self._outbox: Outbox = self._SyncObj__transport
+        for node in nodes:
+            self._outbox._onNodeConnected(node)
+        self._restore()
+        if not nodes:
+            self._SyncObj__raftElectionDeadline = now  # A lone voter waits for nobody.
+
+    def _settings(self) -> Any:
+        config = self.config
+        return SyncObjConf(
+            autoTick=False,
+            journalFile=self.journal,
+            fullDumpFile=None,
+            useFork=False,
+            dynamicMembershipChange=False,
+            commandsWaitLeader=False,
+            appendEntriesUseBatch=True,
+            appendEntriesPeriod=config.heartbeat_s,
+            raftMinTimeout=config.election_min_s,
+            raftMaxTimeout=config.election_max_s,
+            leaderFallbackTimeout=config.election_max_s,
+            connectionTimeout=config.election_max_s * 10,
+        )
+
+    def _restore(self) -> None:
+        """Take up snapshot and journal, which must fit together (H5)."""
+        snapshot = self.snapshots.load()
+        held = 1 if snapshot is None else snapshot.index
+        if self.on(Guard.H5_SNAPSHOT_REQUIRED):
+            if snapshot is not None and not self.journal.existed:
+                raise CorruptFile("there is a snapshot but no journal: term and vote are lost")
+            if self.journal.first_index > held:
+                raise CorruptFile(
+                    f"the journal starts at entry {self.journal.first_index} but the snapshot"
+                    f" ends at {held}: what lies between is missing"
+                )
+        if snapshot is None:
+            return
+        self.state.restore(snapshot.state)
+        if self.journal.term_at(snapshot.index) != snapshot.term:
+            # Power was lost between writing the snapshot and resetting the journal.
+            self.journal.reset(snapshot.index, snapshot.term, NO_OP)
+            self.journal.sync()
+        self._SyncObj__raftLastApplied = snapshot.index
+        self._SyncObj__raftCommitIndex = max(snapshot.index, self.commit_index)
+        self._compacted_index = snapshot.index
+
+    # ---- what can be seen --------------------------------------------------------------
+
+    def on(self, guard: Guard) -> bool:
+        return guard in self._guards
+
+    @property
+    def now(self) -> float:
+        return CLOCK.now
+
+    def set_now(self, now: float) -> None:
+        """Show the library the time; before every call into it, for its clock is global."""
+        CLOCK.now = now
+
+    @property
+    def term(self) -> int:
+        return int(self._SyncObj__raftCurrentTerm)
+
+    @property
+    def role(self) -> int:
+        return int(self._SyncObj__raftState)
+
+    @property
+    def is_leader(self) -> bool:
+        return self.role == LEADER
+
+    @property
+    def leader(self) -> str | None:
+        node = self._SyncObj__raftLeader
+        return None if node is None else str(node.id)
+
+    @property
+    def commit_index(self) -> int:
+        return int(self._SyncObj__raftCommitIndex)
+
+    @property
+    def applied_index(self) -> int:
+        return int(self._SyncObj__raftLastApplied)
+
+    @property
+    def ready(self) -> bool:
+        """True on a leader that has applied an entry of its own term."""
+        return self.is_leader and self.applied_index >= self._SyncObj__noopIDx
+
+    @property
+    def dirty(self) -> bool:
+        """True if something awaits a sync."""
+        return self.journal.dirty or self.snapshots.dirty
+
+    def put(self, peer: str, message: Message) -> None:
+        """Queue a message to go out once what was written is durable."""
+        self._outbox.put(peer, message)
+
+    def take_messages(self) -> list[tuple[str, Message]]:
+        taken, self._outbox.messages = self._outbox.messages, []
+        return taken
+
+    def next_wake(self) -> float:
+        """When `tick` must be called if nothing happens before."""
+        if self.is_leader:
+            return self.sender.heartbeat_at
+        return float(self._SyncObj__raftElectionDeadline)
+
+    def wants_tick(self) -> bool:
+        """True if `tick` gets further as soon as what was written is durable."""
+        if self.commit_index > self.applied_index:
+            return True
+        if self.snapshots.dirty or self.snapshots.index > self._compacted_index:
+            return True
+        return self.is_leader and not self.peers and self.journal.last_index > self.commit_index
+
+    # ---- proposals and reads -----------------------------------------------------------
+
+    def propose(self, command: bytes, tag: int) -> None:
+        """Append a command as leader; an `Answer` with `tag` follows, maybe much later."""
+        if not self.is_leader:
+            self.answers.append(Answer(tag, None, "not_leader"))
+        elif len(command) > ENTRY_BYTES_MAX:
+            self.answers.append(Answer(tag, None, "too_large"))
+        elif len(self._waiting) >= self.config.proposals_max:
+            self.answers.append(Answer(tag, None, "busy"))
+        else:
+            index = self.journal.last_index + 1
+            self.journal.add(_REGULAR + command, index, self.term)
+            self._waiting[index] = tag
+
+    def read_index(self, tag: int) -> None:
+        """Ask to read linearizably; (tag, ok) comes out of `reads_done`."""
+        if not self.is_leader or len(self._reads) >= self.config.proposals_max:
+            self.reads_done.append((tag, False))
+            return
+        index = self.commit_index
+        if self.on(Guard.R2_READ_OWN_TERM):
+            index = max(index, self._SyncObj__noopIDx)
+        if not self._round_asked:
+            # Reads of one step share a round; it is sent by the `tick` that ends the step.
+            self._round_asked = True
+            self.sender.round += 1
+        self._reads.append(_Read(tag, self.sender.round, index))
+
+    def _answer_reads(self) -> None:
+        if not self._reads:
+            return
+        acked = [*self.sender.acked_round.values(), self.sender.round]
+        acked.sort(reverse=True)
+        proven = acked[self.majority - 1]
+        kept: list[_Read] = []
+        for read in self._reads:
+            confirmed = read.round <= proven or not self.on(Guard.R1_READ_ROUND)
+            if confirmed and self.applied_index >= read.index:
+                self.reads_done.append((read.tag, True))
+            else:
+                kept.append(read)
+        self._reads = kept
+
+    # ---- the passing of time -----------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Move on: campaign, commit, apply, answer, compact, and queue what is to be sent."""
+        self.set_now(now)
+        self._round_asked = False
+        if self.is_leader:
+            self._advance_commit()
+            self._check_contact(now)
+        elif now >= self._SyncObj__raftElectionDeadline:
+            self._stand()
+        self._apply_committed()
+        self._answer_reads()
+        self._compact_if_due()
+        if self.is_leader:
+            self.sender.run(now)
+
+    def _advance_commit(self) -> None:
+        own = self.journal.last_index
+        if self.on(Guard.W2_COUNT_SYNCED):
+            own = min(own, self.journal.synced_index)
+        held = sorted([own, *self.sender.match.values()], reverse=True)
+        candidate = held[self.majority - 1]
+        if candidate <= self.commit_index:
+            return
+        if self.journal.term_at(candidate) != self.term and self.on(Guard.C1_COMMIT_OWN_TERM):
+            return
+        self.commit_to(candidate)
+
+    def commit_to(self, index: int) -> None:
+        """Raise the commit index; it never falls."""
+        if index > self.commit_index:
+            self._SyncObj__raftCommitIndex = index
+            self.journal.setRaftCommitIndex(index)
+
+    def _check_contact(self, now: float) -> None:
+        """Give up office when no majority answered for the longest election time."""
+        oldest = now - self.config.election_max_s
+        recent = 1 + sum(heard_at > oldest for heard_at in self.sender.heard_at.values())
+        if recent < self.majority:
+            self._SyncObj__raftLeader = None
+            self._SyncObj__setState(FOLLOWER)
+
+    def _apply_committed(self) -> None:
+        limit = self.commit_index
+        if self.on(Guard.W2_COUNT_SYNCED):
+            limit = min(limit, self.journal.synced_index)
+        limit = min(limit, self.applied_index + self.config.apply_entries_max)
+        for index in range(self.applied_index + 1, limit + 1):
+            found = self.journal.entry(index)
+            if found is None:
+                return
+            self._applying = (index, found[2])
+            result = self._SyncObj__doApplyCommand(found[0])
+            self._SyncObj__raftLastApplied = index
+            tag = self._waiting.pop(index, None)
+            if tag is not None:
+                self.answers.append(Answer(tag, result, None))
+
+    def _compact_if_due(self) -> None:
+        config, journal, durable = self.config, self.journal, self.snapshots.index
+        if durable > self._compacted_index:
+            self._compacted_index = durable
+            journal.compact(max(journal.first_index, durable - config.keep_entries))
+        behind = self.applied_index - durable
+        due = behind >= config.compact_entries
+        # Entries kept on purpose must not call for the next snapshot by their size alone.
+        due = due or (journal.entry_bytes >= config.compact_bytes and behind > config.keep_entries)
+        if due and not self.snapshots.dirty:
+            term = journal.term_at(self.applied_index)
+            assert term is not None, self.applied_index
+            self.snapshots.stage(self.applied_index, term, self.state.snapshot())
+
+    def install(self, index: int, term: int, content: bytes) -> None:
+        """Stand where a verified snapshot, which the state has already taken up, ends."""
+        self.snapshots.stage_file(index, term, content)
+        self.journal.reset(index, term, NO_OP)
+        self._SyncObj__raftLastApplied = index
+        self._SyncObj__raftCommitIndex = index
+        self._compacted_index = index
+
+    # ---- the library's own calls, guarded ----------------------------------------------
+
+    def _SyncObj__generateRaftTimeout(self) -> float:
+        return self._rng.uniform(self.config.election_min_s, self.config.election_max_s)
+
+    def _SyncObj__sendAppendEntries(self) -> None:
+        """The library sends on taking office; here the tick that follows does."""
+
+    def _SyncObj__setState(self, state: int) -> None:
+        was_leader = self.is_leader
+        super()._SyncObj__setState(state)
+        if state == LEADER:
+            self.sender.begin(self.now)
+        elif was_leader:
+            self._resign()
+
+    def _resign(self) -> None:
+        """Out of office: what was proposed here may or may not commit under the next leader."""
+        self.answers += [Answer(tag, None, "leader_changed") for tag in self._waiting.values()]
+        self.reads_done += [(read.tag, False) for read in self._reads]
+        self._waiting.clear()
+        self._reads.clear()
+        self.sender.end()
+        self._SyncObj__raftElectionDeadline = self.now + self._SyncObj__generateRaftTimeout()
+
+    def _SyncObj__setCurrentTerm(self, term: int, voted: str | None) -> None:
+        if term != self.term:
+            self._votes_seen.clear()
+        super()._SyncObj__setCurrentTerm(term, voted)
+
+    def _SyncObj__parseChangeClusterRequest(self, command: bytes) -> Any:
+        if self.on(Guard.W1_NO_PICKLE):
+            return None
+        return super()._SyncObj__parseChangeClusterRequest(command)
+
+    def _SyncObj__doApplyCommand(self, command: bytes) -> Any:
+        if command[:1] != _REGULAR:
+            if self.on(Guard.W1_NO_PICKLE):
+                return None  # A no-op, or a kind that the library would unpickle.
+            return super()._SyncObj__doApplyCommand(command)
+        index, term = self._applying
+        if not self.on(Guard.H11_ERRORS_ARE_RESULTS):
+            return self.state.apply(command[1:], index, term)
+        try:
+            return self.state.apply(command[1:], index, term)
+        except MemoryError:
+            raise  # Not the command's doing: other voters may have had room.
+        except Exception as error:  # noqa: BLE001 - the same on every voter, so it is the result
+            return error
+
+    def _hand_to_library(self, peer: str, message: dict[str, Any]) -> None:
+        super()._SyncObj__onMessageReceived(self._nodes[peer], message)
+
+    # ---- elections ---------------------------------------------------------------------
+
+    def _last(self) -> tuple[int, int]:
+        return self.journal.last_index, self.journal.last_term
+
+    def _stand(self) -> None:
+        """Ask first whether standing would succeed (V1), then stand."""
+        if not self.peers or not self.on(Guard.V1_PRE_VOTE):
+            self._campaign()
+            return
+        self._SyncObj__raftElectionDeadline = self.now + self._SyncObj__generateRaftTimeout()
+        self._SyncObj__raftLeader = None
+        self._pre_votes = {self.me}
+        for name in self.peers:
+            self.put(name, wire.PreVoteRequest(self.term + 1, *self._last()))
+
+    def _campaign(self) -> None:
+        self._pre_votes = None
+        self._SyncObj__raftElectionDeadline = self.now + self._SyncObj__generateRaftTimeout()
+        self._SyncObj__raftLeader = None
+        self._SyncObj__setState(CANDIDATE)
+        self._SyncObj__setCurrentTerm(self.term + 1, self.me)
+        self._SyncObj__votesCount = 1
+        for name in self.peers:
+            self.put(name, wire.VoteRequest(self.term, *self._last()))
+        if self.majority == 1:
+            self._SyncObj__onBecomeLeader()
+
+    def follow_term(self, term: int) -> None:
+        """A newer term exists: fall in line, having voted for nobody in it."""
+        self._SyncObj__setCurrentTerm(term, None)
+        self._SyncObj__raftLeader = None
+        self._SyncObj__setState(FOLLOWER)
+
+    def hear_leader(self, peer: str, term: int) -> None:
+        """`peer` leads `term`, which is not older than ours: follow it and stay calm."""
+        self._leader_heard_at = self.now
+        self._pre_votes = None
+        self._hand_to_library(
+            peer, {"type": "append_entries", "term": term, "commit_index": self.commit_index}
+        )
+
+    def _leader_is_heard(self) -> bool:
+        recent = self.now - self._leader_heard_at < self.config.election_min_s
+        return recent and self.on(Guard.V2_STICKY_LEADER)
+
+    def deliver(self, peer: str, message: Message) -> None:
+        """Take a decoded message from another voter. Raises Diverged; then the node must stop."""
+        handler = self._HANDLERS[type(message)]
+        handler(self, peer, message)
+
+    def _on_pre_vote_request(self, peer: str, message: wire.PreVoteRequest) -> None:
+        if message.term < self.term:
+            self.put(peer, wire.StaleTerm(self.term))
+            return
+        mine = (self.journal.last_term, self.journal.last_index)
+        up_to_date = (message.last_term, message.last_index) >= mine
+        busy = self.is_leader or self._leader_is_heard()
+        if message.term > self.term and up_to_date and not busy:
+            self.put(peer, wire.PreVoteGranted(message.term))
+
+    def _on_pre_vote_granted(self, peer: str, message: wire.PreVoteGranted) -> None:
+        if self._pre_votes is None or message.term != self.term + 1 or self.is_leader:
+            return
+        self._pre_votes.add(peer)
+        if len(self._pre_votes) >= self.majority:
+            self._campaign()
+
+    def _on_vote_request(self, peer: str, message: wire.VoteRequest) -> None:
+        if message.term < self.term:
+            self.put(peer, wire.StaleTerm(self.term))
+            return
+        if message.term > self.term and self._leader_is_heard():
+            return
+        request = {"last_log_index": message.last_index, "last_log_term": message.last_term}
+        self._hand_to_library(peer, {"type": "request_vote", "term": message.term, **request})
+
+    def _on_vote_granted(self, peer: str, message: wire.VoteGranted) -> None:
+        if message.term != self.term or self.role != CANDIDATE:
+            return
+        if peer in self._votes_seen and self.on(Guard.H1_ONE_VOTE_EACH):
+            return
+        self._votes_seen.add(peer)
+        self._hand_to_library(peer, {"type": "response_vote", "term": message.term})
+
+    def _on_stale_term(self, _: str, message: wire.StaleTerm) -> None:
+        if message.term > self.term:
+            self.follow_term(message.term)
+
+    _HANDLERS: ClassVar[dict[type[Message], Callable[[HardenedRaft, str, Any], None]]] = {
+        wire.VoteRequest: _on_vote_request,
+        wire.VoteGranted: _on_vote_granted,
+        wire.PreVoteRequest: _on_pre_vote_request,
+        wire.PreVoteGranted: _on_pre_vote_granted,
+        wire.StaleTerm: _on_stale_term,
+        wire.Append: lambda self, peer, message: self.receiver.on_append(peer, message),
+        wire.AppendReply: lambda self, peer, message: self.sender.on_append_reply(peer, message),
+        wire.SnapshotChunk: lambda self, peer, message: self.receiver.on_snapshot_chunk(
+            peer, message
+        ),
+        wire.SnapshotReply: lambda self, peer, message: self.sender.on_snapshot_reply(
+            peer, message
+        ),
+    }

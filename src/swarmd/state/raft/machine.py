@@ -1,0 +1,318 @@
+"""The voter as a machine: packets, proposals and reads in; sends, answers and timers out.
+
+A step is one or more `handle` calls and then one `settle`, so that everything that arrived
+together shares one journal sync, one round of appends and one read round. `settle` puts
+`Persist` first: the shell calls `sync` for it and performs the other effects only once that
+returned (persist before send).
+
+A sync that fails leaves the machine as it was: the shell may wait and call `sync` again,
+and must not step the machine in between. Timers are never cancelled; `Wake(START)` is always
+welcome and is how a machine is started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from swarmd.base.disk import Disk
+from swarmd.base.errors import MalformedMessage
+from swarmd.base.machine import Effect, Event, Persist, SetTimer
+from swarmd.base.rng import Rng
+from swarmd.state.raft.config import RaftConfig
+from swarmd.state.raft.guards import ALL_GUARDS, Guard
+from swarmd.state.raft.hardened import CANDIDATE, FOLLOWER, LEADER, HardenedRaft, ReplicatedState
+from swarmd.state.raft.wire import VOTERS, Assembler, Part, split
+from swarmd.wire.codec import Message
+
+__all__ = [
+    "Applied",
+    "Deliver",
+    "Office",
+    "Propose",
+    "Proposed",
+    "RaftMachine",
+    "RaftStatus",
+    "ReadIndex",
+    "ReadReady",
+    "ReplicatedState",
+    "SendRaft",
+    "START",
+    "Wake",
+]
+
+# The token of a wake that is never stale: start, or go on at once.
+START: Final = 0
+
+_ROLES: Final = {FOLLOWER: "follower", CANDIDATE: "candidate", LEADER: "leader"}
+
+
+# ---- events --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver(Event):
+    """Bytes from another voter; any bytes."""
+
+    peer: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Propose(Event):
+    """Append a command; answered by `Proposed` with the same tag."""
+
+    command: bytes
+    tag: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadIndex(Event):
+    """Ask when the local state may be read linearizably; answered by `ReadReady`."""
+
+    tag: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wake(Event):
+    """A timer that this machine set, or `Wake(START)`."""
+
+    token: int
+
+
+# ---- effects -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SendRaft(Effect):
+    """Send opaque bytes to another voter; they may be lost, repeated or overtaken."""
+
+    peer: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed(Effect):
+    """The end of a proposal.
+
+    `ok`: applied here, and `result` is what the state returned. Otherwise `code`:
+    `not_leader`, `too_large`, `busy`: it was not appended and never will be;
+    `leader_changed`: office was lost before it committed, so the outcome is unknown.
+    """
+
+    tag: int
+    ok: bool
+    result: Any
+    code: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadReady(Effect):
+    """With `ok`, the local state now holds all that was committed when the read was asked."""
+
+    tag: int
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Office(Effect):
+    """Role, term or leader changed. `ready`: this leader has applied an entry of its term."""
+
+    state: str
+    term: int
+    leader: str | None
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Applied(Effect):
+    """The state has taken up everything to `index`, by entries or a snapshot."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class RaftStatus:
+    """A voter as seen by itself. `matched` and `silence_s` per peer are a leader's knowledge."""
+
+    role: str
+    term: int
+    leader: str | None
+    ready: bool
+    commit_index: int
+    applied_index: int
+    last_index: int
+    snapshot_index: int
+    matched: dict[str, int]
+    silence_s: dict[str, float]
+
+
+class RaftMachine:
+    """One voter of one fixed set of voters; see `HardenedRaft` for arguments and errors."""
+
+    def __init__(
+        self,
+        me: str,
+        voters: tuple[str, ...],
+        disk: Disk,
+        state: ReplicatedState,
+        rng: Rng,
+        config: RaftConfig,
+        now: float,
+        guards: frozenset[str] = ALL_GUARDS,
+    ) -> None:
+        self._core = HardenedRaft(me, voters, disk, state, rng, config, now, guards)
+        self._guards = guards
+        self._part_bytes = config.part_bytes
+        self._assemblers = {peer: Assembler() for peer in self._core.peers}
+        self._part_sequence = 0
+        self._applied = self._core.applied_index
+        self._office = Office("follower", self._core.term, None, False)
+        self._armed_for: float | None = None
+        self._armed_token = START
+        self._going_on = False
+        self.malformed_count = 0
+
+    # ---- what can be seen --------------------------------------------------------------
+
+    @property
+    def voters(self) -> tuple[str, ...]:
+        return self._core.voters
+
+    @property
+    def office(self) -> Office:
+        """As of the last step."""
+        return self._office
+
+    @property
+    def applied_index(self) -> int:
+        return self._core.applied_index
+
+    @property
+    def commit_index(self) -> int:
+        return self._core.commit_index
+
+    @property
+    def refused_snapshots(self) -> int:
+        """Snapshots from peers that were damaged, too large or of other voters."""
+        return self._core.receiver.refused_snapshots
+
+    def status(self, now: float) -> RaftStatus:
+        core, office = self._core, self._current_office()
+        sender = core.sender
+        leads = core.is_leader
+        return RaftStatus(
+            office.state,
+            office.term,
+            office.leader,
+            office.ready,
+            core.commit_index,
+            core.applied_index,
+            core.journal.last_index,
+            core.snapshots.index,
+            dict(sender.match) if leads else {},
+            {peer: now - at for peer, at in sender.heard_at.items()} if leads else {},
+        )
+
+    # ---- steps -------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> Sequence[Effect]:
+        """Take one event. Its effects come out of the `settle` that ends the step.
+
+        Raises:
+            Diverged: voters hold different committed entries; this node must stop.
+        """
+        self._core.set_now(now)
+        match event:
+            case Deliver(peer, data):
+                self._deliver(peer, data)
+            case Propose(command, tag):
+                self._core.propose(command, tag)
+            case ReadIndex(tag):
+                self._core.read_index(tag)
+            case Wake(token):
+                if token == START:
+                    self._going_on = False
+                elif token == self._armed_token:
+                    self._armed_for = None
+        return ()
+
+    def settle(self, now: float) -> Sequence[Effect]:
+        """End a step: decide on all that arrived, and say what is to be done, in order."""
+        core = self._core
+        core.tick(now)
+        effects: list[Effect] = []
+        if core.dirty and Guard.W2_PERSIST_FIRST in self._guards:
+            effects.append(Persist())
+        for peer, message in core.take_messages():
+            effects += [SendRaft(peer, data) for data in self._encode(message)]
+        if core.applied_index != self._applied:
+            self._applied = core.applied_index
+            effects.append(Applied(self._applied))
+        office = self._current_office()
+        if office != self._office:
+            self._office = office
+            effects.append(office)
+        if core.answers:
+            effects += [Proposed(a.tag, a.code is None, a.result, a.code) for a in core.answers]
+            core.answers.clear()
+        if core.reads_done:
+            effects += [ReadReady(tag, ok) for tag, ok in core.reads_done]
+            core.reads_done.clear()
+        self._arm(effects, now)
+        return effects
+
+    def sync(self) -> None:
+        """Make what was written durable; performed for `Persist`. May run in a thread.
+
+        Raises:
+            DiskFault: not durable. Call again, later; do not step the machine before it
+                returns.
+        """
+        # The snapshot goes first: the journal may already have been reset to stand on it.
+        self._core.snapshots.sync()
+        self._core.journal.sync()
+
+    def _current_office(self) -> Office:
+        core = self._core
+        return Office(_ROLES[core.role], core.term, core.leader, core.ready)
+
+    def _deliver(self, peer: str, data: bytes) -> None:
+        assembler = self._assemblers.get(peer)
+        if assembler is None:
+            self.malformed_count += 1  # Not a voter.
+            return
+        try:
+            message: Message = VOTERS.decode(data)
+            if isinstance(message, Part):
+                whole = assembler.take(message)
+                if whole is None:
+                    return
+                message = VOTERS.decode(whole)
+                if isinstance(message, Part):
+                    raise MalformedMessage("a part within a part")
+        except MalformedMessage:
+            self.malformed_count += 1
+            return
+        self._core.deliver(peer, message)
+
+    def _encode(self, message: Message) -> list[bytes]:
+        raw = VOTERS.encode(message)
+        if len(raw) <= self._part_bytes:
+            return [raw]
+        if Guard.H8_SPLIT_LARGE not in self._guards:
+            return []  # What a stream would do with a message above its bound.
+        self._part_sequence += 1
+        return split(raw, self._part_bytes, self._part_sequence)
+
+    def _arm(self, effects: list[Effect], now: float) -> None:
+        """Have `settle` called again when something is due."""
+        if self._core.wants_tick() and not self._going_on:
+            self._going_on = True
+            effects.append(SetTimer(0.0, Wake(START)))
+        due = self._core.next_wake()
+        if self._armed_for is None or due < self._armed_for:
+            self._armed_for = due
+            self._armed_token += 1
+            effects.append(SetTimer(max(0.0, due - now), Wake(self._armed_token)))

@@ -1,0 +1,333 @@
+"""Copying the log: a leader's sending half and a follower's receiving half.
+
+`Sender` keeps, per follower, what to send next. It runs ahead of acknowledgements; a follower
+that misses something answers where to go on, which is one round trip. A follower that needs
+entries the leader let go of is sent the snapshot file, chunk by chunk, each after the last
+was acknowledged.
+
+`Receiver` holds the follower's rules (section 5.3 of the Raft paper): skip what matches,
+truncate at a conflict only, never at or below the commit index, and let the commit index
+follow only over entries that this very message has verified.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from swarmd.base.errors import CorruptFile, Diverged
+from swarmd.state.raft.guards import Guard
+from swarmd.state.raft.journal import Entry
+from swarmd.state.raft.snapshot import decode_snapshot
+from swarmd.state.raft.wire import Append, AppendReply, SnapshotChunk, SnapshotReply, StaleTerm
+
+if TYPE_CHECKING:
+    from swarmd.state.raft.hardened import HardenedRaft
+
+NO_OP: Final = b"\x01"
+
+
+@dataclass(slots=True)
+class _Sending:
+    """A snapshot on its way to one follower; `waits` while a chunk is unacknowledged."""
+
+    index: int
+    term: int
+    content: bytes
+    offset: int = 0
+    waits: bool = False
+
+
+class Sender:
+    """What a leader sends. `match` and `next` are the paper's matchIndex and nextIndex."""
+
+    def __init__(self, core: HardenedRaft) -> None:
+        self._core = core
+        self.match: dict[str, int] = {}
+        self.next: dict[str, int] = {}
+        self.heard_at: dict[str, float] = {}
+        self.acked_round: dict[str, int] = {}
+        self.round = 0
+        self.heartbeat_at = 0.0
+        self._moved_key = (0, 0, 0)
+        self._sending: dict[str, _Sending] = {}
+
+    def begin(self, now: float) -> None:
+        """Take office: nothing is known of any follower but that it was there to vote."""
+        core = self._core
+        self.match = dict.fromkeys(core.peers, 0)
+        self.next = dict.fromkeys(core.peers, core.journal.last_index + 1)
+        self.heard_at = dict.fromkeys(core.peers, now)
+        self.acked_round = dict.fromkeys(core.peers, 0)
+        self.heartbeat_at = now
+        self._moved_key = (0, 0, 0)
+        self._sending.clear()
+
+    def end(self) -> None:
+        self._sending.clear()
+
+    def run(self, now: float) -> None:
+        """Queue what each follower is to get now.
+
+        Everyone hears when the log, the commit index or the read round moved, or when a
+        heartbeat is due; one that lags gets its next batches in any case.
+        """
+        core = self._core
+        key = (core.journal.last_index, core.commit_index, self.round)
+        beat = now >= self.heartbeat_at
+        moved = key != self._moved_key
+        for peer in core.peers:
+            if self.next[peer] <= core.journal.first_index:
+                self._send_snapshot(peer, now, beat=beat, moved=moved)
+            elif beat or moved or self.next[peer] <= core.journal.last_index:
+                self._send_entries(peer)
+        self._moved_key = key
+        if beat or moved:
+            self.heartbeat_at = now + core.config.heartbeat_s
+
+    def _send_entries(self, peer: str) -> None:
+        core, journal = self._core, self._core.journal
+        for _ in range(core.config.batches_max):
+            first = self.next[peer]
+            entries = ()
+            if first <= journal.last_index:
+                held = journal.between(first, core.config.batch_bytes_max)
+                entries = tuple((term, command) for command, _, term in held)
+            previous_term = journal.term_at(first - 1)
+            assert previous_term is not None, (first, journal.first_index)
+            message = Append(
+                core.term, self.round, core.commit_index, first - 1, previous_term, entries
+            )
+            core.put(peer, message)
+            self.next[peer] = first + len(entries)
+            if self.next[peer] > journal.last_index:
+                return
+
+    def _send_snapshot(self, peer: str, now: float, *, beat: bool, moved: bool) -> None:
+        core = self._core
+        sending = self._sending.get(peer)
+        if sending is None:
+            store = core.snapshots
+            sending = _Sending(store.index, store.term, store.content())
+            self._sending[peer] = sending
+        if sending.waits and not beat and not moved:
+            return
+        # A follower that is silent gets probes until it answers, not the same chunk for ever.
+        silent = now - self.heard_at[peer] > core.config.election_min_s
+        size = core.config.snapshot_chunk_bytes if beat or not sending.waits else 0
+        chunk = b"" if silent else sending.content[sending.offset : sending.offset + size]
+        sending.waits = True
+        core.put(
+            peer,
+            SnapshotChunk(
+                core.term,
+                self.round,
+                core.commit_index,
+                sending.index,
+                sending.term,
+                len(sending.content),
+                sending.offset,
+                chunk,
+            ),
+        )
+
+    def _acknowledged(self, peer: str, term: int, round_: int) -> bool:
+        """Note a sign of life; False if it is not for this office."""
+        core = self._core
+        if term > core.term:
+            core.follow_term(term)
+            return False
+        if not core.is_leader or (term != core.term and core.on(Guard.H2_ACK_TERM)):
+            return False
+        self.heard_at[peer] = core.now
+        self.acked_round[peer] = max(self.acked_round[peer], round_)
+        return True
+
+    def on_append_reply(self, peer: str, message: AppendReply) -> None:
+        if not self._acknowledged(peer, message.term, message.round):
+            return
+        core = self._core
+        last = core.journal.last_index
+        next_index = min(message.next_index, last + 1)
+        if not message.ok:
+            self.next[peer] = max(self.match[peer] + 1, next_index)
+            return
+        held = next_index - 1
+        rises = held > self.match[peer]
+        if rises or not core.on(Guard.H2_MATCH_RISES):
+            self.match[peer] = held
+        if next_index > self.next[peer] or not core.on(Guard.H3_NEXT_RISES):
+            self.next[peer] = next_index
+        sending = self._sending.get(peer)
+        if sending is not None and held >= sending.index:
+            del self._sending[peer]
+
+    def on_snapshot_reply(self, peer: str, message: SnapshotReply) -> None:
+        if not self._acknowledged(peer, message.term, message.round):
+            return
+        sending = self._sending.get(peer)
+        if sending is None or sending.index != message.index:
+            return
+        if message.offset <= len(sending.content) and message.offset != sending.offset:
+            sending.offset = message.offset
+            sending.waits = False
+        elif message.offset == sending.offset and sending.offset == 0:
+            sending.waits = False
+
+
+@dataclass(slots=True)
+class _Receiving:
+    """A snapshot that arrives in chunks."""
+
+    index: int
+    term: int
+    total: int
+    content: bytearray
+
+
+class Receiver:
+    """What a follower does with a leader's messages."""
+
+    def __init__(self, core: HardenedRaft) -> None:
+        self._core = core
+        self._receiving: _Receiving | None = None
+        self.refused_snapshots = 0
+
+    def _heed(self, peer: str, term: int) -> bool:
+        """Take `peer` for the leader of `term`, or tell it that its time is over."""
+        core = self._core
+        if term < core.term:
+            core.put(peer, StaleTerm(core.term))
+            return False
+        if term == core.term and core.is_leader:
+            raise Diverged(f"{peer} and {core.me} both lead term {term}")
+        core.hear_leader(peer, term)
+        return True
+
+    # ---- entries -----------------------------------------------------------------------
+
+    def on_append(self, peer: str, message: Append) -> None:
+        core, journal = self._core, self._core.journal
+        if not self._heed(peer, message.term):
+            return
+        previous, entries = message.previous_index, _entries_of(message)
+        commit = core.commit_index
+        if previous < commit:
+            # All up to the commit index is the same under any leader: start behind it.
+            self._check_committed(entries[: commit - previous])
+            entries = entries[commit - previous :]
+            verified = min(commit, previous + len(message.entries))
+            if not entries:
+                self._reply(peer, message.round, ok=True, next_index=verified + 1)
+                return
+            previous = commit
+        elif journal.term_at(previous) != message.previous_term:
+            self._reply(peer, message.round, ok=False, next_index=commit + 1)
+            return
+        self._take(entries, previous)
+        last = previous + len(entries)
+        core.commit_to(min(message.commit, last))
+        self._reply(peer, message.round, ok=True, next_index=last + 1)
+
+    def _check_committed(self, entries: list[Entry]) -> None:
+        """Stop if the leader holds another entry where one is committed here."""
+        core = self._core
+        for _, index, term in entries:
+            held = core.journal.term_at(index)
+            if held not in (None, term) and core.on(Guard.H3_STOP_BELOW_COMMIT):
+                raise Diverged(
+                    f"entry {index} is committed here with term {held}; the leader of term"
+                    f" {core.term} holds one of term {term} in its place"
+                )
+
+    def _take(self, entries: list[Entry], previous: int) -> None:
+        """Append what is new; cut off what conflicts with it."""
+        core, journal = self._core, self._core.journal
+        if core.on(Guard.H3_SKIP_PREFIX):
+            fresh = 0
+            while fresh < len(entries) and journal.term_at(entries[fresh][1]) == entries[fresh][2]:
+                fresh += 1
+            entries = entries[fresh:]
+            cut_at = entries[0][1] if entries else journal.last_index + 1
+        else:
+            cut_at = previous + 1
+        if cut_at <= journal.last_index:
+            assert cut_at > core.commit_index, cut_at
+            journal.truncate(cut_at)
+        for command, index, term in entries:
+            journal.add(command, index, term)
+
+    def _reply(self, peer: str, round_: int, *, ok: bool, next_index: int) -> None:
+        core = self._core
+        core.put(peer, AppendReply(core.term, round_, ok, next_index))
+
+    # ---- snapshots ---------------------------------------------------------------------
+
+    def on_snapshot_chunk(self, peer: str, message: SnapshotChunk) -> None:
+        core = self._core
+        if not self._heed(peer, message.term):
+            return
+        if not core.on(Guard.H4_NO_COMMIT_FROM_SNAPSHOT):
+            core.commit_to(min(message.commit, core.journal.last_index))
+        if message.index <= core.commit_index and core.on(Guard.H14_NO_OLD_SNAPSHOT):
+            self._receiving = None
+            self._reply(peer, message.round, ok=True, next_index=core.commit_index + 1)
+            return
+        if core.journal.term_at(message.index) == message.index_term and core.on(
+            Guard.H14_NO_OLD_SNAPSHOT
+        ):
+            # The snapshot is of committed entries, and this very entry is in the log.
+            self._receiving = None
+            core.commit_to(message.index)
+            self._reply(peer, message.round, ok=True, next_index=message.index + 1)
+            return
+        content = self._collect(message)
+        if content is not None:
+            self._install(peer, message, content)
+        elif self._receiving is not None:
+            held = len(self._receiving.content)
+            core.put(peer, SnapshotReply(core.term, message.round, message.index, held))
+
+    def _collect(self, message: SnapshotChunk) -> bytes | None:
+        """Add a chunk; the whole content once the last one is in."""
+        now = self._receiving
+        wanted = (message.index, message.index_term, message.total_bytes)
+        if now is None or (now.index, now.term, now.total) != wanted:
+            if message.total_bytes > self._core.config.snapshot_bytes_max:
+                self.refused_snapshots += 1
+                return None
+            now = self._receiving = _Receiving(*wanted, bytearray())
+        if message.offset != len(now.content):
+            return None  # A repeat, or one that was overtaken: the reply says what is wanted.
+        if len(now.content) + len(message.data) > now.total:
+            self._receiving = None
+            self.refused_snapshots += 1
+            return None
+        now.content += message.data
+        if len(now.content) < now.total:
+            return None
+        self._receiving = None
+        return bytes(now.content)
+
+    def _install(self, peer: str, message: SnapshotChunk, content: bytes) -> None:
+        """Verify first (H10), then take over; the reply waits for the sync like any other."""
+        core = self._core
+        if core.on(Guard.H10_VERIFY_SNAPSHOT):
+            try:
+                snapshot = decode_snapshot(
+                    content, voters=core.voters, source=f"snapshot of {peer}"
+                )
+                if (snapshot.index, snapshot.term) != (message.index, message.index_term):
+                    raise CorruptFile(f"the snapshot of {peer} ends elsewhere than it said")
+                core.state.restore(snapshot.state)
+            except CorruptFile:
+                # Nothing changed and nothing is acknowledged: the leader goes on asking.
+                self.refused_snapshots += 1
+                return
+        core.install(message.index, message.index_term, content)
+        self._reply(peer, message.round, ok=True, next_index=message.index + 1)
+
+
+def _entries_of(message: Append) -> list[Entry]:
+    first = message.previous_index + 1
+    return [(command, first + n, term) for n, (term, command) in enumerate(message.entries)]

@@ -1,0 +1,164 @@
+"""What voters say to each other, and how a message too large for a frame travels in parts.
+
+Every message carries its sender's term; an acknowledgement also carries the round that it
+answers, so that neither can be taken for one of another time. The bytes are opaque to the
+streams that carry them. Any bytes may arrive: what is not one of these structs, or is out of
+bounds, is `MalformedMessage`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+
+from swarmd.base.errors import MalformedMessage
+from swarmd.base.limits import ENTRY_BYTES_MAX, KIB, MIB
+from swarmd.wire.codec import Family, Message
+
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+# One entry at its largest, the type byte and the framing of the message around it.
+MESSAGE_RAFT_BYTES_MAX: Final = max(ENTRY_BYTES_MAX, 1 * MIB) + 64 * KIB
+PARTS_MAX: Final = 100_000
+
+
+class VoteRequest(Message, frozen=True, tag=1):
+    term: Number
+    last_index: Number
+    last_term: Number
+
+
+class VoteGranted(Message, frozen=True, tag=2):
+    term: Number
+
+
+class PreVoteRequest(Message, frozen=True, tag=3):
+    """`term` is the one the sender would stand in."""
+
+    term: Number
+    last_index: Number
+    last_term: Number
+
+
+class PreVoteGranted(Message, frozen=True, tag=4):
+    term: Number
+
+
+class StaleTerm(Message, frozen=True, tag=5):
+    """The sender of an older term is told the current one."""
+
+    term: Number
+
+
+class Append(Message, frozen=True, tag=6):
+    """Entries after `previous_index`, as (term, command); none in a heartbeat."""
+
+    term: Number
+    round: Number
+    commit: Number
+    previous_index: Number
+    previous_term: Number
+    entries: tuple[tuple[Number, bytes], ...]
+
+
+class AppendReply(Message, frozen=True, tag=7):
+    """With `ok`, all before `next_index` is held durably; else send from there."""
+
+    term: Number
+    round: Number
+    ok: bool
+    next_index: Number
+
+
+class SnapshotChunk(Message, frozen=True, tag=8):
+    """A piece of the snapshot file that ends at (`index`, `index_term`). No data: a probe."""
+
+    term: Number
+    round: Number
+    commit: Number
+    index: Number
+    index_term: Number
+    total_bytes: Number
+    offset: Number
+    data: bytes
+
+
+class SnapshotReply(Message, frozen=True, tag=9):
+    """The receiver holds the first `offset` bytes of the snapshot at `index`."""
+
+    term: Number
+    round: Number
+    index: Number
+    offset: Number
+
+
+class Part(Message, frozen=True, tag=10):
+    """Part `number` of `count` of the encoded message numbered `sequence`."""
+
+    sequence: Number
+    number: Number
+    count: Number
+    data: bytes
+
+
+VOTERS: Final = Family(
+    "raft",
+    VoteRequest,
+    VoteGranted,
+    PreVoteRequest,
+    PreVoteGranted,
+    StaleTerm,
+    Append,
+    AppendReply,
+    SnapshotChunk,
+    SnapshotReply,
+    Part,
+    alpn="swarmd-raft/1",
+    message_bytes_max=MESSAGE_RAFT_BYTES_MAX,
+)
+
+
+def split(raw: bytes, part_bytes: int, sequence: int) -> list[bytes]:
+    """`raw`, an encoded message, as what is sent: itself, or `Part`s when it is larger."""
+    if len(raw) <= part_bytes:
+        return [raw]
+    pieces = [raw[at : at + part_bytes] for at in range(0, len(raw), part_bytes)]
+    count = len(pieces)
+    return [VOTERS.encode(Part(sequence, n, count, piece)) for n, piece in enumerate(pieces)]
+
+
+class Assembler:
+    """Puts one peer's parts together again.
+
+    Holds at most one message. Parts are taken in order; a gap drops the message, which costs
+    no more than a lost packet would.
+    """
+
+    def __init__(self) -> None:
+        self._sequence = -1
+        self._pieces: list[bytes] = []
+        self._bytes = 0
+
+    def take(self, part: Part) -> bytes | None:
+        """The whole message if `part` completes it.
+
+        Raises:
+            MalformedMessage: the part's numbers are impossible or the whole grows too large.
+        """
+        if not 0 <= part.number < part.count <= PARTS_MAX:
+            raise MalformedMessage(f"part {part.number} of {part.count}")
+        if part.number == 0:
+            self._sequence, self._pieces, self._bytes = part.sequence, [], 0
+        if part.sequence != self._sequence or part.number != len(self._pieces):
+            return None  # A gap, a repeat, or the rest of a message given up.
+        self._pieces.append(part.data)
+        self._bytes += len(part.data)
+        if self._bytes > MESSAGE_RAFT_BYTES_MAX:
+            self._sequence, self._pieces, self._bytes = -1, [], 0
+            raise MalformedMessage("parts of a message that is too large")
+        if len(self._pieces) < part.count:
+            return None
+        whole = b"".join(self._pieces)
+        self._sequence, self._pieces, self._bytes = -1, [], 0
+        return whole
