@@ -31,7 +31,13 @@ from swarmd.base.errors import (
 from swarmd.base.ids import NodeId, SwarmId, short
 from swarmd.base.limits import KIB, MESSAGE_BYTES_MAX
 from swarmd.base.rng import Rng, make_rng
-from swarmd.identity.authority import RECORDS_MAX, Admission, AuthorityState, record_hash
+from swarmd.identity.authority import (
+    RECORDS_MAX,
+    Admission,
+    AuthorityState,
+    LoggedToken,
+    record_hash,
+)
 from swarmd.identity.entries import RECORD_BYTES_MAX, decode_record
 from swarmd.identity.genesis import Genesis, decode_genesis, encode_genesis
 from swarmd.mesh.link import Inbound, Link
@@ -139,6 +145,15 @@ class Trust:
         """All admissions, the evicted ones with their mark."""
         return dict(self._state.admissions)
 
+    def token(self, token_id: NodeId) -> LoggedToken | None:
+        """What the log knows of a join token, None if it has none of that id."""
+        return self._state.tokens.get(token_id)
+
+    @property
+    def store_time_ms(self) -> int:
+        """Store time of the newest record: the present is that or later."""
+        return self._state.store_time_ms
+
     def records_from(self, height: int, limit: int = PAGE_RECORDS_MAX) -> list[bytes]:
         """Up to `limit` records above `height`, in order."""
         return self._state.records_from(height, limit)
@@ -152,7 +167,7 @@ class Trust:
 
         Store time moves on between records, so an expiry may be noticed only by the log.
         """
-        self._state.check(raw_entry, self._state.store_time_ms)
+        self._state.check(raw_entry, self.store_time_ms)
 
     def learn(self, records: Sequence[bytes], *, from_peer: bool = False) -> int:
         """Verify records, write them down, and let them count. All or none.

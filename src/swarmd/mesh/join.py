@@ -1,0 +1,561 @@
+"""Joining: how a stranger with a token becomes a member, and gives nothing away before.
+
+On a TLS 1.3 stream of the plane `swarmd-join/1`, the joiner without a certificate:
+
+    joiner                                        member
+    Hello(swarm, token id, node key, proof)  ->
+                                             <-   Challenge(nonce, genesis, height) + Records
+    Request(admission signed twice)          ->
+                                             <-   Accepted(addresses) + Records + Epochs
+    (at any step)                            <-   Refused(code, sentence)
+
+- The proof in `Hello` is made by the token's key over the joiner's nonce and the TLS key of
+  this very server. Without it a member says nothing about the swarm; in other hands than
+  this server's it is worth nothing.
+- The joiner believes nothing but its token: the genesis must hash to the token's swarm, the
+  chain from it must pass through the token's head (a shorter one is old, one that differs
+  there is a fork), and the server's TLS key must belong to a member of that chain. Only then
+  does it sign a request. The token's seed is never sent.
+- The request names both nonces, so that none serves on another connection.
+- The member asks the log, not itself. A request that was granted before is granted again at
+  no cost, because an answer can get lost.
+- Nothing is written by the joiner; the caller does that with the result in its hands.
+
+Each step has a deadline and a size; `Records` and `Epochs` come in pages.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import trio
+
+from swarmd.base.errors import (
+    BadSignature,
+    Conflict,
+    MalformedMessage,
+    SwarmError,
+    TimedOut,
+    TokenRefused,
+    Unavailable,
+    Unreachable,
+    Untrusted,
+    from_code,
+)
+from swarmd.base.ids import NodeId, node_id_of, short
+from swarmd.base.limits import KIB
+from swarmd.identity.authority import RECORDS_MAX, AuthorityState, check_token
+from swarmd.identity.entries import RECORD_BYTES_MAX, Admit, open_entry, sign_entry
+from swarmd.identity.genesis import NONCE_BYTES, Genesis, check_name, decode_genesis, encode_genesis
+from swarmd.identity.keys import KEY_BYTES, SigningKey, verify
+from swarmd.identity.tls import JOIN_ALPN, join_context, peer_public_key
+from swarmd.identity.tokens import Token
+from swarmd.mesh.trust import PAGE_BYTES_MAX, Trust, page
+from swarmd.observe.log import get_logger
+from swarmd.observe.metrics import DROPPED
+from swarmd.wire.codec import Family, Message
+from swarmd.wire.envelope import signing_bytes
+
+Address = tuple[str, int]
+TlsStream = trio.SSLStream[trio.abc.Stream]
+Admitter = Callable[[bytes], Awaitable[Sequence[bytes]]]
+
+JOIN_VERSION: Final = 1
+CONNECT_TIMEOUT_S: Final = 5.0
+STEP_TIMEOUT_S: Final = 5.0
+# The log may first have to find a coordinator.
+ADMIT_TIMEOUT_S: Final = 10.0
+SESSION_TIMEOUT_S: Final = 60.0
+SEEDS_MAX: Final = 64
+EPOCHS_MAX: Final = 100_000
+_FRAME_BYTES_MAX: Final = 512 * KIB
+_PAGE_BYTES_MAX: Final = 256 * KIB
+_PART_BYTES_EXTRA: Final = 8  # What msgpack adds to each.
+_LENGTH_BYTES: Final = 4
+_REASON_CHARS_MAX: Final = 300
+_ADDRESSES_MAX: Final = 64
+_PROOF_DOMAIN: Final = "join-hello"
+assert _PAGE_BYTES_MAX < _FRAME_BYTES_MAX
+assert PAGE_BYTES_MAX + RECORD_BYTES_MAX < _FRAME_BYTES_MAX
+
+_log = get_logger("join")
+
+
+class Hello(Message, frozen=True, tag=1):
+    version: int
+    nonce: bytes
+    swarm_id: bytes
+    token_id: bytes
+    node_public: bytes
+    proof: bytes
+
+
+class Challenge(Message, frozen=True, tag=2):
+    """Pages of `Records` follow until `height` is reached."""
+
+    nonce: bytes
+    node_public: bytes
+    genesis: bytes
+    height: int
+
+
+class Records(Message, frozen=True, tag=3):
+    records: tuple[bytes, ...]
+
+
+class Request(Message, frozen=True, tag=4):
+    entry: bytes
+
+
+class Accepted(Message, frozen=True, tag=5):
+    """Pages of `Records` follow until `height`, then `Epochs` until there are `epochs`."""
+
+    height: int
+    seeds: tuple[Address, ...]
+    epochs: int
+
+
+class Epochs(Message, frozen=True, tag=6):
+    certificates: tuple[bytes, ...]
+
+
+class Refused(Message, frozen=True, tag=7):
+    code: str
+    message: str
+
+
+JOIN: Final = Family(
+    "join",
+    Hello,
+    Challenge,
+    Records,
+    Request,
+    Accepted,
+    Epochs,
+    Refused,
+    alpn=JOIN_ALPN,
+    message_bytes_max=_FRAME_BYTES_MAX,
+)
+_M = TypeVar("_M", bound=Message)
+
+
+@dataclass(frozen=True)
+class JoinResult:
+    """What a new member starts with. `records` is the whole verified chain, its own admission
+    in it; `seeds` are members' addresses; `epochs` is for the strong store to verify."""
+
+    genesis: Genesis
+    records: tuple[bytes, ...]
+    seeds: tuple[Address, ...]
+    epochs: tuple[bytes, ...]
+
+
+# ---- the joiner ------------------------------------------------------------------------
+
+
+async def join_swarm(
+    addresses: Sequence[Address], token: Token, key: SigningKey, name: str
+) -> JoinResult:
+    """Ask each address in turn to admit this node, until one does. Nothing is written.
+
+    Args:
+        addresses: host and port of members or of what may be one; hints, not trusted.
+        token: what the swarm's admin handed out.
+        key: this node's key.
+        name: this node's name.
+
+    Raises:
+        TokenRefused: a member refused the token, with its reason.
+        Untrusted, BadSignature: whoever answered is not a member of the token's swarm.
+        Unreachable, Unavailable: nobody answered, or the swarm cannot admit now.
+        BadRequest: `name` is not a node name.
+        SwarmError: another refusal. The sentence names each address and its reason.
+
+    Cancellation: the swarm may have admitted the node; joining again finds that out.
+    """
+    check_name(name, "node")
+    if not addresses:
+        raise Unreachable("no member of the swarm was found: name one with --seed HOST:PORT")
+    failures: list[tuple[Address, SwarmError]] = []
+    for address in list(dict.fromkeys(addresses))[:_ADDRESSES_MAX]:
+        try:
+            return await _join_at(address, token, key, name)
+        except SwarmError as error:
+            failures.append((address, error))
+    raise _worst_of(failures)
+
+
+def _worst_of(failures: list[tuple[Address, SwarmError]]) -> SwarmError:
+    """One error that tells all: of the class that says most about what to do."""
+
+    def weight(failure: tuple[Address, SwarmError]) -> int:
+        order = (TokenRefused, Conflict, Untrusted, BadSignature, MalformedMessage)
+        kinds = [n for n, kind in enumerate(order) if isinstance(failure[1], kind)]
+        plain = len(order) + (1 if isinstance(failure[1], Unavailable) else 0)
+        return kinds[0] if kinds else plain
+
+    told = sorted(failures, key=weight)
+    text = "; ".join(f"{format_address(where)}: {error.message}" for where, error in told)
+    return type(told[0][1])(text)
+
+
+def format_address(address: Address) -> str:
+    """`host:port`, an IPv6 host in brackets."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def _join_at(address: Address, token: Token, key: SigningKey, name: str) -> JoinResult:
+    raw = await _connect(address)
+    stream: TlsStream = trio.SSLStream(raw, join_context())
+    try:
+        with trio.move_on_after(SESSION_TIMEOUT_S):
+            return await _Joiner(stream, token, key, name).run()
+        raise TimedOut(f"joining took more than {SESSION_TIMEOUT_S:.0f} s")
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+async def _connect(address: Address) -> trio.SocketStream:
+    try:
+        with trio.fail_after(CONNECT_TIMEOUT_S):
+            return await trio.open_tcp_stream(*address)
+    except (OSError, trio.TooSlowError, UnicodeError) as error:
+        why = "no answer" if isinstance(error, trio.TooSlowError) else str(error)
+        raise Unreachable(f"cannot connect: {why}") from error
+
+
+class _Joiner:
+    """One attempt at one address."""
+
+    def __init__(self, stream: TlsStream, token: Token, key: SigningKey, name: str) -> None:
+        self._stream = stream
+        self._frames = Frames(stream)
+        self._token = token
+        self._key = key
+        self._name = name
+        self._nonce = os.urandom(NONCE_BYTES)
+
+    async def run(self) -> JoinResult:
+        server_public = await self._shake_hands()
+        await self._frames.send(self._hello(server_public))
+        challenge = await self._frames.expect(Challenge)
+        state = await self._verify(challenge, server_public)
+        await self._frames.send(Request(self._request(challenge.nonce)))
+        accepted = await self._frames.expect(
+            Accepted, timeout_s=ADMIT_TIMEOUT_S + 2 * STEP_TIMEOUT_S
+        )
+        await self._read_records(state, accepted.height)
+        epochs = await self._read_epochs(accepted.epochs)
+        mine = state.admissions.get(self._key.key_id)
+        if mine is None or mine.evicted:
+            raise Untrusted("it says that it admitted this node, but its records do not")
+        seeds = tuple(x for x in accepted.seeds[:SEEDS_MAX] if x[0] and 0 < x[1] < 65_536)
+        return JoinResult(state.genesis, tuple(state.dump()), seeds, epochs)
+
+    async def _shake_hands(self) -> bytes:
+        try:
+            with trio.fail_after(STEP_TIMEOUT_S):
+                await self._stream.do_handshake()
+        except (trio.BrokenResourceError, trio.TooSlowError, ssl.SSLError) as error:
+            raise Unreachable("what answers there is no swarmd, or an unusable one") from error
+        public = peer_public_key(self._stream)
+        if public is None or self._stream.selected_alpn_protocol() != JOIN_ALPN:
+            raise Untrusted("what answers there does not admit nodes")
+        return public
+
+    def _hello(self, server_public: bytes) -> Hello:
+        swarm_id = self._token.swarm_id
+        covered = _proof_bytes(swarm_id, self._nonce, self._key.public, server_public)
+        return Hello(
+            version=JOIN_VERSION,
+            nonce=self._nonce,
+            swarm_id=swarm_id,
+            token_id=self._token.token_id,
+            node_public=self._key.public,
+            proof=self._token.key.sign(covered),
+        )
+
+    async def _verify(self, challenge: Challenge, server_public: bytes) -> AuthorityState:
+        """The chain that this server showed, once it proved what it must."""
+        token = self._token
+        genesis = decode_genesis(challenge.genesis)
+        if genesis.swarm_id != token.swarm_id:
+            raise Untrusted("it belongs to another swarm than the token")
+        if challenge.height < token.head_height:
+            raise Untrusted(
+                f"it knows only {challenge.height} of the {token.head_height} changes that the "
+                "swarm had when the token was made: it is out of date or not honest"
+            )
+        state = AuthorityState(genesis)
+        await self._read_records(state, challenge.height)
+        if state.hash_at(token.head_height) != token.head_hash:
+            raise Untrusted("its history is not the one in which the token was made")
+        server_id = node_id_of(server_public)
+        server = state.admissions.get(server_id)
+        if challenge.node_public != server_public or server is None or server.evicted:
+            raise Untrusted(f"its key {short(server_id)} is not one of a member of the swarm")
+        if len(challenge.nonce) != NONCE_BYTES:
+            raise MalformedMessage("its nonce has the wrong length")
+        return state
+
+    def _request(self, server_nonce: bytes) -> bytes:
+        entry = Admit(
+            token_id=self._token.token_id,
+            public=self._key.public,
+            name=self._name,
+            certificate_der=self._key.certificate,
+            roles=self._token.roles,
+            joiner_nonce=self._nonce,
+            server_nonce=server_nonce,
+        )
+        return sign_entry(entry, self._token.swarm_id, self._token.key, self._key)
+
+    async def _read_records(self, state: AuthorityState, height: int) -> None:
+        if not state.head[0] <= height <= RECORDS_MAX:
+            raise MalformedMessage(f"it claims a history of {height} records")
+        while state.head[0] < height:
+            records = (await self._frames.expect(Records)).records
+            if not records or len(records) > height - state.head[0]:
+                raise MalformedMessage("its records do not add up")
+            for raw in records:
+                try:
+                    state.replay(raw)
+                except SwarmError as error:
+                    raise Untrusted(f"its records do not verify: {error.message}") from error
+            await trio.lowlevel.checkpoint()
+
+    async def _read_epochs(self, count: int) -> tuple[bytes, ...]:
+        if not 0 <= count <= EPOCHS_MAX:
+            raise MalformedMessage(f"it claims {count} epochs")
+        epochs: list[bytes] = []
+        while len(epochs) < count:
+            certificates = (await self._frames.expect(Epochs)).certificates
+            if not certificates or len(certificates) > count - len(epochs):
+                raise MalformedMessage("its epochs do not add up")
+            epochs.extend(certificates)
+        return tuple(epochs)
+
+
+# ---- the member ------------------------------------------------------------------------
+
+
+async def serve_join(
+    stream: TlsStream,
+    trust: Trust,
+    node_public: bytes,
+    *,
+    admit: Admitter,
+    seeds: Callable[[], Sequence[Address]],
+    epochs: Callable[[], Sequence[bytes]],
+) -> None:
+    """Serve one joiner on a stream that shook hands on `JOIN_ALPN`, and close it.
+
+    Whatever the joiner does ends here: it is counted, never raised.
+
+    Args:
+        node_public: this node's public key, the one of its TLS certificate.
+        admit: brings a signed admission into the log; returns the records it led to, or
+            raises a SwarmError, which the joiner is told.
+        seeds: addresses of members, for the joiner to find them.
+        epochs: the strong store's chain of certificates, oldest first.
+    """
+    frames = Frames(stream)
+    server = _Server(frames, trust, node_public, admit)
+    try:
+        with trio.move_on_after(SESSION_TIMEOUT_S):
+            try:
+                joiner = await server.admit_one()
+                await server.welcome(joiner, seeds()[:SEEDS_MAX], epochs())
+            except SwarmError as error:
+                DROPPED.labels("join", error.code).inc()
+                _log.info("join refused", code=error.code, why=error.message)
+                await frames.refuse(error)
+    except Unreachable:
+        DROPPED.labels("join", "gone").inc()  # Not even the refusal could be told.
+    finally:
+        await close_stream(stream)
+
+
+class _Server:
+    def __init__(self, frames: Frames, trust: Trust, public: bytes, admit: Admitter) -> None:
+        self._frames = frames
+        self._trust = trust
+        self._public = public
+        self._admit = admit
+        self._sent = 0  # The joiner holds records up to this height.
+
+    async def admit_one(self) -> NodeId:
+        """Hear one joiner out and admit it. Raises SwarmError with what to tell it."""
+        hello = await self._frames.expect(Hello)
+        self._check_hello(hello)
+        nonce = os.urandom(NONCE_BYTES)
+        height = self._trust.head[0]
+        genesis = encode_genesis(self._trust.genesis)
+        await self._frames.send(Challenge(nonce, self._public, genesis, height))
+        await self._send_records(height)
+        request = await self._frames.expect(Request, timeout_s=SESSION_TIMEOUT_S)
+        self._check_request(request, hello, nonce)
+        joiner = node_id_of(hello.node_public)
+        with trio.move_on_after(ADMIT_TIMEOUT_S) as scope:
+            await self._learn(await self._admit(request.entry), joiner)
+        if scope.cancelled_caught:
+            raise Unavailable("the swarm did not decide in time; join again")
+        return joiner
+
+    async def welcome(
+        self, joiner: NodeId, seeds: Sequence[Address], epochs: Sequence[bytes]
+    ) -> None:
+        """Tell an admitted joiner what it needs to start."""
+        height = self._trust.head[0]
+        await self._frames.send(Accepted(height, tuple(seeds), len(epochs)))
+        await self._send_records(height)
+        for some in _paged(epochs):
+            await self._frames.send(Epochs(some))
+        _log.info("node joined", node=short(joiner))
+
+    def _check_hello(self, hello: Hello) -> None:
+        if hello.version != JOIN_VERSION:
+            raise Conflict(f"this node joins by version {JOIN_VERSION}, not {hello.version}")
+        if hello.swarm_id != self._trust.swarm_id:
+            raise TokenRefused("the join token is for another swarm")
+        token = self._trust.token(NodeId(hello.token_id))
+        if token is None:
+            raise TokenRefused("the join token is not known to this swarm; ask for a new one")
+        if len(hello.nonce) != NONCE_BYTES or len(hello.node_public) != KEY_BYTES:
+            raise MalformedMessage("a nonce or key of the wrong length while joining")
+        covered = _proof_bytes(hello.swarm_id, hello.nonce, hello.node_public, self._public)
+        if not verify(token.public, hello.proof, covered):
+            raise BadSignature("the proof of holding the join token does not match")
+        if self._trust.admission(node_id_of(hello.node_public)) is None:
+            check_token(token, self._trust.store_time_ms)
+
+    def _check_request(self, request: Request, hello: Hello, nonce: bytes) -> None:
+        _, entry = open_entry(request.entry)
+        if not isinstance(entry, Admit) or (
+            entry.joiner_nonce,
+            entry.server_nonce,
+            entry.public,
+            entry.token_id,
+        ) != (hello.nonce, nonce, hello.node_public, hello.token_id):
+            raise BadSignature("the request to join was made for another connection")
+        self._trust.check(request.entry)
+
+    async def _learn(self, records: Sequence[bytes], joiner: NodeId) -> None:
+        """Have the admission in this node's own chain before the joiner calls as a member."""
+        try:
+            self._trust.learn(records)
+        except Untrusted as error:
+            # Admissions of others came between, and are on their way here.
+            _log.info("waiting for records before an admission", why=error.message)
+        while self._trust.admission(joiner) is None:
+            await self._trust.changed(self._trust.version)
+
+    async def _send_records(self, height: int) -> None:
+        while self._sent < height:
+            records = page(self._trust, self._sent).records[: height - self._sent]
+            await self._frames.send(Records(records))
+            self._sent += len(records)
+
+
+def _paged(parts: Sequence[bytes]) -> Iterator[tuple[bytes, ...]]:
+    """`parts` in order, in groups that each fit a frame."""
+    group: list[bytes] = []
+    size = 0
+    for part in parts:
+        if group and size + len(part) > _PAGE_BYTES_MAX:
+            yield tuple(group)
+            group, size = [], 0
+        group.append(part)
+        size += len(part) + _PART_BYTES_EXTRA
+    if group:
+        yield tuple(group)
+
+
+# ---- frames ----------------------------------------------------------------------------
+
+
+class Frames:
+    """Messages of `JOIN` on a stream: four bytes of length, then the message."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._buffer = bytearray()
+
+    async def send(self, message: Message) -> None:
+        """Raises Unreachable: the other side is gone, or takes nothing for a step's time."""
+        raw = JOIN.encode(message)
+        try:
+            with trio.fail_after(STEP_TIMEOUT_S):
+                await self._stream.send_all(len(raw).to_bytes(_LENGTH_BYTES, "big") + raw)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise Unreachable("the connection broke while joining") from error
+        except trio.TooSlowError as error:
+            raise Unreachable("the other side stopped listening while joining") from error
+
+    async def expect(self, kind: type[_M], *, timeout_s: float = STEP_TIMEOUT_S) -> _M:
+        """The next message, which must be a `kind`.
+
+        Raises:
+            TimedOut, Unreachable: it did not come.
+            MalformedMessage: something else came.
+            SwarmError: the other side refused, by its code.
+        """
+        try:
+            with trio.fail_after(timeout_s):
+                message = JOIN.decode(await self._next_frame())
+        except trio.TooSlowError as error:
+            raise TimedOut("the other side said nothing while joining") from error
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise Unreachable("the connection broke while joining") from error
+        if isinstance(message, Refused):
+            raise from_code(message.code, _printable(message.message))
+        if not isinstance(message, kind):
+            raise MalformedMessage(f"{type(message).__name__} came instead of {kind.__name__}")
+        return message
+
+    async def refuse(self, error: SwarmError) -> None:
+        """Tell the other side why it ends here."""
+        await self.send(Refused(error.code, error.message[:_REASON_CHARS_MAX]))
+
+    async def _next_frame(self) -> bytes:
+        length = int.from_bytes(await self._take(_LENGTH_BYTES), "big")
+        if not 0 < length <= _FRAME_BYTES_MAX:
+            raise MalformedMessage(f"a frame of {length} bytes while joining")
+        return await self._take(length)
+
+    async def _take(self, count: int) -> bytes:
+        while len(self._buffer) < count:
+            data = await self._stream.receive_some(count - len(self._buffer))
+            if not data:
+                raise Unreachable("the other side closed the connection while joining")
+            self._buffer += data
+        taken = bytes(self._buffer[:count])
+        del self._buffer[:count]
+        return taken
+
+
+async def close_stream(stream: trio.abc.Stream) -> None:
+    """Close politely, so that what was sent last arrives, but not at any price."""
+    with trio.move_on_after(1.0) as scope:
+        scope.shield = True
+        try:
+            await stream.aclose()
+        except (trio.BrokenResourceError, ssl.SSLError):
+            return
+
+
+def _printable(text: str) -> str:
+    """A stranger's sentence, fit for a terminal."""
+    return "".join(x if x.isprintable() else "?" for x in text[:_REASON_CHARS_MAX])
+
+
+def _proof_bytes(swarm_id: bytes, nonce: bytes, node_public: bytes, server_public: bytes) -> bytes:
+    payload = b"".join(
+        len(part).to_bytes(2, "big") + part for part in (nonce, node_public, server_public)
+    )
+    return signing_bytes(_PROOF_DOMAIN, swarm_id, payload)
