@@ -1,0 +1,245 @@
+"""Real worker processes: turns, reuse, replacement, cancel, environment, cost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from agenthouse import ECHO, Open, lives, resident_kib
+
+from swarmd.agents.attempts import InstanceState
+from swarmd.agents.config import AgentsConfig
+from swarmd.base.errors import Busy
+from swarmd.state.blobs.messages import BlobRef, hash_of
+from swarmd.wire.codec import unpack
+
+
+async def test_an_agent_answers_and_its_process_is_used_again(house: Open) -> None:
+    async with house("import os\ndef run(value, context):\n    return [value, os.getpid()]\n") as h:
+        first = await h.run({"a": [1, b"x", None, 2.5]})
+        second = await h.run("again")
+        assert first.ok
+        assert second.ok
+        assert unpack(first.result or b"")[0] == {"a": [1, b"x", None, 2.5]}
+        assert unpack(first.result or b"")[1] == unpack(second.result or b"")[1]
+        (info,) = h.supervisor.instances()
+        assert (info.state, info.attempts) == (InstanceState.IDLE, 2)
+
+
+async def test_context_tells_the_attempt_and_passes_on_log_and_progress(house: Open) -> None:
+    code = (
+        "def run(value, context):\n"
+        "    context.log('half')\n"
+        "    context.progress(1, 2)\n"
+        "    context.progress(2, 2)\n"
+        "    print('printed')\n"
+        "    return [context.task_id, context.idempotency_key, context.attempt,"
+        " context.fence, context.cancelled]\n"
+    )
+    seen: list[tuple[float, float]] = []
+    async with house(code) as h:
+        attempt = h.attempt(None, task_id="t", attempt=3, fence=99)
+        outcome = await h.supervisor.run(attempt, lambda done, total: seen.append((done, total)))
+        assert unpack(outcome.result or b"") == ["t", "t", 3, 99, False]
+        assert sorted(outcome.logs) == ["half", "printed"]
+        assert seen == [(1.0, 2.0), (2.0, 2.0)]
+        lines = h.supervisor.logs.lines("agent")
+        assert {(line.task_id, line.attempt) for line in lines} == {("t", 3)}
+
+
+async def test_an_agent_may_leave_the_context_out(house: Open) -> None:
+    async with house("def run(value):\n    return value + 1\n") as h:
+        assert unpack((await h.run(1)).result or b"") == 2
+
+
+async def test_one_attempt_at_a_time_per_process_and_the_rest_wait_in_order(house: Open) -> None:
+    code = (
+        "import time\n"
+        "def run(value, context):\n"
+        "    began = time.monotonic()\n"
+        "    time.sleep(0.05)\n"
+        "    return [value, began, time.monotonic()]\n"
+    )
+    spans: list[tuple[int, float, float]] = []
+    async with house(code) as h:
+
+        async def one(number: int) -> None:
+            value = unpack((await h.run(number, concurrency=2)).result or b"")
+            spans.append((value[0], value[1], value[2]))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(one, number)
+                await trio.testing.wait_all_tasks_blocked(0.001)
+        assert len(h.supervisor.instances()) == 2
+    starts = [number for number, _, _ in sorted(spans, key=lambda span: span[1])]
+    assert all(abs(number - place) <= 1 for place, number in enumerate(starts)), starts
+    for _, began, _ in spans:
+        assert sum(b <= began < e for _, b, e in spans) <= 2
+
+
+async def test_too_many_waiting_are_refused(house: Open) -> None:
+    config = AgentsConfig(attempts_max=1, waiting_max=1)
+    async with (
+        house("import time\ndef run(v, c):\n    time.sleep(5)\n", config) as h,
+        trio.open_nursery() as nursery,
+    ):
+        for _ in range(2):
+            nursery.start_soon(h.run)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        with pytest.raises(Busy):
+            await h.run()
+        nursery.cancel_scope.cancel()
+
+
+async def test_cancel_lets_a_willing_agent_finish_and_keeps_its_process(house: Open) -> None:
+    code = (
+        "import time\n"
+        "def run(value, context):\n"
+        "    while value and not context.cancelled: time.sleep(0.005)\n"
+        "    return 'done'\n"
+    )
+    async with house(code) as h:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(h.run, 1)
+            pid = await h.pid_of_busy()
+            nursery.cancel_scope.cancel()
+        assert (await h.run(0)).ok
+        assert [i.pid for i in h.supervisor.instances()] == [pid]
+
+
+async def test_cancel_kills_an_unwilling_agent_before_it_returns(house: Open) -> None:
+    async with house("import time\ndef run(v, c):\n    time.sleep(600)\n") as h:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(h.run)
+            pid = await h.pid_of_busy()
+            nursery.cancel_scope.cancel()
+        assert not lives(pid)
+        assert h.supervisor.instances() == []
+
+
+async def test_a_large_payload_that_is_never_read_can_be_cancelled(house: Open) -> None:
+    code = "import os, signal\ndef run(v, c):\n    return len(v)\n"
+    async with house(code) as h:
+        await h.run("warm")
+        os.kill(h.supervisor.instances()[0].pid, signal.SIGSTOP)
+        with trio.move_on_after(0.3):
+            await h.run(b"x" * 32 * 1024 * 1024)
+        assert h.supervisor.instances() == []
+        assert unpack((await h.run(b"x" * 32 * 1024 * 1024)).result or b"") == 32 * 1024 * 1024
+
+
+async def test_unused_processes_end(house: Open) -> None:
+    async with house(ECHO, AgentsConfig(idle_s=0.2)) as h:
+        await h.run()
+        pid = h.supervisor.instances()[0].pid
+        await h.until(lambda: not lives(pid) and not h.supervisor._pools, within_s=3.0)
+        assert (await h.run(3)).ok
+
+
+async def test_the_longest_unused_makes_room(house: Open) -> None:
+    async with house(ECHO, AgentsConfig(attempts_max=2, instances_max=2)) as h:
+        for name in ("a", "b", "c"):
+            assert (await h.run(1, agent=name)).ok
+        assert [i.agent for i in h.supervisor.instances()] == ["b", "c"]
+
+
+async def test_a_replaced_agents_processes_end(house: Open) -> None:
+    async with house(ECHO) as h:
+        await h.run(1)
+        old = h.supervisor.instances()[0].pid
+        new = BlobRef(hash_of(b"new"), 1)
+        await h.run(1, bundle=new)
+        h.supervisor.retire("agent", keep=new)
+        await h.until(lambda: not lives(old))
+        assert [i.attempts for i in h.supervisor.instances()] == [1]
+
+
+async def test_children_see_a_clean_environment(
+    house: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWARMD_JOIN_TOKEN", "secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    code = "import os\ndef run(v, c):\n    return [dict(os.environ), os.getcwd(), os.getpgrp()]\n"
+    async with house(code) as h:
+        value = unpack((await h.run(env=(("COLOUR", "red"),))).result or b"")
+        environ, folder, group = value
+        # Python itself may coerce the locale's category.
+        assert set(environ) - {"LC_CTYPE"} == {"PATH", "HOME", "LANG", "COLOUR"}
+        assert "scratch" in folder
+        assert group == h.supervisor.instances()[0].pid
+
+
+async def test_only_its_own_descriptors_reach_a_child(house: Open) -> None:
+    code = "import os\ndef run(v, c):\n    return len(os.listdir('/proc/self/fd'))\n"
+    async with house(code) as h:
+        # Standard three, channel, lifeline, and the listing itself.
+        assert unpack((await h.run()).result or b"") == 6
+
+
+async def test_what_an_agent_starts_does_not_inherit_the_channel(house: Open) -> None:
+    code = (
+        "import subprocess\n"
+        "def run(v, c):\n"
+        "    out = subprocess.run(['ls', '/proc/self/fd'], capture_output=True, close_fds=False)\n"
+        "    return len(out.stdout.split())\n"
+    )
+    async with house(code) as h:
+        assert unpack((await h.run()).result or b"") <= 4
+
+
+async def test_scratch_folders_go_with_their_process(house: Open, tmp_path: Path) -> None:
+    async with house("def run(v, c):\n    open('mess', 'w').write('x')\n    return 1\n") as h:
+        await h.run()
+        assert len(list((tmp_path / "agents" / "scratch").iterdir())) == 1
+    assert list((tmp_path / "agents" / "scratch").iterdir()) == []
+
+
+async def test_no_process_and_no_descriptor_stays_behind(house: Open) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    async with house("import time\ndef run(v, c):\n    time.sleep(v)\n    return v\n") as h:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(h.run, 600)
+            await h.run(0)
+            pids = [i.pid for i in h.supervisor.instances()]
+            assert len(pids) == 2
+            nursery.cancel_scope.cancel()
+        await h.run(0)
+        pids += [i.pid for i in h.supervisor.instances()]
+    assert not any(map(lives, pids))
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+async def test_a_worker_starts_fast_and_small(house: Open) -> None:
+    async with house(ECHO) as h:
+        await h.run()
+        times = []
+        for number in range(3):
+            began = trio.current_time()
+            assert (await h.run(agent=f"agent-{number}")).ok
+            times.append(trio.current_time() - began)
+        pid = h.supervisor.instances()[0].pid
+        assert resident_kib(pid) < 15 * 1024
+        # 0.05 s on an idle machine; the bound leaves room for a busy one.
+        assert min(times) < 0.5
+
+
+def test_the_child_imports_nothing_but_the_standard_library_and_msgpack() -> None:
+    listing = subprocess.run(
+        [sys.executable, "-P", "-c",
+         "import sys; before = set(sys.modules); import swarmd.sdk.worker;"
+         "print(*(m for m in set(sys.modules) - before))"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    own = {name.split(".")[0] for name in listing} - set(sys.stdlib_module_names)
+    # msgpack's compiled part registers two modules of its own.
+    assert {name for name in own if "cython" not in name} == {"swarmd", "msgpack"}
+    assert {name for name in listing if name.startswith("swarmd.")} == {
+        "swarmd.sdk", "swarmd.sdk.context", "swarmd.sdk.protocol", "swarmd.sdk.worker",
+    }  # fmt: skip
