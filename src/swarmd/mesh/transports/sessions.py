@@ -1,0 +1,450 @@
+"""Datagram sessions: who sent a packet, proven, without a connection and without a clock.
+
+    HELLO  1 | mac | signed(receiver, ephemeral key, my session id)          padded
+    REPLY  2 | mac | signed(receiver, ephemeral key, my session id, digest of the hello)
+    DATA   3 | your session id | counter | ChaCha20-Poly1305
+
+The rules:
+- A stranger gets no reply. The mac under the swarm id, cheap and checked first, keeps other
+  swarms and noise away from the signatures; the signature must be an admitted member's.
+- No reply is larger than its request, so nobody can aim us at a third party.
+- A hello makes a *pending* session, replayed or not; only a packet that opens under its key,
+  which takes the ephemeral secret, makes it the one that is used. So a replay changes nothing.
+- A counter is taken once: behind a window of 1,024 it is too old (RFC 6479 has the idea).
+- A session is known by the id its receiver chose, not by an address, so a member may move.
+  Packets for a session that a restart has forgotten make us say hello to the address they
+  came from, if a member is known to be there, once a second.
+- Everything else is counted and dropped.
+
+Type 4 is kept for a cookie to be asked for when there are many hellos (RFC 9147 section 5.1);
+until then a plain limit on hellos a second stands in its place.
+
+No socket is touched here: `receive`, `send` and `tick` leave what is to be sent in `outgoing`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from swarmd.base.errors import BadSignature, MalformedMessage, RemoteError, Untrusted
+from swarmd.base.ids import NodeId, digest
+from swarmd.base.limits import DATAGRAM_BYTES_MAX
+from swarmd.identity.keys import TAG_BYTES, Aead, Exchange, SigningKey, keyed_tag, tags_equal
+from swarmd.identity.signing import sign_envelope, verify_envelope
+from swarmd.mesh.addresses import Address, AddressBook
+from swarmd.mesh.transports.roster import Roster, admitted
+from swarmd.observe.metrics import DROPPED
+from swarmd.wire.codec import Family, Message
+from swarmd.wire.envelope import decode_envelope, encode_envelope
+
+HELLO_BYTES: Final = 512
+WINDOW: Final = 1_024
+PAYLOAD_BYTES_MAX: Final = DATAGRAM_BYTES_MAX - 33
+HELLOS_PER_S_MAX: Final = 200
+_HELLO: Final = b"\x01"
+_REPLY: Final = b"\x02"
+_DATA: Final = b"\x03"
+_ID_BYTES: Final = 8
+_COUNTER_BYTES: Final = 8
+_HEADER_BYTES: Final = 1 + _ID_BYTES + _COUNTER_BYTES
+_PENDING_PER_PEER_MAX: Final = 4
+_CONFIRMED_PER_PEER_MAX: Final = 2
+_HANDSHAKES_MAX: Final = 1_024
+_QUEUE_MAX: Final = 16
+_ADDRESSES_TRIED_MAX: Final = 4
+_PAUSES_S: Final = (0.1, 0.2, 0.4, 0.8, 1.0)
+_BARE_PAUSES_S: Final = (0.25, 0.5, 0.5)
+_HELLO_EVERY_S: Final = 1.0
+_QUIET_S: Final = 3.0
+_HELLO_DOMAIN: Final = "udp-hello"
+_REPLY_DOMAIN: Final = "udp-reply"
+_ANYBODY: Final = b""
+
+
+class DatagramHello(Message, frozen=True, tag=1):
+    """`receiver` is empty where the sender knows an address only."""
+
+    receiver: bytes
+    exchange: bytes
+    session: bytes
+
+
+class DatagramReply(Message, frozen=True, tag=2):
+    receiver: bytes
+    exchange: bytes
+    session: bytes
+    answering: bytes
+
+
+_HELLOS: Final = Family("udp-hello", DatagramHello, message_bytes_max=HELLO_BYTES)
+_REPLIES: Final = Family("udp-reply", DatagramReply, message_bytes_max=HELLO_BYTES)
+
+
+class ReplayWindow:
+    """Which counters of a session were seen, the newest 1,024 of them."""
+
+    def __init__(self) -> None:
+        self.highest = -1
+        self._seen = 0
+
+    def is_fresh(self, counter: int) -> bool:
+        if counter > self.highest:
+            return True
+        behind = self.highest - counter
+        return behind < WINDOW and not self._seen >> behind & 1
+
+    def mark(self, counter: int) -> None:
+        if counter > self.highest:
+            shift = min(counter - self.highest, WINDOW)
+            self._seen = (self._seen << shift | 1) & ((1 << WINDOW) - 1)
+            self.highest = counter
+        else:
+            self._seen |= 1 << (self.highest - counter)
+
+
+@dataclass(slots=True, eq=False)
+class _Session:
+    peer: NodeId
+    mine: bytes
+    theirs: bytes
+    sealer: Aead
+    opener: Aead
+    address: Address
+    unanswered_since: float | None = None
+    counter: int = 0
+    window: ReplayWindow = field(default_factory=ReplayWindow)
+
+
+@dataclass(slots=True, eq=False)
+class _Handshake:
+    """A hello of ours that waits for a reply. `receiver` None is a bare address."""
+
+    receiver: NodeId | None
+    exchange: Exchange
+    session: bytes
+    packet: bytes
+    addresses: tuple[Address, ...]
+    tries: int
+    next_at: float
+
+
+@dataclass(slots=True, eq=False)
+class _Peer:
+    current: _Session | None = None
+    confirmed: deque[_Session] = field(default_factory=deque)
+    pending: deque[_Session] = field(default_factory=deque)
+    queue: deque[bytes] = field(default_factory=lambda: deque(maxlen=_QUEUE_MAX))
+    handshake: bytes | None = None
+    hello_at: float = float("-inf")
+
+
+class Sessions:
+    """All datagram sessions of one node."""
+
+    def __init__(self, key: SigningKey, roster: Roster, addresses: AddressBook) -> None:
+        self._key, self._roster, self._addresses = key, roster, addresses
+        self._mac_key = digest(b"udp hello mac", roster.swarm_id)
+        self._peers: dict[NodeId, _Peer] = {}
+        self._by_id: dict[bytes, _Session] = {}
+        self._handshakes: OrderedDict[bytes, _Handshake] = OrderedDict()
+        self._version = roster.version
+        self._hellos_left = float(HELLOS_PER_S_MAX)
+        self._hellos_at = 0.0
+        self.outgoing: deque[tuple[Address, bytes]] = deque()
+        self.delivered: deque[tuple[NodeId, bytes]] = deque()
+        self.met: deque[tuple[NodeId, Address]] = deque()
+
+    # ---- sending ----------------------------------------------------------------------
+
+    def send(self, peer: NodeId, addresses: Iterable[Address], data: bytes, now: float) -> bool:
+        """Send to a member, or keep the packet while a session is made; False if dropped."""
+        assert len(data) <= PAYLOAD_BYTES_MAX, f"{len(data)} bytes do not fit a datagram"
+        self._follow_roster()
+        if admitted(self._roster, peer) is None:
+            return _dropped("no_member")
+        state = self._peers.setdefault(peer, _Peer())
+        session = state.current
+        if session is None:
+            tried = self._greet(peer, state, addresses, now)
+            if not tried:
+                return _dropped("no_address")
+            if len(state.queue) == _QUEUE_MAX:
+                _dropped("queue_full")
+            state.queue.append(data)
+            return True
+        if session.unanswered_since is None:
+            session.unanswered_since = now
+        elif now - session.unanswered_since > _QUIET_S:  # It restarted, or is elsewhere.
+            session.unanswered_since = now
+            self._greet(peer, state, addresses, now)
+        self._seal(session, data)
+        return True
+
+    def hello(self, address: Address, now: float) -> None:
+        """Say hello to whoever is at an address; an answer shows up in `met`."""
+        if not any(h.addresses == (address,) for h in self._handshakes.values()):
+            self._start(None, (address,), now)
+
+    def tick(self, now: float) -> float | None:
+        """Repeat and give up hellos; when to call again, None if nothing waits."""
+        for name, handshake in list(self._handshakes.items()):
+            if now >= handshake.next_at:
+                self._repeat(name, handshake, now)
+        return min((h.next_at for h in self._handshakes.values()), default=None)
+
+    def _repeat(self, name: bytes, handshake: _Handshake, now: float) -> None:
+        pauses = _BARE_PAUSES_S if handshake.receiver is None else _PAUSES_S
+        if handshake.tries >= len(pauses):
+            self._end_handshake(name)
+            return
+        handshake.next_at = now + pauses[handshake.tries]
+        handshake.tries += 1
+        for address in handshake.addresses:
+            self.outgoing.append((address, handshake.packet))
+
+    def _end_handshake(self, name: bytes) -> None:
+        handshake = self._handshakes.pop(name)
+        if handshake.receiver is None:
+            return
+        state = self._peers[handshake.receiver]
+        if state.handshake == name:
+            state.handshake = None
+            if state.current is None and state.queue:
+                DROPPED.labels("udp", "unreachable").inc(len(state.queue))
+                state.queue.clear()
+
+    def _greet(self, peer: NodeId, state: _Peer, addresses: Iterable[Address], now: float) -> bool:
+        """Have a hello under way to a member; False if nobody knows where it is."""
+        if state.handshake is not None:
+            return True
+        known = dict.fromkeys((*self._addresses.lookup(peer), *addresses))
+        tried = tuple(known)[:_ADDRESSES_TRIED_MAX]
+        if not tried:
+            return False
+        if now - state.hello_at >= _HELLO_EVERY_S:
+            state.hello_at = now
+            state.handshake = self._start(peer, tried, now)
+        return True
+
+    def _start(self, peer: NodeId | None, addresses: tuple[Address, ...], now: float) -> bytes:
+        if len(self._handshakes) >= _HANDSHAKES_MAX:
+            self._end_handshake(next(iter(self._handshakes)))
+        exchange, session = Exchange(), os.urandom(_ID_BYTES)
+        hello = DatagramHello(_ANYBODY if peer is None else peer, exchange.public, session)
+        packet = self._signed(_HELLO, _HELLO_DOMAIN, _HELLOS.encode(hello))
+        name = digest(packet)
+        handshake = _Handshake(peer, exchange, session, packet, addresses, 0, now)
+        self._handshakes[name] = handshake
+        self._repeat(name, handshake, now)
+        return name
+
+    def _seal(self, session: _Session, data: bytes) -> None:
+        counter = session.counter
+        session.counter += 1
+        header = _DATA + session.theirs + counter.to_bytes(_COUNTER_BYTES, "big")
+        self.outgoing.append((session.address, header + session.sealer.seal(counter, data, header)))
+
+    def _signed(self, kind: bytes, domain: str, payload: bytes) -> bytes:
+        envelope = sign_envelope(domain, self._roster.swarm_id, payload, self._key)
+        raw = encode_envelope(envelope)
+        room = HELLO_BYTES - 1 - TAG_BYTES - 2
+        assert len(raw) <= room, len(raw)
+        body = len(raw).to_bytes(2, "big") + raw
+        if kind == _HELLO:
+            body = body.ljust(room + 2, b"\0")
+        return kind + keyed_tag(self._mac_key, kind + body) + body
+
+    # ---- receiving --------------------------------------------------------------------
+
+    def receive(self, raw: bytes, address: Address, now: float) -> None:
+        """Take a packet off the wire: any bytes from anybody."""
+        self._follow_roster()
+        if not _HEADER_BYTES <= len(raw) <= DATAGRAM_BYTES_MAX:
+            _dropped("length")
+            return
+        kind = raw[:1]
+        if kind == _DATA:
+            self._receive_data(raw, address, now)
+            return
+        if kind not in (_HELLO, _REPLY):
+            _dropped("kind")
+            return
+        body = raw[1 + TAG_BYTES :]
+        tag = keyed_tag(self._mac_key, kind + body)
+        if not tags_equal(raw[1 : 1 + TAG_BYTES], tag):
+            _dropped("other_swarm")
+            return
+        try:
+            if kind == _HELLO:
+                self._receive_hello(raw, body, address, now)
+            else:
+                self._receive_reply(body, address)
+        except Untrusted:
+            _dropped("untrusted")
+        except BadSignature:
+            _dropped("bad_signature")
+        except RemoteError:
+            _dropped("malformed")
+
+    def _receive_hello(self, raw: bytes, body: bytes, address: Address, now: float) -> None:
+        if len(raw) != HELLO_BYTES:
+            raise MalformedMessage("a hello that is not padded")
+        if not self._may_answer(now):
+            _dropped("hellos_per_s")
+            return
+        peer, payload = self._opened(body, _HELLO_DOMAIN)
+        hello: DatagramHello = _HELLOS.decode(payload)
+        if hello.receiver not in (_ANYBODY, self._key.key_id) or len(hello.session) != _ID_BYTES:
+            raise BadSignature("a hello for somebody else")
+        exchange, mine = Exchange(), os.urandom(_ID_BYTES)
+        state = self._peers.setdefault(peer, _Peer())
+        session = self._session(
+            peer, exchange, hello.exchange, mine, hello.session, address, opener=False
+        )
+        state.pending.append(session)
+        if len(state.pending) > _PENDING_PER_PEER_MAX:
+            del self._by_id[state.pending.popleft().mine]
+        reply = DatagramReply(peer, exchange.public, mine, digest(raw))
+        packet = self._signed(_REPLY, _REPLY_DOMAIN, _REPLIES.encode(reply))
+        assert len(packet) <= len(raw), "a reply must not be larger than its request"
+        self.outgoing.append((address, packet))
+
+    def _receive_reply(self, body: bytes, address: Address) -> None:
+        peer, payload = self._opened(body, _REPLY_DOMAIN)
+        reply: DatagramReply = _REPLIES.decode(payload)
+        handshake = self._handshakes.get(reply.answering)
+        if handshake is None:
+            _dropped("stale_reply")
+            return
+        if reply.receiver != self._key.key_id or len(reply.session) != _ID_BYTES:
+            raise BadSignature("a reply to somebody else")
+        if handshake.receiver not in (None, peer):
+            raise BadSignature("a reply by somebody else")
+        state = self._peers.setdefault(peer, _Peer())
+        session = self._session(
+            peer,
+            handshake.exchange,
+            reply.exchange,
+            handshake.session,
+            reply.session,
+            address,
+            opener=True,
+        )
+        del self._handshakes[reply.answering]
+        if state.handshake == reply.answering:
+            state.handshake = None
+        if not state.queue:
+            self._seal(session, b"")  # Shows the peer that the session is in use.
+        self._confirm(state, session)
+
+    def _receive_data(self, raw: bytes, address: Address, now: float) -> None:
+        session = self._by_id.get(raw[1 : 1 + _ID_BYTES])
+        if session is None:
+            self._forgotten(address, now)
+            return
+        header = raw[:_HEADER_BYTES]
+        counter = int.from_bytes(header[1 + _ID_BYTES :], "big")
+        if not session.window.is_fresh(counter):
+            _dropped("replay")
+            return
+        try:
+            data = session.opener.open(counter, raw[_HEADER_BYTES:], header)
+        except BadSignature:
+            _dropped("undecryptable")
+            return
+        moved = counter > session.window.highest and address != session.address
+        session.window.mark(counter)
+        session.unanswered_since = None
+        if moved:
+            session.address = address
+            self._addresses.learn(session.peer, [address], proven=True)
+        state = self._peers[session.peer]
+        if session in state.pending:
+            state.pending.remove(session)
+            self._confirm(state, session)
+        if data:
+            self.delivered.append((session.peer, data))
+
+    def _forgotten(self, address: Address, now: float) -> None:
+        _dropped("unknown_session")
+        peer = self._addresses.peer_at(address)
+        if peer is None or admitted(self._roster, peer) is None:
+            return
+        state = self._peers.setdefault(peer, _Peer())
+        if state.handshake is None and now - state.hello_at >= _HELLO_EVERY_S:
+            state.hello_at = now
+            state.handshake = self._start(peer, (address,), now)
+
+    def _opened(self, body: bytes, domain: str) -> tuple[NodeId, bytes]:
+        """Signer and payload of a signed body. Raises RemoteError."""
+        length = int.from_bytes(body[:2], "big")
+        envelope = decode_envelope(body[2 : 2 + length], domain=domain)
+        if len(envelope.signatures) != 1:
+            raise BadSignature("a hello has one signature")
+        peer = NodeId(envelope.signatures[0][0])
+        if peer == self._key.key_id:
+            raise BadSignature("this node's own packet came back")
+        admission = admitted(self._roster, peer)
+        if admission is None:
+            raise Untrusted("a hello by a stranger")
+        verify_envelope(envelope, self._roster.swarm_id, {bytes(peer): admission.public})
+        return peer, envelope.payload
+
+    def _session(
+        self,
+        peer: NodeId,
+        exchange: Exchange,
+        peer_exchange: bytes,
+        mine: bytes,
+        theirs: bytes,
+        address: Address,
+        *,
+        opener: bool,
+    ) -> _Session:
+        forth = Aead(exchange.shared(peer_exchange, b"udp forth"))
+        back = Aead(exchange.shared(peer_exchange, b"udp back"))
+        sealer, unsealer = (forth, back) if opener else (back, forth)
+        session = _Session(peer, mine, theirs, sealer, unsealer, address)
+        self._by_id[mine] = session
+        return session
+
+    def _confirm(self, state: _Peer, session: _Session) -> None:
+        """The peer has proven that it holds the session's key: use it from now on."""
+        state.current = session
+        state.confirmed.append(session)
+        if len(state.confirmed) > _CONFIRMED_PER_PEER_MAX:
+            del self._by_id[state.confirmed.popleft().mine]
+        self._addresses.learn(session.peer, [session.address], proven=True)
+        self.met.append((session.peer, session.address))
+        while state.queue:
+            self._seal(session, state.queue.popleft())
+
+    def _may_answer(self, now: float) -> bool:
+        gained = (now - self._hellos_at) * HELLOS_PER_S_MAX
+        self._hellos_left = min(float(HELLOS_PER_S_MAX), self._hellos_left + gained)
+        self._hellos_at = now
+        if self._hellos_left < 1:
+            return False
+        self._hellos_left -= 1
+        return True
+
+    def _follow_roster(self) -> None:
+        """Sessions with who is no longer a member end."""
+        if self._roster.version == self._version:
+            return
+        self._version = self._roster.version
+        for peer in [p for p in self._peers if admitted(self._roster, p) is None]:
+            state = self._peers.pop(peer)
+            for session in (*state.confirmed, *state.pending):
+                self._by_id.pop(session.mine, None)
+            if state.handshake is not None:
+                self._handshakes.pop(state.handshake, None)
+
+
+def _dropped(reason: str) -> bool:
+    DROPPED.labels("udp", reason).inc()
+    return False
