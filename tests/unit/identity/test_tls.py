@@ -8,6 +8,9 @@ from dataclasses import replace
 
 import pytest
 import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from swarmd.base.errors import Untrusted
 from swarmd.base.ids import NodeId
@@ -184,6 +187,34 @@ async def test_older_tls_is_refused() -> None:
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     seen = await meet(serving(SERVER, CLIENT), context)
     assert isinstance(seen.server_error, trio.BrokenResourceError)
+
+
+def certificate_by(signer: SigningKey, key: SigningKey) -> bytes:
+    """A certificate of `key` in the signer's name and by the signer's hand."""
+    parsed = x509.load_der_x509_certificate(signer.certificate)
+    private = serialization.load_pem_private_key(signer.private_pem(), None)
+    assert isinstance(private, Ed25519PrivateKey)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(parsed.subject)
+        .issuer_name(parsed.subject)
+        .public_key(Ed25519PublicKey.from_public_bytes(key.public))
+        .serial_number(2)
+        .not_valid_before(parsed.not_valid_before_utc)
+        .not_valid_after(parsed.not_valid_after_utc)
+    )
+    return builder.sign(private, None).public_bytes(serialization.Encoding.DER)
+
+
+async def test_a_member_cannot_vouch_for_another_key() -> None:
+    """A member's certificate is an anchor for itself, not an authority over others."""
+
+    class Vouched(SigningKey):
+        certificate = certificate_by(CLIENT, STRANGER)
+
+    seen = await meet(serving(SERVER, CLIENT), calling(Vouched.from_seed(b"x" * 32)))
+    assert isinstance(seen.server_error, trio.BrokenResourceError)
+    assert (seen.server_peer, seen.echoed) == (None, b"")
 
 
 def test_contexts_are_kept_until_trust_changes() -> None:
