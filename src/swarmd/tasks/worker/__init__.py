@@ -1,0 +1,1 @@
+"""The side of the task queue that runs attempts."""

@@ -1,0 +1,1 @@
+"""Jobs: graphs of tasks that the coordinator drives."""
