@@ -1,0 +1,236 @@
+"""Blobs on this node's disk: one file per blob, named by its hash, never changed.
+
+A file appears under its name only whole and durable (written aside, fsynced, renamed), so the
+index that is read from names at start holds what was once verified. Reading verifies again: a
+damaged file is deleted and counts as missing, and its blob is fetched anew from others.
+
+Functions whose names end in `_file` only touch files and may run in a thread; all others
+touch the index and belong to the event loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from swarmd.base.errors import BadRequest, Busy, DiskFault, MalformedMessage
+from swarmd.base.files import sync_folder, write_atomically
+from swarmd.base.ids import ID_BYTES, from_text, to_text
+from swarmd.state.blobs.messages import HASH_BYTES, hash_of
+
+BLOBS_MAX: Final = 1_000_000
+_SHARD_CHARS: Final = 2
+_UPLOADS: Final = "uploads"
+
+assert HASH_BYTES == ID_BYTES
+
+
+@dataclass(slots=True)
+class _Held:
+    size: int
+    # Monotonic seconds: when it was last written, offered or asked for by a put.
+    touched_at: float
+
+
+class Upload:
+    """A blob that arrives piece by piece, aside of the blobs until it is whole."""
+
+    def __init__(self, path: Path, blob_hash: bytes, size: int, now: float) -> None:
+        self.hash = blob_hash
+        self.size = size
+        self.received_bytes = 0
+        self.touched_at = now
+        self.busy = False
+        self._path = path
+        self._state = hashlib.blake2b(digest_size=HASH_BYTES)
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise DiskFault(f"cannot write {path}: {error.strerror}") from error
+
+    def append_file(self, offset: int, data: bytes) -> None:
+        """Add the piece at `offset`. Raises BadRequest: it is not the next, or too much."""
+        if offset != self.received_bytes:
+            raise BadRequest(f"a piece at {offset}, expected {self.received_bytes}")
+        if offset + len(data) > self.size or (not data and self.size):
+            raise BadRequest("a piece that does not fit its blob")
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except OSError as error:
+            raise DiskFault(f"cannot write {self._path}: {error.strerror}") from error
+        self._state.update(data)
+        self.received_bytes += len(data)
+
+    def finish_file(self, path: Path) -> None:
+        """Verify, make durable, move to `path`. Raises MalformedMessage, DiskFault."""
+        if self._state.digest() != self.hash:
+            raise MalformedMessage("an upload is not what its hash says")
+        try:
+            os.fsync(self._fd)
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            os.rename(self._path, path)
+            sync_folder(path.parent)
+            sync_folder(path.parent.parent)
+        except OSError as error:
+            raise DiskFault(f"cannot write {path}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Give up what is not finished. Harmless when repeated."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._path.unlink(missing_ok=True)
+
+
+class BlobFolder:
+    """The folder and its index.
+
+    Args:
+        bytes_max: bound of all blobs, uploads under way included.
+    """
+
+    def __init__(self, folder: Path, *, bytes_max: int) -> None:
+        self._folder = folder
+        self._bytes_max = bytes_max
+        self._held: dict[bytes, _Held] = {}
+        self._bytes = 0
+        self._reserved = 0
+        self._numbers = itertools.count(1)
+
+    def open_file(self, now: float) -> None:
+        """Read the index from the names on disk; forget uploads of an earlier run."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        uploads = self._folder / _UPLOADS
+        uploads.mkdir(exist_ok=True, mode=0o700)
+        for path in uploads.iterdir():
+            path.unlink()
+        for shard in self._folder.iterdir():
+            if len(shard.name) != _SHARD_CHARS or not shard.is_dir():
+                continue
+            for entry in os.scandir(shard):
+                blob_hash = _hash_in(entry.name)
+                if blob_hash is None:
+                    os.unlink(entry.path)
+                else:
+                    self._add(blob_hash, entry.stat().st_size, now)
+
+    def path(self, blob_hash: bytes) -> Path:
+        name = to_text(blob_hash)
+        return self._folder / name[:_SHARD_CHARS] / name
+
+    @property
+    def count(self) -> int:
+        return len(self._held)
+
+    @property
+    def total_bytes(self) -> int:
+        return self._bytes
+
+    def size_of(self, blob_hash: bytes) -> int | None:
+        held = self._held.get(blob_hash)
+        return None if held is None else held.size
+
+    def touch(self, blob_hash: bytes, now: float) -> bool:
+        """Keep a blob for another grace period; False if it is not here."""
+        held = self._held.get(blob_hash)
+        if held is not None:
+            held.touched_at = now
+        return held is not None
+
+    def reserve(self, size: int) -> None:
+        """Set room aside. Raises Busy: it would be too much. Undone by `unreserve`."""
+        over = self._bytes + self._reserved + size > self._bytes_max
+        if over or len(self._held) >= BLOBS_MAX:
+            raise Busy(f"this node holds {self._bytes} bytes of blobs; see blobs.bytes_max")
+        self._reserved += size
+
+    def unreserve(self, size: int) -> None:
+        self._reserved -= size
+
+    def added(self, blob_hash: bytes, size: int, now: float) -> None:
+        """A file is in place."""
+        self._add(blob_hash, size, now)
+
+    def begin_upload(self, blob_hash: bytes, size: int, now: float) -> Upload:
+        """Room must be reserved already."""
+        path = self._folder / _UPLOADS / str(next(self._numbers))
+        return Upload(path, blob_hash, size, now)
+
+    def write_file(self, blob_hash: bytes, data: bytes) -> None:
+        """Put a whole blob in place, durably. Raises DiskFault."""
+        number = next(self._numbers)
+        aside = self._folder / _UPLOADS / str(number)
+        path = self.path(blob_hash)
+        try:
+            write_atomically(aside, data)
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            os.rename(aside, path)
+            sync_folder(path.parent)
+            sync_folder(self._folder)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise DiskFault(f"cannot write {path}: {error.strerror}") from error
+
+    def read_file(self, blob_hash: bytes) -> bytes | None:
+        """The blob, verified; None if it is missing, damaged or unreadable."""
+        try:
+            data = self.path(blob_hash).read_bytes()
+        except OSError:
+            return None
+        return data if hash_of(data) == blob_hash else None
+
+    def read_part_file(self, blob_hash: bytes, offset: int, length: int) -> bytes | None:
+        """Bytes as they are on disk: who fetches verifies the whole."""
+        try:
+            fd = os.open(self.path(blob_hash), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            return os.pread(fd, length, offset)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+
+    def drop(self, blob_hash: bytes) -> None:
+        """Delete a blob."""
+        held = self._held.pop(blob_hash, None)
+        if held is not None:
+            self._bytes -= held.size
+        with contextlib.suppress(OSError):
+            self.path(blob_hash).unlink(missing_ok=True)
+
+    def unused(self, keep: Set[bytes], *, before: float) -> Iterable[bytes]:
+        """Blobs not in `keep` and not touched since `before`."""
+        return [
+            blob_hash
+            for blob_hash, held in self._held.items()
+            if held.touched_at < before and blob_hash not in keep
+        ]
+
+    def untouched_since(self, blob_hash: bytes, before: float) -> bool:
+        held = self._held.get(blob_hash)
+        return held is not None and held.touched_at < before
+
+    def _add(self, blob_hash: bytes, size: int, now: float) -> None:
+        before = self._held.get(blob_hash)
+        self._bytes += size - (before.size if before is not None else 0)
+        self._held[blob_hash] = _Held(size, now)
+
+
+def _hash_in(name: str) -> bytes | None:
+    """The hash that a file is named by; None for a name this module did not write."""
+    try:
+        raw = from_text(name)
+    except BadRequest:
+        return None
+    return raw if len(raw) == HASH_BYTES and to_text(raw) == name else None

@@ -1,0 +1,333 @@
+"""Blobs between nodes: enough copies before an acknowledgement, nothing believed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from swarmd.base.errors import (
+    BadRequest,
+    Busy,
+    InsufficientCopies,
+    MalformedMessage,
+    NotFound,
+    RemoteError,
+    SwarmError,
+    TooLarge,
+    Unavailable,
+)
+from swarmd.base.ids import NodeId, node_id_of
+from swarmd.base.limits import BLOB_BYTES_MAX, BLOB_CHUNK_BYTES, MIB
+from swarmd.mesh.transports.memory import MemoryNetwork
+from swarmd.state.blobs import service
+from swarmd.state.blobs.config import BlobsConfig
+from swarmd.state.blobs.messages import BLOB, BlobRef, Fetch, Got, Have, Offer, Piece, hash_of
+from swarmd.state.blobs.service import Blobs, open_blobs
+
+SMALL = b"small" * 20_000
+LARGE = os.urandom(3 * BLOB_CHUNK_BYTES + 17)
+
+
+class TestClock:
+    __test__ = False
+
+    def __init__(self) -> None:
+        self.at = 1_000.0
+
+    def now(self) -> float:
+        return self.at
+
+    def wall_ms(self) -> int:
+        return 0
+
+
+class Swarm:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.network = MemoryNetwork()
+        self.clock = TestClock()
+        self.ids: list[NodeId] = []
+        self.blobs: list[Blobs] = []
+        self.links: list[Any] = []
+        self.voters: list[NodeId] = []
+        self.dead: set[NodeId] = set()
+
+    async def grow(
+        self, stack: AsyncExitStack, count: int, voters: int, config: BlobsConfig | None
+    ) -> None:
+        for number in range(count):
+            node_id = node_id_of(bytes([number]))
+            self.ids.append(node_id)
+            self.links.append(self.network.link(node_id))
+        self.voters = self.ids[:voters]
+        for number, link in enumerate(self.links):
+            self.blobs.append(
+                await stack.enter_async_context(
+                    open_blobs(
+                        link,
+                        self.folder / str(number),
+                        config or BlobsConfig(put_timeout_s=5.0, chunk_timeout_s=1.0),
+                        self.clock,
+                        voters=lambda: self.voters,
+                        members=lambda: self.ids,
+                        alive=lambda: [n for n in self.ids if n not in self.dead],
+                    )
+                )
+            )
+
+    def cut_off(self, *numbers: int) -> None:
+        for number in numbers:
+            rest = [node for node in self.ids if node != self.ids[number]]
+            self.network.cut(self.ids[number], rest)
+            self.dead.add(self.ids[number])
+
+    def holders(self, data: bytes) -> set[int]:
+        return {i for i, blobs in enumerate(self.blobs) if blobs.has(hash_of(data))}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disks are worker threads, which no mock clock waits for: so shorten the real waits."""
+    for name, seconds in (("_RETRY_S", 0.3), ("_PAUSE_S", 0.02), ("_SWEEP_S", 0.05)):
+        monkeypatch.setattr(service, name, seconds)
+
+
+Grow = Callable[..., AbstractAsyncContextManager[Swarm]]
+
+
+@pytest.fixture
+def grow(tmp_path: Path) -> Grow:
+    @asynccontextmanager
+    async def grown(
+        count: int, *, voters: int, config: BlobsConfig | None = None
+    ) -> AsyncIterator[Swarm]:
+        swarm = Swarm(tmp_path)
+        async with AsyncExitStack() as stack:
+            await swarm.grow(stack, count, voters, config)
+            yield swarm
+
+    return grown
+
+
+async def test_a_node_alone_is_enough_for_itself(grow: Grow) -> None:
+    async with grow(1, voters=1) as swarm:
+        ref = await swarm.blobs[0].put(SMALL)
+        assert ref == BlobRef(hash_of(SMALL), len(SMALL))
+        assert await swarm.blobs[0].get(ref) == SMALL
+
+
+@pytest.mark.parametrize("writer", [0, 1])
+async def test_in_a_swarm_of_two_both_have_it(grow: Grow, writer: int) -> None:
+    async with grow(2, voters=1) as swarm:
+        await swarm.blobs[writer].put(LARGE)
+        assert swarm.holders(LARGE) == {0, 1}
+
+
+async def test_a_member_that_is_down_still_counts(grow: Grow) -> None:
+    async with grow(2, voters=1) as swarm:
+        swarm.cut_off(1)
+        with trio.fail_after(3), pytest.raises(InsufficientCopies):
+            await swarm.blobs[0].put(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "voters", "writer", "copies"),
+    [(3, 3, 0, 2), (4, 3, 3, 2), (5, 5, 2, 3), (6, 5, 5, 3), (3, 1, 2, 1)],
+)
+@pytest.mark.parametrize("data", [b"", SMALL, LARGE])
+async def test_a_majority_of_the_voters_has_it(
+    grow: Grow, nodes: int, voters: int, writer: int, copies: int, data: bytes
+) -> None:
+    async with grow(nodes, voters=voters) as swarm:
+        await swarm.blobs[writer].put(data)
+        assert len(swarm.holders(data) & set(range(voters))) == copies
+        assert writer in swarm.holders(data)
+
+
+async def test_a_voter_that_is_down_is_passed_over(grow: Grow) -> None:
+    async with grow(4, voters=3) as swarm:
+        swarm.cut_off(0)
+        await swarm.blobs[3].put(LARGE)
+        assert swarm.holders(LARGE) == {1, 2, 3}
+
+
+async def test_without_a_majority_it_is_refused(grow: Grow) -> None:
+    async with grow(4, voters=3) as swarm:
+        swarm.cut_off(0, 1)
+        with pytest.raises(InsufficientCopies, match="1 of 2"):
+            await swarm.blobs[3].put(SMALL)
+
+
+async def test_a_voter_that_comes_back_in_time_is_enough(grow: Grow) -> None:
+    async with grow(3, voters=3) as swarm:
+        swarm.cut_off(1, 2)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(swarm.blobs[0].put, SMALL)
+            await trio.sleep(0.1)
+            swarm.network.heal()
+        assert len(swarm.holders(SMALL)) == 2
+
+
+async def test_voters_unknown_is_not_zero_voters(grow: Grow) -> None:
+    async with grow(3, voters=0) as swarm:
+        with pytest.raises(InsufficientCopies):
+            await swarm.blobs[0].put(SMALL)
+
+
+async def test_what_is_there_already_is_not_sent_again(grow: Grow) -> None:
+    async with grow(2, voters=1) as swarm:
+        await swarm.blobs[0].put(LARGE)
+        peer = swarm.ids[1]
+        answer = await swarm.links[0].request(
+            BLOB, peer, Offer(hash_of(LARGE), len(LARGE)), timeout_s=1.0
+        )
+        assert answer == Have(hash_of(LARGE))
+
+
+async def test_too_large_is_refused(grow: Grow) -> None:
+    async with grow(1, voters=1) as swarm:
+        with pytest.raises(TooLarge):
+            await swarm.blobs[0].put(bytes(BLOB_BYTES_MAX + 1))
+
+
+async def test_a_missing_blob_is_fetched_once_and_kept(grow: Grow) -> None:
+    async with grow(4, voters=3) as swarm:
+        ref = await swarm.blobs[0].put(LARGE)
+        got: list[bytes] = []
+
+        async def get() -> None:
+            got.append(await swarm.blobs[3].get(ref))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(get)
+        assert got == [LARGE] * 5
+        assert 3 in swarm.holders(LARGE)
+        swarm.cut_off(3)
+        assert await swarm.blobs[3].get(ref) == LARGE
+
+
+async def test_ensure_brings_a_blob_here(grow: Grow) -> None:
+    async with grow(4, voters=3) as swarm:
+        await swarm.blobs[0].put(SMALL)
+        await swarm.blobs[3].ensure(hash_of(SMALL))
+        assert 3 in swarm.holders(SMALL)
+        await swarm.blobs[3].ensure(hash_of(SMALL))
+
+
+async def test_a_damaged_copy_is_replaced_from_another_node(grow: Grow) -> None:
+    async with grow(3, voters=3) as swarm:
+        ref = await swarm.blobs[0].put(LARGE)
+        swarm.blobs[0]._folder.path(ref.hash).write_bytes(b"rot")
+        assert await swarm.blobs[0].get(ref) == LARGE
+        assert swarm.blobs[0]._folder.read_file(ref.hash) == LARGE
+
+
+async def test_nobody_has_it_and_nobody_answers_are_told_apart(grow: Grow) -> None:
+    async with grow(3, voters=3) as swarm:
+        ref = BlobRef(hash_of(SMALL), len(SMALL))
+        with pytest.raises(NotFound):
+            await swarm.blobs[0].get(ref)
+        swarm.cut_off(2)
+        with pytest.raises(Unavailable):
+            await swarm.blobs[0].get(ref)
+
+
+async def test_a_node_that_lies_is_not_believed(grow: Grow) -> None:
+    async with grow(3, voters=3) as swarm:
+        ref = BlobRef(hash_of(LARGE), len(LARGE))
+        for liar in (0, 1):
+            folder = swarm.blobs[liar]._folder
+            folder.write_file(ref.hash, bytes(len(LARGE)))
+            folder.added(ref.hash, len(LARGE), 0.0)
+        with pytest.raises(Unavailable):
+            await swarm.blobs[2].get(ref)
+        assert 2 not in swarm.holders(LARGE)
+
+
+async def test_a_reference_with_another_size_is_refused(grow: Grow) -> None:
+    async with grow(1, voters=1) as swarm:
+        ref = await swarm.blobs[0].put(SMALL)
+        with pytest.raises(MalformedMessage):
+            await swarm.blobs[0].get(BlobRef(ref.hash, 5))
+
+
+async def test_only_unnamed_and_old_blobs_are_deleted(grow: Grow) -> None:
+    async with grow(1, voters=1) as swarm:
+        blobs = swarm.blobs[0]
+        named = await blobs.put(SMALL)
+        unnamed = await blobs.put(b"unnamed")
+        assert await blobs.keep({named.hash}) == 0
+        swarm.clock.at += 3_601
+        fresh = await blobs.put(b"fresh")
+        assert await blobs.keep({named.hash}) == 1
+        assert [blobs.has(ref.hash) for ref in (named, unnamed, fresh)] == [True, False, True]
+
+
+async def test_an_offer_renews_the_grace(grow: Grow) -> None:
+    """Else a blob said to be here could be deleted before its record is committed."""
+    async with grow(2, voters=1) as swarm:
+        await swarm.blobs[0].put(LARGE)
+        swarm.clock.at += 3_601
+        await swarm.blobs[0].put(LARGE)
+        assert [await blobs.keep(set()) for blobs in swarm.blobs] == [0, 0]
+
+
+async def ask(swarm: Swarm, message: Any) -> Any:
+    return await swarm.links[0].request(BLOB, swarm.ids[1], message, timeout_s=1.0)
+
+
+async def test_an_upload_out_of_order_is_refused_and_forgotten(grow: Grow) -> None:
+    async with grow(2, voters=1) as swarm:
+        name, size = hash_of(LARGE), len(LARGE)
+        with pytest.raises(RemoteError):
+            await ask(swarm, Piece(name, size, 5, b"x"))
+        assert isinstance(await ask(swarm, Piece(name, size, 0, b"x")), Got)
+        with pytest.raises(BadRequest):
+            await ask(swarm, Piece(name, size, 9, b"x"))
+        with pytest.raises(RemoteError):
+            await ask(swarm, Piece(name, size, 1, b"x"))
+        with pytest.raises(RemoteError):
+            await ask(swarm, Got(name, 1))
+        assert swarm.blobs[1]._folder._reserved == 0
+
+
+async def test_a_false_upload_is_refused(grow: Grow) -> None:
+    async with grow(2, voters=1) as swarm:
+        with pytest.raises(MalformedMessage):
+            await ask(swarm, Piece(hash_of(b"this"), 4, 0, b"that"))
+        assert swarm.blobs[1].count == 0
+        with pytest.raises(NotFound):
+            await ask(swarm, Fetch(hash_of(b"this"), 0))
+
+
+async def test_uploads_are_bounded_and_expire(grow: Grow) -> None:
+    async with grow(2, voters=1, config=BlobsConfig(uploads_max=2)) as swarm:
+        for number in range(2):
+            await ask(swarm, Piece(bytes([number]) * 32, 10, 0, b"x"))
+        with pytest.raises(Busy):
+            await ask(swarm, Piece(b"z" * 32, 10, 0, b"x"))
+        swarm.clock.at += 31
+        await trio.sleep(0.2)
+        assert isinstance(await ask(swarm, Piece(b"z" * 32, 10, 0, b"x")), Got)
+
+
+async def test_a_full_disk_is_busy_and_not_a_crash(grow: Grow) -> None:
+    async with grow(2, voters=1, config=BlobsConfig(bytes_max=BLOB_BYTES_MAX)) as swarm:
+        swarm.blobs[1]._folder.reserve(BLOB_BYTES_MAX - 10)
+        with pytest.raises(SwarmError) as caught:
+            await swarm.blobs[0].put(SMALL)
+        assert caught.value.code == "insufficient_copies"
+
+
+async def test_the_largest_blob_travels(grow: Grow) -> None:
+    async with grow(2, voters=1) as swarm:
+        data = os.urandom(MIB) * 64
+        ref = await swarm.blobs[0].put(data)
+        assert swarm.blobs[1].has(ref.hash)
