@@ -1,0 +1,1 @@
+"""The commands of swarmctl, one module per noun, imported only when typed."""

@@ -1,0 +1,147 @@
+"""swarmctl members, status, doctor, stop, leave."""
+
+from __future__ import annotations
+
+import click
+
+from swarmd.base.errors import Unreachable
+from swarmd.cli.common import (
+    EXIT_FAILED,
+    SwarmCommand,
+    node_asked,
+    open_client,
+    print_json,
+    say,
+    wants_json,
+    warn,
+)
+from swarmd.cli.tables import ago, colour, facts, table
+from swarmd.gateway.shapes import Check, Done, MemberInfo, Status
+
+# The daemon drains for 10 s before it answers, and a seat may take as long to hand on.
+_STOP_TIMEOUT_S = 60.0
+
+
+@click.command(cls=SwarmCommand, examples=["swarmctl members", "swarmctl members --json"])
+def members() -> None:
+    """List the members of the swarm, as this node sees them."""
+    with open_client() as client:
+        found = client.members()
+    if wants_json():
+        print_json(found)
+        return
+    rows = [
+        [one.name, ", ".join(one.addresses[:1]) or "-", one.state, _roles(one), one.version or "-"]
+        for one in found
+    ]
+    click.echo(table(["NAME", "ADDRESS", "STATE", "ROLES", "VERSION"], rows))
+
+
+def _roles(member: MemberInfo) -> str:
+    roles = [role for role in member.roles if role != "voter"]
+    if member.coordinator:
+        return ",".join(["coordinator", *roles])
+    return ",".join(["voter", *roles] if member.voter else roles) or "-"
+
+
+@click.command(cls=SwarmCommand, examples=["swarmctl status", "swarmctl --node host2 status"])
+def status() -> None:
+    """Show how the swarm is and what losing one more node would cost."""
+    with open_client() as client:
+        found = client.status()
+    if wants_json():
+        print_json(found)
+    else:
+        click.echo(facts(_status_rows(found)))
+
+
+def _status_rows(found: Status) -> list[tuple[str, str]]:
+    state = "ready" if found.ready else f"not ready: {found.reason}"
+    rows = [
+        ("swarm", f"{found.swarm} ({found.swarm_id[:8]})" if found.swarm else "none yet"),
+        ("node", f"{found.node} ({found.node_id[:8]}), {state}, up {ago(found.uptime_s)}"),
+    ]
+    if found.swarm:
+        rows.append(("members", f"{found.alive} alive of {found.total}"))
+    if found.store is not None:
+        may_lose = found.store.may_lose
+        rows.append(
+            ("voters", f"{', '.join(found.store.voters) or 'unknown'}; {may_lose} may be lost")
+        )
+        rows.append(("store", f"{found.store.state}, revision {found.store.revision}"))
+        rows.append(("coordinator", found.coordinator or "none"))
+        tasks = ", ".join(f"{count} {state}" for state, count in found.tasks.items() if count)
+        rows.append(("tasks", tasks or "none"))
+    if found.next_loss:
+        rows.append(("next loss", found.next_loss))
+    return rows + [("note", note) for note in found.notes]
+
+
+@click.command(cls=SwarmCommand, examples=["swarmctl doctor", "swarmctl --node host2 doctor"])
+def doctor() -> int:
+    """Check daemon, data folder, port, clock, discovery, quorum and firewall.
+
+    Works without a daemon too: then it checks what can be seen from outside. Exit code 1 if
+    any check fails.
+    """
+    try:
+        with open_client() as client:
+            report = client.doctor()
+            node, checks = report.node, report.checks
+    except Unreachable as error:
+        if error.code != "daemon_down" or node_asked():
+            raise
+        from swarmd.cli.local_doctor import examine
+
+        node, checks = "this host", examine(error.message)
+    failed = any(check.verdict == "fail" for check in checks)
+    if wants_json():
+        print_json({"node": node, "checks": checks})
+    else:
+        click.echo(_report(node, checks))
+    return EXIT_FAILED if failed else 0
+
+
+def _report(node: str, checks: list[Check]) -> str:
+    import textwrap
+
+    lines = [f"doctor of {node}"]
+    for check in checks:
+        head = f"{check.verdict:<5}{check.name:<13}"
+        body = textwrap.wrap(check.finding, 62) or [""]
+        lines.append(head.replace(check.verdict, colour(check.verdict), 1) + body[0])
+        lines += [" " * 18 + more for more in body[1:]]
+        for advice in check.advice.splitlines():
+            wrapped = [advice] if advice.startswith("  ") else textwrap.wrap(advice, 59)
+            lines += [" " * 18 + ("-> " if i == 0 else "   ") + w for i, w in enumerate(wrapped)]
+    return "\n".join(lines)
+
+
+@click.command(cls=SwarmCommand, examples=["swarmctl stop"])
+def stop() -> None:
+    """End the daemon: it finishes or hands back its tasks and says goodbye.
+
+    It keeps its voter seat and its credential, and comes back when `swarmd` is started.
+    """
+    with open_client(timeout_s=_STOP_TIMEOUT_S) as client:
+        _print_done(client.stop())
+
+
+@click.command(cls=SwarmCommand, examples=["swarmctl leave", "swarmctl leave --force"])
+@click.option("--force", is_flag=True, help="Leave even if acknowledged data may be lost.")
+def leave(force: bool) -> None:
+    """End the daemon and hand its voter seat on to another member.
+
+    Refused if that would lose acknowledged data; --force does it nevertheless, with a warning.
+    """
+    with open_client(timeout_s=_STOP_TIMEOUT_S) as client:
+        _print_done(client.leave(force=force))
+
+
+def _print_done(done: Done) -> None:
+    for warning in done.warnings:
+        warn(f"warning: {warning}")
+    if wants_json():
+        print_json(done)
+    else:
+        say(done.message or "done")

@@ -1,0 +1,56 @@
+"""swarmctl: talk to the daemon of this machine, and through it to the swarm.
+
+Noun then verb; a few shortcuts at the top. Every command is a call of the HTTP API and its
+printing, nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Never
+
+import click
+
+from swarmd import __version__
+from swarmd.cli.common import SwarmGroup, run_program
+
+_COMMANDS: Final = "swarmd.cli.commands"
+LAZY: Final = {
+    "members": (f"{_COMMANDS}.cluster:members", "Who is here."),
+    "status": (f"{_COMMANDS}.cluster:status", "How the swarm is, and what the next loss costs."),
+    "doctor": (f"{_COMMANDS}.cluster:doctor", "Why nodes do not see each other, and what to do."),
+    "run": (f"{_COMMANDS}.run:run", "Run an agent on files or a value and print the results."),
+    "job": (f"{_COMMANDS}.job:job", "Pipelines of agents over many inputs."),
+    "task": (f"{_COMMANDS}.task:task", "Single tasks."),
+    "agent": (f"{_COMMANDS}.agent:agent", "Deploy, list, remove agents; read their logs."),
+    "kv": (f"{_COMMANDS}.kv:kv", "The swarm's strongly consistent keys."),
+    "token": (f"{_COMMANDS}.token:token", "Tokens that let new nodes join."),
+    "stop": (f"{_COMMANDS}.cluster:stop", "End the daemon; it keeps its seat and may return."),
+    "leave": (f"{_COMMANDS}.cluster:leave", "End the daemon and hand its voter seat on."),
+    "completion": (f"{_COMMANDS}.completion:completion", "Completion script for bash or zsh."),
+}
+
+
+@click.group(
+    cls=SwarmGroup,
+    lazy=LAZY,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    examples=[
+        "swarmctl status",
+        "swarmctl --node host2 doctor",
+        "swarmctl agent deploy agents/extractor.toml",
+        "swarmctl run extractor *.txt",
+        "swarmctl job run pipeline.toml docs/",
+    ],
+)
+@click.version_option(__version__, prog_name="swarmctl", message="%(prog)s %(version)s")
+def swarmctl() -> None:
+    """Talk to the swarm through the daemon of this machine."""
+
+
+def main() -> Never:
+    """Entry point of the console script."""
+    run_program(swarmctl, "swarmctl")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The API as one ASGI application. A bug in a request is logged and costs that request only."""
+
+from __future__ import annotations
+
+import difflib
+
+from starlette.requests import Request
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from swarmd.base.errors import BadRequest, NotFound, SwarmError
+from swarmd.gateway.context import Context
+from swarmd.gateway.http import error_answer
+from swarmd.gateway.routes.agents import AgentRoutes
+from swarmd.gateway.routes.cluster import Cluster
+from swarmd.gateway.routes.jobs import JobRoutes
+from swarmd.gateway.routes.kv import Kv
+from swarmd.gateway.routes.tasks import TaskRoutes
+from swarmd.observe.log import get_logger
+
+log = get_logger("gateway")
+
+
+class _Bug(SwarmError):
+    """Something that must not happen did; the log of the node has the story."""
+
+    code = "internal"
+
+
+class Api:
+    """The routes, and what happens where none fits."""
+
+    def __init__(self, context: Context) -> None:
+        self.routes: list[Route] = [
+            *Cluster(context).routes(),
+            *Kv(context).routes(),
+            *AgentRoutes(context).routes(),
+            *TaskRoutes(context).routes(),
+            *JobRoutes(context).routes(),
+        ]
+        self._router = Router(self.routes, default=self._unknown, redirect_slashes=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] == "lifespan":
+            await self._router(scope, receive, send)
+            return
+        started = False
+
+        async def watched(message: object) -> None:
+            nonlocal started
+            started = True
+            await send(message)  # type: ignore[arg-type]
+
+        try:
+            await self._router(scope, receive, watched)
+        except Exception as error:
+            log.exception("bug in a request", path=scope["path"], error=type(error).__name__)
+            if not started:
+                bug = _Bug("this is a bug of swarmd; the log of the node tells more")
+                await error_answer(Request(scope), bug)(scope, receive, send)
+
+    async def _unknown(self, scope: Scope, receive: Receive, send: Send) -> None:
+        paths = sorted({route.path for route in self.routes})
+        path = scope["path"]
+        methods = [m for r in self.routes if r.path_regex.match(path) for m in r.methods or ()]
+        error: SwarmError
+        if methods:
+            error = BadRequest(f"{path} takes {', '.join(sorted(methods))}")
+        else:
+            close = difflib.get_close_matches(path, paths, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            error = NotFound(f"the API has no {path}{hint}")
+        await error_answer(Request(scope), error)(scope, receive, send)
+
+
+def make_app(context: Context) -> ASGIApp:
+    return Api(context)

@@ -1,0 +1,43 @@
+"""Settings of the API that the CLI and other local programs talk to."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from swarmd.base.limits import BLOB_BYTES_MAX, MIB
+
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[gateway]"""
+
+    # Path of the unix socket. Empty: /run/swarmd/swarmd.sock as root, otherwise
+    # $XDG_RUNTIME_DIR/swarmd/swarmd.sock. At most 107 bytes, the limit of the kernel.
+    socket: str = ""
+    # Group that may use the socket (mode 0660) besides its owner. Whoever can open the socket
+    # can do everything an admin can, joining keys aside. Empty: the daemon's own group.
+    socket_group: str = ""
+    # TCP port on 127.0.0.1 for programs that cannot use a unix socket; 0 is off. Every local
+    # user can connect to it, whatever socket_group says.
+    tcp_port: Port = 0
+    # Largest request body. It must hold one packed agent with its largest permitted bundle;
+    # more lets one client take more of the daemon's memory.
+    body_bytes_max: Annotated[int, Meta(ge=MIB)] = BLOB_BYTES_MAX + 8 * MIB
+    # Bytes of request bodies held at once; past it requests are answered "busy".
+    bodies_bytes_max: Annotated[int, Meta(ge=MIB)] = 2 * (BLOB_BYTES_MAX + 8 * MIB)
+    # Requests served at once, open streams included; past it requests are answered "busy".
+    requests_max: Count = 200
+    # A stream without news says so this often, so that a broken one is noticed. Shorter notices
+    # sooner and costs a few bytes per stream.
+    keepalive_s: Seconds = 5.0
+    # Longest silence of a member that a request was forwarded to (--node), before "unreachable".
+    # Keep it above keepalive_s, or quiet log streams break.
+    forward_timeout_s: Seconds = 15.0
+    # Time every member has to answer a question put to all (instances, logs, clocks); who does
+    # not is named as missing.
+    ask_timeout_s: Seconds = 1.0

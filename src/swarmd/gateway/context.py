@@ -1,0 +1,74 @@
+"""What every endpoint is given: the services, the settings, and how to answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+import trio
+from starlette.requests import Request
+
+from swarmd.base.errors import BadRequest
+from swarmd.base.limits import INLINE_BYTES_MAX
+from swarmd.gateway.config import GatewayConfig
+from swarmd.gateway.http import Budget, Items, Stream, payload_in, read
+from swarmd.gateway.services import Services
+from swarmd.state.blobs.messages import BlobRef
+from swarmd.tasks.spec import Inline, Stored
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Shared by all requests of one gateway."""
+
+    services: Services
+    config: GatewayConfig
+    budget: Budget
+    stopping: trio.Event = field(default_factory=trio.Event)
+
+    async def read(self, request: Request, kind: type[T]) -> T:
+        """The body as `kind`. Raises BadRequest, TooLarge, Busy."""
+        return await read(request, kind, self.budget)
+
+    def stream(self, request: Request, items: Items) -> Stream:
+        return Stream(request, items, keepalive_s=self.config.keepalive_s, stopping=self.stopping)
+
+    async def value_of(
+        self, request: Request, raw: msgspec.Raw | None, blob: BlobRef | None
+    ) -> Inline | Stored:
+        """A payload as tasks take it: inline, or durably stored as a blob if it is large."""
+        if blob is not None:
+            return Stored(blob)
+        packed = b"\xc0" if raw is None else payload_in(request, raw)
+        if len(packed) <= INLINE_BYTES_MAX:
+            return Inline(packed)
+        return Stored(await self.services.need(self.services.blobs).put(packed))
+
+    async def bytes_of(self, value: Inline | Stored) -> bytes:
+        """The msgpack of a result, fetched if it is a blob."""
+        if isinstance(value, Inline):
+            return value.data
+        return await self.services.need(self.services.blobs).get(value.blob)
+
+
+def query_int(request: Request, name: str, default: int, least: int, most: int) -> int:
+    """A whole number of the query. Raises BadRequest naming the bounds."""
+    text = request.query_params.get(name, "")
+    if not text:
+        return default
+    if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+        raise BadRequest(f"{name} must be a whole number from {least} to {most}, not {text!r}")
+    return int(text)
+
+
+def query_flag(request: Request, name: str) -> bool:
+    """True for 1, true and yes. Raises BadRequest for anything but those and their opposites."""
+    text = request.query_params.get(name, "0").lower()
+    if text in ("1", "true", "yes", ""):
+        return True
+    if text in ("0", "false", "no"):
+        return False
+    raise BadRequest(f"{name} must be 1 or 0, not {text!r}")

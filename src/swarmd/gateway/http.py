@@ -1,0 +1,377 @@
+"""HTTP as the gateway speaks it: bodies in, answers and streams out, errors with codes.
+
+Bodies are JSON or msgpack by Content-Type, answers by Accept. Streams are NDJSON, or frames
+(`application/vnd.swarmd.frames`): a length of 4 bytes, big-endian, then that much msgpack. A
+stream without news sends an empty line, or a frame of one byte, every `keepalive_s`. If it
+breaks off with an error, the error is its last message: `{"error": {...}}`.
+
+Whoever can open the socket may use the API, but a browser may not be made to: requests with
+an Origin, or with a Host that is not this machine, are refused (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+import trio
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from swarmd.base.errors import (
+    AlreadyExists,
+    BadRequest,
+    Busy,
+    Conflict,
+    Forbidden,
+    MalformedMessage,
+    NotFound,
+    RemoteError,
+    ShuttingDown,
+    SwarmError,
+    TimedOut,
+    TokenRefused,
+    TooLarge,
+    Unavailable,
+)
+from swarmd.wire.codec import pack, unpack
+
+MSGPACK: Final = "application/msgpack"
+JSON: Final = "application/json"
+FRAMES: Final = "application/vnd.swarmd.frames"
+NDJSON: Final = "application/x-ndjson"
+LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+_STREAM_ITEMS_MAX: Final = 256
+_STREAM_BYTES: Final = 256 * 1024
+_KEEPALIVE_FRAME: Final = b"\x00\x00\x00\x01\xc0"
+
+T = TypeVar("T")
+Items = AsyncGenerator[Any, None]
+
+# The first that fits decides.
+_STATUS: Final[tuple[tuple[type[SwarmError], int], ...]] = (
+    (NotFound, 404),
+    (TokenRefused, 403),
+    (Forbidden, 403),
+    (TooLarge, 413),
+    (AlreadyExists, 409),
+    (Conflict, 409),
+    (BadRequest, 400),
+    (MalformedMessage, 400),
+    (TimedOut, 504),
+    (Unavailable, 503),
+    (RemoteError, 502),
+)
+
+
+def status_of(error: SwarmError) -> int:
+    """The HTTP status that goes with an error."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
+def error_body(error: SwarmError) -> dict[str, Any]:
+    return {"error": {"code": error.code, "message": error.message, "retryable": error.retryable}}
+
+
+def swarm_error_in(group: BaseExceptionGroup[BaseException]) -> SwarmError | None:
+    """The first SwarmError of a group that holds nothing else; None if there is a bug in it."""
+    found: SwarmError | None = None
+    for inner in group.exceptions:
+        one = swarm_error_in(inner) if isinstance(inner, BaseExceptionGroup) else inner
+        if not isinstance(one, SwarmError):
+            return None
+        found = found or one
+    return found
+
+
+# ---- bodies ---------------------------------------------------------------------------
+
+
+class Budget:
+    """Bounds what requests may hold at once: their number, and the bytes of their bodies."""
+
+    def __init__(self, requests_max: int, bodies_bytes_max: int, body_bytes_max: int) -> None:
+        self._requests_left = requests_max
+        self._bytes_left = bodies_bytes_max
+        self.body_bytes_max = body_bytes_max
+
+    def __enter__(self) -> None:
+        if self._requests_left <= 0:
+            raise Busy("this node serves as many requests as it may: try again shortly")
+        self._requests_left -= 1
+
+    def __exit__(self, *_: object) -> None:
+        self._requests_left += 1
+
+    def take(self, count: int) -> None:
+        if count > self._bytes_left:
+            raise Busy("other requests hold the memory for bodies: try again shortly")
+        self._bytes_left -= count
+
+    def give_back(self, count: int) -> None:
+        self._bytes_left += count
+
+
+async def read_body(request: Request, budget: Budget) -> bytes:
+    """The whole body, within the bounds. What it takes is given back by `release_body`.
+
+    Raises:
+        TooLarge: it has more than `gateway.body_bytes_max` bytes.
+        Busy: the bodies of other requests leave no room.
+    """
+    parts: list[bytes] = []
+    state = request.scope.setdefault("state", {})
+    try:
+        async for chunk in request.stream():
+            held = state.get("swarmd.held", 0)
+            if held + len(chunk) > budget.body_bytes_max:
+                raise TooLarge(f"a request has at most {budget.body_bytes_max} bytes")
+            budget.take(len(chunk))
+            state["swarmd.held"] = held + len(chunk)
+            parts.append(chunk)
+    except ClientDisconnect as error:
+        raise BadRequest("the request broke off") from error
+    return b"".join(parts)
+
+
+def release_body(scope: Scope, budget: Budget) -> None:
+    """Give back what the request's body took."""
+    budget.give_back(scope.get("state", {}).pop("swarmd.held", 0))
+
+
+async def read(request: Request, kind: type[T], budget: Budget) -> T:
+    """The body as `kind`. Raises BadRequest naming what is wrong with it."""
+    raw = await read_body(request, budget)
+    try:
+        if is_msgpack(request):
+            return msgspec.msgpack.decode(raw, type=kind)
+        return msgspec.json.decode(raw or b"{}", type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"the request's body is wrong: {error}") from error
+
+
+def is_msgpack(request: Request) -> bool:
+    return request.headers.get("content-type", "").startswith(MSGPACK)
+
+
+def payload_in(request: Request, raw: msgspec.Raw) -> bytes:
+    """A payload out of a body as msgpack. Raises BadRequest: msgpack cannot hold it."""
+    if is_msgpack(request):
+        return bytes(raw)
+    try:
+        return pack(msgspec.json.decode(raw))
+    except (MalformedMessage, msgspec.MsgspecError, RecursionError) as error:
+        raise BadRequest(f"the input {error}") from error
+
+
+# ---- answers --------------------------------------------------------------------------
+
+
+def wants_msgpack(request: Request) -> bool:
+    accept = request.headers.get("accept", "")
+    return MSGPACK in accept or FRAMES in accept
+
+
+def payload_out(request: Request, raw: bytes) -> Any:
+    """A msgpack payload as what `answer` and `stream` encode for this request."""
+    return msgspec.Raw(raw) if wants_msgpack(request) else plain(unpack(raw))
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: keys become text, NaN and infinities null, bytes base64."""
+    if isinstance(value, dict):
+        return {_key(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float | bool | bytes):
+        return value
+    return str(value)
+
+
+def _key(key: Any) -> str:
+    if isinstance(key, bytes):
+        return key.decode("utf-8", "backslashreplace")
+    return key if isinstance(key, str) else str(key)
+
+
+def answer(request: Request, value: Any, *, status: int = 200) -> Response:
+    """`value` encoded as the request accepts it."""
+    if wants_msgpack(request):
+        return Response(msgspec.msgpack.encode(value), status, media_type=MSGPACK)
+    return Response(msgspec.json.encode(value), status, media_type=JSON)
+
+
+def error_answer(request: Request, error: SwarmError) -> Response:
+    return answer(request, error_body(error), status=status_of(error))
+
+
+class Stream:
+    """An answer in many messages; an ASGI response.
+
+    It starts with the first message, so that an error before it gets its own status. It ends
+    when `items` end, the client goes, or the gateway stops. `items` is always closed, in the
+    task that ran it.
+    """
+
+    def __init__(
+        self, request: Request, items: Items, *, keepalive_s: float, stopping: trio.Event
+    ) -> None:
+        self._request = request
+        self._items = items
+        self._frames = FRAMES in request.headers.get("accept", "")
+        self._keepalive_s = keepalive_s
+        self._stopping = stopping
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sender, receiver = trio.open_memory_channel[bytes](_STREAM_ITEMS_MAX)
+        failure: list[SwarmError] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_client, receive, nursery.cancel_scope)
+            nursery.start_soon(self._watch_stop, sender.clone(), failure)
+            nursery.start_soon(self._produce, sender, failure)
+            await self._forward(receiver, send, failure)
+            nursery.cancel_scope.cancel()
+        if failure and not self._started:
+            await error_answer(self._request, failure[0])(scope, receive, send)
+            return
+        if failure:
+            await self._send(send, self._encode(error_body(failure[0])))
+        elif not self._started:
+            await self._send(send, b"")
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _produce(
+        self, sender: trio.MemorySendChannel[bytes], failure: list[SwarmError]
+    ) -> None:
+        try:
+            async with aclosing(self._items) as items:
+                async for item in items:
+                    await sender.send(self._encode(item))
+        except SwarmError as error:
+            failure.append(error)
+        except BaseExceptionGroup as group:
+            found = swarm_error_in(group)
+            if found is None:
+                raise
+            failure.append(found)
+        await sender.send(b"")
+
+    async def _forward(
+        self,
+        receiver: trio.MemoryReceiveChannel[bytes],
+        send: Send,
+        failure: list[SwarmError],
+    ) -> None:
+        """Pass messages on, as many at a time as wait, until an empty one ends them."""
+        while True:
+            parts: list[bytes] = []
+            with trio.move_on_after(self._keepalive_s):
+                parts.append(await receiver.receive())
+            if not parts:
+                await self._send(send, _KEEPALIVE_FRAME if self._frames else b"\n")
+                continue
+            count = len(parts[0])
+            try:
+                while parts[-1] and count < _STREAM_BYTES:
+                    parts.append(receiver.receive_nowait())
+                    count += len(parts[-1])
+            except trio.WouldBlock:
+                pass
+            if count:
+                await self._send(send, b"".join(parts))
+            if not parts[-1]:
+                return
+
+    def _encode(self, item: Any) -> bytes:
+        if not self._frames:
+            return msgspec.json.encode(item) + b"\n"
+        raw = msgspec.msgpack.encode(item)
+        return len(raw).to_bytes(4, "big") + raw
+
+    async def _send(self, send: Send, body: bytes) -> None:
+        if not self._started:
+            self._started = True
+            kind = FRAMES if self._frames else NDJSON
+            headers = [(b"content-type", kind.encode()), (b"cache-control", b"no-store")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if body:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def _watch_client(self, receive: Receive, scope: trio.CancelScope) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                scope.cancel()
+                return
+
+    async def _watch_stop(
+        self, sender: trio.MemorySendChannel[bytes], failure: list[SwarmError]
+    ) -> None:
+        await self._stopping.wait()
+        failure.append(ShuttingDown("this node is stopping: ask another one"))
+        await sender.send(b"")
+
+
+# ---- guards around the application ----------------------------------------------------
+
+
+def refuse_browsers(request: Request) -> None:
+    """Raises Forbidden for what a web page could make a browser send."""
+    if "origin" in request.headers:
+        raise Forbidden("requests of web pages are not served")
+    host = urlsplit("//" + request.headers.get("host", "localhost")).hostname
+    if host not in LOCAL_HOSTS:
+        raise Forbidden("the Host of a request must be localhost")
+
+
+Endpoint = Callable[[Request], Awaitable[Any]]
+
+
+def guarded(endpoint: Endpoint, budget: Budget) -> Endpoint:
+    """`endpoint` with its errors turned into answers, within the budget.
+
+    A stream's request counts until the stream has ended.
+    """
+
+    async def call(request: Request) -> Any:
+        try:
+            refuse_browsers(request)
+            with budget:
+                try:
+                    response = await endpoint(request)
+                    if isinstance(response, Stream):
+                        release_body(request.scope, budget)
+                        return _Counted(response, budget)
+                    return response
+                finally:
+                    release_body(request.scope, budget)
+        except SwarmError as error:
+            return error_answer(request, error)
+        except BaseExceptionGroup as group:
+            found = swarm_error_in(group)
+            if found is None:
+                raise
+            return error_answer(request, found)
+
+    return call
+
+
+class _Counted:
+    """A stream that counts as a request while it runs."""
+
+    def __init__(self, stream: Stream, budget: Budget) -> None:
+        self._stream = stream
+        self._budget = budget
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._budget:
+            await self._stream(scope, receive, send)

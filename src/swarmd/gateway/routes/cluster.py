@@ -1,0 +1,236 @@
+"""The node and the swarm: health, status, members, doctor, config, authority, stop, leave."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import msgspec
+import trio
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from swarmd.base.errors import SwarmError
+from swarmd.gateway import doctor, local_facts, shapes
+from swarmd.gateway.context import Context
+from swarmd.gateway.forward import FORWARD, Ask, Body, Head
+from swarmd.gateway.http import answer, guarded
+from swarmd.gateway.services import Mesh, NotReady
+from swarmd.gateway.status import members, status
+from swarmd.mesh.swim.events import Member
+from swarmd.mesh.swim.messages import MemberState
+from swarmd.state.raft.messages import AuthorityEntry
+
+_PEERS_ASKED_MAX = 64
+
+
+class AuthorityBody(msgspec.Struct, forbid_unknown_fields=True):
+    entry: bytes
+
+
+class LeaveBody(msgspec.Struct, forbid_unknown_fields=True):
+    force: bool = False
+
+
+class Health(msgspec.Struct, frozen=True):
+    node: str
+    wall_ms: int
+
+
+class Cluster:
+    """The endpoints about the node and its swarm."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._services = context.services
+
+    def routes(self) -> list[Route]:
+        make = partial(guarded, budget=self._context.budget)
+        api = "/api/v1"
+        return [
+            Route("/health", make(self.health)),
+            Route("/ready", make(self.ready)),
+            Route("/metrics", make(self.metrics)),
+            Route(f"{api}/status", make(self.status)),
+            Route(f"{api}/members", make(self.members)),
+            Route(f"{api}/doctor", make(self.examine)),
+            Route(f"{api}/config", make(self.config)),
+            Route(f"{api}/authority/head", make(self.authority_head)),
+            Route(f"{api}/authority", make(self.authority), methods=["POST"]),
+            Route(f"{api}/stop", make(self.stop), methods=["POST"]),
+            Route(f"{api}/leave", make(self.leave), methods=["POST"]),
+        ]
+
+    async def health(self, request: Request) -> Response:
+        """The process lives. Its wall clock lets others see how far apart clocks are."""
+        node = self._services.config.node_name
+        return answer(request, Health(node, self._services.clock.wall_ms()))
+
+    async def ready(self, request: Request) -> Response:
+        """200 if the node takes work, else 503 with the reason."""
+        reason = self._services.control.not_ready()
+        if reason:
+            raise NotReady(reason)
+        return answer(request, shapes.Done(message="ready"))
+
+    async def metrics(self, request: Request) -> Response:
+        render = self._services.need(self._services.metrics)
+        return PlainTextResponse(render(), media_type="text/plain; version=0.0.4")
+
+    async def status(self, request: Request) -> Response:
+        return answer(request, await status(self._services))
+
+    async def members(self, request: Request) -> Response:
+        return answer(request, members(self._services))
+
+    async def config(self, request: Request) -> Response:
+        found = [
+            shapes.SettingInfo(key=one.key, value=one.value, source=one.source)
+            for one in self._services.config.describe()
+        ]
+        return answer(request, found)
+
+    # ---- admissions ------------------------------------------------------------------
+
+    async def authority_head(self, request: Request) -> Response:
+        """What a maker of entries must know: the log's head, the swarm, the store's time."""
+        trust = self._services.need(self._services.trust)
+        store = self._services.need(self._services.store)
+        height, head_hash = trust.head
+        return answer(
+            request,
+            {
+                "swarm": trust.genesis.name,
+                "swarm_id": bytes(trust.swarm_id),
+                "height": height,
+                "hash": head_hash,
+                "store_time_ms": store.store_time_ms(),
+                "keys_folder": str(self._services.config.keys_folder),
+            },
+        )
+
+    async def authority(self, request: Request) -> Response:
+        """Propose a signed entry; its signature is checked by whoever applies it."""
+        body = await self._context.read(request, AuthorityBody)
+        store = self._services.need(self._services.store)
+        [result] = await store.propose([AuthorityEntry(body.entry)])
+        result.raise_for_error()
+        return answer(request, {"revision": result.revision})
+
+    # ---- the end ---------------------------------------------------------------------
+
+    async def stop(self, request: Request) -> Response:
+        await self._context.read(request, dict[str, Any])
+        self._services.control.stop()
+        return answer(request, shapes.Done(message=f"{self._services.config.node_name} stops"))
+
+    async def leave(self, request: Request) -> Response:
+        body = await self._context.read(request, LeaveBody)
+        warnings = await self._services.control.leave(force=body.force)
+        message = f"{self._services.config.node_name} leaves the swarm"
+        return answer(request, shapes.Done(message=message, warnings=list(warnings)))
+
+    # ---- doctor ----------------------------------------------------------------------
+
+    async def examine(self, request: Request) -> Response:
+        facts = await self._facts()
+        report = shapes.DoctorReport(node=facts.node, checks=doctor.examine(facts))
+        return answer(request, report)
+
+    async def _facts(self) -> doctor.NodeFacts:
+        services = self._services
+        config = services.config
+        local = await trio.to_thread.run_sync(
+            partial(
+                local_facts.gather,
+                data_folder=config.data_folder,
+                port=config.mesh.port,
+                bind=config.mesh.bind,
+                port_is_ours=services.mesh is not None,
+            )
+        )
+        mesh = services.mesh
+        found = await status(services)
+        return doctor.NodeFacts(
+            node=config.node_name,
+            not_ready=found.reason,
+            swarm=found.swarm,
+            local=local,
+            mdns=config.mesh.mdns,
+            interfaces=_interfaces(mesh) if mesh is not None else (),
+            seeds=tuple(config.mesh.seeds),
+            peers=await self._ask_peers(mesh) if mesh is not None else (),
+            store_state=found.store.state if found.store else "",
+            voters=tuple(found.store.voters) if found.store else (),
+            coordinator=found.coordinator,
+            may_lose=found.store.may_lose if found.store else 0,
+            next_loss=found.next_loss,
+        )
+
+    async def _ask_peers(self, mesh: Mesh) -> tuple[doctor.PeerFacts, ...]:
+        """Every other member; the living ones are asked for their clock, all at once."""
+        others = [
+            one
+            for one in mesh.membership.members()
+            if one.node_id != self._services.node_id and one.state is not MemberState.LEFT
+        ]
+        skews: dict[bytes, float] = {}
+
+        async def ask(member: Member) -> None:
+            try:
+                skews[member.node_id] = await self._skew_s(mesh, member)
+            except SwarmError:
+                return  # It is reported as one that did not answer.
+
+        async with trio.open_nursery() as nursery:
+            for one in others[:_PEERS_ASKED_MAX]:
+                if one.state is MemberState.ALIVE:
+                    nursery.start_soon(ask, one)
+        return tuple(
+            doctor.PeerFacts(
+                name=one.name,
+                state=one.state.name.lower(),
+                answered=one.node_id in skews or index >= _PEERS_ASKED_MAX,
+                skew_s=skews.get(one.node_id, 0.0),
+            )
+            for index, one in enumerate(others)
+        )
+
+    async def _skew_s(self, mesh: Mesh, member: Member) -> float:
+        """How far the member's wall clock is ahead of ours, half the round trip allowed for."""
+        headers = ((b"accept", b"application/msgpack"),)
+        ask = Ask(method="GET", path="/health", query=b"", headers=headers, upload=b"", body=b"")
+        clock = self._services.clock
+        before_ms = clock.wall_ms()
+        raw = b""
+        with trio.move_on_after(self._context.config.ask_timeout_s) as limit:
+            async with mesh.link.request_stream(
+                FORWARD, member.node_id, ask, timeout_s=self._context.config.ask_timeout_s
+            ) as answers:
+                async for message in answers:
+                    if isinstance(message, Head) and message.status != 200:
+                        raise NotReady(f"{member.name} did not tell its clock")
+                    if isinstance(message, Body):
+                        raw += message.data
+        if limit.cancelled_caught:
+            raise NotReady(f"{member.name} did not answer")
+        after_ms = clock.wall_ms()
+        try:
+            theirs_ms = msgspec.msgpack.decode(raw, type=Health).wall_ms
+        except msgspec.MsgspecError as error:
+            raise NotReady(f"{member.name} did not tell its clock") from error
+        return (theirs_ms - (before_ms + after_ms) / 2) / 1000
+
+
+def _interfaces(mesh: Mesh) -> tuple[doctor.InterfaceFacts, ...]:
+    return tuple(
+        doctor.InterfaceFacts(
+            interface=one.interface,
+            announced=one.announced,
+            heard=one.heard,
+            refused=one.refused,
+            problem=one.problem,
+        )
+        for one in mesh.discovery_report()
+    )

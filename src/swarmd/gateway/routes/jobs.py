@@ -1,0 +1,169 @@
+"""Jobs: submit, look, follow, result, cancel."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from functools import partial
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from swarmd.base.errors import BadRequest, Conflict, from_code
+from swarmd.gateway import shapes
+from swarmd.gateway.context import Context
+from swarmd.gateway.http import Items, Stream, answer, guarded, payload_out
+from swarmd.gateway.routes.tasks import BlobBody
+from swarmd.tasks.messages import JobView
+from swarmd.tasks.spec import (
+    ITEMS_MAX,
+    Item,
+    JobSpec,
+    JobState,
+    Manifest,
+    StageKind,
+    StageSpec,
+    Stored,
+    check_stages,
+)
+
+
+class StageBody(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    agent: str
+    kind: StageKind = StageKind.MAP
+
+
+class JobBody(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    stages: list[StageBody]
+    priority: int = 0
+
+
+class ItemBody(msgspec.Struct, forbid_unknown_fields=True):
+    name: str = ""
+    input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    blob: BlobBody | None = None
+
+
+class SubmitJobBody(msgspec.Struct, forbid_unknown_fields=True):
+    job: JobBody
+    items: Annotated[list[ItemBody], Meta(max_length=ITEMS_MAX)]
+    key: str
+
+
+class JobRoutes:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._services = context.services
+
+    def routes(self) -> list[Route]:
+        make = partial(guarded, budget=self._context.budget)
+        path = "/api/v1/jobs"
+        return [
+            Route(path, make(self.list)),
+            Route(path, make(self.submit), methods=["POST"]),
+            Route(f"{path}/{{id}}", make(self.show)),
+            Route(f"{path}/{{id}}/events", make(self.events)),
+            Route(f"{path}/{{id}}/result", make(self.result)),
+            Route(f"{path}/{{id}}/cancel", make(self.cancel), methods=["POST"]),
+        ]
+
+    async def submit(self, request: Request) -> Response:
+        """Submit a job with all its items; answered when it is durable."""
+        body = await self._context.read(request, SubmitJobBody)
+        tasks = self._services.need(self._services.tasks)
+        stages = tuple(StageSpec(one.name, one.agent, one.kind) for one in body.job.stages)
+        check_stages(stages)
+        items = [await self._item(request, one) for one in body.items]
+        blobs = self._services.need(self._services.blobs)
+        manifest = await blobs.put(msgspec.msgpack.encode(Manifest(tuple(items))))
+        spec = JobSpec(
+            name=body.job.name,
+            key=body.key,
+            stages=stages,
+            manifest=manifest,
+            item_count=len(items),
+            blobs=tuple(
+                dict.fromkeys(one.payload.blob for one in items if isinstance(one.payload, Stored))
+            ),
+            priority=body.job.priority,
+        )
+        return answer(request, shape(await tasks.submit_job(spec)), status=201)
+
+    async def _item(self, request: Request, body: ItemBody) -> Item:
+        raw = body.input if isinstance(body.input, msgspec.Raw) else None
+        if (raw is None) == (body.blob is None):
+            raise BadRequest("an item has either an input or a blob, one of the two")
+        blob = body.blob.ref if body.blob is not None else None
+        return Item(body.name, await self._context.value_of(request, raw, blob))
+
+    async def list(self, request: Request) -> Response:
+        tasks = self._services.need(self._services.tasks)
+        return answer(request, [shape(one) for one in await tasks.jobs()])
+
+    async def show(self, request: Request) -> Response:
+        tasks = self._services.need(self._services.tasks)
+        return answer(request, shape(await tasks.job(request.path_params["id"])))
+
+    async def cancel(self, request: Request) -> Response:
+        tasks = self._services.need(self._services.tasks)
+        return answer(request, shape(await tasks.cancel_job(request.path_params["id"])))
+
+    async def events(self, request: Request) -> Stream:
+        """The job whenever it moved, until it has ended."""
+        return self._context.stream(request, self._events(request.path_params["id"]))
+
+    async def _events(self, job_id: str) -> Items:
+        tasks = self._services.need(self._services.tasks)
+        async with aclosing(tasks.job_events(job_id)) as views:  # type: ignore[type-var]
+            async for view in views:
+                yield shape(view)
+
+    async def result(self, request: Request) -> Response:
+        """What the last stage gave. Refused with the job's state while there is nothing."""
+        tasks = self._services.need(self._services.tasks)
+        view = await tasks.job(request.path_params["id"])
+        if view.state is not JobState.SUCCEEDED or view.result is None:
+            cause = f": {view.code}: {view.message}" if view.code else ""
+            raise Conflict(f"job {view.job_id} is {view.state} and has no result{cause}")
+        raw = await self._context.bytes_of(view.result)
+        return answer(request, {"result": payload_out(request, raw)})
+
+
+def shape(view: JobView) -> shapes.JobInfo:
+    """A job as the API shows it."""
+    stages = [
+        {
+            "name": one.name,
+            "agent": one.agent,
+            "kind": str(one.kind),
+            "total": one.total,
+            "done": one.done,
+            "failed": one.failed,
+            "running": one.running,
+        }
+        for one in view.stages
+    ]
+    done = sum(one.done for one in view.stages)
+    error = None
+    if view.code:
+        known = from_code(view.code, view.message)
+        error = shapes.ErrorInfo(code=view.code, message=view.message, retryable=known.retryable)
+    return shapes.JobInfo(
+        id=view.job_id,
+        name=view.name,
+        state=str(view.state),
+        total=sum(one.total for one in view.stages),
+        done=done,
+        failed=sum(one.failed for one in view.stages),
+        stages=stages,
+        attempts=view.attempts,
+        retries=max(0, view.attempts - done),
+        created_ms=view.created_ms,
+        ended_ms=view.ended_ms,
+        error=error,
+    )

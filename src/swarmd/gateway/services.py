@@ -1,0 +1,301 @@
+"""What the gateway calls, and nothing more: the rooms below as protocols.
+
+The real services satisfy these structurally; tests pass fakes. A room is None until the node
+has opened it: in no swarm yet, or still starting. Whatever needs an absent room is answered
+with `not_ready` and the reason, while status and doctor go on working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from swarmd.agents.spec import AgentSpec
+from swarmd.base.clock import Clock
+from swarmd.base.errors import Unavailable
+from swarmd.base.ids import NodeId
+from swarmd.gateway.config import GatewayConfig
+from swarmd.mesh.config import MeshConfig
+from swarmd.mesh.link import Link
+from swarmd.mesh.swim.events import Member
+from swarmd.state.blobs.messages import BlobRef
+from swarmd.state.raft.messages import Operation, OpResult
+from swarmd.tasks.messages import JobView, SubmittedItem, TaskView
+from swarmd.tasks.spec import JobSpec, TaskRecord, TaskSpec
+
+
+class NotReady(Unavailable):
+    """The node is in no swarm, or has not opened the room that the request needs."""
+
+    code = "not_ready"
+
+
+# ---- the mesh -------------------------------------------------------------------------
+
+
+class Membership(Protocol):
+    def members(self) -> list[Member]: ...
+
+
+class InterfaceReport(Protocol):
+    """What multicast DNS did on one interface."""
+
+    @property
+    def interface(self) -> str: ...
+    @property
+    def announced(self) -> bool: ...
+    @property
+    def heard(self) -> int:
+        """Other nodes of this swarm heard here."""
+        ...
+
+    @property
+    def refused(self) -> int:
+        """Adverts that were not understood, or of another swarm."""
+        ...
+
+    @property
+    def problem(self) -> str:
+        """Why it does not work here; empty if it does."""
+        ...
+
+
+class Mesh(Protocol):
+    @property
+    def link(self) -> Link: ...
+    @property
+    def membership(self) -> Membership: ...
+    def discovery_report(self) -> Sequence[InterfaceReport]: ...
+
+
+class Genesis(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class Trust(Protocol):
+    @property
+    def swarm_id(self) -> bytes: ...
+    @property
+    def genesis(self) -> Genesis: ...
+    @property
+    def head(self) -> tuple[int, bytes]: ...
+
+
+# ---- the strong store and blobs -------------------------------------------------------
+
+
+class StoreStatus(Protocol):
+    @property
+    def state(self) -> str: ...
+    @property
+    def epoch(self) -> object: ...
+    @property
+    def voters(self) -> Sequence[NodeId]: ...
+    @property
+    def role(self) -> str: ...
+    @property
+    def term(self) -> int: ...
+    @property
+    def revision(self) -> int: ...
+    @property
+    def may_lose(self) -> int: ...
+
+
+class StoreEntry(Protocol):
+    @property
+    def key(self) -> bytes: ...
+    @property
+    def value(self) -> bytes: ...
+    @property
+    def create_revision(self) -> int: ...
+    @property
+    def mod_revision(self) -> int: ...
+
+
+class Store(Protocol):
+    def status(self) -> StoreStatus: ...
+    def coordinator(self) -> NodeId | None: ...
+    def store_time_ms(self) -> int: ...
+    async def propose(
+        self, ops: Sequence[Operation], *, timeout_s: float = 5.0
+    ) -> Sequence[OpResult]: ...
+    async def get(self, key: bytes, *, stale: bool = False) -> StoreEntry | None: ...
+    async def range(
+        self, prefix: bytes, *, after: bytes = b"", limit: int = 1_000, stale: bool = False
+    ) -> Sequence[StoreEntry]: ...
+
+
+class Blobs(Protocol):
+    async def put(self, data: bytes) -> BlobRef: ...
+    async def get(self, ref: BlobRef) -> bytes: ...
+
+
+# ---- agents and tasks -----------------------------------------------------------------
+
+
+class AgentRecord(Protocol):
+    @property
+    def spec(self) -> AgentSpec: ...
+    @property
+    def bundle(self) -> BlobRef: ...
+
+
+class Instance(Protocol):
+    """One running copy of an agent, as its node tells it."""
+
+    @property
+    def agent(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def task_id(self) -> str: ...
+
+
+class LogLine(Protocol):
+    @property
+    def wall_ms(self) -> int: ...
+    @property
+    def task_id(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+
+
+class LiveInstances(Protocol):
+    """Answers of the members; those that gave none in time are named."""
+
+    @property
+    def instances(self) -> Sequence[tuple[NodeId, Instance]]: ...
+    @property
+    def missing(self) -> Sequence[NodeId]: ...
+
+
+class Agents(Protocol):
+    async def deploy(
+        self, spec: AgentSpec, bundle: bytes, *, replace: bool = False
+    ) -> AgentRecord: ...
+    async def list(self) -> Sequence[AgentRecord]: ...
+    async def get(self, name: str) -> AgentRecord: ...
+    async def remove(self, name: str) -> None: ...
+    async def instances(self) -> LiveInstances: ...
+    def logs(self, agent: str, *, follow: bool) -> AsyncIterator[tuple[NodeId, LogLine | None]]:
+        """Lines with the node they come from; None for a member that did not answer."""
+        ...
+
+
+class Tasks(Protocol):
+    async def submit(self, specs: Sequence[TaskSpec]) -> Sequence[SubmittedItem]: ...
+    async def get(self, task_id: str) -> TaskView: ...
+    async def list(
+        self, *, state: str = "", agent: str = "", job_id: str = "", after: str = "", limit: int = 0
+    ) -> tuple[Sequence[TaskView], str]:
+        """A page, and where the next begins ("" at the end)."""
+        ...
+
+    async def cancel(self, task_ids: Sequence[str]) -> Sequence[TaskView]: ...
+    def results(self, task_ids: Sequence[str]) -> AsyncIterator[TaskRecord]: ...
+    async def submit_job(self, spec: JobSpec) -> JobView: ...
+    async def jobs(self) -> Sequence[JobView]: ...
+    async def job(self, job_id: str) -> JobView: ...
+    async def cancel_job(self, job_id: str) -> JobView: ...
+    def job_events(self, job_id: str) -> AsyncIterator[JobView]: ...
+    async def counts(self) -> Mapping[str, int]: ...
+
+
+# ---- the node itself ------------------------------------------------------------------
+
+
+class Control(Protocol):
+    def not_ready(self) -> str:
+        """Why the node takes no work now; empty if it does."""
+        ...
+
+    def stop(self) -> None:
+        """Begin to drain, say goodbye and end; returns at once."""
+        ...
+
+    async def leave(self, *, force: bool) -> Sequence[str]:
+        """Hand the seat on, then begin to end. Returns warnings.
+
+        Raises:
+            Conflict: acknowledged data would be lost, and not `force`. The node stays.
+        """
+        ...
+
+
+class Setting(Protocol):
+    @property
+    def key(self) -> str: ...
+    @property
+    def value(self) -> Any: ...
+    @property
+    def source(self) -> str: ...
+
+
+class Config(Protocol):
+    @property
+    def mesh(self) -> MeshConfig: ...
+    @property
+    def gateway(self) -> GatewayConfig: ...
+    @property
+    def node_name(self) -> str: ...
+    @property
+    def data_folder(self) -> Path: ...
+    @property
+    def keys_folder(self) -> Path: ...
+    @property
+    def socket_path(self) -> Path: ...
+    def describe(self) -> Sequence[Setting]: ...
+
+
+Room = TypeVar("Room")
+
+
+@dataclass(slots=True)
+class Services:
+    """What the node has opened so far. The app fills in rooms as it opens them."""
+
+    node_id: NodeId
+    config: Config
+    control: Control
+    clock: Clock
+    started_at: float = 0.0
+    """On `clock`, for the uptime."""
+    mesh: Mesh | None = None
+    trust: Trust | None = None
+    store: Store | None = None
+    blobs: Blobs | None = None
+    agents: Agents | None = None
+    tasks: Tasks | None = None
+    metrics: Callable[[], bytes] | None = None
+
+    def need(self, room: Room | None) -> Room:
+        """`room`, which must be open by now.
+
+        Raises:
+            NotReady: with the reason.
+        """
+        if room is None:
+            reason = self.control.not_ready() or "it is still starting"
+            raise NotReady(f"{self.config.node_name} is not ready: {reason}")
+        return room
+
+    def name_of(self, node_id: bytes) -> str:
+        """The member's name; a short id if it is not known here."""
+        from swarmd.base.ids import short
+
+        if not node_id:
+            return ""
+        if node_id == self.node_id:
+            return self.config.node_name
+        if self.mesh is not None:
+            for member in self.mesh.membership.members():
+                if member.node_id == node_id:
+                    return member.name
+        return short(node_id)

@@ -1,0 +1,193 @@
+"""What the API answers, as typed structs: written by the gateway, read by the client.
+
+In JSON, bytes are base64 and payloads are plain JSON; in msgpack both are themselves. A field
+that a later version adds has a default, and readers ignore fields they do not know.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct, field
+
+
+class Check(Struct, frozen=True, kw_only=True):
+    """One finding of the doctor."""
+
+    name: str
+    verdict: str
+    """ok, warn or fail"""
+    finding: str
+    advice: str = ""
+    """What to do about it; empty if nothing."""
+
+
+class DoctorReport(Struct, frozen=True, kw_only=True):
+    node: str
+    checks: list[Check]
+
+
+class StoreStatus(Struct, frozen=True, kw_only=True):
+    state: str
+    """ok, no_quorum, or what the store waits for"""
+    epoch: str = ""
+    role: str = ""
+    term: int = 0
+    revision: int = 0
+    voters: list[str] = []
+    """Names, in the order of the epoch."""
+    may_lose: int = 0
+    """Voters that may fail from now on while the store still answers."""
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    node: str
+    node_id: str
+    version: str
+    ready: bool
+    swarm: str = ""
+    """Empty: in no swarm yet."""
+    swarm_id: str = ""
+    reason: str = ""
+    """Why it is not ready."""
+    alive: int = 0
+    total: int = 0
+    """Members that are alive, suspect or dead; those that left do not count."""
+    coordinator: str = ""
+    store: StoreStatus | None = None
+    tasks: dict[str, int] = {}
+    next_loss: str = ""
+    """What losing one more node would cost."""
+    uptime_s: float = 0.0
+    notes: list[str] = []
+
+
+class MemberInfo(Struct, frozen=True, kw_only=True):
+    node_id: str
+    name: str
+    state: str
+    addresses: list[str] = []
+    roles: list[str] = []
+    version: str = ""
+    incarnation: int = 0
+    voter: bool = False
+    coordinator: bool = False
+    itself: bool = False
+    """The node that answered."""
+
+
+class SettingInfo(Struct, frozen=True, kw_only=True):
+    key: str
+    value: Any
+    source: str
+
+
+class KvEntry(Struct, frozen=True, kw_only=True):
+    key: str
+    value: bytes
+    create_revision: int
+    mod_revision: int
+
+
+class AgentInfo(Struct, frozen=True, kw_only=True):
+    name: str
+    version: str
+    description: str = ""
+    runtime: str = "python"
+    entry: str = ""
+    bundle: str = ""
+    """Hash of the packed folder."""
+    bundle_bytes: int = 0
+    revision: int = 0
+    spec: dict[str, Any] = {}
+
+
+class InstanceInfo(Struct, frozen=True, kw_only=True):
+    node: str
+    agent: str
+    version: str = ""
+    pid: int = 0
+    state: str = ""
+    tasks: list[str] = []
+
+
+class Instances(Struct, frozen=True, kw_only=True):
+    instances: list[InstanceInfo]
+    missing: list[str] = []
+    """Members that did not answer in time."""
+
+
+class BlobInfo(Struct, frozen=True, kw_only=True):
+    hash: bytes
+    size: int
+
+
+class ErrorInfo(Struct, frozen=True, kw_only=True):
+    code: str
+    message: str
+    retryable: bool = False
+
+
+class Submitted(Struct, frozen=True, kw_only=True):
+    id: str
+    """Same key, same id."""
+    created: bool = True
+    """False if the key was known already."""
+    error: ErrorInfo | None = None
+    """Why this one was refused; the others are not affected."""
+
+
+class TaskInfo(Struct, frozen=True, kw_only=True):
+    id: str
+    agent: str
+    state: str
+    name: str = ""
+    key: str = ""
+    node: str = ""
+    attempts: int = 0
+    fence: int = 0
+    job: str = ""
+    created_ms: int = 0
+    ended_ms: int = 0
+    error: ErrorInfo | None = None
+    result: Any = None
+    story: list[str] = []
+    """One line per attempt that did not succeed."""
+
+
+class TaskPage(Struct, frozen=True, kw_only=True):
+    tasks: list[TaskInfo]
+    after: str = ""
+    """Where the next page begins; empty at the end."""
+
+
+class JobInfo(Struct, frozen=True, kw_only=True):
+    id: str
+    name: str
+    state: str
+    total: int = 0
+    done: int = 0
+    failed: int = 0
+    stages: list[dict[str, Any]] = []
+    attempts: int = 0
+    retries: int = 0
+    created_ms: int = 0
+    ended_ms: int = 0
+    error: ErrorInfo | None = None
+
+
+class LogLine(Struct, frozen=True, kw_only=True):
+    node: str
+    agent: str
+    text: str
+    task: str = ""
+    wall_ms: int = 0
+    stream: str = "log"
+
+
+class Done(Struct, frozen=True, kw_only=True):
+    """Answer of commands that have nothing to tell but that they worked."""
+
+    ok: bool = True
+    message: str = ""
+    warnings: list[str] = field(default_factory=list)

@@ -1,0 +1,142 @@
+"""What `status` and `members` say, made from what the rooms report. Pure but for the asking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from swarmd import __version__
+from swarmd.base.errors import SwarmError
+from swarmd.base.ids import NodeId, to_text
+from swarmd.gateway import shapes
+from swarmd.gateway.services import Services
+from swarmd.mesh.swim.events import Member
+from swarmd.mesh.swim.messages import MemberState
+
+_STATES: Final = ("pending", "assigned", "running", "succeeded", "failed", "cancelled", "dead",
+                  "unknown")  # fmt: skip
+
+
+async def status(services: Services) -> shapes.Status:
+    """The state of the node and of its swarm. It answers without a quorum too."""
+    reason = services.control.not_ready()
+    notes: list[str] = []
+    members = services.mesh.membership.members() if services.mesh is not None else []
+    present = [one for one in members if one.state is not MemberState.LEFT]
+    alive = [one for one in present if one.state is MemberState.ALIVE]
+    counts: dict[str, int] = {}
+    if services.tasks is not None:
+        try:
+            found = await services.tasks.counts()
+            counts = {state: found.get(state, 0) for state in _STATES}
+        except SwarmError as error:
+            notes.append(f"tasks are unknown: {error.message}")
+    store = store_status(services)
+    voters: Sequence[NodeId] = services.store.status().voters if services.store else ()
+    coordinator = services.store.coordinator() if services.store is not None else None
+    return shapes.Status(
+        node=services.config.node_name,
+        node_id=to_text(services.node_id),
+        version=__version__,
+        ready=not reason,
+        reason=reason,
+        swarm=services.trust.genesis.name if services.trust is not None else "",
+        swarm_id=to_text(services.trust.swarm_id) if services.trust is not None else "",
+        alive=len(alive),
+        total=len(present),
+        coordinator=services.name_of(coordinator) if coordinator else "",
+        store=store,
+        tasks=counts,
+        next_loss=next_loss(present, voters, store) if store is not None else "",
+        uptime_s=round(services.clock.now() - services.started_at, 1),
+        notes=notes,
+    )
+
+
+def store_status(services: Services) -> shapes.StoreStatus | None:
+    """What the strong store says of itself, with names for ids."""
+    if services.store is None:
+        return None
+    found = services.store.status()
+    return shapes.StoreStatus(
+        state=str(found.state),
+        epoch=str(found.epoch),
+        role=str(found.role),
+        term=found.term,
+        revision=found.revision,
+        voters=[services.name_of(voter) for voter in found.voters],
+        may_lose=found.may_lose,
+    )
+
+
+def next_loss(
+    present: Sequence[Member], voters: Sequence[NodeId], store: shapes.StoreStatus
+) -> str:
+    """What the loss of one more node would cost, in one sentence."""
+    names = {one.node_id: one.name for one in present}
+    alive = [one.node_id for one in present if one.state is MemberState.ALIVE]
+    voter_names = store.voters
+    away = [
+        names.get(voter, name)
+        for voter, name in zip(voters, voter_names, strict=False)
+        if voter not in alive
+    ]
+    if store.state == "no_quorum":
+        return (
+            "no majority of the voters answers: nothing is accepted until "
+            f"{_some(away) or 'another voter'} {'are' if len(away) > 1 else 'is'} back"
+        )
+    if len(alive) <= 1 and len(present) <= 1:
+        return (
+            "this is the only node: losing it stops the swarm, and losing its disk loses "
+            "everything; add two more nodes"
+        )
+    if len(voters) <= 1:
+        holder = voter_names[0] if voter_names else "the voter"
+        others = [one.name for one in present if one.node_id not in voters]
+        return (
+            f"losing {holder}, the only voter, stops the swarm until it is back, and losing its "
+            f"disk loses all records; losing {_some(others) or 'another node'} costs only the "
+            "attempts it runs; from three nodes on, no single loss matters"
+        )
+    if store.may_lose == 0:
+        return (
+            f"{_some(away) or 'a voter'} {'are' if len(away) > 1 else 'is'} away: losing one more "
+            "voter stops the swarm until one is back"
+        )
+    count = store.may_lose
+    which = "any one node" if count == 1 else f"any {count} nodes"
+    return f"{which} may be lost: its tasks start again elsewhere, nothing acknowledged is lost"
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = list(names[:3])
+    if len(names) > 3:
+        shown.append(f"{len(names) - 3} more")
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
+def members(services: Services) -> list[shapes.MemberInfo]:
+    """Every member as this node sees it."""
+    mesh = services.need(services.mesh)
+    voters: Sequence[NodeId] = services.store.status().voters if services.store else ()
+    coordinator = services.store.coordinator() if services.store is not None else None
+    return [
+        shapes.MemberInfo(
+            node_id=to_text(one.node_id),
+            name=one.name,
+            state=str(one.state.name).lower(),
+            addresses=[_address(host, port) for host, port in one.addresses],
+            roles=list(one.roles),
+            version=one.version,
+            incarnation=one.incarnation,
+            voter=one.node_id in voters,
+            coordinator=one.node_id == coordinator,
+            itself=one.node_id == services.node_id,
+        )
+        for one in mesh.membership.members()
+    ]
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
