@@ -61,14 +61,23 @@ class Interface:
 
 @dataclass(slots=True)
 class InterfaceReport:
-    """What happened on one interface. `refused` counts by reason."""
+    """What happened on one interface. `reasons` counts what was refused."""
 
-    name: str
+    interface: str
     addresses: tuple[str, ...]
-    announced: tuple[str, ...] = ()
-    heard: tuple[str, ...] = ()
-    refused: dict[str, int] = field(default_factory=dict)
+    announced_as: tuple[str, ...] = ()
+    heard_at: tuple[str, ...] = ()
+    heard: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
     problem: str = ""
+
+    @property
+    def announced(self) -> bool:
+        return bool(self.announced_as)
+
+    @property
+    def refused(self) -> int:
+        return sum(self.reasons.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +87,8 @@ class _Heard:
     refused: str
 
 
-def usable_interfaces(names: Sequence[str] = ()) -> list[Interface]:
-    """The named interfaces that are up; without names all but loopback."""
+def usable_interfaces(names: Sequence[str] = (), *, loopback: bool = False) -> list[Interface]:
+    """The named interfaces that are up; without names all, loopback left out by default."""
     stats = psutil.net_if_stats()
     found = []
     for name, entries in sorted(psutil.net_if_addrs().items()):
@@ -90,7 +99,7 @@ def usable_interfaces(names: Sequence[str] = ()) -> list[Interface]:
             if entry.family not in (socket.AF_INET, socket.AF_INET6):
                 continue
             host = entry.address.partition("%")[0]
-            if names or not ipaddress.ip_address(host).is_loopback:
+            if names or loopback or not ipaddress.ip_address(host).is_loopback:
                 addresses.append(host)
                 networks.append(_network(host, entry.netmask))
         if addresses and (not names or name in names):
@@ -137,7 +146,10 @@ class Mdns:
         self._found_in, self.found = trio.open_memory_channel[Address](_FOUND_MAX)
 
     def report(self) -> list[InterfaceReport]:
-        """What was announced, heard and refused, per interface; unplaced hints come last."""
+        """What was announced, heard and refused, per interface.
+
+        A node is counted on the interface whose network holds its address, else on the first.
+        """
         reports = [
             InterfaceReport(
                 i.name,
@@ -147,17 +159,17 @@ class Mdns:
             )
             for i in self._interfaces
         ]
-        elsewhere = InterfaceReport("(elsewhere)", (), refused=dict(self._refused))
+        if not reports:
+            return []
+        reports[0].reasons.update(self._refused)
         for heard in self._heard.values():
-            report = self._place(heard, reports) or elsewhere
+            report = self._place(heard, reports)
             if heard.refused:
-                report.refused[heard.refused] = report.refused.get(heard.refused, 0) + 1
+                report.reasons[heard.refused] = report.reasons.get(heard.refused, 0) + 1
             else:
-                report.heard += tuple(f"{host}:{port}" for host, port in heard.addresses)
-        if not self._interfaces:
-            elsewhere.problem = self._problem or "no usable interface for multicast"
-        keep_last = elsewhere.heard or elsewhere.refused or elsewhere.problem
-        return [*reports, elsewhere] if keep_last else reports
+                report.heard += 1
+                report.heard_at += tuple(f"{host}:{port}" for host, port in heard.addresses)
+        return reports
 
     def _announced_on(self, interface: Interface) -> tuple[str, ...]:
         own = self._own_addresses or interface.addresses
@@ -288,11 +300,11 @@ class Mdns:
             return _Heard(name, addresses, "other_swarm")
         return _Heard(name, addresses, "")
 
-    def _place(self, heard: _Heard, reports: list[InterfaceReport]) -> InterfaceReport | None:
+    def _place(self, heard: _Heard, reports: list[InterfaceReport]) -> InterfaceReport:
         for interface, report in zip(self._interfaces, reports, strict=True):
             if any(_is_on(interface, host) for host, _ in heard.addresses):
                 return report
-        return None
+        return reports[0]
 
 
 def _is_on(interface: Interface, host: str) -> bool:

@@ -67,7 +67,7 @@ from swarmd.observe.metrics import BYTES, DROPPED
 PLANES: Final = (MESH_ALPN, RAFT_ALPN)
 ALPNS: Final = (*PLANES, JOIN_ALPN)
 _JOINERS_MAX: Final = 8
-_JOIN_TIMEOUT_S: Final = 30.0
+_JOIN_TIMEOUT_S: Final = 70.0
 _RETRY_FIRST_S: Final = 0.05
 _RETRY_MAX_S: Final = 1.0
 _YIELD_WAIT_S: Final = 1.0

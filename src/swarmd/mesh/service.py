@@ -1,0 +1,421 @@
+"""The mesh: this node's sockets, its view of the others, and how it finds them.
+
+`open_mesh` puts the rooms below together and keeps four things moving between them:
+
+- Addresses that may be members (seeds, members known from an earlier start, what multicast DNS
+  heard) get a datagram hello until who answers there is a living member in our view.
+- A member whose datagram session is new exchanges views with us: so joins do not wait for gossip.
+- How streams end is a hint for membership; what membership says of addresses and deaths goes
+  to the transports.
+- What trust learns lets rumours be verified that could not be before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final, Literal, cast
+
+import trio
+
+from swarmd import __version__
+from swarmd.base.clock import Clock
+from swarmd.base.disk import Disk
+from swarmd.base.errors import ConfigError, Unavailable, Untrusted
+from swarmd.base.ids import NodeId, short
+from swarmd.base.rng import Rng, derive
+from swarmd.identity.keys import SigningKey, verify
+from swarmd.mesh.addresses import Address, AddressBook
+from swarmd.mesh.config import MeshConfig
+from swarmd.mesh.discovery.mdns import InterfaceReport, Mdns, open_mdns, swarm_hint
+from swarmd.mesh.discovery.static import parse_address, resolve
+from swarmd.mesh.join import Admitter, serve_join
+from swarmd.mesh.link import Link
+from swarmd.mesh.sockets import (
+    Bound,
+    advertised,
+    bind,
+    multicast_interfaces,
+    own_addresses,
+)
+from swarmd.mesh.swim.config import SwimConfig
+from swarmd.mesh.swim.service import Membership, MemberState, Meta, open_membership
+from swarmd.mesh.transports.roster import admitted
+from swarmd.mesh.transports.udp import Datagrams, open_datagrams
+from swarmd.mesh.transports.websocket import Streams, TlsStream, open_streams
+from swarmd.mesh.trust import Trust, serve_trust
+from swarmd.observe.log import get_logger
+from swarmd.wire.envelope import signing_bytes
+
+HINTS_MAX: Final = 256
+_HINT_TRIES_MAX: Final = 10
+_SLOW_RETRY: Final = 15
+_FAST_TRIES: Final = 5
+_RUMOUR_DOMAIN: Final = "rumour"
+_SWIM_HOWS: Final = ("reset", "refused", "idle", "restarting", "leaving")
+
+_log = get_logger("mesh")
+
+
+@dataclass(frozen=True, slots=True)
+class SeedReport:
+    """What became of one configured seed. `member` is who answered there."""
+
+    seed: str
+    member: NodeId | None
+    problem: str
+
+
+class RumourSigner:
+    """Signs and checks rumours, by this node's key and the admitted keys."""
+
+    def __init__(self, key: SigningKey, trust: Trust) -> None:
+        self._key, self._trust = key, trust
+
+    def sign_rumour(self, statement: bytes) -> bytes:
+        return self._key.sign(signing_bytes(_RUMOUR_DOMAIN, self._trust.swarm_id, statement))
+
+    def verify_rumour(self, author: NodeId, statement: bytes, signature: bytes) -> bool:
+        admission = admitted(self._trust, author)
+        if admission is None:
+            return False
+        covered = signing_bytes(_RUMOUR_DOMAIN, self._trust.swarm_id, statement)
+        return verify(admission.public, signature, covered)
+
+
+class _JoinDesk:
+    """Admits joiners once the strong store is open."""
+
+    def __init__(self, trust: Trust, key: SigningKey) -> None:
+        self._trust, self._key = trust, key
+        self._admit: Admitter = _not_ready
+        self._epochs: Callable[[], Sequence[bytes]] = tuple
+        self.seeds: Callable[[], Sequence[Address]] = tuple
+
+    def open(self, admit: Admitter, epochs: Callable[[], Sequence[bytes]]) -> None:
+        self._admit, self._epochs = admit, epochs
+
+    async def serve(self, stream: TlsStream) -> None:
+        await serve_join(
+            cast("trio.SSLStream[trio.abc.Stream]", stream),
+            self._trust,
+            self._key.public,
+            admit=self._admit,
+            seeds=self.seeds,
+            epochs=self._epochs,
+        )
+
+
+async def _not_ready(entry: bytes) -> Sequence[bytes]:
+    raise Unavailable("this member is still starting and cannot admit anybody yet")
+
+
+class _Hint:
+    """An address that may be a member's, and how often it was tried in vain."""
+
+    def __init__(self, *, lasting: bool) -> None:
+        self.lasting = lasting
+        self.tries = 0
+
+    def is_due(self) -> bool:
+        """Each round at first; a lasting one goes on at a lower rate."""
+        self.tries += 1
+        return self.tries <= _FAST_TRIES or self.tries % _SLOW_RETRY == 0
+
+    def is_spent(self) -> bool:
+        return not self.lasting and self.tries > _HINT_TRIES_MAX
+
+
+class Mesh:
+    """This node among the others. Made by `open_mesh`."""
+
+    def __init__(
+        self,
+        config: MeshConfig,
+        streams: Streams,
+        datagrams: Datagrams,
+        membership: Membership,
+        addresses: AddressBook,
+        mdns: Mdns | None,
+        local_addresses: tuple[Address, ...],
+        own: frozenset[Address],
+        port: int,
+        desk: _JoinDesk,
+    ) -> None:
+        self.link: Link = streams
+        self.membership = membership
+        self.addresses = addresses
+        self.local_addresses = local_addresses
+        self.port = port
+        self._config, self._streams, self._datagrams = config, streams, datagrams
+        self._mdns, self._own, self._desk = mdns, own, desk
+        self._hints: dict[Address, _Hint] = {}
+        self._seeds: dict[str, list[Address]] = {}
+        self._seed_problems: dict[str, str] = {}
+        self._hurry = trio.Event()
+        desk.seeds = self._member_addresses
+
+    def discovery_report(self) -> list[InterfaceReport]:
+        """What multicast DNS announced, heard and refused, per interface; empty if it is off."""
+        return [] if self._mdns is None else self._mdns.report()
+
+    def seed_report(self) -> list[SeedReport]:
+        """What became of each configured seed."""
+        reports = []
+        for seed, addresses in self._seeds.items():
+            peers = [p for a in addresses if (p := self.addresses.peer_at(a)) is not None]
+            own = any(address in self._own for address in addresses)
+            problem = self._seed_problems.get(seed, "")
+            if not peers and not problem:
+                problem = "this is the node itself" if own else "no member has answered there"
+            reports.append(SeedReport(seed, peers[0] if peers else None, problem))
+        return reports
+
+    def serve_joins(self, admit: Admitter, epochs: Callable[[], Sequence[bytes]] = tuple) -> None:
+        """Admit joiners from now on; until then they are told to try another member.
+
+        Args:
+            admit: brings a signed admission into the log; see `mesh.join.serve_join`.
+            epochs: the strong store's chain of certificates, oldest first.
+        """
+        self._desk.open(admit, epochs)
+
+    def contact(self, addresses: Iterable[Address]) -> None:
+        """Try addresses of members that somebody named, as often as the configured seeds."""
+        for address in addresses:
+            self._note_hint(address, lasting=True)
+
+    async def leave(self, how: Literal["leaving", "restarting"] = "leaving") -> None:
+        """Say goodbye: members hold this node `left` and its streams close with a reason.
+
+        Takes a few seconds at most; end the block of `open_mesh` afterwards.
+        """
+        await self.membership.leave()
+        await self._streams.goodbye(how)
+
+    # ---- loops ------------------------------------------------------------------------
+
+    async def contact_loop(self) -> None:
+        """Say hello to addresses that may be members', until cancelled."""
+        self._remember()
+        while True:
+            await self._resolve_seeds()
+            for address, hint in list(self._hints.items()):
+                if self._is_settled(address):
+                    hint.tries = 0
+                elif hint.is_spent():
+                    del self._hints[address]
+                elif hint.is_due():
+                    self._datagrams.hello(address)
+            self._hurry = trio.Event()
+            with trio.move_on_after(self._config.seed_retry_s):
+                await self._hurry.wait()
+
+    async def met_loop(self) -> None:
+        """Exchange views with members whose sessions are new, until cancelled."""
+        async for peer, _ in self._datagrams.met:
+            member = self.membership.get(peer)
+            if member is None or member.state is not MemberState.ALIVE:
+                self._streams.retry_now(peer)
+                self.membership.join(peer)
+
+    async def closed_loop(self) -> None:
+        """Tell membership how streams end, until cancelled."""
+        async for closed in self._streams.closed:
+            if closed.how in _SWIM_HOWS:
+                self.membership.stream_closed(closed.peer, closed.how)
+
+    async def members_loop(self) -> None:
+        """Tell the transports what membership knows, until cancelled."""
+        with self.membership.subscribe() as changes:
+            while True:
+                change = await changes.receive()
+                member = change.after
+                if changes.lagged:
+                    changes.lagged = False
+                    for known in self.membership.members():
+                        self.addresses.learn(known.node_id, known.addresses)
+                if member is None or member.node_id == self.link.node_id:
+                    continue
+                self.addresses.learn(member.node_id, member.addresses)
+                if member.state is MemberState.ALIVE:
+                    self._streams.retry_now(member.node_id)
+                elif member.state is MemberState.DEAD:
+                    self._streams.drop(member.node_id, "it is dead as far as this node knows")
+
+    async def trust_loop(self, trust: Trust) -> None:
+        """Tell membership when keys were learned, until cancelled."""
+        version = trust.version
+        while True:
+            version = await trust.changed(version)
+            self.membership.trust_changed()
+            self._hurry.set()
+
+    async def hear_loop(self, mdns: Mdns) -> None:
+        """Take up what multicast DNS finds, until cancelled."""
+        async for address in mdns.found:
+            if self._note_hint(address, lasting=False):
+                self._hurry.set()
+
+    # ---- helpers ----------------------------------------------------------------------
+
+    def _note_hint(self, address: Address, *, lasting: bool) -> bool:
+        known = self._hints.get(address)
+        if known is not None:
+            known.tries = min(known.tries, _FAST_TRIES - 1)
+            known.lasting = known.lasting or lasting
+            return False
+        if address in self._own or (len(self._hints) >= HINTS_MAX and not lasting):
+            return False
+        self._hints[address] = _Hint(lasting=lasting)
+        return True
+
+    def _is_settled(self, address: Address) -> bool:
+        peer = self.addresses.peer_at(address)
+        member = None if peer is None else self.membership.get(peer)
+        return member is not None and member.state is MemberState.ALIVE
+
+    def _remember(self) -> None:
+        for known in self.membership.remembered():
+            self.addresses.learn(NodeId(known.node_id), known.addresses)
+            for address in known.addresses:
+                if len(self._hints) < HINTS_MAX:
+                    self._note_hint(address, lasting=True)
+
+    async def _resolve_seeds(self) -> None:
+        for seed in self._config.seeds:
+            address = parse_address(seed, default_port=self.port_of_others)
+            found, failures = await resolve([address])
+            self._seed_problems[seed] = failures[0] if failures else ""
+            if found:
+                self._seeds[seed] = found
+            for one in self._seeds.setdefault(seed, []):
+                if one not in self._hints:
+                    self._note_hint(one, lasting=True)
+
+    @property
+    def port_of_others(self) -> int:
+        """The port that a seed without one means: the same as ours, unless ours is any."""
+        return self._config.port or self.port
+
+    def _member_addresses(self) -> Sequence[Address]:
+        """Where a new member finds others: this node first."""
+        found = list(self.local_addresses)
+        for member in self.membership.members():
+            if member.state is MemberState.ALIVE and member.node_id != self.link.node_id:
+                found.extend(self.addresses.lookup(member.node_id)[:2])
+        return found
+
+
+@asynccontextmanager
+async def open_mesh(
+    config: MeshConfig,
+    swim: SwimConfig,
+    *,
+    key: SigningKey,
+    trust: Trust,
+    disk: Disk,
+    clock: Clock,
+    rng: Rng,
+    name: str,
+    tags: dict[str, str] | None = None,
+    admit: Admitter | None = None,
+    epochs: Callable[[], Sequence[bytes]] = tuple,
+) -> AsyncIterator[Mesh]:
+    """Belong to the swarm for as long as the block runs; call `leave` first to say goodbye.
+
+    Args:
+        disk: holds what membership keeps between starts.
+        name: this node's name, as others show it.
+        tags: what else others show of it.
+        admit: see `Mesh.serve_joins`, which may come later.
+
+    Raises:
+        PortTaken, ConfigError: this node cannot listen as configured.
+        Untrusted: the key is not that of a member of the trust's swarm.
+        CorruptFile, DiskFault, TooLarge: see `open_membership`.
+    """
+    config.check()
+    for seed in config.seeds:
+        parse_address(seed, default_port=config.port)
+    admission = admitted(trust, key.key_id)
+    if admission is None:
+        raise Untrusted(f"the key of this node, {short(key.key_id)}, is not a member's")
+    desk = _JoinDesk(trust, key)
+    if admit is not None:
+        desk.open(admit, epochs)
+    bound = bind(config)
+    try:
+        told = await advertised(config, bound.port)
+        own = await trio.to_thread.run_sync(own_addresses, config, bound.port, told)
+    except (ConfigError, trio.Cancelled):
+        bound.close()
+        raise
+    meta = Meta(name, told, admission.roles, __version__, tags=tuple(sorted((tags or {}).items())))
+    book = AddressBook()
+    async with (
+        open_datagrams(key, trust, book, bound.datagrams, clock=clock) as datagrams,
+        open_streams(
+            key,
+            trust,
+            book,
+            bound.listeners,
+            config=config,
+            rng=derive(rng, "streams"),
+            join=desk.serve,
+        ) as streams,
+        open_membership(
+            link=streams,
+            datagrams=datagrams,
+            disk=disk,
+            signer=RumourSigner(key, trust),
+            meta=meta,
+            config=swim,
+            clock=clock,
+            rng=derive(rng, "swim"),
+        ) as membership,
+        _open_discovery(config, key, trust, bound, told) as mdns,
+        trio.open_nursery() as nursery,
+    ):
+        mesh = Mesh(config, streams, datagrams, membership, book, mdns, told, own, bound.port, desk)
+        nursery.start_soon(mesh.contact_loop)
+        nursery.start_soon(mesh.met_loop)
+        nursery.start_soon(mesh.closed_loop)
+        nursery.start_soon(mesh.members_loop)
+        nursery.start_soon(mesh.trust_loop, trust)
+        if mdns is not None:
+            nursery.start_soon(mesh.hear_loop, mdns)
+        nursery.start_soon(_serve_trust, trust, streams, membership, derive(rng, "trust"))
+        _log.info("listening", port=bound.port, addresses=[host for host, _ in told])
+        try:
+            yield mesh
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+async def _serve_trust(trust: Trust, link: Link, membership: Membership, rng: Rng) -> None:
+    await serve_trust(trust, link, membership, rng=rng)
+
+
+@asynccontextmanager
+async def _open_discovery(
+    config: MeshConfig,
+    key: SigningKey,
+    trust: Trust,
+    bound: Bound,
+    told: tuple[Address, ...],
+) -> AsyncIterator[Mdns | None]:
+    if not config.mdns:
+        yield None
+        return
+    interfaces = await trio.to_thread.run_sync(multicast_interfaces, config)
+    hosts = tuple(host for host, port in told if port == bound.port)
+    async with open_mdns(
+        swarm_hint(trust.swarm_id),
+        f"swarmd-{short(key.key_id)}",
+        bound.port,
+        interfaces=interfaces,
+        addresses=hosts,
+    ) as mdns:
+        yield mdns
