@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import msgspec
+
 from swarmd.state.blobs.messages import BlobRef
 
 Progress = Callable[[float, float], None]
@@ -40,9 +42,8 @@ class AttemptRun:
     env: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class LogLine:
-    """`sequence` rises by one per line of one agent on one node."""
+class LogLine(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """`sequence` rises with every line of a node, also over restarts of its daemon."""
 
     sequence: int
     wall_ms: int
@@ -69,8 +70,9 @@ class InstanceState(StrEnum):
     BUSY = "busy"
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceInfo:
+class InstanceInfo(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A worker process. `task_id` is empty while it is idle; `age_s` counts from its start."""
+
     agent: str
     version: str
     pid: int

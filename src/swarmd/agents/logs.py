@@ -55,11 +55,11 @@ class LineCutter:
 class LogBook:
     """A ring of lines per agent."""
 
-    def __init__(self, *, lines_max: int) -> None:
+    def __init__(self, *, lines_max: int, first_sequence: int = 0) -> None:
         self._lines_max = lines_max
         self._rings: OrderedDict[str, deque[LogLine]] = OrderedDict()
         # One counter for all agents: a ring that was dropped and begun again never goes back.
-        self._sequence = 0
+        self._sequence = first_sequence
         self._news = trio.Event()
 
     def add(self, agent: str, wall_ms: int, task_id: str, attempt: int, text: str) -> None:

@@ -47,6 +47,7 @@ __all__ = ["AttemptRun", "InstanceInfo", "LogLine", "Outcome", "Supervisor", "op
 _log = get_logger("agents")
 _FIRST_PAUSE_S: Final = 0.25
 _SWEEP_S_MAX: Final = 5.0
+_LINES_PER_MS_MAX: Final = 1_000
 
 
 class BundleSource(Protocol):
@@ -104,7 +105,10 @@ class Supervisor:
         self._spawned = 0
         self._idle_since: dict[PythonInstance, float] = {}
         self._base_env = _base_environment(config)
-        self.logs = LogBook(lines_max=config.log_lines_max)
+        # Sequences begin with the time, so that a reader's place outlives this daemon.
+        self.logs = LogBook(
+            lines_max=config.log_lines_max, first_sequence=clock.wall_ms() * _LINES_PER_MS_MAX
+        )
 
     async def run(self, attempt: AttemptRun, on_progress: Progress | None = None) -> Outcome:
         """Run one attempt when its turn comes; what goes wrong with it is an Outcome too.

@@ -359,7 +359,7 @@ class Blobs:
             finally:
                 handlers.release()
 
-        async with trio.open_nursery() as nursery:
+        async with inbox, trio.open_nursery() as nursery:
             async for inbound in inbox:
                 await handlers.acquire()
                 nursery.start_soon(handle, inbound)

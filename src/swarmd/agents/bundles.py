@@ -1,0 +1,89 @@
+"""Unpacked bundles on this node's disk: one folder per content, made once, never changed.
+
+A folder appears under its hash only whole and durable. Unpacking happens at most once at a
+time per bundle; attempts that need the same one wait for it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Set
+from pathlib import Path
+from typing import Final, Protocol
+
+import trio
+
+from swarmd.agents.bundle import unpack_bundle
+from swarmd.base.errors import DiskFault
+from swarmd.base.files import sync_folder
+from swarmd.base.ids import to_text
+from swarmd.state.blobs.messages import BlobRef
+
+_UNPACKING_MAX: Final = 4
+
+
+class BlobSource(Protocol):
+    async def get(self, ref: BlobRef) -> bytes: ...
+
+
+class BundleCache:
+    """Implements `supervisor.BundleSource` over blobs.
+
+    Args:
+        folder: holds one folder per bundle; made if it is missing.
+    """
+
+    def __init__(self, folder: Path, blobs: BlobSource) -> None:
+        self._folder = folder
+        self._blobs = blobs
+        self._unpacking: dict[bytes, trio.Event] = {}
+        self._limiter = trio.CapacityLimiter(_UNPACKING_MAX)
+        self._numbers = itertools.count(1)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for left in folder.glob("*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    async def folder_of(self, bundle: BlobRef) -> Path:
+        """The folder with the bundle's files.
+
+        Raises:
+            NotFound, Unavailable: no reachable member has it.
+            MalformedMessage: it is not a bundle.
+            DiskFault: it cannot be unpacked here.
+        """
+        path = self._folder / to_text(bundle.hash)
+        while not path.is_dir():
+            event = self._unpacking.get(bundle.hash)
+            if event is not None:
+                await event.wait()
+                continue
+            event = self._unpacking[bundle.hash] = trio.Event()
+            try:
+                raw = await self._blobs.get(bundle)
+                await trio.to_thread.run_sync(self._unpack, raw, path, limiter=self._limiter)
+            finally:
+                del self._unpacking[bundle.hash]
+                event.set()
+        return path
+
+    async def keep(self, hashes: Set[bytes]) -> None:
+        """Delete the folders of bundles not in `hashes`; no process may run from them."""
+        names = {to_text(one) for one in hashes} | {to_text(one) for one in self._unpacking}
+
+        def delete() -> None:
+            for path in self._folder.iterdir():
+                if path.name not in names and path.suffix != ".tmp" and len(path.name) == 52:
+                    shutil.rmtree(path, ignore_errors=True)
+
+        await trio.to_thread.run_sync(delete)
+
+    def _unpack(self, raw: bytes, path: Path) -> None:
+        aside = self._folder / f"{next(self._numbers)}.tmp"
+        try:
+            unpack_bundle(raw, aside)
+            aside.rename(path)
+            sync_folder(self._folder)
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise DiskFault(f"cannot unpack a bundle to {path}: {error.strerror}") from error
