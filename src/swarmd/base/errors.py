@@ -57,6 +57,12 @@ class IdempotencyConflict(Conflict):
     code = "idempotency_conflict"
 
 
+class WouldLoseData(Conflict):
+    """What was asked would take acknowledged data away with it. Nothing changed."""
+
+    code = "would_lose_data"
+
+
 class VersionExists(Conflict):
     code = "version_exists"
 

@@ -386,11 +386,9 @@ STORE: Final = Family(
 
 
 class Packet(Message, frozen=True, tag=1):
-    """One message of the epoch's log protocol, or a piece of one: `index` of `count`."""
+    """One message of the epoch's log protocol; `epoch` is the key of the epoch."""
 
     epoch: bytes
-    index: int
-    count: int
     data: bytes
 
 
@@ -401,12 +399,12 @@ RAFT: Final = Family("raft", Packet, alpn="swarmd-raft/1")
 
 
 class ChainAsk(Message, frozen=True, tag=1):
-    """Certificates of the epochs above `number`, please; answered by `Chain`."""
+    """Certificates of the epochs above `number`, please; answered by `Certificates`."""
 
     number: int
 
 
-class Chain(Message, frozen=True, tag=2):
+class Certificates(Message, frozen=True, tag=2):
     """Certificates in order. Sent unasked to those who should know."""
 
     certificates: tuple[bytes, ...]
@@ -453,7 +451,7 @@ class Enlisted(Message, frozen=True, tag=9):
 EPOCH: Final = Family(
     "epoch",
     ChainAsk,
-    Chain,
+    Certificates,
     Signed,
     StateAsk,
     StatePiece,

@@ -1,0 +1,188 @@
+"""What a node answers to other members' requests of the strong store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import trio
+
+from swarmd.base.errors import BadRequest, Busy, Conflict, Forbidden, NotFound, SwarmError, TooLarge
+from swarmd.base.ids import NodeId
+from swarmd.base.limits import BATCH_OPERATIONS_MAX, ENTRY_BYTES_MAX, KIB
+from swarmd.mesh.link import Inbound
+from swarmd.observe.metrics import DROPPED
+from swarmd.state.raft import messages as m
+from swarmd.state.raft.replica import Replica
+
+REQUESTS_MAX: Final = 2_000
+UPLOADS_MAX: Final = 16
+_UPLOAD_BYTES_MAX: Final = ENTRY_BYTES_MAX + 64 * KIB
+_GROUP_BYTES: Final = 64
+
+
+class Asked(Protocol):
+    """What answering needs of the store."""
+
+    @property
+    def epoch_number(self) -> int: ...
+
+    @property
+    def local(self) -> Any: ...
+
+    def serving(self) -> Replica | None: ...
+
+    def coordinator(self) -> NodeId | None: ...
+
+    async def barrier(self, replica: Replica) -> None: ...
+
+    async def propose_here(
+        self, replica: Replica, groups: tuple[m.Group, ...]
+    ) -> list[list[m.OpResult]]: ...
+
+    async def hand_over_for(self, peer: NodeId) -> None: ...
+
+
+class Answers:
+    """Serves the `store` family; a bounded number of requests at a time."""
+
+    def __init__(self, store: Asked, nursery: trio.Nursery) -> None:
+        self._store = store
+        self._nursery = nursery
+        self._running = 0
+        # (peer, upload) -> pieces so far; the oldest goes when there are too many.
+        self._uploads: dict[tuple[NodeId, int], bytearray] = {}
+
+    async def run(self, inbox: trio.MemoryReceiveChannel[Inbound]) -> None:
+        """Answer until cancelled."""
+        async for inbound in inbox:
+            if self._running >= REQUESTS_MAX:
+                await inbound.fail(Busy("too many requests of the strong store at a time"))
+                continue
+            self._running += 1
+            self._nursery.start_soon(self._serve, inbound)
+
+    async def _serve(self, inbound: Inbound) -> None:
+        try:
+            await inbound.answer(await self._answer(inbound.peer, inbound.message))
+        except SwarmError as error:
+            DROPPED.labels("store", error.code).inc()
+            await inbound.fail(error)
+        finally:
+            self._running -= 1
+
+    async def _answer(self, peer: NodeId, message: m.Message) -> m.Message:
+        match message:
+            case m.Forward(groups):
+                return await self._forward(groups)
+            case m.ForwardUpload(upload):
+                return await self._forward(self._take_upload(peer, upload))
+            case m.Upload():
+                return self._keep_upload(peer, message)
+            case m.LeaderAsk():
+                return self._redirect("not_coordinator")
+            case m.GetAsk(key, stale):
+                return await self._read(stale, lambda state: _got_one(state.get(key)))
+            case m.RangeAsk(prefix, after, limit, stale):
+                wanted = max(0, min(limit, 10_000))
+                return await self._read(stale, lambda s: _got_range(s, prefix, after, wanted))
+            case m.PieceAsk(key, revision, offset):
+                return _piece(self._store.local, key, revision, offset)
+            case m.ReadIndexAsk():
+                return await self._read(False, lambda state: m.Revision(state.revision))
+            case m.HandOver():
+                if self._store.serving() is None:
+                    return self._redirect("not_coordinator")
+                await self._store.hand_over_for(peer)
+                return m.Done()
+        raise BadRequest("not a request of the strong store")
+
+    def _redirect(self, code: str) -> m.Redirect:
+        leader = self._store.coordinator()
+        return m.Redirect(leader or b"", self._store.epoch_number, code)
+
+    async def _forward(self, groups: tuple[m.Group, ...]) -> m.Message:
+        count = 0
+        for group in groups:
+            count += len(group.ops)
+            for op in group.ops:
+                if isinstance(op, m.Seal | m.TakeOffice):
+                    raise Forbidden("only the coordinator seals an epoch or takes office")
+        if count > BATCH_OPERATIONS_MAX:
+            raise TooLarge(f"{count} operations; a batch has at most {BATCH_OPERATIONS_MAX}")
+        replica = self._store.serving()
+        if replica is None:
+            return self._redirect("not_coordinator")
+        results = await self._store.propose_here(replica, groups)
+        return m.Results(tuple(map(tuple, results)))
+
+    async def _read(self, stale: bool, read: Callable[[Any], m.Message]) -> m.Message:
+        if stale:
+            state = self._store.local
+            return read(state) if state is not None else self._redirect("not_a_voter")
+        replica = self._store.serving()
+        if replica is None:
+            return self._redirect("not_coordinator")
+        await self._store.barrier(replica)
+        return read(replica.state)
+
+    # ---- requests in pieces --------------------------------------------------------------
+
+    def _keep_upload(self, peer: NodeId, piece: m.Upload) -> m.Done:
+        if piece.total > _UPLOAD_BYTES_MAX or not piece.data:
+            raise TooLarge(f"a batch of {piece.total} bytes; at most {_UPLOAD_BYTES_MAX} fit")
+        key = (peer, piece.upload)
+        if piece.offset == 0:
+            while len(self._uploads) >= UPLOADS_MAX:
+                del self._uploads[next(iter(self._uploads))]
+            self._uploads[key] = bytearray()
+        have = self._uploads.get(key)
+        if have is None or piece.offset != len(have):
+            raise NotFound("a piece of an upload that is not under way")
+        if len(have) + len(piece.data) > piece.total:
+            del self._uploads[key]
+            raise BadRequest("an upload longer than it said")
+        have += piece.data
+        return m.Done()
+
+    def _take_upload(self, peer: NodeId, upload: int) -> tuple[m.Group, ...]:
+        raw = self._uploads.pop((peer, upload), None)
+        if raw is None:
+            raise NotFound("an upload that is not under way")
+        forward: m.Forward = m.decode_forward(bytes(raw))
+        return forward.groups
+
+
+def _got_one(entry: m.Entry | None) -> m.Got:
+    return _got([] if entry is None else [entry], more=False)
+
+
+def _got_range(state: Any, prefix: bytes, after: bytes, limit: int) -> m.Got:
+    found: list[m.Entry] = state.range(prefix, after, limit + 1)
+    return _got(found[:limit], more=len(found) > limit)
+
+
+def _got(entries: list[m.Entry], *, more: bool) -> m.Got:
+    """As many of `entries` as fit one answer; a large value comes alone, and later."""
+    fitting: list[m.Entry] = []
+    large: list[tuple[int, int]] = []
+    size = 0
+    for entry in entries:
+        size += len(entry.key) + len(entry.value) + 32
+        if size > m.WHOLE_BYTES_MAX:
+            if fitting:
+                return m.Got(tuple(fitting), True)
+            large.append((0, len(entry.value)))
+            bare = m.Entry(entry.key, b"", entry.create_revision, entry.mod_revision)
+            return m.Got((bare,), more or len(entries) > 1, tuple(large))
+        fitting.append(entry)
+    return m.Got(tuple(fitting), more)
+
+
+def _piece(state: Any, key: bytes, revision: int, offset: int) -> m.Piece:
+    entry = state.get(key) if state is not None else None
+    if entry is None or entry.mod_revision != revision:
+        raise Conflict("the value has changed since")
+    if not 0 <= offset < len(entry.value):
+        raise BadRequest(f"a value of {len(entry.value)} bytes has no offset {offset}")
+    return m.Piece(len(entry.value), entry.value[offset : offset + m.PIECE_BYTES])

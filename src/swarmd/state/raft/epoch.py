@@ -1,0 +1,381 @@
+"""Epochs: how the set of voters changes, by sealing one run of the log and beginning another.
+
+After Lamport, Malkhi and Zhou, *Reconfiguring a State Machine* (2010), the stoppable state
+machine: within an epoch the voters are fixed. An epoch ends when its log holds a seal that
+names the next voters; the state right after the seal is what the next epoch begins with.
+
+The *seal certificate* is one `Statement` signed by a majority of the old voters, each after
+its own durable apply of the seal. Certificates form a chain that begins at the genesis, whose
+first node is the only voter of epoch 1, so that anybody can verify who votes now.
+
+Rules:
+- Two majorities of one epoch share a voter, and a voter signs only the first seal of its log,
+  so an epoch has at most one successor. Two valid certificates for one number mean that keys
+  or disks were copied: the node stops loudly (`EpochFork`).
+- Until it holds the certificate an old voter stays an ordinary member of its epoch. From then
+  on, durably, it never votes, appends or acknowledges in it.
+- A new voter votes only after the sealed state, checked against the certificate's digest, is
+  durable here. Where the state came from does not matter.
+- What is left of old epochs goes only after a majority of the new voters hold the state.
+
+`decide` says what to do next from what is durable and known. Every step may be repeated, so a
+crash anywhere is mended by asking again after the restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from swarmd.base.errors import (
+    BadSignature,
+    CorruptFile,
+    Diverged,
+    MalformedMessage,
+    SwarmError,
+    Untrusted,
+)
+from swarmd.base.ids import NodeId, digest, short
+from swarmd.identity.genesis import Genesis
+from swarmd.identity.keys import SigningKey
+from swarmd.identity.signing import sign_envelope, verify_envelope
+from swarmd.state.raft.messages import PUBLIC_BYTES, STORAGE_BYTES, VOTERS_MAX, Voter
+from swarmd.wire.codec import decode_struct, encode_struct
+from swarmd.wire.envelope import Envelope, decode_envelope, encode_envelope
+
+SEAL_DOMAIN: Final = "seal"
+CHAIN_EPOCHS_MAX: Final = 100_000
+EPOCH_KEY_BYTES: Final = 16
+
+
+class EpochFork(SwarmError):
+    """Two certified successors of one epoch: the swarm's history has split. Nothing changed."""
+
+    code = "epoch_fork"
+
+
+class Statement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What old voters sign. `before` is the key of the epoch that ends, `number` of the next.
+
+    `index` is the seal's place in the old log, `digest` that of the state right after it.
+    """
+
+    generation: int
+    number: int
+    before: bytes
+    index: int
+    digest: bytes
+    voters: tuple[Voter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One run of the log. `key` names it in every packet; `digest` is of its first state."""
+
+    generation: int
+    number: int
+    key: bytes
+    voters: tuple[Voter, ...]
+    digest: bytes | None
+
+    @property
+    def majority(self) -> int:
+        return len(self.voters) // 2 + 1
+
+    @property
+    def node_ids(self) -> tuple[NodeId, ...]:
+        """The voters' node ids, sorted."""
+        return tuple(sorted(v.node_id for v in self.voters))
+
+    def seat_of(self, node_id: bytes) -> Voter | None:
+        return next((v for v in self.voters if v.node_id == node_id), None)
+
+
+def founder_storage(swarm_id: bytes) -> bytes:
+    """The storage of the first node's seat in epoch 1, which nobody certifies."""
+    return digest(b"founder", swarm_id)[:STORAGE_BYTES]
+
+
+def first_epoch(genesis: Genesis) -> Epoch:
+    swarm_id = genesis.swarm_id
+    voter = Voter(genesis.first_node_public, founder_storage(swarm_id))
+    return Epoch(0, 1, digest(b"epoch", swarm_id)[:EPOCH_KEY_BYTES], (voter,), None)
+
+
+def statement_of(
+    epoch: Epoch, number: int, index: int, state: bytes, voters: Sequence[Voter]
+) -> Statement:
+    """The statement that ends `epoch`; `state` is the digest of the sealed state."""
+    return Statement(epoch.generation, number, epoch.key, index, state, tuple(voters))
+
+
+class Chain:
+    """Verified epochs, from the first to the newest known."""
+
+    def __init__(self, genesis: Genesis) -> None:
+        self.swarm_id = genesis.swarm_id
+        self._epochs = [first_epoch(genesis)]
+        self._certificates: list[bytes] = []
+        self._numbers = {self.head.key: 1}
+
+    @property
+    def head(self) -> Epoch:
+        return self._epochs[-1]
+
+    def epoch(self, number: int) -> Epoch | None:
+        return self._epochs[number - 1] if 1 <= number <= len(self._epochs) else None
+
+    def number_of(self, key: bytes) -> int | None:
+        """The number of the known epoch that `key` names."""
+        return self._numbers.get(key)
+
+    def certificates_from(self, number: int, limit: int = CHAIN_EPOCHS_MAX) -> tuple[bytes, ...]:
+        """Certificates of the epochs above `number`, in order."""
+        start = max(0, number - 1)
+        return tuple(self._certificates[start : start + limit])
+
+    def extend(self, certificate: bytes) -> bool:
+        """Take a certificate; True if it was the next one, False if it was known.
+
+        Raises:
+            EpochFork: it is valid and contradicts a known one.
+            Untrusted: it does not follow the newest known epoch.
+            BadSignature: not signed by a majority of the old voters.
+            MalformedMessage: no such certificate. Nothing changed in any of these cases.
+        """
+        envelope = decode_envelope(certificate, domain=SEAL_DOMAIN)
+        statement = _decode_statement(envelope.payload)
+        before = self.epoch(statement.number - 1)
+        if before is None:
+            raise Untrusted(f"epoch {statement.number} does not follow epoch {self.head.number}")
+        if statement.before != before.key or statement.generation != before.generation:
+            raise Untrusted(f"the certificate of epoch {statement.number} is of another history")
+        _check_signatures(envelope, self.swarm_id, before)
+        following = _epoch_of(statement, envelope.payload)
+        known = self.epoch(statement.number)
+        if known is None:
+            self._epochs.append(following)
+            self._certificates.append(certificate)
+            self._numbers[following.key] = following.number
+            return True
+        if known != following:
+            raise EpochFork(
+                f"epoch {before.number} has two successors: keys or disks were copied; "
+                "stop all nodes and compare their data folders"
+            )
+        return False
+
+    def dump(self) -> bytes:
+        """All certificates, for a checked file."""
+        return msgspec.msgpack.encode(self._certificates)
+
+    def load(self, body: bytes, *, source: str) -> None:
+        """Take the certificates that `dump` wrote. Raises CorruptFile naming `source`."""
+        try:
+            for certificate in decode_struct(list[bytes], body):
+                self.extend(certificate)
+        except SwarmError as error:
+            raise CorruptFile(f"{source} does not hold a chain of epochs: {error}") from error
+
+
+def _decode_statement(payload: bytes) -> Statement:
+    statement: Statement = decode_struct(Statement, payload)
+    voters = statement.voters
+    sound = (
+        1 <= len(voters) <= VOTERS_MAX
+        and all(len(v.public) == PUBLIC_BYTES for v in voters)
+        and all(len(v.storage) == STORAGE_BYTES for v in voters)
+        and len({v.public for v in voters}) == len(voters)
+        and statement.number >= 2
+        and len(statement.digest) == 32
+        and encode_struct(statement) == payload
+    )
+    if not sound:
+        raise MalformedMessage("a seal certificate with impossible contents")
+    return statement
+
+
+def _check_signatures(envelope: Envelope, swarm_id: bytes, before: Epoch) -> None:
+    keys: dict[bytes, bytes] = {v.node_id: v.public for v in before.voters}
+    signers = verify_envelope(envelope, swarm_id, keys)
+    if len(signers) < before.majority:
+        raise BadSignature(
+            f"{len(signers)} of {len(before.voters)} voters signed the end of epoch "
+            f"{before.number}; {before.majority} are needed"
+        )
+
+
+def _epoch_of(statement: Statement, payload: bytes) -> Epoch:
+    key = digest(b"epoch", statement.before, payload)[:EPOCH_KEY_BYTES]
+    return Epoch(statement.generation, statement.number, key, statement.voters, statement.digest)
+
+
+class Ballot:
+    """Signatures on this node's own statement, collected until a majority made it."""
+
+    def __init__(
+        self, swarm_id: bytes, epoch: Epoch, statement: Statement, key: SigningKey
+    ) -> None:
+        self._swarm_id = swarm_id
+        self._epoch = epoch
+        self._payload = encode_struct(statement)
+        self._signatures: dict[bytes, bytes] = {}
+        self.own = encode_envelope(sign_envelope(SEAL_DOMAIN, swarm_id, self._payload, key))
+        self.add(self.own)
+
+    def add(self, raw: bytes) -> bool:
+        """Count a signature; True if it was not counted before. One of another epoch is not.
+
+        Raises:
+            Diverged: a voter signed another state for the same seal.
+            SwarmError: not an envelope, or not signed by a voter of the epoch.
+        """
+        envelope = decode_envelope(raw, domain=SEAL_DOMAIN)
+        keys: dict[bytes, bytes] = {v.node_id: v.public for v in self._epoch.voters}
+        signers = verify_envelope(envelope, self._swarm_id, keys)
+        if _decode_statement(envelope.payload).before != self._epoch.key:
+            return False
+        if envelope.payload != self._payload:
+            raise Diverged(
+                f"voter {short(signers[0])} sealed epoch {self._epoch.number} with another state"
+            )
+        before = len(self._signatures)
+        self._signatures.update(dict(envelope.signatures))
+        return len(self._signatures) > before
+
+    def signers(self) -> list[bytes]:
+        return sorted(self._signatures)
+
+    def certificate(self) -> bytes | None:
+        """The certificate, once a majority signed."""
+        if len(self._signatures) < self._epoch.majority:
+            return None
+        signatures = tuple(sorted(self._signatures.items()))
+        return encode_envelope(Envelope(SEAL_DOMAIN, self._payload, signatures))
+
+
+# ---- what to do next -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something to do; subclasses say what. Doing it twice is harmless."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopEpoch(Step):
+    """Stop taking part in `number` for ever: its certified successor is known durably."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeepSealedState(Step):
+    """Write the sealed state durably, as the first state of `number`."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class SignSeal(Step):
+    """Sign the own statement and send it to `to`."""
+
+    to: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchState(Step):
+    """Get the first state of `number` from any of `sources`, check it, write it durably."""
+
+    number: int
+    sources: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartEpoch(Step):
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskInstalled(Step):
+    """Ask `of` whether they hold the first state of `number`."""
+
+    number: int
+    of: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DropEpochs(Step):
+    """Delete what is left of `numbers`."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a node knows.
+
+    Attributes:
+        head: the newest certified epoch; `before` is the one that ended, None for the first.
+        me: this node's key and storage.
+        running: the number of the epoch whose log runs here.
+        sealed: the number that follows it, once the running epoch applied its seal.
+        states: numbers of the epochs whose first state is durable here.
+        leftovers: numbers of epochs of which something is on this disk and in which it has no
+            part any more: ended ones, and the newest one if it has no seat there.
+        installed: voters of `head` known to hold its first state.
+    """
+
+    head: Epoch
+    before: Epoch | None
+    me: Voter
+    running: int | None = None
+    sealed: int | None = None
+    states: frozenset[int] = frozenset()
+    leftovers: tuple[int, ...] = ()
+    installed: frozenset[NodeId] = field(default_factory=frozenset)
+
+
+def decide(facts: Facts) -> list[Step]:
+    """The next steps, in order; empty if all is as it should be."""
+    head, me = facts.head, facts.me
+    if facts.running is not None and facts.running < head.number:
+        return [StopEpoch(facts.running)]
+    if facts.running == head.number:
+        if facts.sealed is None:
+            return _clean(facts)
+        if facts.sealed not in facts.states:
+            return [KeepSealedState(facts.sealed)]
+        return [SignSeal(head.node_ids)]
+    if head.seat_of(me.node_id) != me:
+        return _clean(facts)
+    if head.digest is None or head.number in facts.states:
+        return [StartEpoch(head.number), *_clean(facts)]
+    sources = _others(me.node_id, facts.before.node_ids if facts.before else (), head.node_ids)
+    return [FetchState(head.number, sources)]
+
+
+def _clean(facts: Facts) -> list[Step]:
+    """Delete old epochs once a majority of the new voters can do without."""
+    if not facts.leftovers:
+        return []
+    head = facts.head
+    holders = set(facts.installed)
+    if head.number in facts.states and head.seat_of(facts.me.node_id) == facts.me:
+        holders.add(facts.me.node_id)
+    if len(holders.intersection(head.node_ids)) >= head.majority:
+        return [DropEpochs(facts.leftovers)]
+    missing = tuple(v for v in head.node_ids if v not in holders)
+    return [AskInstalled(head.number, missing)]
+
+
+def _others(me: NodeId, *groups: Iterable[NodeId]) -> tuple[NodeId, ...]:
+    seen: dict[NodeId, None] = {}
+    for group in groups:
+        for node_id in group:
+            if node_id != me:
+                seen.setdefault(node_id)
+    return tuple(seen)

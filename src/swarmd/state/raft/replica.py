@@ -1,0 +1,288 @@
+"""One epoch's log on one voter: the machine, its driver, and who waits for what.
+
+Proposals and read rounds are answered through events, one per batch, so that a thousand
+operations cost a handful of wake-ups. Reads share rounds: while one is under way, all that
+arrive wait together for the next, since a round that began earlier proves nothing to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from swarmd.base.clock import Clock
+from swarmd.base.errors import (
+    Busy,
+    DiskFault,
+    Moved,
+    NotCoordinator,
+    SwarmError,
+    TooLarge,
+    Unavailable,
+)
+from swarmd.base.ids import NodeId, to_text
+from swarmd.base.rng import Rng
+from swarmd.mesh.driver import Driver
+from swarmd.mesh.link import Link
+from swarmd.observe.log import get_logger
+from swarmd.observe.metrics import DROPPED
+from swarmd.state.raft.config import RaftConfig
+from swarmd.state.raft.epoch import Epoch
+from swarmd.state.raft.machine import (
+    START,
+    Applied,
+    Deliver,
+    Office,
+    Propose,
+    Proposed,
+    RaftMachine,
+    RaftStatus,
+    ReadIndex,
+    ReadReady,
+    SendRaft,
+    Wake,
+)
+from swarmd.state.raft.messages import RAFT, Batch, Group, OpResult, Packet, encode_batch
+from swarmd.state.raft.statemachine import StateMachine
+from swarmd.state.raft.storage import PrefixDisk
+
+DISK_RETRY_S: Final = 1.0
+_log = get_logger("raft")
+
+
+class _Waiting:
+    """A proposal or a read round under way."""
+
+    __slots__ = ("done", "error", "results")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: SwarmError | None = None
+        self.results: list[list[OpResult]] = []
+
+    def end(self, error: SwarmError | None) -> None:
+        self.error = error
+        self.done.set()
+
+
+class Replica:
+    """A voter's part in `epoch`.
+
+    Args:
+        state: holds what the epoch begins with.
+        on_office: called when role, term or leader changed.
+        on_applied: called when the state took up more of the log.
+        Neither may wait or raise.
+
+    Raises:
+        SwarmError: the log on `disk` is damaged or of other voters.
+    """
+
+    def __init__(
+        self,
+        epoch: Epoch,
+        state: StateMachine,
+        disk: PrefixDisk,
+        *,
+        link: Link,
+        clock: Clock,
+        rng: Rng,
+        config: RaftConfig,
+        on_office: Callable[[Replica], None],
+        on_applied: Callable[[Replica], None],
+    ) -> None:
+        self.epoch = epoch
+        self.state = state
+        self.disk_fault = False
+        self._link = link
+        self._clock = clock
+        self._on_office = on_office
+        self._on_applied = on_applied
+        self._ids = {to_text(node_id): node_id for node_id in epoch.node_ids}
+        self._names = {node_id: name for name, node_id in self._ids.items()}
+        me = self._names[link.node_id]
+        self._machine = RaftMachine(
+            me, tuple(sorted(self._ids)), disk, state, rng, config, clock.now()
+        )
+        self._driver = Driver(
+            "raft",
+            self._machine,
+            {
+                SendRaft: self._send,
+                Proposed: self._proposed,
+                ReadReady: self._read_ready,
+                Office: self._office_changed,
+                Applied: self._applied,
+            },
+            clock=clock,
+            persist=self._persist,
+        )
+        self._tag = 0
+        self._pending: dict[int, _Waiting] = {}
+        self._round: _Waiting | None = None
+        self._next_round: _Waiting | None = None
+        self._closed = False
+
+    # ---- what can be seen --------------------------------------------------------------
+
+    @property
+    def office(self) -> Office:
+        return self._machine.office
+
+    @property
+    def leader(self) -> NodeId | None:
+        name = self._machine.office.leader
+        return None if name is None else self._ids.get(name)
+
+    @property
+    def leads(self) -> bool:
+        """Is this the leader, with an entry of its own term applied?"""
+        office = self._machine.office
+        return office.state == "leader" and office.ready and not self._closed
+
+    def status(self) -> RaftStatus:
+        return self._machine.status(self._clock.now())
+
+    # ---- running -----------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Take part until cancelled; then everybody who waits is told to ask elsewhere."""
+        try:
+            self._driver.feed(Wake(START))
+            await self._driver.run()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self._closed = True
+        moved = Moved(f"epoch {self.epoch.number} has ended on this node")
+        for waiting in self._pending.values():
+            waiting.end(moved)
+        self._pending.clear()
+        self._end_rounds(moved)
+
+    def deliver(self, peer: NodeId, data: bytes) -> None:
+        """Take a packet of this epoch."""
+        name = self._names.get(peer)
+        if name is None:
+            DROPPED.labels("raft", "not_a_voter").inc()
+            return
+        try:
+            self._driver.feed(Deliver(name, data))
+        except Busy:
+            DROPPED.labels("raft", "inbox_full").inc()
+
+    async def propose(self, groups: tuple[Group, ...], stamp_ms: int) -> list[list[OpResult]]:
+        """Commit and apply one batch; results per group and operation.
+
+        Raises:
+            NotCoordinator, Busy, Moved, Unavailable: ask again, elsewhere or later. After
+                `Unavailable` and `Moved` the outcome is unknown.
+            TooLarge: the batch exceeds what the log takes.
+        Cancellation: the outcome is unknown.
+        """
+        if self._closed:
+            raise Moved(f"epoch {self.epoch.number} has ended on this node")
+        self._tag += 1
+        tag, waiting = self._tag, _Waiting()
+        self._driver.feed(Propose(encode_batch(Batch(stamp_ms, groups)), tag))
+        self._pending[tag] = waiting
+        try:
+            await waiting.done.wait()
+        finally:
+            self._pending.pop(tag, None)
+        if waiting.error is not None:
+            raise waiting.error
+        return waiting.results
+
+    async def barrier(self) -> None:
+        """Wait until the state holds everything that was committed before this call.
+
+        Raises:
+            NotCoordinator, Busy, Moved: ask again, elsewhere or later.
+        """
+        if self._closed:
+            raise Moved(f"epoch {self.epoch.number} has ended on this node")
+        if self._round is None:
+            waiting = self._round = _Waiting()
+            self._begin_round()
+        else:
+            if self._next_round is None:
+                self._next_round = _Waiting()
+            waiting = self._next_round
+        await waiting.done.wait()
+        if waiting.error is not None:
+            raise waiting.error
+
+    def _begin_round(self) -> None:
+        self._tag += 1
+        try:
+            self._driver.feed(ReadIndex(self._tag))
+        except Busy as error:
+            self._end_rounds(error)
+
+    def _end_rounds(self, error: SwarmError) -> None:
+        for waiting in (self._round, self._next_round):
+            if waiting is not None:
+                waiting.end(error)
+        self._round = self._next_round = None
+
+    # ---- effects -----------------------------------------------------------------------
+
+    async def _persist(self) -> None:
+        """Sync; while the disk refuses, take no step: nothing unsynced is ever relied on."""
+        while True:
+            try:
+                self._machine.sync()
+            except DiskFault as error:
+                if not self.disk_fault:
+                    _log.error("the log is not durable", error=error.message)
+                self.disk_fault = True
+                await trio.sleep(DISK_RETRY_S)
+            else:
+                if self.disk_fault:
+                    _log.info("the log is durable again")
+                self.disk_fault = False
+                return
+
+    def _send(self, effect: SendRaft) -> None:
+        packet = Packet(self.epoch.key, effect.data)
+        if not self._link.send_nowait(RAFT, self._ids[effect.peer], packet):
+            DROPPED.labels("raft", "not_sent").inc()
+
+    def _proposed(self, effect: Proposed) -> None:
+        waiting = self._pending.pop(effect.tag, None)
+        if waiting is None:
+            return
+        if effect.ok:
+            waiting.results = effect.result
+            waiting.done.set()
+        else:
+            waiting.end(_refusal(effect.code))
+
+    def _read_ready(self, effect: ReadReady) -> None:
+        current, self._round = self._round, self._next_round
+        self._next_round = None
+        if self._round is not None:
+            self._begin_round()
+        if current is not None:
+            refused = NotCoordinator("this node does not lead the strong store now")
+            current.end(None if effect.ok else refused)
+
+    def _office_changed(self, effect: Office) -> None:
+        self._on_office(self)
+
+    def _applied(self, effect: Applied) -> None:
+        self._on_applied(self)
+
+
+def _refusal(code: str | None) -> SwarmError:
+    if code == "not_leader":
+        return NotCoordinator("this node does not lead the strong store now")
+    if code == "too_large":
+        return TooLarge("the batch exceeds what one entry of the log takes")
+    if code == "busy":
+        return Busy("too many proposals wait for their commit")
+    return Unavailable(f"the outcome is unknown: {code}")

@@ -1,0 +1,164 @@
+"""The coordinator's care for the seats: grows the set of voters and hands seats over.
+
+Whom to seat is `voters.choose_voters`'s; this asks the chosen whether they are there and under
+which storage, and proposes the seal. What follows, each node does by itself (`keeper`). A
+member that stopped keeps its seat and is expected back; only one that leaves gives it away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from swarmd.base.clock import Clock
+from swarmd.base.errors import (
+    Conflict,
+    Moved,
+    NotCoordinator,
+    SwarmError,
+    Unavailable,
+    WouldLoseData,
+)
+from swarmd.base.ids import NodeId, short
+from swarmd.mesh.link import Link
+from swarmd.mesh.trust import Trust
+from swarmd.observe.log import get_logger
+from swarmd.state.raft import messages as m
+from swarmd.state.raft.keeper import Keeper, MembersView
+from swarmd.state.raft.replica import Replica
+from swarmd.state.raft.voters import Candidate, choose_voters, seats_for
+
+CHECK_S: Final = 0.5
+ENLIST_TIMEOUT_S: Final = 1.0
+# After an attempt, so that a flapping member cannot make epochs follow each other.
+PAUSE_S: Final = 2.0
+_log = get_logger("raft")
+
+
+class Seats:
+    """Runs on every voter; acts only while `serving` gives the coordinator's replica."""
+
+    def __init__(
+        self,
+        *,
+        keeper: Keeper,
+        link: Link,
+        membership: MembersView,
+        trust: Trust,
+        clock: Clock,
+        serving: Callable[[], Replica | None],
+        propose: Callable[[Replica, m.Operation], Awaitable[m.OpResult]],
+    ) -> None:
+        self._keeper = keeper
+        self._link = link
+        self._membership = membership
+        self._trust = trust
+        self._clock = clock
+        self._serving = serving
+        self._propose = propose
+        self._size: tuple[int, float] = (0, clock.now())
+        self._lock = trio.Lock()
+
+    async def run(self) -> None:
+        """Look every half second whether the seats are as they should be."""
+        while True:
+            await trio.sleep(CHECK_S)
+            members = self._candidates()
+            held_s = self._size_held_s(len(members))
+            replica = self._serving()
+            if replica is None or not self._keeper.settled:
+                continue
+            current = replica.epoch.node_ids
+            chosen = choose_voters(members, current, size_held_s=held_s)
+            if chosen != current:
+                try:
+                    await self._seal(replica, chosen)
+                except SwarmError as error:
+                    _log.info("the voters stay as they are", why=error.message)
+                await trio.sleep(PAUSE_S)
+
+    async def hand_over(self, leaving: NodeId) -> None:
+        """On the coordinator: propose the epoch in which `leaving` has no seat.
+
+        Raises:
+            WouldLoseData: nobody alive can take over what `leaving` holds.
+            NotCoordinator: ask another node.
+            SwarmError: the seal did not commit, or not within the caller's patience.
+        """
+        replica = self._serving()
+        if replica is None:
+            raise NotCoordinator("this node does not lead the strong store now")
+        if leaving not in replica.epoch.node_ids:
+            return
+        chosen = choose_voters(self._candidates(), replica.epoch.node_ids, leaving=leaving)
+        if leaving in chosen:
+            raise WouldLoseData(
+                f"node {short(leaving)} cannot leave: no living members can hold the swarm's "
+                f"{len(replica.state)} keys without it; start or join other nodes first"
+            )
+        await self._seal(replica, chosen)
+
+    def _candidates(self) -> list[Candidate]:
+        seated = self._keeper.chain.head.node_ids
+        alive = set(self._membership.alive())
+        known = {
+            member.node_id for member in self._membership.members() if str(member.state) != "left"
+        }
+        candidates = []
+        for node_id in sorted(known.union(seated)):
+            admission = self._trust.admission(node_id)
+            if admission is not None and not admission.evicted:
+                capable = "voter" in admission.roles
+                candidates.append(Candidate(node_id, node_id in alive, capable))
+        return candidates
+
+    def _size_held_s(self, count: int) -> float:
+        now = self._clock.now()
+        if self._size[0] != seats_for(count):
+            self._size = (seats_for(count), now)
+        return now - self._size[1]
+
+    async def _seal(self, replica: Replica, chosen: tuple[NodeId, ...]) -> None:
+        async with self._lock:
+            enlisted = await self._enlist(replica, chosen)
+            missing = [v for v in chosen if v not in enlisted]
+            new_missing = [v for v in missing if v not in replica.epoch.node_ids]
+            if new_missing or len(enlisted) < len(chosen) // 2 + 1:
+                names = ", ".join(map(short, missing))
+                raise Unavailable(f"voters of the next epoch do not answer: {names}")
+            number = replica.epoch.number + 1
+            seats = tuple(enlisted.get(v) or _seat(replica, v) for v in chosen)
+            result = await self._propose(replica, m.Seal(number, seats))
+            if result.code == Moved.code:
+                raise Moved(result.message)
+            if not result.ok:
+                raise Conflict(f"epoch {number} was not begun: {result.message}")
+
+    async def _enlist(self, replica: Replica, chosen: tuple[NodeId, ...]) -> dict[NodeId, m.Voter]:
+        enlisted: dict[NodeId, m.Voter] = {}
+
+        async def ask(peer: NodeId) -> None:
+            try:
+                answer = await self._link.request(
+                    m.EPOCH, peer, m.Enlist(), timeout_s=ENLIST_TIMEOUT_S
+                )
+            except SwarmError:
+                return  # Missing, and named so by the caller.
+            if not isinstance(answer, m.Enlisted) or answer.voter.node_id != peer:
+                return
+            seat = replica.epoch.seat_of(peer)
+            if seat is None or seat == answer.voter:
+                enlisted[peer] = answer.voter
+
+        async with trio.open_nursery() as nursery:
+            for peer in chosen:
+                nursery.start_soon(ask, peer)
+        return enlisted
+
+
+def _seat(replica: Replica, node_id: NodeId) -> m.Voter:
+    seat = replica.epoch.seat_of(node_id)
+    assert seat is not None
+    return seat

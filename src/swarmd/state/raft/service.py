@@ -1,0 +1,758 @@
+"""The strong store as the rooms above use it: propose and read from any node.
+
+Rules:
+- Only the coordinator proposes: the leader that has applied its own `TakeOffice`, whose
+  revision is the fence of the office. Every other node forwards to it.
+- A linearizable read asks the coordinator, which answers after a read round, unless the epoch
+  was sealed meanwhile: that is looked at last, just before the answer.
+- Nothing waits longer than its timeout; then it raises `NoQuorum`.
+- Store time is the last stamp of the state plus this coordinator's monotonic time since it
+  took office. It never falls and knows no wall clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import trio
+
+from swarmd.base.clock import Clock
+from swarmd.base.disk import Disk
+from swarmd.base.errors import (
+    BadRequest,
+    Conflict,
+    Moved,
+    NotCoordinator,
+    RemoteError,
+    SwarmError,
+    TimedOut,
+    Unavailable,
+)
+from swarmd.base.ids import NodeId, node_id_of
+from swarmd.base.rng import Rng, derive
+from swarmd.identity.keys import SigningKey
+from swarmd.mesh.link import Link
+from swarmd.mesh.trust import Trust
+from swarmd.observe.log import get_logger
+from swarmd.observe.metrics import DROPPED
+from swarmd.state.raft import messages as m
+from swarmd.state.raft.answers import Answers
+from swarmd.state.raft.config import RaftConfig
+from swarmd.state.raft.epoch import Chain
+from swarmd.state.raft.keeper import Keeper, MembersView
+from swarmd.state.raft.messages import Entry, Operation, OpResult
+from swarmd.state.raft.pipe import RETRY_MAX_S, RETRY_MIN_S, Pipe, no_quorum
+from swarmd.state.raft.replica import Replica
+from swarmd.state.raft.seats import Seats
+from swarmd.state.raft.statemachine import Change, StateMachine
+from swarmd.state.raft.storage import EpochFiles
+from swarmd.wire.codec import Message
+
+__all__ = ["Change", "Entry", "Office", "Store", "StoreStatus", "open_store"]
+
+T = TypeVar("T")
+
+DEFAULT_TIMEOUT_S: Final = 5.0
+# One try; a coordinator that answers no sooner is asked again, or another one is.
+ATTEMPT_TIMEOUT_S: Final = 2.0
+LOCATE_TIMEOUT_S: Final = 0.5
+PAGE_ENTRIES_MAX: Final = 1_000
+CHANGES_WAITING_MAX: Final = 1_000
+SUBSCRIBERS_MAX: Final = 64
+_log = get_logger("raft")
+
+
+@dataclass(frozen=True, slots=True)
+class Office:
+    """This node is the coordinator. `fence` is the revision that made it so."""
+
+    fence: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """The store as seen from here.
+
+    `role` is leader, follower, candidate or none (no voter); `may_lose` counts the voters
+    that may still be lost before writes stop, negative if they have. `state` is `ok`,
+    `no_quorum`, `epoch_waiting` (the next epoch could not begin yet) or `disk_fault`;
+    `detail` says what is waited for. Revision -1: not known here.
+    """
+
+    epoch: int
+    voters: tuple[NodeId, ...]
+    role: str
+    term: int
+    commit: int
+    applied: int
+    revision: int
+    leader: NodeId | None
+    may_lose: int
+    state: str
+    detail: str
+
+
+class Store:
+    """See the module. Made by `open_store`."""
+
+    def __init__(
+        self,
+        *,
+        link: Link,
+        membership: MembersView,
+        trust: Trust,
+        disk: Disk,
+        key: SigningKey,
+        config: RaftConfig,
+        clock: Clock,
+        rng: Rng,
+        epochs: Sequence[bytes],
+        nursery: trio.Nursery,
+    ) -> None:
+        self._link = link
+        self._membership = membership
+        self._trust = trust
+        self._clock = clock
+        self._rng = derive(rng, "store")
+        self._nursery = nursery
+        self._office: Office | None = None
+        self._office_changed = trio.Event()
+        self._office_subscribers: list[trio.MemorySendChannel[Office | None]] = []
+        self._subscribers: list[trio.MemorySendChannel[list[Change]]] = []
+        self._emitted_revision = 0
+        self._applied = trio.Event()
+        self._hint: NodeId | None = None
+        self._locating = trio.Lock()
+        self._attempts: dict[trio.CancelScope, NodeId] = {}
+        self._time_base: tuple[int, float] = (0, clock.now())
+        genesis = trust.genesis
+        chain = Chain(genesis)
+        files = EpochFiles(disk)
+        files.load_chain(chain)
+        for certificate in epochs:
+            chain.extend(certificate)
+        files.save_chain(chain)
+        files.find_states(chain)
+        first = node_id_of(genesis.first_node_public)
+        founding = link.node_id == first and trust.head[0] == 0 and chain.head.number == 1
+        me = m.Voter(key.public, files.storage(chain.swarm_id, founding=founding))
+        self._keeper = Keeper(
+            chain=chain,
+            files=files,
+            me=me,
+            genesis=genesis,
+            key=key,
+            link=link,
+            membership=membership,
+            clock=clock,
+            rng=derive(rng, "keeper"),
+            config=config,
+            nursery=nursery,
+            on_replica=self._replica_changed,
+            on_office=self._on_office,
+            on_applied=self._on_applied,
+        )
+        self._pipe = Pipe(self._submit, clock=clock, rng=derive(rng, "pipe"), nursery=nursery)
+        self._seats = Seats(
+            keeper=self._keeper,
+            link=link,
+            membership=membership,
+            trust=trust,
+            clock=clock,
+            serving=self.serving,
+            propose=self._propose_alone,
+        )
+
+    # ---- writing -------------------------------------------------------------------------
+
+    async def propose(
+        self, ops: Sequence[Operation], *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> list[OpResult]:
+        """Apply each operation once, in order, from any node; one result per operation.
+
+        Not atomic: operations of other callers may come between, and beyond 256 operations
+        or 1 MiB a prefix may be applied alone. A `Txn` is atomic. An operation refused by
+        its condition or its bounds is a result with a code, not an exception.
+
+        Args:
+            timeout_s: longest wait.
+
+        Raises:
+            BadRequest, TooLarge: an operation is not allowed; nothing was applied.
+            NoQuorum: no majority within `timeout_s`. The outcome is unknown until the call
+                returns, and what was not applied by then may still be within seconds.
+            SessionExpired: the outcome is unknown; it will not be applied from now on.
+            Busy: too many calls wait.
+
+        Cancellation: the outcome is unknown.
+        """
+        return await self._pipe.propose(ops, timeout_s=timeout_s)
+
+    async def _submit(self, groups: tuple[m.Group, ...]) -> Sequence[Sequence[OpResult]]:
+        """One try; raises what went wrong."""
+        replica = self.serving()
+        if replica is not None:
+            return await self.propose_here(replica, groups)
+        answer = await self._ask_coordinator(m.Forward(groups))
+        if not isinstance(answer, m.Results) or len(answer.groups) != len(groups):
+            raise RemoteError("not the results of these operations")
+        return answer.groups
+
+    async def propose_here(
+        self, replica: Replica, groups: tuple[m.Group, ...]
+    ) -> list[list[OpResult]]:
+        with trio.move_on_after(ATTEMPT_TIMEOUT_S):
+            return await replica.propose(groups, self.store_time_ms())
+        raise TimedOut("the voters did not answer in time")
+
+    async def _propose_alone(self, replica: Replica, op: Operation) -> OpResult:
+        results = await self.propose_here(replica, (m.Group(b"", 0, 0, (op,)),))
+        return results[0][0]
+
+    # ---- reading -------------------------------------------------------------------------
+
+    async def read_index(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
+        """A revision at or above everything acknowledged before this call.
+
+        On a voter, `local` has reached it on return. Raises NoQuorum.
+        """
+        return await self._until(self._try_read_index, timeout_s)
+
+    async def _try_read_index(self) -> int:
+        replica = self.serving()
+        if replica is not None:
+            await self.barrier(replica)
+            return replica.state.revision
+        answer = await self._ask_coordinator(m.ReadIndexAsk())
+        if not isinstance(answer, m.Revision):
+            raise RemoteError("not a revision")
+        replica = self._keeper.replica
+        while replica is not None and replica.state.revision < answer.revision:
+            if replica.state.sealed is not None:
+                raise Moved("the epoch was sealed")
+            with trio.move_on_after(ATTEMPT_TIMEOUT_S) as scope:
+                await self._applied.wait()
+            if scope.cancelled_caught:
+                raise TimedOut("this voter lags behind")
+            replica = self._keeper.replica
+        return answer.revision
+
+    async def get(
+        self, key: bytes, *, stale: bool = False, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Entry | None:
+        """The entry of `key`, or None; linearizable unless `stale`. Raises NoQuorum."""
+
+        async def attempt() -> Entry | None:
+            here = await self._readable_here(stale)
+            if here is not None:
+                return here.get(key)
+            got = await self._ask_entries(m.GetAsk(key, stale), stale)
+            return got.entries[0] if got.entries else None
+
+        return await self._until(attempt, timeout_s)
+
+    async def range(
+        self,
+        prefix: bytes,
+        after: bytes = b"",
+        limit: int = 1_000,
+        *,
+        stale: bool = False,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> list[Entry]:
+        """Up to `limit` entries under `prefix` with keys above `after`, by key.
+
+        Linearizable unless `stale`; a range that takes several answers is linearizable page
+        by page. Raises NoQuorum.
+        """
+        found: list[Entry] = []
+
+        async def attempt() -> bool:
+            nonlocal after
+            wanted = limit - len(found)
+            here = await self._readable_here(stale)
+            if here is not None:
+                found.extend(here.range(prefix, after, wanted))
+                return True
+            ask = m.RangeAsk(prefix, after, min(wanted, PAGE_ENTRIES_MAX), stale)
+            got = await self._ask_entries(ask, stale)
+            found.extend(got.entries)
+            if got.entries:
+                after = got.entries[-1].key
+            return not got.more or len(found) >= limit
+
+        with trio.move_on_after(timeout_s):
+            while limit > 0 and not await self._until(attempt, timeout_s):
+                pass
+            return found
+        raise no_quorum(timeout_s, None)
+
+    async def _readable_here(self, stale: bool) -> StateMachine | None:
+        """The state to read from on this node, if it can answer."""
+        replica = self._keeper.replica
+        if stale:
+            return replica.state if replica is not None else None
+        replica = self.serving()
+        if replica is None:
+            return None
+        await self.barrier(replica)
+        return replica.state
+
+    async def barrier(self, replica: Replica) -> None:
+        """Wait until `replica` may be read linearizably. Raises Unavailable."""
+        with trio.move_on_after(ATTEMPT_TIMEOUT_S) as scope:
+            await replica.barrier()
+        if scope.cancelled_caught:
+            raise TimedOut("the voters did not answer in time")
+        if replica is not self._keeper.replica or replica.state.sealed is not None:
+            raise Moved("the epoch was sealed")
+
+    async def _ask_entries(self, message: m.GetAsk | m.RangeAsk, stale: bool) -> m.Got:
+        if stale:
+            answer, peer = await self._ask_any_voter(message)
+        else:
+            peer = await self._locate()
+            answer = await self._ask(peer, message)
+        if not isinstance(answer, m.Got):
+            raise RemoteError("not entries of the store")
+        if not answer.large:
+            return answer
+        entries = list(answer.entries)
+        for position, size in answer.large:
+            if not 0 <= position < len(entries):
+                raise RemoteError("a large value of no entry")
+            entries[position] = await self._fetch_large(peer, entries[position], size)
+        return m.Got(tuple(entries), answer.more)
+
+    async def _fetch_large(self, peer: NodeId, entry: Entry, size: int) -> Entry:
+        pieces: list[bytes] = []
+        have = 0
+        while have < size:
+            ask = m.PieceAsk(entry.key, entry.mod_revision, have)
+            piece = await self._ask(peer, ask)
+            if not isinstance(piece, m.Piece) or not piece.data or piece.total != size:
+                raise RemoteError("a value that does not continue")
+            pieces.append(piece.data)
+            have += len(piece.data)
+        value = b"".join(pieces)
+        return Entry(entry.key, value, entry.create_revision, entry.mod_revision)
+
+    async def _until(self, attempt: Callable[[], Awaitable[T]], timeout_s: float) -> T:
+        trouble: SwarmError | None = None
+        delay_s = RETRY_MIN_S
+        with trio.move_on_after(timeout_s):
+            while True:
+                try:
+                    return await attempt()
+                except (Unavailable, RemoteError, Conflict) as error:
+                    trouble = error
+                await trio.sleep(delay_s * self._rng.uniform(0.5, 1.0))
+                delay_s = min(delay_s * 1.6, RETRY_MAX_S)
+        raise no_quorum(timeout_s, trouble)
+
+    # ---- who coordinates -----------------------------------------------------------------
+
+    def serving(self) -> Replica | None:
+        """The replica, if this node is the coordinator of an epoch that goes on."""
+        replica = self._keeper.replica
+        if self._office is None or replica is None or not replica.leads:
+            return None
+        return replica if replica.state.sealed is None else None
+
+    def coordinator(self) -> NodeId | None:
+        """The coordinator as last heard of; None if unknown."""
+        replica = self._keeper.replica
+        return replica.leader if replica is not None else self._hint
+
+    @property
+    def office(self) -> Office | None:
+        """This node's office, None if it is not the coordinator."""
+        return self._office
+
+    async def office_changed(self) -> None:
+        """Wait until `office` changes next."""
+        await self._office_changed.wait()
+
+    def subscribe_office(self) -> trio.MemoryReceiveChannel[Office | None]:
+        """Offices from now on, the present one first; when 100 wait, further ones are missed.
+
+        The receiver reads `office` for what holds now.
+        """
+        send, receive = trio.open_memory_channel[Office | None](100)
+        send.send_nowait(self._office)
+        self._office_subscribers.append(send)
+        return receive
+
+    def _set_office(self, office: Office | None) -> None:
+        if office == self._office:
+            return
+        self._office = office
+        self._office_changed.set()
+        self._office_changed = trio.Event()
+        for send in list(self._office_subscribers):
+            try:
+                send.send_nowait(office)
+            except trio.WouldBlock:
+                DROPPED.labels("store", "office_subscriber_slow").inc()
+            except trio.BrokenResourceError:
+                self._office_subscribers.remove(send)
+
+    def _on_office(self, replica: Replica) -> None:
+        if replica is not self._keeper.replica:
+            return
+        if not replica.leads:
+            self._set_office(None)
+        elif self._office is None:
+            self._nursery.start_soon(self._take_office, replica, replica.office.term)
+        for scope, peer in list(self._attempts.items()):
+            if replica.leader is not None and peer != replica.leader:
+                scope.cancel()
+
+    async def _take_office(self, replica: Replica, term: int) -> None:
+        self._time_base = (replica.state.time_ms, self._clock.now())
+        while replica.leads and replica.office.term == term and self._office is None:
+            try:
+                result = await self._propose_alone(replica, m.TakeOffice(self._link.node_id))
+            except Unavailable:
+                await trio.sleep(RETRY_MIN_S)
+                continue
+            if result.ok and replica.leads and replica.office.term == term:
+                base_ms = max(replica.state.time_ms, self.store_time_ms())
+                self._time_base = (base_ms, self._clock.now())
+                self._set_office(Office(result.revision, replica.epoch.number))
+            return
+
+    def store_time_ms(self) -> int:
+        """Store time as known here; exact only on the coordinator."""
+        replica = self._keeper.replica
+        applied_ms = replica.state.time_ms if replica is not None else 0
+        if replica is None or not replica.leads:
+            return applied_ms
+        base_ms, since = self._time_base
+        return max(applied_ms, base_ms + int((self._clock.now() - since) * 1_000))
+
+    async def _locate(self) -> NodeId:
+        """The node to ask. Raises Unavailable when nobody knows."""
+        replica = self._keeper.replica
+        if replica is not None:
+            leader = replica.leader
+            if leader is None:
+                raise Unavailable("the voters have no leader now")
+            if leader == self._link.node_id:
+                raise NotCoordinator("this node is about to take office")
+            return leader
+        if self._hint is not None:
+            return self._hint
+        async with self._locating:
+            if self._hint is None:
+                answer, voter = await self._ask_any_voter(m.LeaderAsk())
+                if isinstance(answer, m.Redirect) and answer.leader:
+                    self._hint = NodeId(answer.leader)
+                    if answer.number > self._keeper.chain.head.number:
+                        self._nursery.start_soon(self._keeper.ask_chain, voter)
+        if self._hint is None:
+            raise Unavailable("the voters have no leader now")
+        return self._hint
+
+    async def _ask_coordinator(self, message: Message) -> Any:
+        return await self._ask(await self._locate(), message)
+
+    async def _ask(self, peer: NodeId, message: Message) -> Any:
+        """Ask one node; a `Redirect` is followed by asking again."""
+        scope = trio.CancelScope()
+        self._attempts[scope] = peer
+        try:
+            with scope:
+                answer = await self._send_request(peer, message)
+        except SwarmError as error:
+            if isinstance(error, Unavailable) and self._hint == peer:
+                self._hint = None
+            raise
+        finally:
+            del self._attempts[scope]
+        if scope.cancelled_caught:
+            raise NotCoordinator("the coordinator has changed")
+        if isinstance(answer, m.Redirect):
+            await self._redirected(peer, answer)
+            raise NotCoordinator("that node does not coordinate the strong store now")
+        return answer
+
+    async def _send_request(self, peer: NodeId, message: Message) -> Any:
+        if isinstance(message, m.Forward):
+            raw = m.encode_forward(message)
+            if len(raw) > m.WHOLE_BYTES_MAX:
+                message = await self._upload(peer, raw)
+        return await self._link.request(m.STORE, peer, message, timeout_s=ATTEMPT_TIMEOUT_S)
+
+    async def _upload(self, peer: NodeId, raw: bytes) -> m.ForwardUpload:
+        upload = self._rng.getrandbits(60)
+        for offset in range(0, len(raw), m.PIECE_BYTES):
+            piece = m.Upload(upload, offset, len(raw), raw[offset : offset + m.PIECE_BYTES])
+            await self._link.request(m.STORE, peer, piece, timeout_s=ATTEMPT_TIMEOUT_S)
+        return m.ForwardUpload(upload)
+
+    async def _redirected(self, peer: NodeId, redirect: m.Redirect) -> None:
+        if self._hint == peer:
+            self._hint = None
+        if redirect.leader and redirect.leader != peer:
+            self._hint = NodeId(redirect.leader)
+        if redirect.number > self._keeper.chain.head.number:
+            await self._keeper.ask_chain(peer)
+
+    async def _ask_any_voter(self, message: Message) -> tuple[Any, NodeId]:
+        voters = [v for v in self._keeper.chain.head.node_ids if v != self._link.node_id]
+        self._rng.shuffle(voters)
+        best: tuple[Any, NodeId] | None = None
+        for voter in voters:
+            try:
+                answer = await self._link.request(
+                    m.STORE, voter, message, timeout_s=LOCATE_TIMEOUT_S
+                )
+            except SwarmError:
+                continue  # The next one may answer; none is an error below.
+            best = (answer, voter)
+            if not isinstance(answer, m.Redirect) or answer.leader:
+                break
+            await self._redirected(voter, answer)
+        if best is None:
+            await self._keeper.ask_somebody()
+            raise Unavailable("no voter answers")
+        return best
+
+    # ---- what happens in the replica -----------------------------------------------------
+
+    def _replica_changed(self) -> None:
+        self._set_office(None)
+        replica = self._keeper.replica
+        if replica is not None and replica.state.revision != self._emitted_revision:
+            self._close_subscribers()
+            self._emitted_revision = replica.state.revision
+        self._feed_trust()
+        self._applied.set()
+        self._applied = trio.Event()
+
+    def _on_applied(self, replica: Replica) -> None:
+        if replica is not self._keeper.replica:
+            return
+        changes = replica.state.drain_changes()
+        self._emitted_revision = replica.state.revision
+        if changes is None:
+            self._close_subscribers()
+        elif changes:
+            self._emit(changes)
+        self._feed_trust()
+        self._applied.set()
+        self._applied = trio.Event()
+        if replica.state.sealed is not None:
+            self._set_office(None)
+            self._keeper.poke()
+
+    def _emit(self, changes: list[Change]) -> None:
+        for send in list(self._subscribers):
+            try:
+                send.send_nowait(changes)
+            except trio.WouldBlock:
+                # Better a clear end than a gap: the subscriber starts afresh.
+                self._subscribers.remove(send)
+                send.close()
+            except trio.BrokenResourceError:
+                self._subscribers.remove(send)
+
+    def _close_subscribers(self) -> None:
+        for send in self._subscribers:
+            send.close()
+        self._subscribers.clear()
+
+    def _feed_trust(self) -> None:
+        replica = self._keeper.replica
+        if replica is None:
+            return
+        authority = replica.state.authority
+        height = self._trust.head[0]
+        if authority.head[0] > height:
+            try:
+                self._trust.learn(authority.records_from(height))
+            except SwarmError as error:
+                _log.error("records of the store were not taken", error=error.message)
+
+    def changes(self) -> trio.MemoryReceiveChannel[list[Change]]:
+        """Changes applied here from now on, in order of revisions; voters only.
+
+        The channel ends when 1,000 lists wait, when changes were missed, or when this node
+        gave up its seat: subscribe again, then read the whole state.
+
+        Raises:
+            Unavailable: this node is no voter now.
+        """
+        if self._keeper.replica is None:
+            raise Unavailable("this node holds no copy of the strong store")
+        if len(self._subscribers) >= SUBSCRIBERS_MAX:
+            raise BadRequest(f"there are {SUBSCRIBERS_MAX} subscribers already")
+        send, receive = trio.open_memory_channel[list[Change]](CHANGES_WAITING_MAX)
+        self._subscribers.append(send)
+        return receive
+
+    # ---- what can be seen ----------------------------------------------------------------
+
+    @property
+    def local(self) -> StateMachine | None:
+        """This voter's copy of the state, to be read only; None on others."""
+        replica = self._keeper.replica
+        return replica.state if replica is not None else None
+
+    @property
+    def is_voter(self) -> bool:
+        return self._keeper.has_seat
+
+    @property
+    def voters(self) -> tuple[NodeId, ...]:
+        """The voters of the newest epoch known, sorted."""
+        return self._keeper.chain.head.node_ids
+
+    @property
+    def certificates(self) -> list[bytes]:
+        """Seal certificates of all epochs after the first, for a node that joins."""
+        return list(self._keeper.chain.certificates_from(1))
+
+    def status(self) -> StoreStatus:
+        """Cheap; asks nobody."""
+        keeper, replica = self._keeper, self._keeper.replica
+        head = keeper.chain.head
+        alive = set(self._membership.alive())
+        living = sum(v in alive for v in head.node_ids)
+        raft = replica.status() if replica is not None else None
+        state, detail = self._health(living)
+        return StoreStatus(
+            epoch=head.number,
+            voters=head.node_ids,
+            role=raft.role if raft is not None else "none",
+            term=raft.term if raft is not None else 0,
+            commit=raft.commit_index if raft is not None else 0,
+            applied=raft.applied_index if raft is not None else 0,
+            revision=replica.state.revision if replica is not None else -1,
+            leader=self.coordinator(),
+            may_lose=living - head.majority,
+            state=state,
+            detail=detail,
+        )
+
+    def _health(self, living: int) -> tuple[str, str]:
+        keeper, replica = self._keeper, self._keeper.replica
+        head = keeper.chain.head
+        if replica is not None and replica.disk_fault:
+            return "disk_fault", "the disk refuses writes"
+        if keeper.waits_for is not None:
+            return "epoch_waiting", keeper.waits_for
+        if living < head.majority:
+            return "no_quorum", f"{living} of {len(head.voters)} voters are alive"
+        if replica is not None and replica.leader is None:
+            return "no_quorum", "the voters have no leader now"
+        return "ok", ""
+
+    # ---- leaving -------------------------------------------------------------------------
+
+    async def hand_over_seat(self, timeout_s: float = 10.0) -> None:
+        """Give this node's seat away; on return a majority of the others holds everything.
+
+        Raises:
+            WouldLoseData: nobody alive can take over; nothing changed.
+            NoQuorum: it did not come about within `timeout_s`; it may still.
+        """
+        keeper = self._keeper
+
+        async def attempt() -> None:
+            if not keeper.has_seat and keeper.settled:
+                return
+            if keeper.has_seat:
+                if self.serving() is not None:
+                    await self._seats.hand_over(self._link.node_id)
+                else:
+                    await self._ask_coordinator(m.HandOver())
+            with trio.move_on_after(1.0):
+                while keeper.has_seat or not keeper.settled:
+                    await keeper.changed()
+                return
+            raise TimedOut("the next epoch has not begun yet")
+
+        trouble: SwarmError | None = None
+        with trio.move_on_after(timeout_s):
+            while True:
+                try:
+                    return await attempt()
+                except (Unavailable, RemoteError) as error:
+                    trouble = error
+                await trio.sleep(RETRY_MAX_S)
+        raise no_quorum(timeout_s, trouble)
+
+    async def hand_over_for(self, peer: NodeId) -> None:
+        """On the coordinator: `peer` leaves. See `Seats.hand_over`."""
+        await self._seats.hand_over(peer)
+
+    @property
+    def epoch_number(self) -> int:
+        return self._keeper.chain.head.number
+
+    # ---- running -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Open the inboxes and start every loop."""
+        nursery, keeper, link = self._nursery, self._keeper, self._link
+        answers = Answers(self, nursery)
+        nursery.start_soon(keeper.receive_packets, link.open_inbox(m.RAFT, size=1_000))
+        nursery.start_soon(keeper.receive, link.open_inbox(m.EPOCH, size=200))
+        nursery.start_soon(answers.run, link.open_inbox(m.STORE, size=1_000))
+        nursery.start_soon(keeper.run)
+        nursery.start_soon(self._pipe.run)
+        nursery.start_soon(self._seats.run)
+
+    def stop(self) -> None:
+        self._close_subscribers()
+        for send in self._office_subscribers:
+            send.close()
+
+
+@asynccontextmanager
+async def open_store(
+    link: Link,
+    membership: MembersView,
+    trust: Trust,
+    disk: Disk,
+    key: SigningKey,
+    config: RaftConfig,
+    clock: Clock,
+    rng: Rng,
+    epochs: Sequence[bytes] = (),
+) -> AsyncIterator[Store]:
+    """Take part in the strong store for as long as the block runs.
+
+    Args:
+        disk: the store's own files, named `raft.*`.
+        epochs: certificates that a joining node was given; what is on disk comes first.
+
+    Raises:
+        CorruptFile, Diverged, EpochFork: this node must not go on; also from within the block.
+        BadSignature, Untrusted: `epochs` do not follow from the genesis.
+    """
+    async with trio.open_nursery() as nursery:
+        store = Store(
+            link=link,
+            membership=membership,
+            trust=trust,
+            disk=disk,
+            key=key,
+            config=config,
+            clock=clock,
+            rng=rng,
+            epochs=epochs,
+            nursery=nursery,
+        )
+        store.start()
+        try:
+            yield store
+        finally:
+            store.stop()
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,129 @@
+"""What the store keeps on disk besides the log: seat, chain of epochs, first states.
+
+Files, all checked: `raft.storage` (the random name of this disk as a voter), `raft.chain`
+(seal certificates), `raft.e<N>.state` (the state that epoch N begins with); the log of epoch
+N keeps its own files under `raft.e<N>.log.`.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import Final
+
+from swarmd.base.disk import Disk, open_body, seal_body
+from swarmd.base.errors import CorruptFile
+from swarmd.state.raft.epoch import Chain, Epoch, founder_storage
+from swarmd.state.raft.messages import STORAGE_BYTES
+from swarmd.state.raft.statemachine import state_digest
+
+_STORAGE: Final = "raft.storage"
+_CHAIN: Final = "raft.chain"
+_EPOCH_FILE: Final = re.compile(r"raft\.e(\d+)\..+", re.ASCII)
+
+
+class PrefixDisk:
+    """The files of a disk whose names begin with `prefix`, as a disk of their own."""
+
+    def __init__(self, disk: Disk, prefix: str) -> None:
+        self._disk = disk
+        self._prefix = prefix
+
+    def read(self, name: str) -> bytes | None:
+        return self._disk.read(self._prefix + name)
+
+    def append(self, name: str, data: bytes) -> None:
+        self._disk.append(self._prefix + name, data)
+
+    def sync(self, name: str) -> None:
+        self._disk.sync(self._prefix + name)
+
+    def replace(self, name: str, data: bytes) -> None:
+        self._disk.replace(self._prefix + name, data)
+
+    def remove(self, name: str) -> None:
+        self._disk.remove(self._prefix + name)
+
+    def names(self) -> list[str]:
+        start = len(self._prefix)
+        return [n[start:] for n in self._disk.names() if n.startswith(self._prefix)]
+
+
+class EpochFiles:
+    """The store's files. Every write is durable on return; all raise DiskFault."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self._states: set[int] = set()
+
+    def storage(self, swarm_id: bytes, *, founding: bool) -> bytes:
+        """This disk's name as a voter, made at the first call.
+
+        A disk that lost its files gets another name, and so is another voter. Only the
+        founder of a swarm gets the name that the genesis implies.
+        """
+        raw = self._disk.read(_STORAGE)
+        if raw is not None:
+            stored = open_body("storage", 1, raw, source=_STORAGE)
+            if len(stored) != STORAGE_BYTES:
+                raise CorruptFile(f"{_STORAGE} has {len(stored)} bytes, not {STORAGE_BYTES}")
+            return stored
+        made = founder_storage(swarm_id) if founding else secrets.token_bytes(STORAGE_BYTES)
+        self._disk.replace(_STORAGE, seal_body("storage", 1, made))
+        return made
+
+    def load_chain(self, chain: Chain) -> None:
+        raw = self._disk.read(_CHAIN)
+        if raw is not None:
+            chain.load(open_body("chain", 1, raw, source=_CHAIN), source=_CHAIN)
+
+    def save_chain(self, chain: Chain) -> None:
+        self._disk.replace(_CHAIN, seal_body("chain", 1, chain.dump()))
+
+    def find_states(self, chain: Chain) -> None:
+        """Look which first states are here and sound; called once, at the start.
+
+        One of an epoch that is not certified yet does not count: it is written again.
+        """
+        for number in self._numbers():
+            epoch = chain.epoch(number)
+            if epoch is not None and epoch.digest is not None:
+                body = self.state(number)
+                if body is not None and state_digest(body) == epoch.digest:
+                    self._states.add(number)
+
+    def states(self) -> frozenset[int]:
+        return frozenset(self._states)
+
+    def state(self, number: int) -> bytes | None:
+        """The first state of epoch `number`. Raises CorruptFile."""
+        name = _state_name(number)
+        raw = self._disk.read(name)
+        return None if raw is None else open_body("state", 1, raw, source=name)
+
+    def keep_state(self, number: int, body: bytes) -> None:
+        self._disk.replace(_state_name(number), seal_body("state", 1, body))
+        self._states.add(number)
+
+    def log_disk(self, epoch: Epoch) -> PrefixDisk:
+        return PrefixDisk(self._disk, f"raft.e{epoch.number}.log.")
+
+    def leftovers(self, below: int) -> tuple[int, ...]:
+        """Epochs with a number less than `below` of which a file is here."""
+        return tuple(n for n in self._numbers() if n < below)
+
+    def drop(self, number: int) -> None:
+        """Delete every file of an epoch."""
+        prefix = f"raft.e{number}."
+        for name in self._disk.names():
+            if name.startswith(prefix):
+                self._disk.remove(name)
+        self._states.discard(number)
+
+    def _numbers(self) -> list[int]:
+        found = (_EPOCH_FILE.fullmatch(name) for name in self._disk.names())
+        return sorted({int(match[1]) for match in found if match})
+
+
+def _state_name(number: int) -> str:
+    return f"raft.e{number}.state"
