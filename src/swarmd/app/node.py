@@ -1,0 +1,261 @@
+"""One node: every service opened from the ground up, and closed in reverse.
+
+    data folder -> API (answers "not ready") -> swarm -> mesh -> strong store -> blobs
+        -> supervisor and agents -> tasks -> ready
+
+A crash in any service cancels the others and ends the process with its error. SIGTERM,
+Ctrl-C and `swarmctl stop` end it in order: tasks are finished or handed back within
+`DRAIN_S`, members are told goodbye, and the rest closes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from contextlib import AsyncExitStack
+from typing import Final
+
+import trio
+
+from swarmd import __version__
+from swarmd.agents.service import open_agents
+from swarmd.app.control import WAYS_IN, NodeControl
+from swarmd.app.folder import DataFolder, claim
+from swarmd.app.start import Beginning, begin
+from swarmd.base.clock import BootClock
+from swarmd.base.errors import SwarmError
+from swarmd.base.ids import NodeId, short
+from swarmd.base.rng import derive, make_rng
+from swarmd.config import Config, StartMode
+from swarmd.gateway.service import Gateway, open_gateway
+from swarmd.gateway.services import Services
+from swarmd.mesh.service import Mesh, open_mesh
+from swarmd.mesh.swim.service import MemberState
+from swarmd.observe import log, metrics
+from swarmd.state.blobs.service import open_blobs
+from swarmd.state.raft.messages import AuthorityEntry
+from swarmd.state.raft.service import Store, open_store
+from swarmd.tasks.service import Tasks, open_tasks
+
+DRAIN_S: Final = 8.0
+GOODBYE_S: Final = 2.0
+FIRST_ENTRY_TIMEOUT_S: Final = 30.0
+
+_log = log.get_logger("app")
+
+
+def run(config: Config, start: StartMode) -> int:
+    """Run the node until it is told to stop; the process's exit code.
+
+    Raises:
+        SwarmError: the node could not start, or had to end; one sentence says why.
+    """
+    folder = claim(config.data_folder)
+    try:
+        log.configure(
+            config.node.log_level,
+            json=config.node.log_format == "json",
+            node=config.node_name,
+        )
+        _log.info("starting", version=__version__, node_id=short(folder.key.key_id))
+        trio.run(_main, config, folder, start)
+    except BaseExceptionGroup as group:
+        raise _cause(group) from group
+    finally:
+        folder.close()
+    return 0
+
+
+def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error that a person should read: a SwarmError if there is one."""
+    meant = group.subgroup(SwarmError)
+    found: BaseException = meant if meant is not None else group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
+
+
+def say(text: str) -> None:
+    """Tell the person who started the daemon; logs go to stderr."""
+    print(text, flush=True)  # noqa: T201
+
+
+async def _main(config: Config, folder: DataFolder, start: StartMode) -> None:
+    control = NodeControl()
+    clock = BootClock()
+    services = Services(
+        node_id=NodeId(folder.key.key_id),
+        config=config,
+        control=control,
+        clock=clock,
+        started_at=clock.now(),
+        metrics=metrics.render,
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_watch_signals, control)
+        async with open_gateway(config.gateway, services) as gateway:
+            beginning = await begin(config, folder, folder.disk("mesh"), start, say)
+            if beginning is None:
+                control.now_without_swarm()
+                say(WAYS_IN)
+                _notify("READY=1\nSTATUS=in no swarm yet")
+                await control.wait_stop()
+            else:
+                await _serve(config, folder, beginning, services, gateway, control)
+        nursery.cancel_scope.cancel()
+
+
+async def _serve(
+    config: Config,
+    folder: DataFolder,
+    beginning: Beginning,
+    services: Services,
+    gateway: Gateway,
+    control: NodeControl,
+) -> None:
+    clock, rng = services.clock, make_rng(os.urandom(32))
+    trust = beginning.trust
+    services.trust = trust
+    async with AsyncExitStack() as opened:
+        mesh = await opened.enter_async_context(
+            open_mesh(
+                config.mesh,
+                config.swim,
+                key=folder.key,
+                trust=trust,
+                disk=folder.disk("mesh"),
+                clock=clock,
+                rng=derive(rng, "mesh"),
+                name=config.node_name,
+            )
+        )
+        services.mesh = mesh
+        gateway.attach(mesh.link)
+        mesh.contact(beginning.seeds)
+        store = await opened.enter_async_context(
+            open_store(
+                mesh.link,
+                mesh.membership,
+                trust,
+                folder.disk("raft"),
+                folder.key,
+                config.raft,
+                clock,
+                derive(rng, "store"),
+                beginning.epochs,
+            )
+        )
+        services.store = store
+        control.store = store
+        _serve_joins(mesh, store)
+        blobs = await opened.enter_async_context(
+            open_blobs(
+                mesh.link,
+                folder.path / "blobs",
+                config.blobs,
+                clock,
+                voters=lambda: store.voters,
+                members=lambda: _remaining(mesh),
+                alive=lambda: tuple(mesh.membership.alive()),
+            )
+        )
+        services.blobs = blobs
+        agents = await opened.enter_async_context(
+            open_agents(
+                config.agents,
+                folder=folder.path / "agents",
+                link=mesh.link,
+                membership=mesh.membership,
+                store=store,
+                blobs=blobs,
+                clock=clock,
+            )
+        )
+        services.agents = agents
+        tasks = await opened.enter_async_context(
+            open_tasks(
+                config.tasks,
+                link=mesh.link,
+                membership=mesh.membership,
+                store=store,
+                blobs=blobs,
+                agents=agents,
+                swarm_id=trust.swarm_id,
+                clock=clock,
+                rng=derive(rng, "tasks"),
+            )
+        )
+        services.tasks = tasks
+        if beginning.first_entry is not None:
+            await _hand_out_first_token(store, beginning)
+        control.now_ready()
+        _log.info("ready", swarm=trust.genesis.name)
+        _notify("READY=1")
+        await control.wait_stop()
+        await _wind_down(gateway, tasks, mesh)
+
+
+def _serve_joins(mesh: Mesh, store: Store) -> None:
+    async def admit(entry: bytes) -> list[bytes]:
+        [result] = await store.propose([AuthorityEntry(entry)])
+        record = result.raise_for_error().value
+        assert record is not None, "an applied authority entry answers with its record"
+        return [record]
+
+    mesh.serve_joins(admit, lambda: store.certificates)
+
+
+def _remaining(mesh: Mesh) -> tuple[NodeId, ...]:
+    """Members that have not left."""
+    members = mesh.membership.members()
+    return tuple(m.node_id for m in members if m.state is not MemberState.LEFT)
+
+
+async def _hand_out_first_token(store: Store, beginning: Beginning) -> None:
+    assert beginning.first_entry is not None
+    [result] = await store.propose(
+        [AuthorityEntry(beginning.first_entry)], timeout_s=FIRST_ENTRY_TIMEOUT_S
+    )
+    result.raise_for_error()
+    say("join token, good for 20 joins in 1 h; on every other host: swarmd --join -")
+    say(beginning.first_token)
+
+
+async def _wind_down(gateway: Gateway, tasks: Tasks, mesh: Mesh) -> None:
+    _notify("STOPPING=1")
+    _log.info("stopping")
+    gateway.end_streams()
+    await tasks.drain(DRAIN_S)
+    with trio.move_on_after(GOODBYE_S):
+        await mesh.leave("leaving")
+    _log.info("said goodbye")
+
+
+async def _watch_signals(
+    control: NodeControl, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """The first SIGTERM or Ctrl-C ends in order; a second one at once."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        asked = False
+        async for number in signals:
+            if asked:
+                _log.warning("ending at once")
+                sys.exit(128 + number)
+            asked = True
+            control.stop()
+
+
+def _notify(state: str) -> None:
+    """Tell the service manager, if it started us as Type=notify (sd_notify(3))."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+        try:
+            notify.sendto(state.encode(), address)
+        except OSError as error:
+            _log.warning("the service manager was not told", error=error.strerror)
