@@ -1,0 +1,157 @@
+"""Hosts on one machine: each a network, mount and host-name namespace of its own.
+
+The hosts hang on a bridge in a namespace of the harness's own, so nothing reaches the
+machine's interfaces. A host's system folders of swarmd are its own, and empty. Everything ends
+with the processes that hold the namespaces, which are ended here by their ids.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+SUBNET = "10.77.0"
+OWN_FOLDERS = ("/var/lib/swarmd", "/etc/swarmd", "/run/swarmd")
+
+
+def missing_tools() -> str:
+    """Why hosts cannot be made here; empty if they can."""
+    if os.getuid() != 0:
+        return "network namespaces need root"
+    missing = [tool for tool in ("ip", "nft", "unshare", "nsenter") if shutil.which(tool) is None]
+    return f"missing: {', '.join(missing)}" if missing else ""
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+@dataclass
+class Host:
+    """One namespace, held by `holder`."""
+
+    name: str
+    address: str
+    holder: subprocess.Popen[bytes]
+
+    def enter(self, *command: str) -> list[str]:
+        """`command` as it is run on this host."""
+        return ["nsenter", "-t", str(self.holder.pid), "-m", "-u", "-n", "--", *command]
+
+    def run(
+        self, *command: str, cwd: str = "/", env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.enter("sh", "-c", 'cd "$0" && exec "$@"', cwd, *command),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=env,
+            check=False,
+        )
+
+    def start(
+        self,
+        *command: str,
+        cwd: str = "/",
+        env: Mapping[str, str] | None = None,
+        stdin: str | None = None,
+        log: str,
+    ) -> subprocess.Popen[bytes]:
+        """Start a long-running command; its output goes to the file `log`."""
+        with open(log, "ab") as out:
+            process = subprocess.Popen(
+                self.enter("sh", "-c", 'cd "$0" && exec "$@"', cwd, *command),
+                stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=env,
+            )
+        if stdin is not None:
+            assert process.stdin is not None
+            process.stdin.write(stdin.encode())
+            process.stdin.close()
+        return process
+
+
+class NetHosts:
+    """A bridge with `count` hosts h1, h2, ... at 10.77.0.1, 10.77.0.2, ..."""
+
+    def __init__(self, count: int) -> None:
+        self._made = [folder for folder in OWN_FOLDERS if not os.path.exists(folder)]
+        for folder in self._made:
+            os.makedirs(folder)
+        self.switch = self._hold(["unshare", "--net", "sleep", "infinity"])
+        self._in_switch("ip", "link", "set", "lo", "up")
+        self._in_switch("ip", "link", "add", "br0", "type", "bridge")
+        self._in_switch("ip", "link", "set", "br0", "up")
+        self.hosts = [self._add(number) for number in range(1, count + 1)]
+
+    def __enter__(self) -> NetHosts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getitem__(self, index: int) -> Host:
+        return self.hosts[index]
+
+    def close(self) -> None:
+        for holder in [*(host.holder for host in self.hosts), self.switch]:
+            holder.kill()
+            holder.wait()
+        for folder in self._made:
+            os.rmdir(folder)
+
+    @staticmethod
+    def _hold(command: list[str]) -> subprocess.Popen[bytes]:
+        """Start a process that holds namespaces; it prints a line once it has them."""
+        marked = [*command[:-2], "sh", "-c", "echo ready; exec sleep infinity"]
+        holder = subprocess.Popen(marked, stdout=subprocess.PIPE)
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        return holder
+
+    def _in_switch(self, *command: str) -> None:
+        run("nsenter", "-t", str(self.switch.pid), "-n", "--", *command)
+
+    def _add(self, number: int) -> Host:
+        holder = self._hold(["unshare", "--net", "--mount", "--uts", "sleep", "infinity"])
+        host = Host(f"h{number}", f"{SUBNET}.{number}", holder)
+        for folder in OWN_FOLDERS:
+            run(*host.enter(*f"mount -t tmpfs -o mode=0755 none {folder}".split()))
+        run(*host.enter("hostname", host.name))
+        port = f"port{number}"
+        self._in_switch(*f"ip link add {port} type veth peer name eth0 netns {holder.pid}".split())
+        self._in_switch("ip", "link", "set", port, "master", "br0", "up")
+        for command in (
+            "ip link set lo up",
+            f"ip addr add {host.address}/24 dev eth0",
+            "ip link set eth0 up multicast on",
+            "ip route add 224.0.0.0/4 dev eth0",
+        ):
+            run(*host.enter(*command.split()))
+        return host
+
+    def cut(self, one: Iterable[Host], other: Iterable[Host], *, one_way: bool = False) -> None:
+        """Nothing passes from `one` to `other` any more, nor back unless `one_way`."""
+        left, right = list(one), list(other)
+        pairs = [(a, b) for a in left for b in right]
+        if not one_way:
+            pairs += [(b, a) for a, b in pairs]
+        for source, target in pairs:
+            run(*target.enter("nft", "add", "table", "ip", "cut"))
+            chain = "{ type filter hook input priority 0; }"
+            run(*target.enter("nft", "add", "chain", "ip", "cut", "in", chain))
+            rule = f"ip saddr {source.address} drop"
+            run(*target.enter("nft", "add", "rule", "ip", "cut", "in", *rule.split()))
+
+    def heal(self) -> None:
+        """Everything passes again."""
+        for host in self.hosts:
+            run(*host.enter("nft", "flush", "ruleset"))
