@@ -52,6 +52,7 @@ HINTS_MAX: Final = 256
 _HINT_TRIES_MAX: Final = 10
 _SLOW_RETRY: Final = 15
 _FAST_TRIES: Final = 5
+_RESTART_QUIET_S: Final = 10.0
 _RUMOUR_DOMAIN: Final = "rumour"
 _SWIM_HOWS: Final = ("reset", "refused", "idle", "restarting", "leaving")
 
@@ -224,7 +225,10 @@ class Mesh:
         """Tell membership how streams end, until cancelled."""
         async for closed in self._streams.closed:
             if closed.how in _SWIM_HOWS:
-                self.membership.stream_closed(closed.peer, closed.how)
+                quiet_s = _RESTART_QUIET_S if closed.how == "restarting" else 0.0
+                self.membership.stream_closed(closed.peer, closed.how, quiet_s)
+            if closed.how == "reset":  # Refused now, its process is gone and not only the stream.
+                self._streams.reconnect(closed.peer)
 
     async def members_loop(self) -> None:
         """Tell the transports what membership knows, until cancelled."""

@@ -45,7 +45,11 @@ Stage = Literal["waiting", "dialing", "hello", "accepted", "open", "broken"]
 
 
 class StreamPort(Port):
-    """See the module. `boot` and `number` are of the hello that opened it."""
+    """See the module.
+
+    `boot` and `number` are of the peer's hello, or answer, that opened it; `closing` is the
+    reason that this side is about to give.
+    """
 
     def __init__(self, peer: NodeId, alpn: str) -> None:
         super().__init__(peer)
@@ -58,6 +62,8 @@ class StreamPort(Port):
         self.stop_running: Callable[[], None] = _nothing
         self.opened_or_broken = trio.Event()
         self.last_traffic = 0.0
+        self.closing: How | None = None
+        self.closed_cleanly = trio.Event()
         self._reason = ""
         self._lanes: tuple[deque[Item], deque[Item]] = (deque(), deque())
         self._bytes = [0, 0]

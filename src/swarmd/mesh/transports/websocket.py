@@ -40,6 +40,7 @@ from swarmd.base.errors import RemoteError, Unreachable, Untrusted
 from swarmd.base.ids import NodeId, node_id_of, short
 from swarmd.base.limits import FRAME_BYTES_MAX, KIB
 from swarmd.base.rng import Rng
+from swarmd.identity.authority import Admission
 from swarmd.identity.keys import Exchange, SigningKey
 from swarmd.identity.tls import JOIN_ALPN, MESH_ALPN, RAFT_ALPN, ContextCache, peer_public_key
 from swarmd.mesh.addresses import AddressBook
@@ -132,6 +133,14 @@ class Streams(MuxLink):
         """Forget that a peer could not be reached: there is news of it."""
         self._failures.pop(peer, None)
 
+    def reconnect(self, peer: NodeId) -> None:
+        """Try one connection now; if it is refused, `closed` tells."""
+        self.retry_now(peer)
+        try:
+            self._port(peer, MESH_ALPN)
+        except Unreachable:
+            return  # Not a member, or nowhere: nothing to learn.
+
     async def goodbye(self, how: How) -> None:
         """Write out what is queued and close every connection with a reason, within 1 s."""
         self._leaving = True
@@ -150,8 +159,11 @@ class Streams(MuxLink):
             return port
         if self._leaving:
             raise Unreachable("this node is shutting down")
-        if admitted(self._roster, peer) is None:
+        admission = admitted(self._roster, peer)
+        if admission is None:
             raise Unreachable(f"{short(peer)} is not a member as far as this node knows")
+        if not _may_use(alpn, admission):
+            raise Unreachable(f"{short(peer)} is no voter")
         if not self._addresses.lookup(peer):
             raise Unreachable(f"no address of {short(peer)} is known")
         port = self._ports[peer, alpn] = StreamPort(peer, alpn)
@@ -295,8 +307,9 @@ class Streams(MuxLink):
             raise Untrusted("no plane was agreed on")
         public = _peer_public(stream)
         peer = node_id_of(public)
-        if admitted(self._roster, peer) is None:
-            raise Untrusted(f"{short(peer)} is not a member")
+        admission = admitted(self._roster, peer)
+        if admission is None or not _may_use(alpn, admission):
+            raise Untrusted(f"{short(peer)} may not use {alpn}")
         hello = self._read_hello(await receive_part(stream), public, alpn)
         code = self._judge(peer, alpn, hello)
         if code is not None:
@@ -366,6 +379,9 @@ class Streams(MuxLink):
                 nursery.start_soon(_write, port, ws, session.sealer)
                 nursery.start_soon(self._watch_idle, port)
                 ended.append(await self._read(port, ws, session.opener))
+                if port.closing is not None:
+                    with trio.move_on_after(_GOODBYE_S):
+                        await port.closed_cleanly.wait()
                 nursery.cancel_scope.cancel()
         except* _CONNECTION_ERRORS as group:
             _log.debug("stream_broke", peer=short(port.peer), error=str(group.exceptions[0]))
@@ -375,10 +391,11 @@ class Streams(MuxLink):
             replaced = self._ports.get(key) is not port
             if not replaced:
                 del self._ports[key]
-            how = port.how if port.broken else (ended or ["reset"])[0]
-            port.break_off(how, _REASONS[how])
-            if not replaced and not self._leaving:
-                self.report_closed(port.peer, how)
+            if not port.broken:  # Else this side ended it, which is no news.
+                how = (ended or ["reset"])[0]
+                port.break_off(how, _REASONS[how])
+                if not replaced and port.closing is None and not self._leaving:
+                    self.report_closed(port.peer, how)
             await trio.aclose_forcefully(stream)
 
     async def _upgrade(
@@ -409,7 +426,7 @@ class Streams(MuxLink):
             try:
                 raw = await ws.get_message()
             except ConnectionClosed as closed:
-                return _how(closed.reason)
+                return port.closing or _how(closed.reason)
             try:
                 items = opener.open(raw if isinstance(raw, bytes) else b"")
             except RemoteError:
@@ -437,8 +454,10 @@ class Streams(MuxLink):
         with trio.move_on_after(_GOODBYE_S / 2):
             while port.queued:  # noqa: ASYNC110 - the writer owns the lanes' events
                 await trio.sleep(0.005)
+        port.closing = how
         with trio.move_on_after(_GOODBYE_S / 2):
             await ws.aclose(1000, how)
+        port.closed_cleanly.set()
         port.break_off(how, _REASONS[how])
 
     async def watch_roster(self) -> None:
@@ -513,6 +532,11 @@ _REASONS: Final[dict[How, str]] = {
     "restarting": "it is restarting",
     "leaving": "it is leaving",
 }
+
+
+def _may_use(alpn: str, admission: Admission) -> bool:
+    """Raft is for those who may be voters."""
+    return alpn != RAFT_ALPN or "voter" in admission.roles
 
 
 def _how(reason: CloseReason | None) -> How:
