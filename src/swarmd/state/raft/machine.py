@@ -193,6 +193,10 @@ class RaftMachine:
     def commit_index(self) -> int:
         return self._core.commit_index
 
+    def term_at(self, index: int) -> int | None:
+        """Term of the log's entry at `index`; None if it is not in the log, or no more."""
+        return self._core.journal.term_at(index)
+
     @property
     def refused_snapshots(self) -> int:
         """Snapshots from peers that were damaged, too large or of other voters."""

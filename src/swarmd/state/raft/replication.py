@@ -1,7 +1,9 @@
 """Copying the log: a leader's sending half and a follower's receiving half.
 
-`Sender` keeps, per follower, what to send next. It runs ahead of acknowledgements; a follower
-that misses something answers where to go on, which is one round trip. A follower that needs
+`Sender` keeps, per follower, what to send next. It runs ahead of acknowledgements until the
+follower misses something and answers where to go on; then it probes, one message at a time,
+until one is taken (else each refusal of a message in flight would be answered by as many
+new ones). A follower that needs
 entries the leader let go of is sent the snapshot file, chunk by chunk, each after the last
 was acknowledged.
 
@@ -51,6 +53,7 @@ class Sender:
         self.heartbeat_at = 0.0
         self._moved_key = (0, 0, 0)
         self._sending: dict[str, _Sending] = {}
+        self._probing: dict[str, bool] = {}  # present: probing; True: a probe is out
 
     def begin(self, now: float) -> None:
         """Take office: nothing is known of any follower but that it was there to vote."""
@@ -62,9 +65,12 @@ class Sender:
         self.heartbeat_at = now
         self._moved_key = (0, 0, 0)
         self._sending.clear()
+        self._probing.clear()
 
     def end(self) -> None:
+        """Leave office."""
         self._sending.clear()
+        self._probing.clear()
 
     def run(self, now: float) -> None:
         """Queue what each follower is to get now.
@@ -79,17 +85,21 @@ class Sender:
         for peer in core.peers:
             if self.next[peer] <= core.journal.first_index:
                 self._send_snapshot(peer, now, beat=beat, moved=moved)
+            elif peer in self._probing:
+                if beat or not self._probing[peer]:
+                    self._probing[peer] = True
+                    self._send_entries(peer, batches=1)
             elif beat or moved or self.next[peer] <= core.journal.last_index:
-                self._send_entries(peer)
+                self._send_entries(peer, batches=core.config.batches_max)
         self._moved_key = key
         if beat or moved:
             self.heartbeat_at = now + core.config.heartbeat_s
 
-    def _send_entries(self, peer: str) -> None:
+    def _send_entries(self, peer: str, *, batches: int) -> None:
         core, journal = self._core, self._core.journal
-        for _ in range(core.config.batches_max):
-            first = self.next[peer]
-            entries = ()
+        first = self.next[peer]
+        for _ in range(batches):
+            entries: tuple[tuple[int, bytes], ...] = ()
             if first <= journal.last_index:
                 held = journal.between(first, core.config.batch_bytes_max)
                 entries = tuple((term, command) for command, _, term in held)
@@ -99,8 +109,10 @@ class Sender:
                 core.term, self.round, core.commit_index, first - 1, previous_term, entries
             )
             core.put(peer, message)
-            self.next[peer] = first + len(entries)
-            if self.next[peer] > journal.last_index:
+            first += len(entries)
+            if peer not in self._probing:
+                self.next[peer] = first
+            if first > journal.last_index:
                 return
 
     def _send_snapshot(self, peer: str, now: float, *, beat: bool, moved: bool) -> None:
@@ -150,8 +162,11 @@ class Sender:
         last = core.journal.last_index
         next_index = min(message.next_index, last + 1)
         if not message.ok:
-            self.next[peer] = max(self.match[peer] + 1, next_index)
+            if self._refusal_is_news(peer, message.previous):
+                self.next[peer] = max(self.match[peer] + 1, next_index)
+                self._probing[peer] = False
             return
+        self._probing.pop(peer, None)
         held = next_index - 1
         rises = held > self.match[peer]
         if rises or not core.on(Guard.H2_MATCH_RISES):
@@ -161,6 +176,12 @@ class Sender:
         sending = self._sending.get(peer)
         if sending is not None and held >= sending.index:
             del self._sending[peer]
+
+    def _refusal_is_news(self, peer: str, previous: int) -> bool:
+        """False for a refusal that was answered already, or is older than an acceptance."""
+        if peer in self._probing:
+            return previous == self.next[peer] - 1
+        return previous > self.match[peer]
 
     def on_snapshot_reply(self, peer: str, message: SnapshotReply) -> None:
         if not self._acknowledged(peer, message.term, message.round):
@@ -218,16 +239,16 @@ class Receiver:
             entries = entries[commit - previous :]
             verified = min(commit, previous + len(message.entries))
             if not entries:
-                self._reply(peer, message.round, ok=True, next_index=verified + 1)
+                self._reply(peer, message, ok=True, next_index=verified + 1)
                 return
             previous = commit
         elif journal.term_at(previous) != message.previous_term:
-            self._reply(peer, message.round, ok=False, next_index=commit + 1)
+            self._reply(peer, message, ok=False, next_index=commit + 1)
             return
         self._take(entries, previous)
         last = previous + len(entries)
         core.commit_to(min(message.commit, last))
-        self._reply(peer, message.round, ok=True, next_index=last + 1)
+        self._reply(peer, message, ok=True, next_index=last + 1)
 
     def _check_committed(self, entries: list[Entry]) -> None:
         """Stop if the leader holds another entry where one is committed here."""
@@ -257,9 +278,12 @@ class Receiver:
         for command, index, term in entries:
             journal.add(command, index, term)
 
-    def _reply(self, peer: str, round_: int, *, ok: bool, next_index: int) -> None:
+    def _reply(
+        self, peer: str, message: Append | SnapshotChunk, *, ok: bool, next_index: int
+    ) -> None:
+        previous = message.previous_index if isinstance(message, Append) else message.index
         core = self._core
-        core.put(peer, AppendReply(core.term, round_, ok, next_index))
+        core.put(peer, AppendReply(core.term, message.round, ok, previous, next_index))
 
     # ---- snapshots ---------------------------------------------------------------------
 
@@ -271,7 +295,7 @@ class Receiver:
             core.commit_to(min(message.commit, core.journal.last_index))
         if message.index <= core.commit_index and core.on(Guard.H14_NO_OLD_SNAPSHOT):
             self._receiving = None
-            self._reply(peer, message.round, ok=True, next_index=core.commit_index + 1)
+            self._reply(peer, message, ok=True, next_index=core.commit_index + 1)
             return
         if core.journal.term_at(message.index) == message.index_term and core.on(
             Guard.H14_NO_OLD_SNAPSHOT
@@ -279,7 +303,7 @@ class Receiver:
             # The snapshot is of committed entries, and this very entry is in the log.
             self._receiving = None
             core.commit_to(message.index)
-            self._reply(peer, message.round, ok=True, next_index=message.index + 1)
+            self._reply(peer, message, ok=True, next_index=message.index + 1)
             return
         content = self._collect(message)
         if content is not None:
@@ -325,7 +349,7 @@ class Receiver:
                 self.refused_snapshots += 1
                 return
         core.install(message.index, message.index_term, content)
-        self._reply(peer, message.round, ok=True, next_index=message.index + 1)
+        self._reply(peer, message, ok=True, next_index=message.index + 1)
 
 
 def _entries_of(message: Append) -> list[Entry]:

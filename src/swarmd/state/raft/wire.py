@@ -20,7 +20,8 @@ Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 # One entry at its largest, the type byte and the framing of the message around it.
 MESSAGE_RAFT_BYTES_MAX: Final = max(ENTRY_BYTES_MAX, 1 * MIB) + 64 * KIB
-PARTS_MAX: Final = 100_000
+PARTS_MAX: Final = 4_096
+_ASSEMBLIES_MAX: Final = 8
 
 
 class VoteRequest(Message, frozen=True, tag=1):
@@ -63,11 +64,15 @@ class Append(Message, frozen=True, tag=6):
 
 
 class AppendReply(Message, frozen=True, tag=7):
-    """With `ok`, all before `next_index` is held durably; else send from there."""
+    """With `ok`, all before `next_index` is held durably; else send from there.
+
+    `previous` is the index that the append in question went on from.
+    """
 
     term: Number
     round: Number
     ok: bool
+    previous: Number
     next_index: Number
 
 
@@ -129,16 +134,14 @@ def split(raw: bytes, part_bytes: int, sequence: int) -> list[bytes]:
 
 
 class Assembler:
-    """Puts one peer's parts together again.
+    """Puts one peer's parts together again, in whatever order they arrive.
 
-    Holds at most one message. Parts are taken in order; a gap drops the message, which costs
-    no more than a lost packet would.
+    Holds the newest few messages under way; an older one is given up, which costs no more
+    than a lost packet would.
     """
 
     def __init__(self) -> None:
-        self._sequence = -1
-        self._pieces: list[bytes] = []
-        self._bytes = 0
+        self._pieces: dict[int, dict[int, bytes]] = {}
 
     def take(self, part: Part) -> bytes | None:
         """The whole message if `part` completes it.
@@ -148,17 +151,16 @@ class Assembler:
         """
         if not 0 <= part.number < part.count <= PARTS_MAX:
             raise MalformedMessage(f"part {part.number} of {part.count}")
-        if part.number == 0:
-            self._sequence, self._pieces, self._bytes = part.sequence, [], 0
-        if part.sequence != self._sequence or part.number != len(self._pieces):
-            return None  # A gap, a repeat, or the rest of a message given up.
-        self._pieces.append(part.data)
-        self._bytes += len(part.data)
-        if self._bytes > MESSAGE_RAFT_BYTES_MAX:
-            self._sequence, self._pieces, self._bytes = -1, [], 0
+        pieces = self._pieces.setdefault(part.sequence, {})
+        pieces[part.number] = part.data
+        while len(self._pieces) > _ASSEMBLIES_MAX:
+            del self._pieces[min(self._pieces)]
+        if sum(map(len, pieces.values())) > MESSAGE_RAFT_BYTES_MAX:
+            self._pieces.pop(part.sequence, None)
             raise MalformedMessage("parts of a message that is too large")
-        if len(self._pieces) < part.count:
+        if len(pieces) < part.count:
             return None
-        whole = b"".join(self._pieces)
-        self._sequence, self._pieces, self._bytes = -1, [], 0
-        return whole
+        self._pieces.pop(part.sequence, None)
+        if sorted(pieces) != list(range(part.count)):
+            raise MalformedMessage("parts that disagree on their count")
+        return b"".join(pieces[number] for number in range(part.count))
