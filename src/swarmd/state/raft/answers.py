@@ -14,11 +14,11 @@ from swarmd.mesh.link import Inbound
 from swarmd.observe.metrics import DROPPED
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.replica import Replica
+from swarmd.wire.codec import Message
 
 REQUESTS_MAX: Final = 2_000
 UPLOADS_MAX: Final = 16
 _UPLOAD_BYTES_MAX: Final = ENTRY_BYTES_MAX + 64 * KIB
-_GROUP_BYTES: Final = 64
 
 
 class Asked(Protocol):
@@ -71,7 +71,7 @@ class Answers:
         finally:
             self._running -= 1
 
-    async def _answer(self, peer: NodeId, message: m.Message) -> m.Message:
+    async def _answer(self, peer: NodeId, message: Message) -> Message:
         match message:
             case m.Forward(groups):
                 return await self._forward(groups)
@@ -101,7 +101,7 @@ class Answers:
         leader = self._store.coordinator()
         return m.Redirect(leader or b"", self._store.epoch_number, code)
 
-    async def _forward(self, groups: tuple[m.Group, ...]) -> m.Message:
+    async def _forward(self, groups: tuple[m.Group, ...]) -> Message:
         count = 0
         for group in groups:
             count += len(group.ops)
@@ -116,7 +116,7 @@ class Answers:
         results = await self._store.propose_here(replica, groups)
         return m.Results(tuple(map(tuple, results)))
 
-    async def _read(self, stale: bool, read: Callable[[Any], m.Message]) -> m.Message:
+    async def _read(self, stale: bool, read: Callable[[Any], Message]) -> Message:
         if stale:
             state = self._store.local
             return read(state) if state is not None else self._redirect("not_a_voter")

@@ -15,17 +15,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import trio
 
 from swarmd.base.clock import Clock
 from swarmd.base.disk import Disk
 from swarmd.base.errors import (
-    BadRequest,
     Conflict,
     Moved,
-    NotCoordinator,
     RemoteError,
     SwarmError,
     TimedOut,
@@ -37,11 +35,12 @@ from swarmd.identity.keys import SigningKey
 from swarmd.mesh.link import Link
 from swarmd.mesh.trust import Trust
 from swarmd.observe.log import get_logger
-from swarmd.observe.metrics import DROPPED
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.answers import Answers
+from swarmd.state.raft.caller import ATTEMPT_TIMEOUT_S, Caller
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.epoch import Chain
+from swarmd.state.raft.feed import Feed
 from swarmd.state.raft.keeper import Keeper, MembersView
 from swarmd.state.raft.messages import Entry, Operation, OpResult
 from swarmd.state.raft.pipe import RETRY_MAX_S, RETRY_MIN_S, Pipe, no_quorum
@@ -49,19 +48,15 @@ from swarmd.state.raft.replica import Replica
 from swarmd.state.raft.seats import Seats
 from swarmd.state.raft.statemachine import Change, StateMachine
 from swarmd.state.raft.storage import EpochFiles
-from swarmd.wire.codec import Message
 
 __all__ = ["Change", "Entry", "Office", "Store", "StoreStatus", "open_store"]
 
 T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S: Final = 5.0
-# One try; a coordinator that answers no sooner is asked again, or another one is.
-ATTEMPT_TIMEOUT_S: Final = 2.0
-LOCATE_TIMEOUT_S: Final = 0.5
 PAGE_ENTRIES_MAX: Final = 1_000
 CHANGES_WAITING_MAX: Final = 1_000
-SUBSCRIBERS_MAX: Final = 64
+OFFICES_WAITING_MAX: Final = 100
 _log = get_logger("raft")
 
 
@@ -121,13 +116,10 @@ class Store:
         self._nursery = nursery
         self._office: Office | None = None
         self._office_changed = trio.Event()
-        self._office_subscribers: list[trio.MemorySendChannel[Office | None]] = []
-        self._subscribers: list[trio.MemorySendChannel[list[Change]]] = []
+        self._offices: Feed[Office | None] = Feed(OFFICES_WAITING_MAX)
+        self._feed: Feed[list[Change]] = Feed(CHANGES_WAITING_MAX)
         self._emitted_revision = 0
         self._applied = trio.Event()
-        self._hint: NodeId | None = None
-        self._locating = trio.Lock()
-        self._attempts: dict[trio.CancelScope, NodeId] = {}
         self._time_base: tuple[int, float] = (0, clock.now())
         genesis = trust.genesis
         chain = Chain(genesis)
@@ -156,6 +148,7 @@ class Store:
             on_office=self._on_office,
             on_applied=self._on_applied,
         )
+        self._caller = Caller(self._keeper, link, derive(rng, "caller"), nursery)
         self._pipe = Pipe(self._submit, clock=clock, rng=derive(rng, "pipe"), nursery=nursery)
         self._seats = Seats(
             keeper=self._keeper,
@@ -197,7 +190,7 @@ class Store:
         replica = self.serving()
         if replica is not None:
             return await self.propose_here(replica, groups)
-        answer = await self._ask_coordinator(m.Forward(groups))
+        answer = await self._caller.ask_coordinator(m.Forward(groups))
         if not isinstance(answer, m.Results) or len(answer.groups) != len(groups):
             raise RemoteError("not the results of these operations")
         return answer.groups
@@ -227,7 +220,7 @@ class Store:
         if replica is not None:
             await self.barrier(replica)
             return replica.state.revision
-        answer = await self._ask_coordinator(m.ReadIndexAsk())
+        answer = await self._caller.ask_coordinator(m.ReadIndexAsk())
         if not isinstance(answer, m.Revision):
             raise RemoteError("not a revision")
         replica = self._keeper.replica
@@ -250,7 +243,7 @@ class Store:
             here = await self._readable_here(stale)
             if here is not None:
                 return here.get(key)
-            got = await self._ask_entries(m.GetAsk(key, stale), stale)
+            got = await self._caller.ask_entries(m.GetAsk(key, stale), stale)
             return got.entries[0] if got.entries else None
 
         return await self._until(attempt, timeout_s)
@@ -279,7 +272,7 @@ class Store:
                 found.extend(here.range(prefix, after, wanted))
                 return True
             ask = m.RangeAsk(prefix, after, min(wanted, PAGE_ENTRIES_MAX), stale)
-            got = await self._ask_entries(ask, stale)
+            got = await self._caller.ask_entries(ask, stale)
             found.extend(got.entries)
             if got.entries:
                 after = got.entries[-1].key
@@ -311,36 +304,6 @@ class Store:
         if replica is not self._keeper.replica or replica.state.sealed is not None:
             raise Moved("the epoch was sealed")
 
-    async def _ask_entries(self, message: m.GetAsk | m.RangeAsk, stale: bool) -> m.Got:
-        if stale:
-            answer, peer = await self._ask_any_voter(message)
-        else:
-            peer = await self._locate()
-            answer = await self._ask(peer, message)
-        if not isinstance(answer, m.Got):
-            raise RemoteError("not entries of the store")
-        if not answer.large:
-            return answer
-        entries = list(answer.entries)
-        for position, size in answer.large:
-            if not 0 <= position < len(entries):
-                raise RemoteError("a large value of no entry")
-            entries[position] = await self._fetch_large(peer, entries[position], size)
-        return m.Got(tuple(entries), answer.more)
-
-    async def _fetch_large(self, peer: NodeId, entry: Entry, size: int) -> Entry:
-        pieces: list[bytes] = []
-        have = 0
-        while have < size:
-            ask = m.PieceAsk(entry.key, entry.mod_revision, have)
-            piece = await self._ask(peer, ask)
-            if not isinstance(piece, m.Piece) or not piece.data or piece.total != size:
-                raise RemoteError("a value that does not continue")
-            pieces.append(piece.data)
-            have += len(piece.data)
-        value = b"".join(pieces)
-        return Entry(entry.key, value, entry.create_revision, entry.mod_revision)
-
     async def _until(self, attempt: Callable[[], Awaitable[T]], timeout_s: float) -> T:
         trouble: SwarmError | None = None
         delay_s = RETRY_MIN_S
@@ -366,7 +329,7 @@ class Store:
     def coordinator(self) -> NodeId | None:
         """The coordinator as last heard of; None if unknown."""
         replica = self._keeper.replica
-        return replica.leader if replica is not None else self._hint
+        return replica.leader if replica is not None else self._caller.hint
 
     @property
     def office(self) -> Office | None:
@@ -378,14 +341,8 @@ class Store:
         await self._office_changed.wait()
 
     def subscribe_office(self) -> trio.MemoryReceiveChannel[Office | None]:
-        """Offices from now on, the present one first; when 100 wait, further ones are missed.
-
-        The receiver reads `office` for what holds now.
-        """
-        send, receive = trio.open_memory_channel[Office | None](100)
-        send.send_nowait(self._office)
-        self._office_subscribers.append(send)
-        return receive
+        """Offices from now on, the present one first. The channel ends when 100 wait."""
+        return self._offices.subscribe(self._office)
 
     def _set_office(self, office: Office | None) -> None:
         if office == self._office:
@@ -393,13 +350,7 @@ class Store:
         self._office = office
         self._office_changed.set()
         self._office_changed = trio.Event()
-        for send in list(self._office_subscribers):
-            try:
-                send.send_nowait(office)
-            except trio.WouldBlock:
-                DROPPED.labels("store", "office_subscriber_slow").inc()
-            except trio.BrokenResourceError:
-                self._office_subscribers.remove(send)
+        self._offices.emit(office)
 
     def _on_office(self, replica: Replica) -> None:
         if replica is not self._keeper.replica:
@@ -408,9 +359,7 @@ class Store:
             self._set_office(None)
         elif self._office is None:
             self._nursery.start_soon(self._take_office, replica, replica.office.term)
-        for scope, peer in list(self._attempts.items()):
-            if replica.leader is not None and peer != replica.leader:
-                scope.cancel()
+        self._caller.leader_changed(replica.leader)
 
     async def _take_office(self, replica: Replica, term: int) -> None:
         self._time_base = (replica.state.time_ms, self._clock.now())
@@ -435,101 +384,13 @@ class Store:
         base_ms, since = self._time_base
         return max(applied_ms, base_ms + int((self._clock.now() - since) * 1_000))
 
-    async def _locate(self) -> NodeId:
-        """The node to ask. Raises Unavailable when nobody knows."""
-        replica = self._keeper.replica
-        if replica is not None:
-            leader = replica.leader
-            if leader is None:
-                raise Unavailable("the voters have no leader now")
-            if leader == self._link.node_id:
-                raise NotCoordinator("this node is about to take office")
-            return leader
-        if self._hint is not None:
-            return self._hint
-        async with self._locating:
-            if self._hint is None:
-                answer, voter = await self._ask_any_voter(m.LeaderAsk())
-                if isinstance(answer, m.Redirect) and answer.leader:
-                    self._hint = NodeId(answer.leader)
-                    if answer.number > self._keeper.chain.head.number:
-                        self._nursery.start_soon(self._keeper.ask_chain, voter)
-        if self._hint is None:
-            raise Unavailable("the voters have no leader now")
-        return self._hint
-
-    async def _ask_coordinator(self, message: Message) -> Any:
-        return await self._ask(await self._locate(), message)
-
-    async def _ask(self, peer: NodeId, message: Message) -> Any:
-        """Ask one node; a `Redirect` is followed by asking again."""
-        scope = trio.CancelScope()
-        self._attempts[scope] = peer
-        try:
-            with scope:
-                answer = await self._send_request(peer, message)
-        except SwarmError as error:
-            if isinstance(error, Unavailable) and self._hint == peer:
-                self._hint = None
-            raise
-        finally:
-            del self._attempts[scope]
-        if scope.cancelled_caught:
-            raise NotCoordinator("the coordinator has changed")
-        if isinstance(answer, m.Redirect):
-            await self._redirected(peer, answer)
-            raise NotCoordinator("that node does not coordinate the strong store now")
-        return answer
-
-    async def _send_request(self, peer: NodeId, message: Message) -> Any:
-        if isinstance(message, m.Forward):
-            raw = m.encode_forward(message)
-            if len(raw) > m.WHOLE_BYTES_MAX:
-                message = await self._upload(peer, raw)
-        return await self._link.request(m.STORE, peer, message, timeout_s=ATTEMPT_TIMEOUT_S)
-
-    async def _upload(self, peer: NodeId, raw: bytes) -> m.ForwardUpload:
-        upload = self._rng.getrandbits(60)
-        for offset in range(0, len(raw), m.PIECE_BYTES):
-            piece = m.Upload(upload, offset, len(raw), raw[offset : offset + m.PIECE_BYTES])
-            await self._link.request(m.STORE, peer, piece, timeout_s=ATTEMPT_TIMEOUT_S)
-        return m.ForwardUpload(upload)
-
-    async def _redirected(self, peer: NodeId, redirect: m.Redirect) -> None:
-        if self._hint == peer:
-            self._hint = None
-        if redirect.leader and redirect.leader != peer:
-            self._hint = NodeId(redirect.leader)
-        if redirect.number > self._keeper.chain.head.number:
-            await self._keeper.ask_chain(peer)
-
-    async def _ask_any_voter(self, message: Message) -> tuple[Any, NodeId]:
-        voters = [v for v in self._keeper.chain.head.node_ids if v != self._link.node_id]
-        self._rng.shuffle(voters)
-        best: tuple[Any, NodeId] | None = None
-        for voter in voters:
-            try:
-                answer = await self._link.request(
-                    m.STORE, voter, message, timeout_s=LOCATE_TIMEOUT_S
-                )
-            except SwarmError:
-                continue  # The next one may answer; none is an error below.
-            best = (answer, voter)
-            if not isinstance(answer, m.Redirect) or answer.leader:
-                break
-            await self._redirected(voter, answer)
-        if best is None:
-            await self._keeper.ask_somebody()
-            raise Unavailable("no voter answers")
-        return best
-
     # ---- what happens in the replica -----------------------------------------------------
 
     def _replica_changed(self) -> None:
         self._set_office(None)
         replica = self._keeper.replica
         if replica is not None and replica.state.revision != self._emitted_revision:
-            self._close_subscribers()
+            self._feed.close()
             self._emitted_revision = replica.state.revision
         self._feed_trust()
         self._applied.set()
@@ -541,31 +402,15 @@ class Store:
         changes = replica.state.drain_changes()
         self._emitted_revision = replica.state.revision
         if changes is None:
-            self._close_subscribers()
+            self._feed.close()
         elif changes:
-            self._emit(changes)
+            self._feed.emit(changes)
         self._feed_trust()
         self._applied.set()
         self._applied = trio.Event()
         if replica.state.sealed is not None:
             self._set_office(None)
             self._keeper.poke()
-
-    def _emit(self, changes: list[Change]) -> None:
-        for send in list(self._subscribers):
-            try:
-                send.send_nowait(changes)
-            except trio.WouldBlock:
-                # Better a clear end than a gap: the subscriber starts afresh.
-                self._subscribers.remove(send)
-                send.close()
-            except trio.BrokenResourceError:
-                self._subscribers.remove(send)
-
-    def _close_subscribers(self) -> None:
-        for send in self._subscribers:
-            send.close()
-        self._subscribers.clear()
 
     def _feed_trust(self) -> None:
         replica = self._keeper.replica
@@ -590,11 +435,7 @@ class Store:
         """
         if self._keeper.replica is None:
             raise Unavailable("this node holds no copy of the strong store")
-        if len(self._subscribers) >= SUBSCRIBERS_MAX:
-            raise BadRequest(f"there are {SUBSCRIBERS_MAX} subscribers already")
-        send, receive = trio.open_memory_channel[list[Change]](CHANGES_WAITING_MAX)
-        self._subscribers.append(send)
-        return receive
+        return self._feed.subscribe()
 
     # ---- what can be seen ----------------------------------------------------------------
 
@@ -671,7 +512,7 @@ class Store:
                 if self.serving() is not None:
                     await self._seats.hand_over(self._link.node_id)
                 else:
-                    await self._ask_coordinator(m.HandOver())
+                    await self._caller.ask_coordinator(m.HandOver())
             with trio.move_on_after(1.0):
                 while keeper.has_seat or not keeper.settled:
                     await keeper.changed()
@@ -710,9 +551,8 @@ class Store:
         nursery.start_soon(self._seats.run)
 
     def stop(self) -> None:
-        self._close_subscribers()
-        for send in self._office_subscribers:
-            send.close()
+        self._feed.close()
+        self._offices.close()
 
 
 @asynccontextmanager
