@@ -30,6 +30,7 @@ from swarmd.identity.entries import (
     Admit,
     Evict,
     Policy,
+    Record,
     RevokeAdmin,
     RevokeToken,
     SetRoles,
@@ -43,7 +44,7 @@ from swarmd.identity.entries import (
 from swarmd.identity.genesis import make_genesis
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.tokens import Token
-from swarmd.wire.envelope import decode_envelope, encode_envelope
+from swarmd.wire.envelope import Envelope, decode_envelope, encode_envelope
 
 FIRST = SigningKey.from_seed(b"f" * 32)
 ADMIN = SigningKey.from_seed(b"a" * 32)
@@ -369,6 +370,15 @@ def test_a_record_that_repeats_an_entry_is_refused() -> None:
     with pytest.raises(Untrusted, match="repeats"):
         state.replay(encode_record(repeat))
     assert state.head == (height, head_hash)
+
+
+def test_entries_and_records_are_bounded_before_they_are_decoded() -> None:
+    state, _ = state_with_token()
+    large = encode_envelope(Envelope("authority", bytes(5_000), ()))
+    with pytest.raises(MalformedMessage, match="authority entry of 5"):
+        open_entry(large)
+    with pytest.raises(MalformedMessage, match="authority record of 5"):
+        decode_record(encode_record(Record(2, state.head[1], 1_000, bytes(5_000))))
 
 
 def test_a_copy_is_independent() -> None:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    generate_private_key,
+)
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -163,6 +173,41 @@ def test_a_certificate_that_differs_anywhere_is_not_the_nodes() -> None:
         bent = bytearray(der)
         bent[position] ^= 1
         assert not is_certificate_of(KEY.public, bytes(bent)), position
+
+
+def test_a_key_of_another_length_makes_no_certificate() -> None:
+    for public in (b"", b"x", b"x" * 33):
+        assert not is_certificate_of(public, KEY.certificate)
+
+
+def foreign_certificate(key: Ed25519PrivateKey | EllipticCurvePrivateKey, names: int) -> bytes:
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a")])
+    start = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+    hashed = SHA256() if isinstance(key, EllipticCurvePrivateKey) else None
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(start)
+        .not_valid_after(start + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.DNSName(f"{n}.example") for n in range(names)]),
+            critical=False,
+        )
+        .sign(key, hashed)
+    )
+    return certificate.public_bytes(Encoding.DER)
+
+
+def test_a_certificate_of_another_kind_or_size_is_refused() -> None:
+    ed25519 = Ed25519PrivateKey.generate()
+    assert len(certificate_public_key(foreign_certificate(ed25519, 1))) == 32
+    with pytest.raises(BadSignature, match="bytes is not one of a node"):
+        certificate_public_key(foreign_certificate(ed25519, 200))
+    with pytest.raises(BadSignature, match="not of an Ed25519 key"):
+        certificate_public_key(foreign_certificate(generate_private_key(SECP256R1()), 1))
 
 
 @pytest.mark.parametrize("der", [b"", b"junk", b"x" * 2_000])

@@ -391,6 +391,47 @@ async def test_a_server_that_talks_nonsense_is_named(
 
 
 @pytest.mark.parametrize(
+    ("founder", "nonce", "error", "words"),
+    [
+        ("another", b"n" * 16, Untrusted, "another swarm than the token"),
+        ("own", b"short", MalformedMessage, "nonce"),
+    ],
+)
+async def test_a_challenge_of_another_swarm_or_without_a_nonce_is_refused(
+    founder: str, nonce: bytes, error: type[SwarmError], words: str
+) -> None:
+    swarm = Swarm()
+    genesis = swarm.genesis if founder == "own" else Swarm().genesis
+
+    async def challenge(stream: trio.SSLStream[trio.abc.Stream]) -> None:
+        frames = Frames(stream)
+        await frames.expect(Hello)
+        await frames.send(Challenge(nonce, swarm.key.public, encode_genesis(genesis), 1))
+        await frames.send(Records(tuple(swarm.log.dump())))
+        await frames.expect(Request)
+
+    async with swarm.listening(challenge) as address:
+        assert words in await refused(swarm, address, swarm.token, error)
+
+
+async def test_a_server_without_the_plane_for_joining_is_refused() -> None:
+    swarm = Swarm()
+    context = server_context(swarm.key, swarm.trust.admissions(), [MESH_ALPN])
+
+    async def serve(raw: trio.SocketStream) -> None:
+        stream = trio.SSLStream[trio.abc.Stream](raw, context, server_side=True)
+        await stream.do_handshake()
+        await trio.sleep_forever()
+
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        address = listener.socket.getsockname()[:2]
+        assert "does not admit" in await refused(swarm, address, swarm.token, Untrusted)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
     ("height", "pages", "error"),
     [
         (1, [()], MalformedMessage),
@@ -562,6 +603,28 @@ async def test_a_stranger_learns_nothing(changes: dict[str, Any], error: type[Sw
             await frames.expect(Challenge)
         with pytest.raises(Unreachable):
             await frames.expect(Challenge)
+
+
+async def test_a_token_known_to_be_expired_opens_nothing() -> None:
+    swarm = Swarm(ttl_ms=500)
+    swarm.now_ms += 500
+    swarm.add_token()
+    async with swarm.listening() as address, calling(address) as frames:
+        await frames.send(hello_for(swarm, swarm.token))
+        with pytest.raises(TokenRefused, match="expired"):
+            await frames.expect(Challenge)
+
+
+def test_pages_keep_order_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(join_module, "_PAGE_BYTES_MAX", 100)
+    parts = [b"a" * 40, b"b" * 40, b"c" * 40, b"d" * 300, b"e"]
+    assert list(join_module._paged(parts)) == [
+        (b"a" * 40, b"b" * 40),
+        (b"c" * 40,),
+        (b"d" * 300,),
+        (b"e",),
+    ]
+    assert list(join_module._paged([])) == []
 
 
 @pytest.mark.parametrize("junk", [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\x03abc"])

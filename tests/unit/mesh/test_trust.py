@@ -339,3 +339,69 @@ async def test_a_lying_member_changes_nothing_and_stops_nobody(
         await trio.testing.wait_all_tasks_blocked()
         assert honest.head == state.head
         nursery.cancel_scope.cancel()
+
+
+class Bystanders:
+    """One node that serves, and others that only keep what they are sent."""
+
+    def __init__(self, nursery: trio.Nursery, network: MemoryNetwork, count: int) -> None:
+        self.me, *self.others = [key.key_id for key in KEYS[: count + 1]]
+        self.trust = open_trust(new_disk(), GENESIS, CHAIN.dump()[:2])
+        self.links = [network.link(node_id) for node_id in self.others]
+        self.inboxes = [link.open_inbox(TRUST) for link in self.links]
+        alive = Everybody(self.me, *self.others)
+        nursery.start_soon(serve_trust, self.trust, network.link(self.me), alive)
+
+    async def heard(self) -> list[list[object]]:
+        """What each bystander received since it was last asked."""
+        await trio.testing.wait_all_tasks_blocked()
+        heard: list[list[object]] = []
+        for inbox in self.inboxes:
+            heard.append([])
+            while inbox.statistics().current_buffer_used:
+                heard[-1].append(inbox.receive_nowait().message)
+        return heard
+
+
+async def test_own_news_goes_to_all_and_news_of_peers_to_a_few(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with MemoryNetwork().running() as network, trio.open_nursery() as nursery:
+        crowd = Bystanders(nursery, network, 6)
+        await crowd.heard()
+        crowd.trust.learn(CHAIN.dump()[2:3])
+        push = Records(3, 3, tuple(CHAIN.dump()[2:3]))
+        assert [x.count(push) for x in await crowd.heard()] == [1] * 6
+        crowd.trust.learn(CHAIN.dump()[3:], from_peer=True)
+        push = Records(4, 4, tuple(CHAIN.dump()[3:]))
+        assert sum(x.count(push) for x in await crowd.heard()) == 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_claims_to_be_ahead_is_asked_at_once(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust_module, "ASK_INTERVAL_S", 1_000.0)
+    async with MemoryNetwork().running() as network, trio.open_nursery() as nursery:
+        crowd = Bystanders(nursery, network, 1)
+        await trio.sleep(trust_module.ASK_TIMEOUT_S + 1)  # Its one random question was in vain.
+        assert await crowd.heard() == [[Ask(2)]]
+        crowd.links[0].send_nowait(TRUST, crowd.me, Records(4, 4, tuple(CHAIN.dump()[3:])))
+        assert await crowd.heard() == [[Ask(2)]]
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_answer_of_the_wrong_kind_and_a_page_too_long_are_dropped(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with MemoryNetwork().running() as network, trio.open_nursery() as nursery:
+        crowd = Bystanders(nursery, network, 1)
+        inbound = await crowd.inboxes[0].receive()
+        await inbound.answer(Ask(1))
+        await crowd.heard()
+        monkeypatch.setattr(trust_module, "PAGE_RECORDS_MAX", 1)
+        pages = Records(3, 4, tuple(CHAIN.dump()[2:]))
+        crowd.links[0].send_nowait(TRUST, crowd.me, pages)
+        await trio.testing.wait_all_tasks_blocked()
+        assert crowd.trust.head[0] == 2
+        nursery.cancel_scope.cancel()
