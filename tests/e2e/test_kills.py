@@ -85,7 +85,9 @@ def test_a_killed_daemon_loses_no_acknowledged_task(folder: Path, victim: int) -
                 turn = start // BATCH
                 sockets = [swarm[(turn + n) % 3].socket for n in range(3)]
                 batch = [item(ledger, key, 30) for key in keys[start : start + BATCH]]
-                ids.update(zip(keys[start : start + BATCH], submit_durably(sockets, batch), strict=True))
+                ids.update(
+                    zip(keys[start : start + BATCH], submit_durably(sockets, batch), strict=True)
+                )
 
         submitter = threading.Thread(target=submit_all)
         submitter.start()

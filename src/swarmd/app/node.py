@@ -20,7 +20,9 @@ from typing import Final
 import trio
 
 from swarmd import __version__
+from swarmd.agents.bundles import BundleCache
 from swarmd.agents.service import open_agents
+from swarmd.agents.supervisor import open_supervisor
 from swarmd.app.control import WAYS_IN, NodeControl
 from swarmd.app.folder import DataFolder, claim
 from swarmd.app.start import Beginning, begin
@@ -162,16 +164,16 @@ async def _serve(
             )
         )
         services.blobs = blobs
-        agents = await opened.enter_async_context(
-            open_agents(
+        supervisor = await opened.enter_async_context(
+            open_supervisor(
                 config.agents,
                 folder=folder.path / "agents",
-                link=mesh.link,
-                membership=mesh.membership,
-                store=store,
-                blobs=blobs,
+                bundles=BundleCache(folder.path / "agents" / "bundles", blobs),
                 clock=clock,
             )
+        )
+        agents = await opened.enter_async_context(
+            open_agents(store, blobs, mesh.link, mesh.membership, supervisor, config.agents)
         )
         services.agents = agents
         tasks = await opened.enter_async_context(
