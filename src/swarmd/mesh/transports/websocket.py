@@ -266,7 +266,7 @@ class Streams(MuxLink):
 
     async def accept(self, tcp: trio.SocketStream) -> None:
         """Serve one incoming connection for as long as it lasts."""
-        if self._unproven >= self._config.unproven_connections_max or self._leaving:
+        if self._unproven >= self._config.unproven_connections_max:
             DROPPED.labels("stream", "unproven_full").inc()
             await trio.aclose_forcefully(tcp)
             return
@@ -353,7 +353,7 @@ class Streams(MuxLink):
         return port
 
     async def _serve_join(self, stream: TlsStream) -> None:
-        if self._join is None or self._joiners >= _JOINERS_MAX:
+        if self._join is None or self._leaving or self._joiners >= _JOINERS_MAX:
             DROPPED.labels("stream", "joiners_full").inc()
             return
         self._joiners += 1

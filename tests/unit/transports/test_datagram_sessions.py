@@ -1,0 +1,426 @@
+"""Datagram sessions: who gets in, what a packet can do, and what it cannot."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_swarm import KEYS, FixedRoster
+
+from swarmd.base.limits import DATAGRAM_BYTES_MAX
+from swarmd.identity.keys import SigningKey, keyed_tag
+from swarmd.mesh.addresses import Address, AddressBook
+from swarmd.mesh.transports.sessions import (
+    HELLO_BYTES,
+    HELLOS_PER_S_MAX,
+    PAYLOAD_BYTES_MAX,
+    WINDOW,
+    ReplayWindow,
+    Sessions,
+)
+from swarmd.observe.metrics import DROPPED, REGISTRY
+
+STRANGER = SigningKey.from_seed(b"z" * 32)
+
+
+def dropped(reason: str) -> float:
+    labels = {"where": "udp", "reason": reason}
+    return REGISTRY.get_sample_value("swarmd_dropped_total", labels) or 0.0
+
+
+def dropped_in_all() -> float:
+    return sum(
+        sample.value
+        for metric in DROPPED.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total") and sample.labels["where"] == "udp"
+    )
+
+
+class Node:
+    def __init__(self, net: Net, key: SigningKey, address: Address, roster: FixedRoster) -> None:
+        self.key, self.address, self.net = key, address, net
+        self.book = AddressBook()
+        self.sessions = Sessions(key, roster, self.book)
+        net.nodes[address] = self
+
+    @property
+    def id(self) -> bytes:
+        return self.key.key_id
+
+    def send(self, to: Node, data: bytes, *, told: bool = True) -> bool:
+        addresses = (to.address,) if told else ()
+        return self.sessions.send(to.key.key_id, addresses, data, self.net.now)
+
+    def got(self) -> list[tuple[bytes, bytes]]:
+        taken = list(self.sessions.delivered)
+        self.sessions.delivered.clear()
+        return taken
+
+
+class Net:
+    """Carries packets at once and keeps a copy of each: (source, target, packet)."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.nodes: dict[Address, Node] = {}
+        self.captured: list[tuple[Address, Address, bytes]] = []
+
+    def settle(self) -> None:
+        moving = True
+        while moving:
+            moving = False
+            for node in list(self.nodes.values()):
+                while node.sessions.outgoing:
+                    moving = True
+                    target, packet = node.sessions.outgoing.popleft()
+                    self.captured.append((node.address, target, packet))
+                    self.carry(node.address, target, packet)
+
+    def carry(self, source: Address, target: Address, packet: bytes) -> None:
+        if target in self.nodes:
+            self.nodes[target].sessions.receive(packet, source, self.now)
+
+    def wait(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(end, self.now + 0.05)
+            for node in self.nodes.values():
+                node.sessions.tick(self.now)
+            self.settle()
+
+
+def pair() -> tuple[Net, Node, Node, FixedRoster]:
+    net = Net()
+    roster = FixedRoster(*KEYS[:3])
+    a = Node(net, KEYS[0], ("10.0.0.1", 1), roster)
+    b = Node(net, KEYS[1], ("10.0.0.2", 2), roster)
+    return net, a, b, roster
+
+
+def talking() -> tuple[Net, Node, Node, FixedRoster]:
+    """Two nodes with a session that both have used."""
+    net, a, b, roster = pair()
+    a.send(b, b"one")
+    net.settle()
+    b.send(a, b"two")
+    net.settle()
+    assert b.got() == [(a.id, b"one")]
+    assert a.got() == [(b.id, b"two")]
+    return net, a, b, roster
+
+
+def picture(node: Node) -> tuple[object, ...]:
+    """What a packet must not change: sessions in use, and who is where."""
+    s = node.sessions
+    return (
+        {p: (x.current, tuple(x.confirmed)) for p, x in s._peers.items()},
+        dict(node.book._at),
+        len(s.delivered),
+        len(s.met),
+    )
+
+
+def test_a_packet_waits_for_its_session_and_arrives() -> None:
+    net, a, b, _ = pair()
+    for number in range(3):
+        assert a.send(b, b"%d" % number)
+    assert b.got() == []
+    net.settle()
+    assert b.got() == [(a.id, b"0"), (a.id, b"1"), (a.id, b"2")]
+
+
+def test_both_meet_and_learn_where_the_other_is() -> None:
+    _, a, b, _ = talking()
+    assert list(a.sessions.met) == [(b.id, b.address)]
+    assert list(b.sessions.met) == [(a.id, a.address)]
+    assert a.book.peer_at(b.address) == b.id
+
+
+def test_a_bare_address_tells_who_is_there() -> None:
+    net, a, b, _ = pair()
+    a.sessions.hello(b.address, net.now)
+    net.settle()
+    assert list(a.sessions.met) == [(b.id, b.address)]
+    assert list(b.sessions.met) == [(a.id, a.address)]
+
+
+def test_the_largest_packet_fits() -> None:
+    net, a, b, _ = talking()
+    a.send(b, bytes(PAYLOAD_BYTES_MAX))
+    assert len(a.sessions.outgoing[0][1]) == DATAGRAM_BYTES_MAX
+    net.settle()
+    assert b.got() == [(a.id, bytes(PAYLOAD_BYTES_MAX))]
+    with pytest.raises(AssertionError):
+        a.send(b, bytes(PAYLOAD_BYTES_MAX + 1))
+
+
+def test_no_reply_is_larger_than_its_request() -> None:
+    net, _, b, _ = talking()
+    hello = next(p for _, _, p in net.captured if p[:1] == b"\x01")
+    reply = next(p for _, _, p in net.captured if p[:1] == b"\x02")
+    assert len(hello) == HELLO_BYTES
+    assert len(reply) <= len(hello)
+    assert len(b.sessions.outgoing) == 0
+
+
+def test_a_short_hello_gets_no_reply() -> None:
+    _, a, b, _ = pair()
+    packet = a.sessions._signed(b"\x02", "udp-hello", b"x" * 40)
+    b.sessions.receive(packet, a.address, 0.0)
+    forged = a.sessions._signed(b"\x01", "udp-hello", b"x" * 40)
+    assert len(forged) == HELLO_BYTES
+    before = dropped("malformed")
+    b.sessions.receive(forged, a.address, 0.0)
+    assert not b.sessions.outgoing
+    assert dropped("malformed") == before + 1
+
+
+def test_replayed_packets_change_nothing() -> None:
+    net, a, b, _ = talking()
+    for number in range(20):
+        a.send(b, b"%d" % number)
+        b.send(a, b"%d" % number)
+    net.settle()
+    a.got(), b.got()
+    captured = list(net.captured)
+    before = picture(a), picture(b)
+    elsewhere = ("10.6.6.6", 6)
+    for round_number in range(40):
+        net.now += 0.1
+        for source, target, packet in captured:
+            net.carry(source if round_number % 2 else elsewhere, target, packet)
+        for node in (a, b):
+            node.sessions.outgoing.clear()
+    assert (picture(a), picture(b)) == before
+    a.send(b, b"still")
+    net.settle()
+    assert b.got() == [(a.id, b"still")]
+
+
+def test_replayed_hellos_keep_a_bounded_number_of_pending_sessions() -> None:
+    net, _, b, _ = talking()
+    source, _, hello = next(c for c in net.captured if c[2][:1] == b"\x01")
+    for _ in range(100):
+        net.now += 0.1
+        net.carry(source, b.address, hello)
+    b.sessions.outgoing.clear()
+    assert len(b.sessions._by_id) <= 6
+
+
+def test_altered_packets_change_nothing_and_are_counted() -> None:
+    net, a, b, _ = talking()
+    before = picture(a), picture(b)
+    count = dropped_in_all()
+    rng = random.Random(1)
+    tried = 0
+    for source, target, packet in list(net.captured):
+        for _ in range(30):
+            at = rng.randrange(len(packet))
+            altered = packet[:at] + bytes([packet[at] ^ 1 << rng.randrange(8)]) + packet[at + 1 :]
+            net.now += 0.01
+            net.carry(source, target, altered)
+            tried += 1
+    for node in (a, b):
+        node.sessions.outgoing.clear()
+    assert (picture(a), picture(b)) == before
+    assert dropped_in_all() == count + tried
+
+
+def test_truncated_packets_change_nothing() -> None:
+    net, a, b, _ = talking()
+    before = picture(a), picture(b)
+    for source, target, packet in list(net.captured):
+        for length in range(0, len(packet), 7):
+            net.now += 0.01
+            net.carry(source, target, packet[:length])
+    assert (picture(a), picture(b)) == before
+
+
+def test_another_swarm_is_not_heard() -> None:
+    net, a, _, _ = talking()
+    other = FixedRoster(*KEYS[:3], swarm_id=b"o" * 32)
+    c = Node(net, KEYS[2], ("10.0.0.3", 3), other)
+    before = dropped("other_swarm")
+    a.sessions.hello(c.address, net.now)
+    c.sessions.hello(a.address, net.now)
+    net.settle()
+    assert not c.sessions.met
+    assert dropped("other_swarm") == before + 2
+
+
+def test_a_stranger_gets_no_reply() -> None:
+    net, a, _, _ = talking()
+    believes = FixedRoster(*KEYS[:3], STRANGER)
+    z = Node(net, STRANGER, ("10.0.0.9", 9), believes)
+    before = dropped("untrusted")
+    z.send(a, b"let me in")
+    net.settle()
+    assert a.got() == []
+    assert not any(target == z.address for _, target, _ in net.captured)
+    assert dropped("untrusted") == before + 1
+
+
+def test_a_member_who_signs_for_another_is_refused() -> None:
+    """The key id on an envelope is a claim; the signature must be by that member's key."""
+    _, a, b, roster = pair()
+    thief = Sessions(KEYS[2], roster, AddressBook())
+    thief.send(b.key.key_id, (b.address,), b"x", 0.0)
+    _, packet = thief.outgoing[0]
+    forged = packet.replace(bytes(KEYS[2].key_id), bytes(a.id))
+    body = forged[:1] + forged[17:]
+    forged = forged[:1] + keyed_tag(thief._mac_key, body) + forged[17:]
+    before = dropped("bad_signature")
+    b.sessions.receive(forged, ("10.0.0.1", 1), 0.0)
+    assert not b.sessions.outgoing
+    assert dropped("bad_signature") == before + 1
+
+
+def test_a_hello_for_somebody_else_is_refused() -> None:
+    net, a, b, roster = pair()
+    c = Node(net, KEYS[2], ("10.0.0.3", 3), roster)
+    a.sessions.send(c.key.key_id, (b.address,), b"for c", net.now)
+    before = dropped("bad_signature")
+    net.settle()
+    assert dropped("bad_signature") == before + 1
+    assert not b.sessions.met
+    assert not a.sessions.met
+
+
+def test_ones_own_hello_is_refused() -> None:
+    net, a, _, _ = pair()
+    a.sessions.hello(a.address, net.now)
+    before = dropped("bad_signature")
+    net.settle()
+    assert dropped("bad_signature") == before + 1
+
+
+def test_a_restarted_member_is_asked_for_a_new_session_once_a_second() -> None:
+    net, a, b, roster = talking()
+    fresh = Node(net, KEYS[1], b.address, roster)
+    fresh.book.learn(a.key.key_id, [a.address])
+    for _ in range(10):
+        a.send(fresh, b"lost")
+    captured = len(net.captured)
+    net.settle()
+    hellos = [c for c in net.captured[captured:] if c[2][:1] == b"\x01"]
+    assert len(hellos) == 1
+    assert hellos[0][0] == fresh.address
+    a.send(fresh, b"heard")
+    net.settle()
+    assert fresh.got() == [(a.id, b"heard")]
+
+
+def test_an_unknown_address_gets_nothing_for_an_unknown_session() -> None:
+    net, _, b, _ = talking()
+    before = dropped("unknown_session")
+    net.carry(("10.9.9.9", 9), b.address, b"\x03" + bytes(60))
+    assert not b.sessions.outgoing
+    assert dropped("unknown_session") == before + 1
+
+
+def test_a_member_that_restarted_elsewhere_is_found_again() -> None:
+    """It neither knows us nor sits where it was: only our own silence-watching finds it."""
+    net, a, b, roster = talking()
+    del net.nodes[b.address]
+    moved = Node(net, KEYS[1], ("10.0.0.22", 22), roster)
+    a.book.learn(moved.key.key_id, [moved.address])
+    for _ in range(30):
+        a.send(moved, b"hello?")
+        net.wait(0.3)
+    assert (a.id, b"hello?") in moved.got()
+
+
+def test_a_member_may_move_with_its_session() -> None:
+    net, a, b, _ = talking()
+    net.nodes.pop(a.address)
+    a.address = ("10.0.0.11", 11)
+    net.nodes[a.address] = a
+    a.send(b, b"moved")
+    net.settle()
+    b.send(a, b"found")
+    net.settle()
+    assert a.got() == [(b.id, b"found")]
+    assert b.book.lookup(a.key.key_id)[0] == a.address
+
+
+def test_hellos_are_repeated_then_given_up_and_the_queue_dropped() -> None:
+    net, a, b, _ = pair()
+    del net.nodes[b.address]
+    for _ in range(40):
+        a.send(b, b"x")
+    before = dropped("unreachable")
+    net.wait(6.0)
+    hellos = [c for c in net.captured if c[2][:1] == b"\x01"]
+    assert 3 <= len(hellos) <= 6
+    assert dropped("unreachable") == before + 16
+    assert a.sessions.tick(net.now) is None
+
+
+def test_lost_hellos_are_repeated_until_one_arrives() -> None:
+    net, a, b, _ = pair()
+    del net.nodes[b.address]
+    a.send(b, b"x")
+    net.wait(0.5)
+    net.nodes[b.address] = b
+    net.wait(1.0)
+    assert b.got() == [(a.id, b"x")]
+
+
+def test_nowhere_to_send_to() -> None:
+    _, a, b, _ = pair()
+    assert not a.send(b, b"x", told=False)
+
+
+def test_an_evicted_member_is_cut_off_at_once() -> None:
+    net, a, b, roster = talking()
+    roster.become(KEYS[0])
+    assert not a.send(b, b"x")
+    b.send(a, b"y")
+    before = dropped("unknown_session")
+    for source, target, raw in list(net.captured):
+        if target == a.address and raw[:1] == b"\x03":
+            net.carry(source, target, raw)
+    assert a.got() == []
+    assert dropped("unknown_session") > before
+
+
+def test_hellos_per_second_are_limited() -> None:
+    net, a, b, _ = pair()
+    a.sessions.hello(b.address, net.now)
+    _, hello = a.sessions.outgoing.popleft()
+    before = dropped("hellos_per_s")
+    for _ in range(HELLOS_PER_S_MAX + 50):
+        b.sessions.receive(hello, a.address, net.now)
+    assert dropped("hellos_per_s") == before + 50
+    b.sessions.receive(hello, a.address, net.now + 1)
+    assert dropped("hellos_per_s") == before + 50
+
+
+def test_both_sides_may_greet_at_once() -> None:
+    net, a, b, _ = pair()
+    a.send(b, b"from a")
+    b.send(a, b"from b")
+    net.settle()
+    assert b.got() == [(a.id, b"from a")]
+    assert a.got() == [(b.id, b"from b")]
+    a.send(b, b"again")
+    b.send(a, b"again")
+    net.settle()
+    assert (len(a.got()), len(b.got())) == (1, 1)
+
+
+@given(st.lists(st.integers(0, 4 * WINDOW), max_size=300))
+def test_the_window_takes_each_counter_once_and_nothing_too_old(counters: list[int]) -> None:
+    window, seen = ReplayWindow(), set[int]()
+    recent: deque[int] = deque()
+    for counter in counters:
+        fresh = counter not in seen and counter > max(seen, default=-1) - WINDOW
+        assert window.is_fresh(counter) == fresh
+        if fresh:
+            window.mark(counter)
+            seen.add(counter)
+            recent.append(counter)

@@ -1,0 +1,431 @@
+"""Streams: who gets a connection, which of two stays, how it ends, what strangers can do."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import ssl
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+import trio.testing
+from small_swarm import KEYS, FixedRoster, until
+
+from swarmd.base.errors import Unreachable
+from swarmd.base.rng import make_rng
+from swarmd.identity.keys import SigningKey
+from swarmd.identity.tls import MESH_ALPN, RAFT_ALPN, client_context, join_context
+from swarmd.mesh.addresses import AddressBook
+from swarmd.mesh.config import MeshConfig
+from swarmd.mesh.transports.hello import Hello, receive_part, send_part
+from swarmd.mesh.transports.ports import StreamPort
+from swarmd.mesh.transports.websocket import JoinServer, Streams, open_streams
+from swarmd.observe.metrics import REGISTRY
+from swarmd.wire.codec import Family, Message
+
+
+class Say(Message, frozen=True, tag=1):
+    number: int
+
+
+TALK = Family("talk", Say)
+RAFT = Family("talk", Say, alpn=RAFT_ALPN)
+A, B, C = sorted(KEYS[:3], key=lambda key: key.key_id)
+
+
+def dropped(reason: str) -> float:
+    labels = {"where": "stream", "reason": reason}
+    return REGISTRY.get_sample_value("swarmd_dropped_total", labels) or 0.0
+
+
+@dataclasses.dataclass
+class Node:
+    streams: Streams
+    book: AddressBook
+    roster: FixedRoster
+    address: tuple[str, int]
+    scope: trio.CancelScope
+
+
+@contextlib.asynccontextmanager
+async def node(
+    key: SigningKey,
+    roster: FixedRoster,
+    *,
+    config: MeshConfig | None = None,
+    join: JoinServer | None = None,
+) -> AsyncIterator[Node]:
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    book = AddressBook()
+    with trio.CancelScope() as scope:
+        async with open_streams(
+            key,
+            roster,
+            book,
+            [listener],
+            config=config or MeshConfig(),
+            rng=make_rng(1),
+            join=join,
+        ) as streams:
+            yield Node(streams, book, roster, listener.socket.getsockname(), scope)
+
+
+def know(one: Node, other: Node) -> None:
+    one.book.learn(other.streams.node_id, [other.address])
+
+
+async def echo(streams: Streams, family: Family = TALK) -> None:
+    async for inbound in streams.open_inbox(family):
+        await inbound.answer(inbound.message)
+
+
+@contextlib.asynccontextmanager
+async def two(
+    *, config: MeshConfig | None = None, rosters: tuple[FixedRoster, FixedRoster] | None = None
+) -> AsyncIterator[tuple[Node, Node]]:
+    """A and B, who know each other; B echoes."""
+    first, second = rosters or (FixedRoster(A, B, C), FixedRoster(A, B, C))
+    async with node(A, first, config=config) as a, node(B, second, config=config) as b:
+        know(a, b)
+        know(b, a)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(echo, b.streams)
+            await trio.testing.wait_all_tasks_blocked()
+            yield a, b
+            nursery.cancel_scope.cancel()
+
+
+async def ask(one: Node, other: Node, *, timeout_s: float = 5) -> None:
+    answer = await one.streams.request(TALK, other.streams.node_id, Say(1), timeout_s=timeout_s)
+    assert answer == Say(1)
+
+
+async def test_a_member_admitted_late_on_the_other_side_gets_in_soon() -> None:
+    rosters = FixedRoster(A, B), FixedRoster(B)
+    async with two(rosters=rosters) as (a, b), trio.open_nursery() as nursery:
+        started = trio.current_time()
+        nursery.start_soon(ask, a, b)
+        await trio.sleep(0.4)
+        b.roster.become(A, B)
+        admitted_at = trio.current_time()
+        await until(lambda: a.streams.connected() == [B.key_id])
+        assert trio.current_time() - admitted_at < 1.5
+        assert admitted_at - started < 1
+
+
+async def test_a_member_learned_late_on_this_side_is_reached_at_once() -> None:
+    """The server's certificate is unknown here: learning it wakes the retry."""
+    rosters = FixedRoster(A, B), FixedRoster(A, B)
+    async with two(rosters=rosters) as (a, b):
+        contexts = a.streams._contexts
+        a.roster.become(A, B)
+        contexts.client((MESH_ALPN,))
+        contexts._made[("client", (MESH_ALPN,))] = client_context(
+            A, FixedRoster(A).admissions(), (MESH_ALPN,)
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, a, b)
+            await trio.sleep(0.5)
+            started = trio.current_time()
+            a.roster.become(A, B)
+            await until(lambda: a.streams.connected() == [B.key_id])
+            assert trio.current_time() - started < 0.3
+
+
+async def test_who_is_never_admitted_is_unreachable_within_the_timeout() -> None:
+    rosters = FixedRoster(A, B), FixedRoster(B)
+    config = MeshConfig(connect_timeout_s=0.6)
+    before = dropped("handshake")
+    async with two(config=config, rosters=rosters) as (a, b):
+        started = trio.current_time()
+        with pytest.raises(Unreachable, match="handshake"):
+            await ask(a, b)
+        assert 0.3 < trio.current_time() - started < 1.5
+    assert dropped("handshake") > before
+
+
+async def test_another_member_at_the_address_is_noticed_and_the_address_forgotten() -> None:
+    config = MeshConfig(connect_timeout_s=0.5)
+    roster = FixedRoster(A, B, C)
+    async with two(config=config) as (a, b), node(C, roster) as c:
+        a.book.forget(C.key_id)
+        a.book.learn(C.key_id, [b.address])
+        with pytest.raises(Unreachable):
+            await a.streams.request(TALK, C.key_id, Say(1), timeout_s=5)
+        assert a.book.lookup(C.key_id) == []
+        a.book.learn(C.key_id, [b.address, c.address])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(echo, c.streams)
+            await trio.testing.wait_all_tasks_blocked()
+            await a.streams.request(TALK, C.key_id, Say(1), timeout_s=5)
+            nursery.cancel_scope.cancel()
+
+
+async def test_an_evicted_member_loses_its_connection_at_once() -> None:
+    async with two() as (a, b):
+        await ask(a, b)
+        b.roster.become(B, C)
+        await until(lambda: b.streams.connected() == [])
+        await until(lambda: a.streams.connected() == [])
+        a.roster.become(A, C)
+        with pytest.raises(Unreachable, match="not a member"):
+            await ask(a, b)
+
+
+async def test_raft_is_refused_to_who_is_no_voter() -> None:
+    class Workers(FixedRoster):
+        def admissions(self):  # type: ignore[no-untyped-def]
+            return [dataclasses.replace(x, roles=("worker",)) for x in super().admissions()]
+
+    config = MeshConfig(connect_timeout_s=0.5)
+    async with two(config=config, rosters=(FixedRoster(A, B), Workers(A, B))) as (a, b):
+        await ask(a, b)
+        before = dropped("untrusted")
+        with pytest.raises(Unreachable):
+            await a.streams.request(RAFT, B.key_id, Say(1), timeout_s=5)
+        assert dropped("untrusted") > before
+        with pytest.raises(Unreachable, match="voter"):
+            await b.streams.request(RAFT, A.key_id, Say(1), timeout_s=5)
+
+
+async def test_a_goodbye_gives_its_reason_and_what_was_queued_arrives() -> None:
+    async with two() as (a, b):
+        inbox = a.streams.open_inbox(Family("late", Say))
+        await ask(b, b)
+        await a.streams.request(TALK, B.key_id, Say(1), timeout_s=5)
+        for number in range(100):
+            assert b.streams.send_nowait(Family("late", Say), A.key_id, Say(number))
+        await b.streams.goodbye("restarting")
+        with trio.fail_after(5):
+            got = [(await inbox.receive()).message.number for _ in range(100)]
+            closed = await a.streams.closed.receive()
+        assert got == list(range(100))
+        assert (closed.peer, closed.how) == (B.key_id, "restarting")
+        assert b.streams.closed.statistics().current_buffer_used == 0
+        with pytest.raises(Unreachable, match="leaving"):
+            await ask(a, b)
+
+
+async def test_an_idle_connection_is_closed_and_comes_back_when_used() -> None:
+    async with two(config=MeshConfig(idle_close_s=0.2)) as (a, b):
+        await ask(a, b)
+        await until(lambda: not a.streams.connected() and not b.streams.connected())
+        hows = set()
+        for streams in (a.streams, b.streams):
+            with contextlib.suppress(trio.WouldBlock):
+                while True:
+                    hows.add(streams.closed.receive_nowait().how)
+        assert hows <= {"idle"}
+        await ask(a, b)
+
+
+async def test_a_waiting_request_keeps_its_connection_from_being_idle() -> None:
+    slow = Family("slow", Say)
+    async with two(config=MeshConfig(idle_close_s=0.1)) as (a, b):
+        inbox = b.streams.open_inbox(slow)
+
+        async def answer_late() -> None:
+            inbound = await inbox.receive()
+            await trio.sleep(1.5)
+            await inbound.answer(inbound.message)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer_late)
+            assert await a.streams.request(slow, B.key_id, Say(1), timeout_s=5) == Say(1)
+
+
+async def test_a_refused_connection_is_reported_and_tried_less_and_less() -> None:
+    async with two() as (a, b):
+        b.scope.cancel()
+        await trio.sleep(0.05)
+        started = trio.current_time()
+        with pytest.raises(Unreachable):
+            await ask(a, b)
+        assert trio.current_time() - started < 1
+        assert (await a.streams.closed.receive()).how == "refused"
+        assert not a.streams.send_nowait(TALK, B.key_id, Say(1))
+        for _ in range(5):
+            with pytest.raises(Unreachable):
+                await ask(a, b)
+        assert 0.1 < a.streams._pause(B.key_id) <= 1.0
+        a.streams.retry_now(B.key_id)
+        assert a.streams._pause(B.key_id) == 0
+
+
+async def test_a_restarted_peer_replaces_its_old_connection() -> None:
+    """A half-open connection must not keep the peer out."""
+    async with two() as (a, b):
+        await ask(a, b)
+        old = b.streams._ports[A.key_id, MESH_ALPN]
+        del a.streams._ports[B.key_id, MESH_ALPN]  # As if A had lost it without a trace.
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, a, b)
+            await until(lambda: old.broken)
+        assert b.streams._ports[A.key_id, MESH_ALPN].is_open
+
+
+# ---- which of two connections stays ---------------------------------------------------
+
+
+def hello(boot: bytes = b"boot", number: int = 10) -> Hello:
+    return Hello(A.key_id, MESH_ALPN, bytes(32), boot, number, 1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "me_smaller", "verdict"),
+    [
+        ("waiting", True, None),
+        ("dialing", True, None),
+        ("hello", True, "duplicate"),
+        ("hello", False, None),
+        ("broken", True, None),
+    ],
+)
+async def test_while_opening_the_smaller_ids_hello_wins(
+    stage: str, me_smaller: bool, verdict: str | None
+) -> None:
+    me, peer = (A, B) if me_smaller else (B, A)
+    async with node(me, FixedRoster(A, B)) as one:
+        port = StreamPort(peer.key_id, MESH_ALPN)
+        port.stage = stage  # type: ignore[assignment]
+        one.streams._ports[peer.key_id, MESH_ALPN] = port
+        assert one.streams._judge(peer.key_id, MESH_ALPN, hello()) == verdict
+
+
+@pytest.mark.parametrize(
+    ("boot", "number", "verdict"),
+    [(b"boot", 10, "duplicate"), (b"boot", 9, "duplicate"), (b"boot", 11, None), (b"new", 1, None)],
+)
+async def test_an_open_connection_yields_to_newer_hellos_only(
+    boot: bytes, number: int, verdict: str | None
+) -> None:
+    async with node(A, FixedRoster(A, B)) as one:
+        port = StreamPort(B.key_id, MESH_ALPN)
+        port.stage, port.boot, port.number = "open", b"boot", 10
+        one.streams._ports[B.key_id, MESH_ALPN] = port
+        assert one.streams._judge(B.key_id, MESH_ALPN, hello(boot, number)) == verdict
+
+
+async def test_opening_at_once_many_times_leaves_one_connection_and_loses_nothing() -> None:
+    async with two() as (a, b), trio.open_nursery() as nursery:
+        nursery.start_soon(echo, a.streams)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(20):
+            async with trio.open_nursery() as both:
+                both.start_soon(ask, a, b)
+                both.start_soon(ask, b, a)
+            assert len(a.streams._ports) == len(b.streams._ports) == 1
+            a.streams.drop(B.key_id, "again")
+            await until(lambda: not a.streams._ports and not b.streams._ports)
+        nursery.cancel_scope.cancel()
+
+
+# ---- strangers ------------------------------------------------------------------------
+
+
+async def test_junk_instead_of_tls_is_dropped_and_counted() -> None:
+    async with two() as (a, b):
+        before = dropped("handshake")
+        for junk in (b"GET / HTTP/1.1\r\n\r\n", bytes(500), b"\x16\x03\x01\xff\xff" + bytes(99)):
+            stream = await trio.open_tcp_stream(*b.address)
+            await stream.send_all(junk)
+            with contextlib.suppress(trio.BrokenResourceError):
+                while await stream.receive_some():
+                    pass
+        await until(lambda: dropped("handshake") == before + 3)
+        await ask(a, b)
+
+
+async def test_a_stranger_who_says_nothing_is_dropped_in_time() -> None:
+    config = MeshConfig(handshake_timeout_s=0.2)
+    async with two(config=config) as (_, b):
+        before = dropped("unproven_timeout")
+        stream = await trio.open_tcp_stream(*b.address)
+        with trio.fail_after(3), contextlib.suppress(trio.BrokenResourceError):
+            assert await stream.receive_some() == b""
+        assert dropped("unproven_timeout") == before + 1
+        assert b.streams._unproven == 0
+
+
+async def test_strangers_may_hold_so_many_connections_only() -> None:
+    config = MeshConfig(unproven_connections_max=2, handshake_timeout_s=1.0)
+    async with two(config=config) as (a, b):
+        before = dropped("unproven_full")
+        held = [await trio.open_tcp_stream(*b.address) for _ in range(2)]
+        await until(lambda: b.streams._unproven == 2)
+        third = await trio.open_tcp_stream(*b.address)
+        with trio.fail_after(0.5), contextlib.suppress(trio.BrokenResourceError):
+            assert await third.receive_some() == b""
+        assert dropped("unproven_full") == before + 1
+        for stream in held:
+            await stream.aclose()
+        await until(lambda: b.streams._unproven == 0)
+        await ask(a, b)
+
+
+async def proven_stream(key: SigningKey, to: Node) -> trio.SSLStream[trio.SocketStream]:
+    tcp = await trio.open_tcp_stream(*to.address)
+    stream = trio.SSLStream(tcp, client_context(key, to.roster.admissions(), (MESH_ALPN,)))
+    await stream.do_handshake()
+    return stream
+
+
+@pytest.mark.parametrize("raw", [b"", b"junk", b"\x01" + bytes(100), b"\x02\xff"])
+async def test_a_member_whose_hello_is_junk_is_dropped_and_counted(raw: bytes) -> None:
+    async with two() as (a, b):
+        before = dropped("untrusted")
+        stream = await proven_stream(C, b)
+        await send_part(stream, raw)
+        with pytest.raises(trio.BrokenResourceError):
+            await receive_part(stream)
+        assert dropped("untrusted") == before + 1
+        await ask(a, b)
+
+
+async def test_a_frame_that_is_not_the_next_ends_the_connection() -> None:
+    async with two() as (a, b):
+        await ask(a, b)
+        before = dropped("bad_frame")
+        port = a.streams._ports[B.key_id, MESH_ALPN]
+        await a.streams._sockets[port].send_message(b"x" * 100)
+        await until(lambda: dropped("bad_frame") == before + 1)
+        await until(lambda: port.broken)
+        await ask(a, b)
+
+
+async def test_without_a_certificate_there_is_only_the_joiners_plane() -> None:
+    async with two() as (_, b):
+        before = dropped("untrusted")
+        context = join_context()
+        context.set_alpn_protocols([MESH_ALPN])
+        stream = trio.SSLStream(await trio.open_tcp_stream(*b.address), context)
+        await stream.do_handshake()
+        with pytest.raises((trio.BrokenResourceError, ssl.SSLError)):
+            await receive_part(stream)
+        await until(lambda: dropped("untrusted") == before + 1)
+
+
+async def test_the_joiners_plane_is_handed_on() -> None:
+    served = []
+
+    async def serve(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        served.append(await stream.receive_some(4))
+        await stream.send_all(b"no")
+
+    async with node(A, FixedRoster(A), join=serve) as one:
+        stream = trio.SSLStream(await trio.open_tcp_stream(*one.address), join_context())
+        await stream.do_handshake()
+        await stream.send_all(b"join")
+        assert await stream.receive_some() == b"no"
+        assert served == [b"join"]
+
+
+async def test_without_a_server_for_joiners_they_are_dropped() -> None:
+    async with node(A, FixedRoster(A)) as one:
+        before = dropped("joiners_full")
+        stream = trio.SSLStream(await trio.open_tcp_stream(*one.address), join_context())
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.do_handshake()
+            await stream.receive_some()
+        await until(lambda: dropped("joiners_full") == before + 1)
