@@ -166,7 +166,6 @@ class RaftMachine:
         self._guards = guards
         self._part_bytes = config.part_bytes
         self._assemblers = {peer: Assembler() for peer in self._core.peers}
-        self._part_sequence = 0
         self._applied = self._core.applied_index
         self._office = Office("follower", self._core.term, None, False)
         self._armed_for: float | None = None
@@ -307,8 +306,7 @@ class RaftMachine:
             return [raw]
         if Guard.H8_SPLIT_LARGE not in self._guards:
             return []  # What a stream would do with a message above its bound.
-        self._part_sequence += 1
-        return split(raw, self._part_bytes, self._part_sequence)
+        return split(raw, self._part_bytes)
 
     def _arm(self, effects: list[Effect], now: float) -> None:
         """Have `settle` called again when something is due."""

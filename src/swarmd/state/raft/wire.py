@@ -8,6 +8,7 @@ bounds, is `MalformedMessage`.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Final
 
 import msgspec
@@ -99,9 +100,12 @@ class SnapshotReply(Message, frozen=True, tag=9):
 
 
 class Part(Message, frozen=True, tag=10):
-    """Part `number` of `count` of the encoded message numbered `sequence`."""
+    """Part `number` of `count` of the encoded message whose BLAKE2b is `whole`.
 
-    sequence: Number
+    Named by content: parts of two messages cannot be mixed, not even of a sender's two lives.
+    """
+
+    whole: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
     number: Number
     count: Number
     data: bytes
@@ -124,13 +128,17 @@ VOTERS: Final = Family(
 )
 
 
-def split(raw: bytes, part_bytes: int, sequence: int) -> list[bytes]:
+def _name(raw: bytes) -> bytes:
+    return hashlib.blake2b(raw, digest_size=16).digest()
+
+
+def split(raw: bytes, part_bytes: int) -> list[bytes]:
     """`raw`, an encoded message, as what is sent: itself, or `Part`s when it is larger."""
     if len(raw) <= part_bytes:
         return [raw]
+    whole = _name(raw)
     pieces = [raw[at : at + part_bytes] for at in range(0, len(raw), part_bytes)]
-    count = len(pieces)
-    return [VOTERS.encode(Part(sequence, n, count, piece)) for n, piece in enumerate(pieces)]
+    return [VOTERS.encode(Part(whole, n, len(pieces), piece)) for n, piece in enumerate(pieces)]
 
 
 class Assembler:
@@ -141,26 +149,28 @@ class Assembler:
     """
 
     def __init__(self) -> None:
-        self._pieces: dict[int, dict[int, bytes]] = {}
+        self._messages: dict[bytes, dict[int, bytes]] = {}
 
     def take(self, part: Part) -> bytes | None:
         """The whole message if `part` completes it.
 
         Raises:
-            MalformedMessage: the part's numbers are impossible or the whole grows too large.
+            MalformedMessage: the part is impossible, or the whole is too large or not what it
+                was said to be.
         """
         if not 0 <= part.number < part.count <= PARTS_MAX:
             raise MalformedMessage(f"part {part.number} of {part.count}")
-        pieces = self._pieces.setdefault(part.sequence, {})
+        pieces = self._messages.setdefault(part.whole, {})
         pieces[part.number] = part.data
-        while len(self._pieces) > _ASSEMBLIES_MAX:
-            del self._pieces[min(self._pieces)]
+        while len(self._messages) > _ASSEMBLIES_MAX:
+            del self._messages[next(iter(self._messages))]
         if sum(map(len, pieces.values())) > MESSAGE_RAFT_BYTES_MAX:
-            self._pieces.pop(part.sequence, None)
+            self._messages.pop(part.whole, None)
             raise MalformedMessage("parts of a message that is too large")
         if len(pieces) < part.count:
             return None
-        self._pieces.pop(part.sequence, None)
-        if sorted(pieces) != list(range(part.count)):
-            raise MalformedMessage("parts that disagree on their count")
-        return b"".join(pieces[number] for number in range(part.count))
+        self._messages.pop(part.whole, None)
+        raw = b"".join(piece for _, piece in sorted(pieces.items()))
+        if _name(raw) != part.whole:
+            raise MalformedMessage("parts that do not make up their message")
+        return raw
