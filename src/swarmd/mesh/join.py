@@ -49,7 +49,7 @@ from swarmd.base.errors import (
 from swarmd.base.ids import NodeId, node_id_of, short
 from swarmd.base.limits import KIB
 from swarmd.identity.authority import RECORDS_MAX, AuthorityState, check_token
-from swarmd.identity.entries import RECORD_BYTES_MAX, Admit, open_entry, sign_entry
+from swarmd.identity.entries import ENTRY_BYTES_MAX, RECORD_BYTES_MAX, Admit, open_entry, sign_entry
 from swarmd.identity.genesis import NONCE_BYTES, Genesis, check_name, decode_genesis, encode_genesis
 from swarmd.identity.keys import KEY_BYTES, SigningKey, verify
 from swarmd.identity.tls import JOIN_ALPN, join_context, peer_public_key
@@ -72,6 +72,9 @@ ADMIT_TIMEOUT_S: Final = 10.0
 SESSION_TIMEOUT_S: Final = 60.0
 SEEDS_MAX: Final = 64
 EPOCHS_MAX: Final = 100_000
+# What a stranger may make a member keep; the rest comes from members.
+HELLO_BYTES_MAX: Final = 1 * KIB
+REQUEST_BYTES_MAX: Final = ENTRY_BYTES_MAX + 1 * KIB
 _FRAME_BYTES_MAX: Final = 512 * KIB
 _PAGE_BYTES_MAX: Final = 256 * KIB
 _PART_BYTES_EXTRA: Final = 8  # What msgpack adds to each.
@@ -391,14 +394,16 @@ class _Server:
 
     async def admit_one(self) -> NodeId:
         """Hear one joiner out and admit it. Raises SwarmError with what to tell it."""
-        hello = await self._frames.expect(Hello)
+        hello = await self._frames.expect(Hello, bytes_max=HELLO_BYTES_MAX)
         self._check_hello(hello)
         nonce = os.urandom(NONCE_BYTES)
         height = self._trust.head[0]
         genesis = encode_genesis(self._trust.genesis)
         await self._frames.send(Challenge(nonce, self._public, genesis, height))
         await self._send_records(height)
-        request = await self._frames.expect(Request, timeout_s=SESSION_TIMEOUT_S)
+        request = await self._frames.expect(
+            Request, timeout_s=SESSION_TIMEOUT_S, bytes_max=REQUEST_BYTES_MAX
+        )
         self._check_request(request, hello, nonce)
         joiner = node_id_of(hello.node_public)
         with trio.move_on_after(ADMIT_TIMEOUT_S) as scope:
@@ -497,8 +502,14 @@ class Frames:
         except trio.TooSlowError as error:
             raise Unreachable("the other side stopped listening while joining") from error
 
-    async def expect(self, kind: type[_M], *, timeout_s: float = STEP_TIMEOUT_S) -> _M:
-        """The next message, which must be a `kind`.
+    async def expect(
+        self,
+        kind: type[_M],
+        *,
+        timeout_s: float = STEP_TIMEOUT_S,
+        bytes_max: int = _FRAME_BYTES_MAX,
+    ) -> _M:
+        """The next message, which must be a `kind` of at most `bytes_max` bytes.
 
         Raises:
             TimedOut, Unreachable: it did not come.
@@ -507,7 +518,7 @@ class Frames:
         """
         try:
             with trio.fail_after(timeout_s):
-                message = JOIN.decode(await self._next_frame())
+                message = JOIN.decode(await self._next_frame(bytes_max))
         except trio.TooSlowError as error:
             raise TimedOut("the other side said nothing while joining") from error
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -522,9 +533,9 @@ class Frames:
         """Tell the other side why it ends here."""
         await self.send(Refused(error.code, error.message[:_REASON_CHARS_MAX]))
 
-    async def _next_frame(self) -> bytes:
+    async def _next_frame(self, bytes_max: int) -> bytes:
         length = int.from_bytes(await self._take(_LENGTH_BYTES), "big")
-        if not 0 < length <= _FRAME_BYTES_MAX:
+        if not 0 < length <= bytes_max:
             raise MalformedMessage(f"a frame of {length} bytes while joining")
         return await self._take(length)
 
