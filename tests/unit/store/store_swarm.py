@@ -123,6 +123,7 @@ class Swarm:
             node.stopped.set()
 
     expects_errors: bool = False
+    expected: list[int] = field(default_factory=list)
 
     async def crash(self, *indices: int) -> None:
         """Kill nodes: streams are reset, unsynced bytes are lost."""

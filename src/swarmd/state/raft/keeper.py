@@ -370,6 +370,7 @@ class Keeper:
                 grown = self.chain.extend(certificate) or grown
         finally:
             if grown:
+                self._files.find_states(self.chain)
                 self._installed.clear()
                 self._told.clear()
                 _log.info("the swarm moved to a new epoch", epoch=self.chain.head.number)

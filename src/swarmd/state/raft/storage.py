@@ -13,10 +13,12 @@ from typing import Final
 
 from swarmd.base.disk import Disk, open_body, seal_body
 from swarmd.base.errors import CorruptFile
+from swarmd.observe.log import get_logger
 from swarmd.state.raft.epoch import Chain, Epoch, founder_storage
 from swarmd.state.raft.messages import STORAGE_BYTES
 from swarmd.state.raft.statemachine import state_digest
 
+_log = get_logger("raft")
 _STORAGE: Final = "raft.storage"
 _CHAIN: Final = "raft.chain"
 _EPOCH_FILE: Final = re.compile(r"raft\.e(\d+)\..+", re.ASCII)
@@ -81,16 +83,25 @@ class EpochFiles:
         self._disk.replace(_CHAIN, seal_body("chain", 1, chain.dump()))
 
     def find_states(self, chain: Chain) -> None:
-        """Look which first states are here and sound; called once, at the start.
+        """Look which first states are here and are what the chain's certificates say.
 
-        One of an epoch that is not certified yet does not count: it is written again.
+        Called whenever the chain grew: a state may have been kept here for an epoch of whose
+        certificate the node learnt only after a restart, from others.
         """
         for number in self._numbers():
             epoch = chain.epoch(number)
-            if epoch is not None and epoch.digest is not None:
-                body = self.state(number)
-                if body is not None and state_digest(body) == epoch.digest:
+            if number not in self._states and epoch is not None and epoch.digest is not None:
+                if self._holds(number, epoch.digest):
                     self._states.add(number)
+
+    def _holds(self, number: int, expected: bytes) -> bool:
+        try:
+            body = self.state(number)
+        except CorruptFile as error:
+            # As good as none: it is fetched again from whoever has it whole.
+            _log.error("a kept state is damaged", error=error.message)
+            return False
+        return body is not None and state_digest(body) == expected
 
     def states(self) -> frozenset[int]:
         return frozenset(self._states)
