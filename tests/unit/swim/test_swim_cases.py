@@ -206,7 +206,7 @@ def test_11_the_dead_do_not_rise_at_the_same_incarnation(bench: Bench) -> None:
 
 
 def test_12_confirmations_shorten_a_suspicion() -> None:
-    suspicion = Suspicion(node("a"), 0.0, wanted=3, min_s=0.5, max_s=2.0, token=1)
+    suspicion = Suspicion(node("a"), 0.0, wanted=3, min_s=0.5, max_s=2.0)
     due = [suspicion.due_at()]
     assert not suspicion.confirm(node("a"))
     for accuser in "bcd":
@@ -225,7 +225,7 @@ def test_13_remaining_suspicion(confirmed: int, elapsed: float, remaining: float
 
 
 def test_14_where_nobody_can_confirm_it_is_as_short_as_can_be() -> None:
-    suspicion = Suspicion(node("a"), 0.0, wanted=0, min_s=0.5, max_s=2.0, token=1)
+    suspicion = Suspicion(node("a"), 0.0, wanted=0, min_s=0.5, max_s=2.0)
     assert suspicion.due_at() == 0.5
     assert not suspicion.confirm(node("b"))
 

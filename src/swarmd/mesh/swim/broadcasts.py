@@ -31,9 +31,13 @@ class _Waiting:
 
 
 class BroadcastQueue:
-    """Bounded by QUEUE_MAX: beyond it, the rumour sent most often goes first."""
+    """Bounded by QUEUE_MAX: beyond it, the rumour sent most often goes first.
+
+    `pushed` counts what was ever added.
+    """
 
     def __init__(self) -> None:
+        self.pushed = 0
         self._waiting: dict[NodeId, _Waiting] = {}
 
     def __len__(self) -> int:
@@ -53,6 +57,7 @@ class BroadcastQueue:
             most = max(self._waiting, key=lambda subject: self._waiting[subject].sent)
             del self._waiting[most]
         self._waiting[rumour.subject] = _Waiting(rumour)
+        self.pushed += 1
 
     def drop(self, subject: NodeId) -> None:
         self._waiting.pop(subject, None)

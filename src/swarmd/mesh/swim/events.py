@@ -70,7 +70,7 @@ class StreamClosed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Join(Event):
-    """Peers to exchange views with, tried a few times each."""
+    """Peers to exchange views with, each tried until it answers or is known."""
 
     peers: tuple[NodeId, ...]
 
@@ -113,6 +113,11 @@ class GossipTick(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class NewsTick(Event):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
 class SyncTick(Event):
     pass
 
@@ -124,8 +129,9 @@ class RetryTick(Event):
 
 @dataclass(frozen=True, slots=True)
 class SuspicionDue(Event):
+    """Stale unless the subject's present suspicion is due."""
+
     subject: NodeId
-    token: int
 
 
 @dataclass(frozen=True, slots=True)

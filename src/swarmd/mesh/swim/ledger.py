@@ -65,6 +65,9 @@ TRANSITIONS: Final[Mapping[tuple[MemberState, MemberState], int]] = {
 # would only wear out the incarnations.
 _STEP_MAX: Final = 256 << START_SHIFT
 _UNVERIFIED_MAX: Final = 64
+_ANNOUNCEMENTS_MAX: Final = 16
+# Sums of floating-point seconds differ by less.
+_TIMER_SLACK_S: Final = 1e-6
 
 
 class Signer(Protocol):
@@ -95,15 +98,15 @@ class Ledger:
         self.queue = BroadcastQueue()
         self.members = MemberTable(me, rng)
         self.leaving = False
+        self._announcements: list[Rumour] = []
         self._config = config
         self._signer = signer
         self._meta = meta
-        self._tokens = 0
         self._unverified: dict[NodeId, Rumour] = {}
         first = self._say(ALIVE, me, start_counter << START_SHIFT)
         self.self_record = Record(first, now)
         self.members.add(self.self_record)
-        self.queue.push(first)
+        self._publish(first)
 
     # ---- hearing ----------------------------------------------------------------------
 
@@ -173,30 +176,36 @@ class Ledger:
         """Say that a member is suspect, because it does not answer us.
 
         Args:
-            within_s: how long the suspicion may last at most, where there is more than silence.
+            within_s: how long the suspicion may last from now on, where there is more than silence.
         """
         if record.state not in PRESENT:
             return []
         rumour = self._say(SUSPECT, record.node_id, record.incarnation)
         effects = self._suspect(record, rumour, now)
         if within_s is not None and record.suspicion is not None:
-            record.suspicion.shorten(within_s)
+            record.suspicion.shorten(now - record.suspicion.started_at + within_s)
             effects.append(self._suspicion_timer(record, now))
         return effects
 
     def suspicion_due(self, event: SuspicionDue, now: float) -> list[Effect]:
         """Declare a suspect dead if its time is over."""
         record = self.members.get(event.subject)
-        if record is None or record.suspicion is None:
+        if record is None or record.suspicion is None or not self.is_due(record.suspicion, now):
             return []
-        if not self.is_current(record.suspicion, event.token):
-            return []  # Armed for a suspicion that was since refuted.
-        if now < record.suspicion.due_at() - 1e-6:
-            return []  # A later timer of the same suspicion is armed.
         return self._end(record, self._say(DEAD, record.node_id, record.incarnation), now)
 
-    def is_current(self, suspicion: Suspicion, token: int) -> bool:
-        return suspicion.token == token
+    def is_due(self, suspicion: Suspicion, now: float) -> bool:
+        """False for a timer of an earlier suspicion, refuted since, or of one that has changed."""
+        return now >= suspicion.due_at() - _TIMER_SLACK_S
+
+    def announcements(self) -> tuple[Rumour, ...]:
+        """What this node itself has said since it was last asked this, and still holds."""
+        said, self._announcements = self._announcements, []
+        return tuple(rumour for rumour in said if self._is_held(rumour))
+
+    def _is_held(self, rumour: Rumour) -> bool:
+        record = self.members.get(rumour.subject)
+        return record is not None and rumour is record.rumours()[-1]
 
     def set_meta(self, meta: Meta) -> list[Effect]:
         self._meta = meta
@@ -208,7 +217,7 @@ class Ledger:
         before = self.self_record.view()
         rumour = self._say(LEFT, self.me, self.self_record.incarnation)
         self.members.change(self.self_record, lambda r: _turn(r, LEFT, rumour, now))
-        self.queue.push(rumour)
+        self._publish(rumour)
         return [Changed(before, self.self_record.view())]
 
     # ---- the rules --------------------------------------------------------------------
@@ -269,7 +278,7 @@ class Ledger:
         before = record.view()
         rumour = self._say(ALIVE, self.me, incarnation)
         self.members.change(record, lambda r: r.take_alive(rumour))
-        self.queue.push(rumour)
+        self._publish(rumour)
         return _update(before, record)
 
     def _meet(self, rumour: Rumour, now: float) -> list[Effect]:
@@ -277,7 +286,7 @@ class Ledger:
             return [Refused("full")]
         record = Record(rumour, now)
         self.members.add(record)
-        self.queue.push(rumour)
+        self._publish(rumour)
         return [Changed(None, record.view())]
 
     def _adopt_gone(self, alive: Rumour, ending: Rumour, now: float) -> bool:
@@ -310,26 +319,24 @@ class Ledger:
             r.take_alive(rumour)
 
         self.members.change(record, apply)
-        self.queue.push(rumour)
+        self._publish(rumour)
         return _update(before, record)
 
     def _suspect(self, record: Record, rumour: Rumour, now: float) -> list[Effect]:
         if record.suspicion is not None:
             if not record.suspicion.confirm(rumour.author):
                 return []
-            self.queue.push(rumour)
+            self._publish(rumour)
             return [self._suspicion_timer(record, now)]
         before = record.view()
         config, count = self._config, self.members.present_count
         min_s = suspicion_min_s(config.suspicion_mult, count, config.probe_interval_s)
-        self._tokens += 1
         suspicion = Suspicion(
             rumour.author,
             now,
             wanted=confirmations_wanted(config.suspicion_mult, count),
             min_s=min_s,
             max_s=min_s * config.suspicion_max_mult,
-            token=self._tokens,
         )
 
         def apply(r: Record) -> None:
@@ -337,14 +344,14 @@ class Ledger:
             r.suspicion = suspicion
 
         self.members.change(record, apply)
-        self.queue.push(rumour)
+        self._publish(rumour)
         return [Changed(before, record.view()), self._suspicion_timer(record, now)]
 
     def _end(self, record: Record, rumour: Rumour, now: float) -> list[Effect]:
         """Dead or left."""
         before = record.view()
         self.members.change(record, lambda r: _turn(r, rumour.kind, rumour, now))
-        self.queue.push(rumour)
+        self._publish(rumour)
         effects: list[Effect] = [Changed(before, record.view())]
         forgotten = self.members.forget_surplus(rumour.kind)
         if forgotten is not None:
@@ -353,8 +360,13 @@ class Ledger:
 
     def _suspicion_timer(self, record: Record, now: float) -> Effect:
         assert record.suspicion is not None
-        event = SuspicionDue(record.node_id, record.suspicion.token)
+        event = SuspicionDue(record.node_id)
         return SetTimer(max(0.0, record.suspicion.due_at() - now), event)
+
+    def _publish(self, rumour: Rumour) -> None:
+        self.queue.push(rumour)
+        if rumour.author == self.me:
+            self._announcements = [*self._announcements[1 - _ANNOUNCEMENTS_MAX :], rumour]
 
     def _say(self, kind: MemberState, subject: NodeId, incarnation: int) -> Rumour:
         body = encode_meta(self._meta) if kind is ALIVE else b""

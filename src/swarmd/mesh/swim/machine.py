@@ -20,7 +20,7 @@ The rules of belief are in `ledger`; this file decides whom to ask, and when.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from swarmd.base.errors import MalformedMessage
 from swarmd.base.ids import NodeId
@@ -36,6 +36,7 @@ from swarmd.mesh.swim.events import (
     Leave,
     LeaveDue,
     Member,
+    NewsTick,
     PacketIn,
     ProbeTick,
     ProbeTimeout,
@@ -68,15 +69,20 @@ from swarmd.mesh.swim.messages import (
     Rumour,
     decode_packet,
 )
-from swarmd.mesh.swim.probes import Pending, Pendings, Round
+from swarmd.mesh.swim.probes import Hint, Pending, Pendings, Round
 from swarmd.mesh.swim.suspicion import retransmit_limit, sync_scale
 
-_JOIN_TRIES: Final = 10
 _JOIN_AGAIN_S: Final = 1.0
+_JOIN_AGAIN_MAX_S: Final = 60.0
 _JOINING_MAX: Final = 64
+# News waits for this part of the gossip interval, for other news to travel with.
+_NEWS_FRACTION: Final = 0.1
+# A node that started so recently does not wait for gossip to tell it who is here.
+_NEW_HERE_S: Final = 10.0
 _HINT_PINGS: Final = 3
 _HINT_INTERVAL_S: Final = 0.1
-_GOODBYE_FANOUT: Final = 16
+# To how many at once a node says what it says itself.
+_ANNOUNCE_FANOUT: Final = 16
 _SYNC_BACKOFF_MAX: Final = 32.0
 
 
@@ -93,6 +99,8 @@ class SwimMachine:
         now: monotonic seconds.
     """
 
+    ledger_type: ClassVar[type[Ledger]] = Ledger
+
     def __init__(
         self,
         me: NodeId,
@@ -106,15 +114,17 @@ class SwimMachine:
         self.me = me
         self._config = settle(config)
         self._rng = rng
-        self._ledger = Ledger(me, self._config, rng, signer, meta, start_counter, now)
+        self._ledger = self.ledger_type(me, self._config, rng, signer, meta, start_counter, now)
         self._pendings = Pendings(rng)
         self._round: Round | None = None
         self._tick = 0
         self._gossip_armed = False
-        self._joining: dict[NodeId, int] = {}
-        self._hints: dict[NodeId, list[int]] = {}
+        self._news_armed = False
+        self._joining: dict[NodeId, float] = {}
+        self._hints: dict[NodeId, Hint] = {}
         self._hint_tokens = 0
         self._departed = False
+        self._started_at = now
         self._sync_after = now
         self._sync_backoff = 1.0
         self._handlers: Mapping[type[Event], Callable[[Any, float], list[Effect]]] = {
@@ -133,6 +143,7 @@ class SwimMachine:
             ProbeTimeout: self._on_probe_timeout,
             RelayTimeout: self._on_relay_timeout,
             GossipTick: self._on_gossip_tick,
+            NewsTick: self._on_news_tick,
             SyncTick: self._on_sync_tick,
             RetryTick: self._on_retry_tick,
             SuspicionDue: self._on_suspicion_due,
@@ -140,8 +151,15 @@ class SwimMachine:
         }
 
     def handle(self, event: Event, now: float) -> list[Effect]:
+        queue = self._ledger.queue
+        pushed = queue.pushed
         effects = self._handlers[type(event)](event, now)
-        if not self._gossip_armed and len(self._ledger.queue) and not self._departed:
+        if self._departed or not len(queue):
+            return effects
+        if queue.pushed > pushed and not self._news_armed:
+            self._news_armed = True
+            effects.append(SetTimer(_NEWS_FRACTION * self._config.gossip_interval_s, NewsTick()))
+        if not self._gossip_armed:
             self._gossip_armed = True
             effects.append(SetTimer(self._config.gossip_interval_s, GossipTick()))
         return effects
@@ -206,12 +224,15 @@ class SwimMachine:
         effects: list[Effect] = []
         for peer in event.peers:
             if peer != self.me and peer not in self._joining and len(self._joining) < _JOINING_MAX:
-                self._joining[peer] = _JOIN_TRIES
+                self._joining[peer] = _JOIN_AGAIN_S
                 effects.append(SyncWith(peer))
         return effects
 
     def _on_join_again(self, event: JoinAgain, now: float) -> list[Effect]:
         if event.peer not in self._joining or self._ledger.leaving:
+            return []
+        if self._ledger.members.get(event.peer) is not None:
+            del self._joining[event.peer]  # Others told of it: the protocol cares for it now.
             return []
         return [SyncWith(event.peer)]
 
@@ -219,14 +240,10 @@ class SwimMachine:
         if self._ledger.leaving:
             return []
         effects = self._ledger.leave(now)
-        fanout = max(_GOODBYE_FANOUT, self._config.gossip_fanout)
-        others = self._ledger.members.pick(fanout, lambda r: r.state in PRESENT)
-        if not others:
-            self._departed = True
-            return [*effects, Departed()]
-        effects += self._gossip_to(others)
-        effects.append(SetTimer(self._config.leave_timeout_s, LeaveDue()))
-        return effects
+        goodbyes = self._announce()
+        if not goodbyes:
+            return effects + self._depart()
+        return [*effects, *goodbyes, SetTimer(self._config.leave_timeout_s, LeaveDue())]
 
     def _on_leave_due(self, event: LeaveDue, now: float) -> list[Effect]:
         return self._depart()
@@ -256,7 +273,7 @@ class SwimMachine:
         record = self._ledger.members.next_to_probe()
         if record is None:
             return effects
-        self._round = Round(record.node_id, self._pendings.sequence())
+        self._round = Round(record.node_id, record.incarnation, self._pendings.sequence())
         effects.append(self._ping(record.node_id, self._round.sequence))
         timeout = ProbeTimeout(self._round.sequence)
         effects.append(SetTimer(self._config.probe_timeout_s, timeout))
@@ -267,12 +284,14 @@ class SwimMachine:
         if ended is None:
             return []
         self._ledger.health.adjust(ended.health_delta())
-        return [] if ended.answered else self._silent(ended.target, now)
+        return [] if ended.answered else self._silent(ended.target, ended.incarnation, now)
 
-    def _silent(self, target: NodeId, now: float) -> list[Effect]:
+    def _silent(self, target: NodeId, incarnation: int, now: float) -> list[Effect]:
         record = self._ledger.members.get(target)
         if record is None or now < record.excused_until:
             return []
+        if record.incarnation > incarnation:
+            return []  # It has spoken up or started anew since it was asked.
         return self._ledger.accuse(record, now)
 
     def _on_probe_timeout(self, event: ProbeTimeout, now: float) -> list[Effect]:
@@ -307,7 +326,7 @@ class SwimMachine:
             for raw in packet.rumours:
                 effects += self._ledger.hear(raw, now)
         if isinstance(packet, Ping):
-            effects.append(self._ack(event.peer, packet.sequence))
+            effects.append(self._ack(event.peer, packet.sequence, packet.view))
             effects += self._compare_views(event.peer, packet.view, now)
         elif isinstance(packet, Ack):
             effects += self._on_ack(event.peer, packet, now)
@@ -357,18 +376,27 @@ class SwimMachine:
         view = self._ledger.members.view_digest()
         return self._packet(peer, lambda rumours: Ping(sequence, view, rumours))
 
-    def _ack(self, peer: NodeId, sequence: int) -> Effect:
+    def _ack(self, peer: NodeId, sequence: int, peer_view: bytes = b"") -> Effect:
         view = self._ledger.members.view_digest()
-        return self._packet(peer, lambda rumours: Ack(sequence, view, rumours))
+        # A peer with another view may hold us dead, or at an address that we left.
+        differs = bool(peer_view) and peer_view != view
+        return self._packet(peer, lambda rumours: Ack(sequence, view, rumours), differs)
 
-    def _packet(self, peer: NodeId, make: Callable[[list[bytes]], Any]) -> Effect:
-        limit = self._retransmits()
+    def _packet(
+        self,
+        peer: NodeId,
+        make: Callable[[list[bytes]], Any],
+        introduce: bool = False,
+        first: tuple[Rumour, ...] = (),
+    ) -> Effect:
         record = self._ledger.members.get(peer)
-        # Tell the peer first what is said against it: it alone can refute that.
-        first = () if record is None or record.evidence is None else (record.evidence,)
-        if record is None:
-            first = (self._ledger.self_record.alive,)
-        return Send(peer, PACKETS.encode(make(self._ledger.queue.take(limit, first=first))))
+        if record is None or introduce:
+            first = (self._ledger.self_record.alive, *first)
+        if record is not None and record.evidence is not None:
+            # Tell the peer before all else what is said against it: it alone can refute that.
+            first = (record.evidence, *first)
+        rumours = self._ledger.queue.take(self._retransmits(), first=first)
+        return Send(peer, PACKETS.encode(make(rumours)))
 
     def _retransmits(self) -> int:
         count = self._ledger.members.present_count
@@ -376,8 +404,30 @@ class SwimMachine:
 
     # ---- gossip ------------------------------------------------------------------------
 
+    def _on_news_tick(self, event: NewsTick, now: float) -> list[Effect]:
+        """What was just heard goes out at once, with what came within the same moment.
+
+        To as many as all of a small swarm if it is our own word: then nobody depends on chance.
+        """
+        self._news_armed = False
+        return self._announce() or self._gossip(now)
+
+    def _announce(self) -> list[Effect]:
+        said = self._ledger.announcements()
+        if not said or self._departed:
+            return []
+        peers = self._ledger.members.pick(_ANNOUNCE_FANOUT, lambda r: r.state in PRESENT)
+        return self._gossip_to(peers, said)
+
+    def _gossip_to(self, peers: list[NodeId], first: tuple[Rumour, ...] = ()) -> list[Effect]:
+        queue = self._ledger.queue
+        return [self._packet(peer, Gossip, first=first) for peer in peers if first or len(queue)]
+
     def _on_gossip_tick(self, event: GossipTick, now: float) -> list[Effect]:
         self._gossip_armed = False
+        return self._gossip(now)
+
+    def _gossip(self, now: float) -> list[Effect]:
         if self._departed:
             return []
         fresh_s = self._config.gossip_to_dead_s
@@ -392,21 +442,16 @@ class SwimMachine:
             effects += self._depart()
         return effects
 
-    def _gossip_to(self, peers: list[NodeId]) -> list[Effect]:
-        if not len(self._ledger.queue):
-            return []
-        return [self._packet(peer, Gossip) for peer in peers]
-
     # ---- push-pull ---------------------------------------------------------------------
 
     def _compare_views(self, peer: NodeId, view: bytes, now: float) -> list[Effect]:
-        """Exchange views with a peer we do not know, or whose view differs while no news waits."""
+        """Exchange views with a peer that we do not know, or whose view differs without news."""
         record = self._ledger.members.get(peer)
         if record is not None:
             if view == self._ledger.members.view_digest():
                 self._sync_backoff = 1.0
                 return []
-            if len(self._ledger.queue):
+            if len(self._ledger.queue) and now - self._started_at > _NEW_HERE_S:
                 return []
             if record.state is not MemberState.ALIVE:
                 return []
@@ -429,12 +474,12 @@ class SwimMachine:
         return effects
 
     def _on_sync_failed(self, event: SyncFailed, now: float) -> list[Effect]:
-        left = self._joining.pop(event.peer, 0) - 1
-        if left <= 0 or self._ledger.leaving:
+        """Try a peer to join by for ever, ever less often: it may be our only way to the swarm."""
+        delay_s = self._joining.get(event.peer)
+        if delay_s is None:
             return []
-        self._joining[event.peer] = left
-        delay_s = _JOIN_AGAIN_S * self._rng.uniform(0.75, 1.25)
-        return [SetTimer(delay_s, JoinAgain(event.peer))]
+        self._joining[event.peer] = min(_JOIN_AGAIN_MAX_S, delay_s * 1.5)
+        return [SetTimer(delay_s * self._rng.uniform(0.75, 1.25), JoinAgain(event.peer))]
 
     def _on_sync_tick(self, event: SyncTick, now: float) -> list[Effect]:
         if self._ledger.leaving:
@@ -474,7 +519,7 @@ class SwimMachine:
             return self._refused(record, now)
         if event.how == "reset" and event.peer not in self._hints:
             self._hint_tokens += 1
-            self._hints[event.peer] = [self._hint_tokens, 0]
+            self._hints[event.peer] = Hint(self._hint_tokens, record.incarnation)
             return self._on_hint_tick(HintTick(event.peer, self._hint_tokens), now)
         return []
 
@@ -487,11 +532,11 @@ class SwimMachine:
 
     def _on_hint_tick(self, event: HintTick, now: float) -> list[Effect]:
         hint = self._hints.get(event.subject)
-        if hint is None or hint[0] != event.token:
+        if hint is None or hint.token != event.token:
             return []
-        if hint[1] == _HINT_PINGS:
+        if hint.sent == _HINT_PINGS:
             del self._hints[event.subject]
-            return self._silent(event.subject, now)
-        hint[1] += 1
+            return self._silent(event.subject, hint.incarnation, now)
+        hint.sent += 1
         sequence = self._pendings.open(Pending("hint", event.subject))
         return [self._ping(event.subject, sequence), SetTimer(_HINT_INTERVAL_S, event)]

@@ -13,9 +13,10 @@ PENDING_MAX: Final = 1_024
 
 @dataclass(slots=True)
 class Round:
-    """The probe of one interval."""
+    """The probe of one interval. `incarnation` is the life of the target that is asked."""
 
     target: NodeId
+    incarnation: int
     sequence: int
     answered: bool = False
     helpers: list[NodeId] = field(default_factory=list)
@@ -29,6 +30,15 @@ class Round:
         if self.answered:
             return -1
         return len(self.helpers) - len(self.nacks) if self.helpers else 1
+
+
+@dataclass(slots=True)
+class Hint:
+    """The quick pings to a member whose stream was reset."""
+
+    token: int
+    incarnation: int
+    sent: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -257,7 +257,7 @@ class Membership:
         self._set_meta(msgspec.structs.replace(self._meta, addresses=addresses))
 
     def join(self, *peers: NodeId) -> None:
-        """Exchange views with peers in the background; each is tried a few times."""
+        """Exchange views with peers in the background; each is tried until it is known."""
         self._feed(Join(peers))
 
     def stream_closed(self, peer: NodeId, how: HowClosed, quiet_s: float = 0.0) -> None:

@@ -53,16 +53,14 @@ class Suspicion:
         accuser: who said so first.
         now: when, in monotonic seconds.
         wanted: how many confirmations shorten it fully (k).
-        token: tells the timers of this suspicion from those of earlier ones.
     """
 
-    __slots__ = ("_accusers", "_max_s", "_min_s", "_wanted", "started_at", "token")
+    __slots__ = ("_accusers", "_max_s", "_min_s", "_wanted", "started_at")
 
     def __init__(
-        self, accuser: NodeId, now: float, *, wanted: int, min_s: float, max_s: float, token: int
+        self, accuser: NodeId, now: float, *, wanted: int, min_s: float, max_s: float
     ) -> None:
         self.started_at = now
-        self.token = token
         self._accusers = [accuser]
         self._wanted = wanted
         self._min_s = min_s
