@@ -43,3 +43,7 @@ class AgentsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     # PATH of agents, which get nothing else of the daemon's environment but HOME and LANG.
     # Empty: the daemon's own PATH.
     path: str = ""
+
+    def __post_init__(self) -> None:
+        if self.instances_max < self.attempts_max:
+            raise ValueError("instances_max must be at least attempts_max")

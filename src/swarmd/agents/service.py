@@ -11,7 +11,8 @@ half of the swarm would run one and half the other without anyone being able to 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -68,6 +69,7 @@ _LINES_BYTES: Final = 256 * KIB
 _PULSE_S: Final = 1.0
 _SILENCE_S: Final = 5.0
 _FOLLOW_BUFFER: Final = 100
+_TIDY_S: Final = 600.0
 
 
 class Store(Protocol):
@@ -102,7 +104,13 @@ class LocalProcesses(Protocol):
 
     def instances(self) -> list[InstanceInfo]: ...
 
+    def bundles(self) -> Set[bytes]: ...
+
     def retire(self, agent: str, *, keep: BlobRef | None = None) -> None: ...
+
+
+class BundleFolders(Protocol):
+    async def keep(self, hashes: Set[bytes]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +221,10 @@ class Agents:
             if result.code != Conflict.code:
                 result.raise_for_error()
         raise Conflict(f"{name} is being deployed by others at the same time; try again")
+
+    async def bundles(self) -> set[bytes]:
+        """Hashes of the blobs that agents name: to be kept."""
+        return {record.bundle.hash for record in await self.list()}
 
     # ---- what does run ----------------------------------------------------------------
 
@@ -357,6 +369,16 @@ class Agents:
             if node != self._link.node_id:
                 self._link.send_nowait(AGENTS, node, message)
 
+    async def _tidy(self, folders: BundleFolders) -> None:
+        """Delete unpacked code that no agent names and no process runs from."""
+        while True:
+            await trio.sleep(_TIDY_S)
+            try:
+                named = await self.bundles()
+            except SwarmError:
+                continue
+            await folders.keep(named | self._processes.bundles())
+
     # ---- answering --------------------------------------------------------------------
 
     async def _serve(self, inbox: trio.MemoryReceiveChannel[Inbound]) -> None:
@@ -422,11 +444,19 @@ async def open_agents(
     membership: Membership,
     processes: LocalProcesses,
     config: AgentsConfig,
+    *,
+    folders: BundleFolders | None = None,
 ) -> AsyncIterator[Agents]:
-    """Know the swarm's agents, and answer about this node's, while the block runs."""
+    """Know the swarm's agents, and answer about this node's, while the block runs.
+
+    Args:
+        folders: unpacked bundles, tidied of what nothing needs any more.
+    """
     async with trio.open_nursery() as nursery:
         agents = Agents(store, blobs, link, membership, processes, config, nursery)
         nursery.start_soon(agents._serve, link.open_inbox(AGENTS))
+        if folders is not None:
+            nursery.start_soon(agents._tidy, folders)
         try:
             yield agents
         finally:
@@ -440,6 +470,8 @@ def _check_bundle(spec: AgentSpec, bundle: bytes) -> None:
     except MalformedMessage as error:
         raise BadRequest(f"the code of {spec.name} is not a bundle: {error.message}") from error
     path = spec.entry.partition(":")[0].replace(".", "/")
+    if path.partition("/")[0] in {*sys.stdlib_module_names, "swarmd", "msgpack"}:
+        raise BadRequest(f"entry: {spec.entry}: Python has a module of that name; rename yours")
     if not names & {f"{path}.py", f"{path}/__init__.py"}:
         raise BadRequest(f"entry: {spec.entry}: the agent's folder holds no {path}.py")
 

@@ -38,7 +38,7 @@ from swarmd.agents.config import AgentsConfig
 from swarmd.agents.logs import LogBook
 from swarmd.agents.runtimes.python import Launch, PythonInstance
 from swarmd.base.clock import Clock
-from swarmd.base.errors import Busy, SwarmError
+from swarmd.base.errors import Busy, ShuttingDown, SwarmError
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.messages import BlobRef
 
@@ -103,6 +103,7 @@ class Supervisor:
         self._slots = trio.CapacityLimiter(config.attempts_max)
         self._in_hand = 0
         self._spawned = 0
+        self._closing = False
         self._idle_since: dict[PythonInstance, float] = {}
         self._base_env = _base_environment(config)
         # Sequences begin with the time, so that a reader's place outlives this daemon.
@@ -119,6 +120,7 @@ class Supervisor:
 
         Raises:
             Busy: `waiting_max` attempts already wait here; nothing was started.
+            ShuttingDown: the supervisor is closing; nothing was started.
 
         Cancellation: the agent is told, then killed; when this returns it no longer runs.
         """
@@ -153,6 +155,10 @@ class Supervisor:
             for instance, started in pool.all.items()
         ]
         return sorted(found, key=lambda info: (info.agent, -info.age_s, info.pid))
+
+    def bundles(self) -> set[bytes]:
+        """Hashes of the bundles that processes run from, or are about to."""
+        return {pool.attempt.bundle.hash for pool in self._pools.values()}
 
     def retire(self, agent: str, *, keep: BlobRef | None = None) -> None:
         """End the agent's idle processes, and busy ones after their attempt.
@@ -210,6 +216,8 @@ class Supervisor:
             folder = await self._bundles.folder_of(attempt.bundle)
         except SwarmError as error:
             return Outcome(ok=False, code=error.code, message=error.message)
+        if self._closing:
+            raise ShuttingDown("this node is stopping")
         self._make_room()
         env = {**self._base_env, **dict(attempt.env)}
         launch = Launch(attempt.agent, attempt.version, folder, attempt.entry, tuple(env.items()))
@@ -282,7 +290,7 @@ class Supervisor:
     async def _replace(self, pool: _Pool) -> None:
         attempt = pool.attempt
         unused = not pool.users and pool.used_at < self._clock.now() - self._config.idle_s
-        if pool.retired or unused or pool.warming is not None:
+        if pool.retired or unused or pool.warming is not None or self._closing:
             return
         if len(pool.all) >= attempt.concurrency:
             return
@@ -357,6 +365,7 @@ async def open_supervisor(
         try:
             yield supervisor
         finally:
+            supervisor._closing = True
             nursery.cancel_scope.cancel()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence, Set
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
@@ -113,6 +113,9 @@ class Processes:
 
     def instances(self) -> list[InstanceInfo]:
         return [InstanceInfo("extractor", "1", self.pid, InstanceState.IDLE, "", 1, 2.5)]
+
+    def bundles(self) -> set[bytes]:
+        return {b"running"}
 
     def retire(self, agent: str, *, keep: BlobRef | None = None) -> None:
         self.retired.append((agent, keep))
@@ -259,6 +262,15 @@ async def test_code_without_the_entry_is_refused(code: bytes) -> None:
         with pytest.raises(BadRequest):
             await nodes.agents[0].deploy(SPEC, code)
         assert nodes.blobs.held == {}
+
+
+@pytest.mark.parametrize("module", ["json", "queue", "msgpack", "swarmd"])
+async def test_a_module_that_python_has_already_is_refused(module: str) -> None:
+    """A worker has it imported before the agent's: the agent would never be found."""
+    spec = AgentSpec(name="a", version="1", entry=f"{module}:run")
+    async with swarm_of(1) as nodes:
+        with pytest.raises(BadRequest, match="rename"):
+            await nodes.agents[0].deploy(spec, bundle(f"{module}.py"))
 
 
 @pytest.mark.parametrize("name", ["extractor.py", "extractor/__init__.py"])
@@ -409,6 +421,31 @@ async def test_who_stops_following_leaves_nothing_running(
                 await next_text(lines)
         await trio.sleep(5)
         assert trio.lowlevel.current_statistics().tasks_living == tasks
+
+
+async def test_code_that_nothing_needs_is_tidied_away(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    kept: list[Set[bytes]] = []
+
+    class Folders:
+        async def keep(self, hashes: Set[bytes]) -> None:
+            kept.append(hashes)
+
+    async with swarm_of(1) as nodes:
+        await nodes.agents[0].deploy(SPEC, CODE)
+        link = nodes.network.link(node_id_of(b"another"))
+        async with open_agents(
+            nodes.store,
+            nodes.blobs,
+            link,
+            nodes,
+            nodes.processes[0],
+            AgentsConfig(),
+            folders=Folders(),
+        ):
+            await trio.sleep(601)
+    assert kept == [{hash_of(CODE), b"running"}]
 
 
 async def test_what_is_no_question_is_refused() -> None:

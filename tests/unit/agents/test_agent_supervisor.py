@@ -15,7 +15,7 @@ from agenthouse import ECHO, Open, lives, resident_kib
 
 from swarmd.agents.attempts import InstanceState
 from swarmd.agents.config import AgentsConfig
-from swarmd.base.errors import Busy
+from swarmd.base.errors import Busy, ShuttingDown
 from swarmd.state.blobs.messages import BlobRef, hash_of
 from swarmd.wire.codec import unpack
 
@@ -161,6 +161,19 @@ async def test_a_replaced_agents_processes_end(house: Open) -> None:
         h.supervisor.retire("agent", keep=new)
         await h.until(lambda: not lives(old))
         assert [i.attempts for i in h.supervisor.instances()] == [1]
+
+
+async def test_nothing_starts_while_it_closes(house: Open) -> None:
+    async with house(ECHO) as h:
+        await h.run(1)
+        assert h.supervisor.bundles() == {hash_of(b"x")}
+    with pytest.raises(ShuttingDown):
+        await h.run(1)
+
+
+def test_settings_that_contradict_are_refused() -> None:
+    with pytest.raises(ValueError, match="instances_max"):
+        AgentsConfig(attempts_max=10, instances_max=5)
 
 
 async def test_children_see_a_clean_environment(

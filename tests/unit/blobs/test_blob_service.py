@@ -221,6 +221,13 @@ async def test_ensure_brings_a_blob_here(grow: Grow) -> None:
         await swarm.blobs[3].ensure(hash_of(SMALL))
 
 
+async def test_a_new_voter_brings_what_it_lacks(grow: Grow) -> None:
+    async with grow(4, voters=3) as swarm:
+        named = {(await swarm.blobs[0].put(data)).hash for data in (SMALL, LARGE)}
+        assert await swarm.blobs[3].repair(named | {hash_of(b"lost")}) == 1
+        assert 3 in swarm.holders(SMALL) & swarm.holders(LARGE)
+
+
 async def test_a_damaged_copy_is_replaced_from_another_node(grow: Grow) -> None:
     async with grow(3, voters=3) as swarm:
         ref = await swarm.blobs[0].put(LARGE)

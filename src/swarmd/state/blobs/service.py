@@ -158,6 +158,21 @@ class Blobs:
                 count += 1
         return count
 
+    async def repair(self, hashes: Set[bytes]) -> int:
+        """Fetch those blobs that are missing here: how many still are.
+
+        For a voter, after the voters changed: what was placed on a majority of the old ones
+        must come to be on a majority of the new.
+        """
+        missing = 0
+        for blob_hash in sorted(hashes):
+            try:
+                await self.ensure(blob_hash)
+            except SwarmError as error:
+                missing += 1
+                _log.warning("blob missing", blob=short(blob_hash), code=error.code)
+        return missing
+
     @property
     def count(self) -> int:
         return self._folder.count
