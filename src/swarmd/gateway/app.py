@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from starlette.requests import Request
-from starlette.routing import Route, Router
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from swarmd.base.errors import BadRequest, NotFound, SwarmError
@@ -38,14 +38,10 @@ class Api:
             *TaskRoutes(context).routes(),
             *JobRoutes(context).routes(),
         ]
-        self._router = Router(self.routes, default=self._unknown, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
+        if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
-            return
-        if scope["type"] == "lifespan":
-            await self._router(scope, receive, send)
             return
         started = False
 
@@ -55,25 +51,30 @@ class Api:
             await send(message)  # type: ignore[arg-type]
 
         try:
-            await self._router(scope, receive, watched)
+            await self._dispatch(scope, receive, watched)
         except Exception as error:
             log.exception("bug in a request", path=scope["path"], error=type(error).__name__)
             if not started:
                 bug = _Bug("this is a bug of swarmd; the log of the node tells more")
                 await error_answer(Request(scope), bug)(scope, receive, send)
 
-    async def _unknown(self, scope: Scope, receive: Receive, send: Send) -> None:
-        paths = sorted({route.path for route in self.routes})
-        path = scope["path"]
-        methods = [m for r in self.routes if r.path_regex.match(path) for m in r.methods or ()]
-        error: SwarmError
+    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        for route in self.routes:
+            match, found = route.matches(scope)
+            if match is Match.FULL:
+                scope.update(found)
+                await route.handle(scope, receive, send)
+                return
+        await error_answer(Request(scope), self._unknown(scope["path"]))(scope, receive, send)
+
+    def _unknown(self, path: str) -> SwarmError:
+        methods = {m for r in self.routes if r.path_regex.match(path) for m in r.methods or ()}
         if methods:
-            error = BadRequest(f"{path} takes {', '.join(sorted(methods))}")
-        else:
-            close = difflib.get_close_matches(path, paths, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            error = NotFound(f"the API has no {path}{hint}")
-        await error_answer(Request(scope), error)(scope, receive, send)
+            return BadRequest(f"{path} takes {', '.join(sorted(methods))}")
+        paths = sorted({route.path for route in self.routes})
+        close = difflib.get_close_matches(path, paths, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return NotFound(f"the API has no {path}{hint}")
 
 
 def make_app(context: Context) -> ASGIApp:

@@ -162,6 +162,7 @@ class Forwarder:
         )
         release_body(scope, self._budget)
         started = False
+        last: Body | None = None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_when_gone, request, nursery.cancel_scope)
@@ -169,13 +170,18 @@ class Forwarder:
                     FORWARD, member.node_id, ask, timeout_s=self._config.forward_timeout_s
                 ) as answers:
                     async for message in answers:
-                        started = started or isinstance(message, Head)
-                        if await _pass_on(message, send):
+                        if isinstance(message, Body) and message.last:
+                            last = message
                             break
+                        started = started or isinstance(message, Head)
+                        await _pass_on(message, send)
                 nursery.cancel_scope.cancel()
         except* SwarmError as group:
             if not started:
                 raise _first(group) from None
+        # Outside: at the end of an answer the server reports a disconnect by itself.
+        if last is not None:
+            await send({"type": "http.response.body", "body": last.data, "more_body": False})
 
     async def _send_ahead(self, link: Link, peer: NodeId, body: bytes) -> bytes:
         upload = secrets.token_bytes(UPLOAD_BYTES)
@@ -207,26 +213,13 @@ async def _cancel_when_gone(request: Request, scope: trio.CancelScope) -> None:
             return
 
 
-async def _pass_on(message: Any, send: Send) -> bool:
-    """Hand one message of the answer to the client; True after the last."""
+async def _pass_on(message: Any, send: Send) -> None:
+    """Hand one message of the answer to the client."""
     if isinstance(message, Head):
-        await send(
-            {
-                "type": "http.response.start",
-                "status": message.status,
-                "headers": [*message.headers],
-            }
-        )
-        return False
-    if isinstance(message, Body) and (message.data or message.last):
-        await send(
-            {
-                "type": "http.response.body",
-                "body": message.data,
-                "more_body": not message.last,
-            }
-        )
-    return isinstance(message, Body) and message.last
+        head = {"status": message.status, "headers": [*message.headers]}
+        await send({"type": "http.response.start", **head})
+    elif isinstance(message, Body) and message.data:
+        await send({"type": "http.response.body", "body": message.data, "more_body": True})
 
 
 # ---- the side that carries out --------------------------------------------------------

@@ -20,6 +20,7 @@ from typing import Any, Final
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
+from hypercorn.events import Event, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -43,6 +44,21 @@ _PROBE_TIMEOUT_S: Final = 1.0
 _SOCKET_MODE: Final = 0o660
 
 log = get_logger("gateway")
+
+
+class _Connection(TCPServer):
+    """One connection. Hypercorn waits for the next request of a client that is gone; not here."""
+
+    _gone = False
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self._gone = True
+        await self.idle_task.stop()
+
+    async def protocol_send(self, event: Event) -> None:
+        if not (self._gone and isinstance(event, Updated)):
+            await super().protocol_send(event)
 
 
 class Gateway:
@@ -89,7 +105,7 @@ class Gateway:
             state = ConnectionState({})
             # Hypercorn types the stream as TLS; it serves plain ones as well.
             plain: Any = stream
-            await TCPServer(self._wrapper, self._http, self._worker, state, plain)
+            await _Connection(self._wrapper, self._http, self._worker, state, plain)
         finally:
             self._streams.discard(stream)
             if not self._streams:

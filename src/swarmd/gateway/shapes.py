@@ -30,7 +30,9 @@ class DoctorReport(Struct, frozen=True, kw_only=True):
 class StoreStatus(Struct, frozen=True, kw_only=True):
     state: str
     """ok, no_quorum, or what the store waits for"""
-    epoch: str = ""
+    detail: str = ""
+    """What it waits for."""
+    epoch: int = 0
     role: str = ""
     term: int = 0
     revision: int = 0

@@ -49,7 +49,7 @@ async def status(services: Services) -> shapes.Status:
         tasks=counts,
         next_loss=next_loss(present, voters, store) if store is not None else "",
         uptime_s=round(services.clock.now() - services.started_at, 1),
-        notes=notes,
+        notes=notes + ([f"store: {store.detail}"] if store is not None and store.detail else []),
     )
 
 
@@ -60,12 +60,13 @@ def store_status(services: Services) -> shapes.StoreStatus | None:
     found = services.store.status()
     return shapes.StoreStatus(
         state=str(found.state),
-        epoch=str(found.epoch),
+        detail=found.detail,
+        epoch=found.epoch,
         role=str(found.role),
         term=found.term,
-        revision=found.revision,
+        revision=max(0, found.revision),
         voters=[services.name_of(voter) for voter in found.voters],
-        may_lose=found.may_lose,
+        may_lose=max(0, found.may_lose),
     )
 
 
