@@ -1,0 +1,374 @@
+"""The voter's machine: steps, answers, snapshots over the wire, the driver, config."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from pathlib import Path
+
+import pytest
+import trio
+from raft_hands import Hands, ListState, of, sent, sim_disk
+
+from swarmd.base.clock import BootClock
+from swarmd.base.errors import CorruptFile, DiskFault, Diverged
+from swarmd.base.files import FileDisk
+from swarmd.base.limits import ENTRY_BYTES_MAX
+from swarmd.base.machine import Persist, SetTimer
+from swarmd.base.rng import make_rng
+from swarmd.mesh.driver import Driver
+from swarmd.state.raft.config import RaftConfig
+from swarmd.state.raft.machine import (
+    START,
+    Applied,
+    Deliver,
+    Office,
+    Propose,
+    Proposed,
+    RaftMachine,
+    ReadIndex,
+    ReadReady,
+    SendRaft,
+    Wake,
+)
+from swarmd.state.raft.snapshot import SNAPSHOT_FILE, Snapshot, decode_snapshot, encode_snapshot
+from swarmd.state.raft.wire import (
+    VOTERS,
+    Append,
+    AppendReply,
+    Assembler,
+    Part,
+    PreVoteRequest,
+    SnapshotChunk,
+    StaleTerm,
+    split,
+)
+
+
+class Room:
+    """Several machines on one clock; packets take a millisecond, those to `away` are lost."""
+
+    def __init__(self, voters: str = "abc", config: RaftConfig | None = None) -> None:
+        self.hands = {v: Hands(voters, me=v, config=config) for v in voters}
+        self.away: set[str] = set()
+        self.now = 0.0
+        self.bytes_to: dict[str, int] = dict.fromkeys(voters, 0)
+        self.answers: list[Proposed] = []
+        self._order = itertools.count()
+        self._events: list[tuple[float, int, str, object]] = []
+        for name in self.hands:
+            self.step(name, Wake(START))
+
+    def step(self, name: str, *events: object) -> None:
+        hands = self.hands[name]
+        hands.now = self.now
+        for effect in hands.step(*events):  # type: ignore[arg-type]
+            if isinstance(effect, SendRaft):
+                self.bytes_to[effect.peer] += len(effect.data)
+                if not {name, effect.peer} & self.away:
+                    self._later(0.001, effect.peer, Deliver(name, effect.data))
+            elif isinstance(effect, SetTimer):
+                self._later(effect.delay_s, name, effect.event)
+            elif isinstance(effect, Proposed):
+                self.answers.append(effect)
+
+    def _later(self, delay_s: float, name: str, event: object) -> None:
+        heapq.heappush(self._events, (self.now + delay_s, next(self._order), name, event))
+
+    def run_for(self, duration_s: float) -> None:
+        end = self.now + duration_s
+        while self._events and self._events[0][0] <= end:
+            self.now, _, name, event = heapq.heappop(self._events)
+            self.step(name, event)
+        self.now = end
+
+    def leader(self) -> str:
+        found = [n for n, h in self.hands.items() if h.machine.office.ready and n not in self.away]
+        assert len(found) == 1, found
+        return found[0]
+
+
+def test_three_voters_elect_commit_and_apply() -> None:
+    room = Room()
+    room.run_for(2)
+    leader = room.leader()
+    for tag in range(50):
+        room.step(leader, Propose(b"%d" % tag, tag))
+    room.run_for(1)
+    assert [a.ok for a in room.answers] == [True] * 50
+    assert all(len(h.state.commands) == 50 for h in room.hands.values())
+
+
+def test_effects_come_in_order_persist_first() -> None:
+    hands = Hands("a")
+    hands.go_on()
+    hands.go_on()
+    assert [type(e) for e in hands.propose(b"x")] == [Persist, SetTimer]
+    assert [type(e) for e in hands.go_on()] == [Applied, Proposed]
+
+
+def test_a_lone_voter_leads_at_once() -> None:
+    hands = Hands("a")
+    first = hands.go_on()
+    assert first[0] == Persist()
+    assert of(first, Office) == [Office("leader", 1, "a", False)]
+    assert of(hands.go_on(), Office) == [Office("leader", 1, "a", True)]
+    assert of(hands.step(ReadIndex(9)), ReadReady) == [ReadReady(9, True)]
+
+
+def test_proposals_of_one_step_share_one_message_and_one_persist() -> None:
+    hands = Hands()
+    hands.lead()
+    hands.go_on()
+    effects = hands.step(*(Propose(b"x", tag) for tag in range(100)))
+    assert len(of(effects, Persist)) == 1
+    assert [len(a.entries) for a in sent(effects, Append)] == [100, 100]
+
+
+def test_what_is_refused_is_answered_by_its_code() -> None:
+    hands = Hands(config=RaftConfig(proposals_max=1))
+    assert of(hands.propose(b"x"), Proposed) == [Proposed(1, False, None, "not_leader")]
+    assert of(hands.step(ReadIndex(2)), ReadReady) == [ReadReady(2, False)]
+    hands.lead()
+    assert of(hands.propose(b"x" * (ENTRY_BYTES_MAX + 1), 3), Proposed)[0].code == "too_large"
+    hands.propose(b"x", 4)
+    assert of(hands.propose(b"x", 5), Proposed)[0].code == "busy"
+
+
+def test_losing_office_answers_what_waits() -> None:
+    hands = Hands()
+    hands.lead()
+    hands.step(Propose(b"x", 1), ReadIndex(2))
+    effects = hands.say("b", StaleTerm(9))
+    assert of(effects, Proposed) == [Proposed(1, False, None, "leader_changed")]
+    assert of(effects, ReadReady) == [ReadReady(2, False)]
+    assert of(effects, Office) == [Office("follower", 9, None, False)]
+
+
+def test_a_leader_out_of_touch_gives_up_office() -> None:
+    hands = Hands()
+    hands.lead()
+    effects = hands.time_out()
+    assert of(effects, Office)[0].state == "follower"
+
+
+def test_two_leaders_of_one_term_stop_the_node() -> None:
+    hands = Hands()
+    hands.lead()
+    with pytest.raises(Diverged):
+        hands.say("b", Append(hands.term, 1, 1, 1, 0, ()))
+
+
+def test_a_follower_far_behind_gets_the_snapshot_in_chunks() -> None:
+    config = RaftConfig(compact_entries=100, keep_entries=10, snapshot_chunk_bytes=1_000)
+    room = Room(config=config)
+    room.run_for(2)
+    leader = room.leader()
+    away = next(n for n in "abc" if n != leader)
+    room.away = {away}
+    for tag in range(1_000):
+        room.step(leader, Propose(b"command-%d" % tag, tag))
+        room.run_for(0.003)
+    assert room.hands[leader].machine.status(0).snapshot_index > 800
+    room.away = set()
+    room.run_for(3)
+    assert room.hands[away].state.commands == room.hands[leader].state.commands
+    assert room.hands[away].disk.read(SNAPSHOT_FILE) is not None
+    room.hands[away].start()
+    assert len(room.hands[away].state.commands) > 800
+
+
+def test_a_silent_follower_is_not_sent_the_snapshot_for_ever() -> None:
+    config = RaftConfig(compact_entries=20, keep_entries=0, snapshot_chunk_bytes=50_000)
+    room = Room(config=config)
+    room.run_for(2)
+    leader = room.leader()
+    away = next(n for n in "abc" if n != leader)
+    room.step(away, Deliver(leader, b"junk"))
+    room.away = {away}
+    for tag in range(60):
+        room.step(leader, Propose(b"x" * 5_000, tag))
+        room.run_for(0.01)
+    room.run_for(1)
+    before = room.bytes_to[away]
+    room.run_for(10)
+    assert room.bytes_to[away] - before < 50_000
+
+
+def test_power_loss_between_snapshot_and_journal_is_mended() -> None:
+    """The snapshot is durable, the journal not yet reset: the start goes by the snapshot."""
+    disk = sim_disk()
+    hands = Hands(disk=disk)
+    hands.follow([b"2", b"3"])
+    content = encode_snapshot(Snapshot(50, 4, ("a", "b", "c"), ListState().snapshot()()))
+    disk.replace(SNAPSHOT_FILE, content)
+    hands.start()
+    assert hands.machine.applied_index == 50
+    assert hands.last == 50
+
+
+def test_a_damaged_snapshot_stops_the_start_by_name() -> None:
+    disk = sim_disk()
+    Hands(disk=disk)
+    disk.replace(SNAPSHOT_FILE, b"not a snapshot")
+    with pytest.raises(CorruptFile, match="snapshot"):
+        Hands(disk=disk)
+
+
+def test_a_snapshot_without_a_journal_stops_the_start() -> None:
+    disk = sim_disk()
+    disk.replace(SNAPSHOT_FILE, encode_snapshot(Snapshot(5, 1, ("a", "b", "c"), b"\x90")))
+    with pytest.raises(CorruptFile, match="term and vote"):
+        Hands(disk=disk)
+
+
+def test_a_snapshot_of_other_voters_is_refused() -> None:
+    content = encode_snapshot(Snapshot(5, 1, ("x", "y", "z"), b"\x90"))
+    with pytest.raises(CorruptFile, match="other voters"):
+        decode_snapshot(content, voters=("a", "b", "c"), source="test")
+    hands = Hands()
+    hands.say("b", SnapshotChunk(1, 1, 5, 5, 1, len(content), 0, content))
+    assert hands.machine.refused_snapshots == 1
+    assert hands.machine.applied_index == 1
+
+
+def test_a_snapshot_too_large_is_refused_before_it_is_kept() -> None:
+    hands = Hands(config=RaftConfig(snapshot_bytes_max=100))
+    assert not sent(hands.say("b", SnapshotChunk(1, 1, 5, 5, 1, 101, 0, b"x")), AppendReply)
+    assert hands.machine.refused_snapshots == 1
+
+
+def test_the_snapshot_is_of_the_moment_it_was_taken() -> None:
+    """It is encoded at the sync, after the state may have moved on; the copy is frozen."""
+    hands = Hands("a", config=RaftConfig(compact_entries=3, keep_entries=0))
+    hands.go_on()
+    hands.go_on()
+    for tag in range(2):
+        hands.propose(b"early", tag)
+        hands.go_on(sync=False)
+    hands.state.commands.append(b"later")
+    hands.machine.sync()
+    raw = hands.disk.read(SNAPSHOT_FILE) or b""
+    assert b"early" in raw
+    assert b"later" not in raw
+
+
+def test_a_full_disk_stops_answers_and_heals() -> None:
+    disk = sim_disk()
+    hands = Hands("a", disk=disk)
+    hands.go_on()
+    hands.go_on()
+    disk.full = True
+    hands.propose(b"x", sync=False)
+    with pytest.raises(DiskFault):
+        hands.machine.sync()
+    with pytest.raises(DiskFault):
+        hands.machine.sync()
+    disk.full = False
+    hands.machine.sync()
+    assert of(hands.go_on(), Proposed) == [Proposed(1, True, 3, None)]
+    disk.crash()
+    hands.start()
+    hands.go_on()
+    hands.go_on()
+    assert hands.state.commands == [b"x"]
+
+
+def test_junk_and_strangers_are_counted_and_change_nothing() -> None:
+    hands = Hands()
+    good = VOTERS.encode(PreVoteRequest(1, 1, 0))
+    whole = Part(b"0" * 16, 0, 1, b"x")
+    effects = hands.step(
+        Deliver("b", b""),
+        Deliver("b", b"\x01\xc1"),
+        Deliver("b", good + b"x"),
+        Deliver("stranger", good),
+        Deliver("b", VOTERS.encode(whole)),
+        Deliver("b", VOTERS.encode(Part(b"0" * 16, 5, 2, b"x"))),
+    )
+    assert hands.machine.malformed_count == 6
+    assert not sent(effects)
+
+
+def test_parts_arrive_in_any_order_and_never_mix() -> None:
+    one, two = b"1" * 1_000, b"2" * 1_000
+    first, second = split(one, 300), split(two, 300)
+    assert len(first) == 4
+    assembler = Assembler()
+    whole = [assembler.take(VOTERS.decode(p)) for p in [first[3], second[0], first[0], first[0]]]
+    assert whole == [None] * 4
+    assert assembler.take(VOTERS.decode(first[1])) is None
+    assert assembler.take(VOTERS.decode(first[2])) == one
+    assert [assembler.take(VOTERS.decode(p)) for p in second[1:]][-1] == two
+    assert split(one, 1_000) == [one]
+
+
+def test_timers_do_not_pile_up() -> None:
+    hands = Hands()
+    timers = of(hands.go_on(), SetTimer)
+    for _ in range(100):
+        timers += of(hands.say("b", Append(1, 1, 1, 1, 0, ())), SetTimer)
+    assert len(timers) <= 2
+
+
+def test_a_stale_wake_is_harmless() -> None:
+    hands = Hands()
+    hands.go_on()
+    assert not sent(hands.step(Wake(12345)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"heartbeat_s": 0.0},
+        {"election_min_s": 0.1},
+        {"election_max_s": 0.2},
+        {"batch_bytes_max": 0},
+        {"keep_entries": -1},
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError):
+        RaftConfig(**wrong)
+
+
+async def test_under_the_driver_with_real_files(tmp_path: Path) -> None:
+    """One voter on the real file system, stepped by the house's driver."""
+    disk = FileDisk(tmp_path / "raft")
+    clock = BootClock()
+    state = ListState()
+    machine = RaftMachine("a", ("a",), disk, state, make_rng(1), RaftConfig(), clock.now())
+    answered: list[Proposed] = []
+    ready, done = trio.Event(), trio.Event()
+
+    async def persist() -> None:
+        machine.sync()
+        await trio.lowlevel.checkpoint()
+
+    def proposed(effect: Proposed) -> None:
+        answered.append(effect)
+        if len(answered) == 500:
+            done.set()
+
+    def office(effect: Office) -> None:
+        if effect.ready:
+            ready.set()
+
+    performers = {SendRaft: lambda _: None, Applied: lambda _: None, Office: office}
+    performers[Proposed] = proposed
+    driver = Driver("raft", machine, performers, clock=clock, persist=persist)
+    driver.feed(Wake(START))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(driver.run)
+        await ready.wait()
+        for tag in range(500):
+            driver.feed(Propose(b"%d" % tag, tag))
+        with trio.fail_after(10):
+            await done.wait()
+        nursery.cancel_scope.cancel()
+    assert all(a.ok for a in answered)
+    disk.close()
+    again = RaftMachine(
+        "a", ("a",), FileDisk(tmp_path / "raft"), ListState(), make_rng(1), RaftConfig(), 0.0
+    )
+    assert again.status(0.0).last_index == 502
