@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+import pytest
 import trio
-from small_swarm import KEYS, chain, meshes, until
+from small_swarm import ADMIN, KEYS, chain, meshes, run_mesh, trust_of, until
 
+from swarmd.base.errors import ConfigError, PortTaken, SwarmError, Unavailable, Untrusted
+from swarmd.base.files import FileDisk
+from swarmd.base.ids import NodeId
+from swarmd.identity.authority import AuthorityState
+from swarmd.identity.entries import encode_record, issue_token
+from swarmd.mesh.addresses import Address
 from swarmd.mesh.config import MeshConfig
+from swarmd.mesh.join import join_swarm
 from swarmd.mesh.service import Mesh
 from swarmd.mesh.sockets import bind
 from swarmd.mesh.swim.service import MemberState
+from swarmd.mesh.trust import open_trust
+from swarmd.observe.metrics import REGISTRY
+from swarmd.wire.codec import Family, Message
 
-PORTS = itertools.count(21_000 + 0)
+
+class Say(Message, frozen=True, tag=1):
+    number: int
 
 
-def configs(count: int = 3, **extra: object) -> list[MeshConfig]:
-    """One port on as many loopback addresses, the first the seed of the others."""
-    with_port = MeshConfig(port=0, bind=("127.0.0.1",))
-    bound = bind(with_port)
-    port = bound.port
+TALK = Family("talk", Say)
+
+
+def free_port() -> int:
+    bound = bind(MeshConfig(port=0, bind=("127.0.0.1",)))
     bound.close()
+    return bound.port
+
+
+def configs(count: int = 3) -> list[MeshConfig]:
+    """One port on as many loopback addresses, the first the seed of all."""
+    port = free_port()
     return [
         MeshConfig(
             port=port,
@@ -38,17 +58,218 @@ def sees(mesh: Mesh, state: MemberState = MemberState.ALIVE) -> int:
     return sum(member.state is state for member in mesh.membership.members())
 
 
+def state_of(mesh: Mesh, node_id: NodeId) -> MemberState | None:
+    member = mesh.membership.get(node_id)
+    return None if member is None else member.state
+
+
 async def test_three_find_each_other_by_a_seed_and_see_one_die(tmp_path: Path) -> None:
     state, _ = chain()
     async with meshes(tmp_path, configs(), state) as nodes:
-        started = trio.current_time()
-        await until(lambda: all(sees(mesh) == 3 for mesh, _ in nodes))
-        assert trio.current_time() - started < 5
+        await until(lambda: all(sees(mesh) == 3 for mesh, _ in nodes), within_s=5)
         victim, scope = nodes[2]
         scope.cancel()
-        await until(lambda: all(sees(mesh, MemberState.DEAD) == 1 for mesh, _ in nodes[:2]))
-        for mesh, _ in nodes[:2]:
-            member = mesh.membership.get(victim.link.node_id)
-            assert member is not None
-            assert member.state is MemberState.DEAD
+        await until(
+            lambda: all(
+                state_of(mesh, victim.link.node_id) is MemberState.DEAD for mesh, _ in nodes[:2]
+            )
+        )
         assert [r.member for r in nodes[1][0].seed_report()] == [KEYS[0].key_id]
+        assert "itself" in nodes[0][0].seed_report()[0].problem
+
+
+async def test_a_killed_member_comes_back_as_itself(tmp_path: Path) -> None:
+    state, _ = chain()
+    wanted = configs()
+    async with meshes(tmp_path, wanted, state) as nodes, trio.open_nursery() as nursery:
+        await until(lambda: all(sees(mesh) == 3 for mesh, _ in nodes))
+        nodes[2][1].cancel()
+        await until(lambda: all(sees(mesh) == 2 for mesh, _ in nodes[:2]))
+        place = tmp_path / "2"
+        back, _ = await nursery.start(run_mesh, place, 2, trust_of(place, state), wanted[2])
+        await until(lambda: sees(back) == 3 and all(sees(mesh) == 3 for mesh, _ in nodes[:2]))
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_member_that_leaves_is_left_and_never_suspected(tmp_path: Path) -> None:
+    state, _ = chain()
+    async with meshes(tmp_path, configs(), state) as nodes:
+        await until(lambda: all(sees(mesh) == 3 for mesh, _ in nodes))
+        changes = [mesh.membership.subscribe() for mesh, _ in nodes[:2]]
+        leaver, scope = nodes[2]
+        with trio.fail_after(5):
+            await leaver.leave()
+        scope.cancel()
+        for listener in changes:
+            with trio.fail_after(5):
+                change = await listener.receive()
+            assert change.after is not None
+            assert change.after.state is MemberState.LEFT
+        await trio.sleep(0.5)
+        assert all(sees(mesh, MemberState.LEFT) == 1 for mesh, _ in nodes[:2])
+
+
+async def test_all_start_again_without_seeds_and_remember_each_other(tmp_path: Path) -> None:
+    state, _ = chain()
+    wanted = configs()
+    async with meshes(tmp_path, wanted, state) as nodes:
+        await until(lambda: all(sees(mesh) == 3 for mesh, _ in nodes))
+        await until(lambda: all((tmp_path / str(n) / "members").exists() for n in range(3)))
+        await trio.sleep(1.2)  # The snapshot is written once a second at most.
+    seedless = [msgspec.structs.replace(config, seeds=()) for config in wanted]
+    async with meshes(tmp_path, seedless, state) as nodes:
+        await until(lambda: all(sees(mesh) == 3 for mesh, _ in nodes))
+
+
+async def test_streams_work_between_members_of_a_mesh(tmp_path: Path) -> None:
+    state, _ = chain(2)
+    async with meshes(tmp_path, configs(2), state) as nodes, trio.open_nursery() as nursery:
+        (a, _), (b, _) = nodes
+        await until(lambda: sees(a) == 2)
+        inbox = b.link.open_inbox(TALK)
+
+        async def echo() -> None:
+            async for inbound in inbox:
+                await inbound.answer(inbound.message)
+
+        nursery.start_soon(echo)
+        assert await a.link.request(TALK, b.link.node_id, Say(5), timeout_s=5) == Say(5)
+        nursery.cancel_scope.cancel()
+
+
+async def test_two_swarms_at_the_same_addresses_stay_two(tmp_path: Path) -> None:
+    """The same keys even: only the swarm differs."""
+    labels = {"where": "udp", "reason": "other_swarm"}
+    before = REGISTRY.get_sample_value("swarmd_dropped_total", labels) or 0.0
+    state, _ = chain(2)
+    other, _ = chain(3, nonce=b"h" * 16)
+    wanted = configs(3)
+    async with meshes(tmp_path, wanted[:2], state) as nodes, trio.open_nursery() as nursery:
+        place = tmp_path / "other"
+        stray, _ = await nursery.start(run_mesh, place, 2, trust_of(place, other), wanted[2])
+        await until(lambda: all(sees(mesh) == 2 for mesh, _ in nodes))
+        after = (REGISTRY.get_sample_value("swarmd_dropped_total", labels) or 0.0) - before
+        await until(
+            lambda: (REGISTRY.get_sample_value("swarmd_dropped_total", labels) or 0.0) > before
+        )
+        assert after >= 0
+        assert sees(stray) == 1
+        assert all(len(mesh.membership.members()) == 2 for mesh, _ in nodes)
+        assert "no member" in stray.seed_report()[0].problem
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_joiner_is_admitted_through_a_mesh_and_becomes_a_member_at_once(
+    tmp_path: Path,
+) -> None:
+    state, _ = chain(2)
+    log = AuthorityState.load(state.genesis, state.dump())
+    token, entry = issue_token(
+        state.genesis.swarm_id, log.head, ADMIN, uses=1, expires_ms=10_000_000
+    )
+    log.apply(entry, 3_000)
+    wanted = configs(3)
+    async with trio.open_nursery() as nursery:
+        nodes: list[Mesh] = []
+        trusts = []
+        for number in range(2):
+            trusts.append(open_trust(FileDisk(tmp_path / str(number)), log.genesis, log.dump()))
+            place = tmp_path / str(number)
+            mesh, _ = await nursery.start(run_mesh, place, number, trusts[number], wanted[number])
+            nodes.append(mesh)
+        seed: Address = ("127.0.0.1", wanted[0].port)
+        with pytest.raises(Unavailable, match="starting"):
+            await join_swarm([seed], token, KEYS[2], "n2")
+
+        async def admit(raw: bytes) -> Sequence[bytes]:
+            record = encode_record(log.apply(raw, 4_000))
+            trusts[0].learn([record])
+            return [record]
+
+        nodes[0].serve_joins(admit)
+        result = await join_swarm([seed], token, KEYS[2], "n2")
+        assert seed in result.seeds
+        started = trio.current_time()
+        place = tmp_path / "2"
+        trust = open_trust(FileDisk(place), result.genesis, result.records)
+        mesh, _ = await nursery.start(run_mesh, place, 2, trust, wanted[2])
+        nodes.append(mesh)
+        await until(lambda: all(sees(mesh) == 3 for mesh in nodes))
+        assert trio.current_time() - started < 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_mesh_is_found_by_multicast_on_loopback(tmp_path: Path) -> None:
+    """No seeds: nodes that listen on loopback alone announce themselves there."""
+    state, _ = chain(2)
+    port = free_port()
+    wanted = [
+        MeshConfig(port=port, bind=(f"127.0.0.{n}",), interfaces=("lo",), seed_retry_s=0.2)
+        for n in (1, 2)
+    ]
+    async with meshes(tmp_path, wanted, state) as nodes:
+        await until(lambda: all(sees(mesh) == 2 for mesh, _ in nodes), within_s=15)
+        await until(lambda: all(m.discovery_report()[0].announced for m, _ in nodes), within_s=15)
+        report = nodes[0][0].discovery_report()[0]
+        assert report.interface == "lo"
+        assert report.announced_as == (f"127.0.0.1:{port}",)
+
+
+async def test_a_taken_port_is_named_with_its_setting(tmp_path: Path) -> None:
+    state, _ = chain(1)
+    config = configs(1)[0]
+    async with meshes(tmp_path, [config], state), trio.open_nursery() as nursery:
+        trust = trust_of(tmp_path / "again", state)
+        with pytest.raises(ExceptionGroup) as caught:
+            async with trio.open_nursery() as inner:
+                await inner.start(run_mesh, tmp_path / "again", 0, trust, config)
+        assert caught.group_contains(PortTaken, match=r"mesh\.port")
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "text"),
+    [
+        (MeshConfig(port=0, bind=("192.0.2.77",), mdns=False), ConfigError, "192.0.2.77"),
+        (MeshConfig(port=0, bind=("localhost",), mdns=False), ConfigError, "localhost"),
+        (MeshConfig(port=0, seeds=("a:b",), mdns=False), ConfigError, "a:b"),
+        (
+            MeshConfig(port=0, bind=("127.0.0.1",), advertise=("no.such.host.invalid",)),
+            ConfigError,
+            "no.such.host",
+        ),
+    ],
+)
+async def test_what_cannot_be_listened_on_is_named(
+    tmp_path: Path, config: MeshConfig, kind: type[SwarmError], text: str
+) -> None:
+    state, _ = chain(1)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(run_mesh, tmp_path, 0, trust_of(tmp_path, state), config)
+    assert caught.group_contains(kind, match=text)
+
+
+async def test_a_key_that_is_no_members_is_refused(tmp_path: Path) -> None:
+    state, _ = chain(1)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(run_mesh, tmp_path, 3, trust_of(tmp_path, state), configs(1)[0])
+    assert caught.group_contains(Untrusted)
+
+
+async def test_junk_at_the_port_changes_nothing(tmp_path: Path) -> None:
+    state, _ = chain(2)
+    wanted = configs(2)
+    async with meshes(tmp_path, wanted, state) as nodes:
+        await until(lambda: all(sees(mesh) == 2 for mesh, _ in nodes))
+        changes = nodes[0][0].membership.subscribe()
+        sock = trio.socket.socket(type=trio.socket.SOCK_DGRAM)
+        with sock:
+            for number in range(2_000):
+                junk = bytes([number % 5]) + number.to_bytes(4, "big") * (number % 320)
+                await sock.sendto(junk, ("127.0.0.1", wanted[0].port))
+        await trio.sleep(1)
+        with pytest.raises(trio.WouldBlock):
+            changes.receive_nowait()
+        assert all(sees(mesh) == 2 for mesh, _ in nodes)

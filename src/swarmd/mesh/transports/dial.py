@@ -6,6 +6,7 @@ within 250 ms; the first connection wins and the others are closed.
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Sequence
 from typing import Final
@@ -19,8 +20,14 @@ _SILENT_PEER_MS: Final = 10_000
 _RESOLVED_MAX: Final = 4
 
 
-async def dial_tcp(addresses: Sequence[Address]) -> tuple[trio.SocketStream, Address]:
+async def dial_tcp(
+    addresses: Sequence[Address], *, sources: Sequence[str] = ()
+) -> tuple[trio.SocketStream, Address]:
     """Connect.
+
+    Args:
+        sources: literal addresses of ours to call from, where one suits the target; a node
+            that listens on some addresses only must not be taken to be at another.
 
     Raises:
         ConnectionRefusedError: every address answered that nobody listens there.
@@ -35,7 +42,7 @@ async def dial_tcp(addresses: Sequence[Address]) -> tuple[trio.SocketStream, Add
 
             async def attempt(address: Address, over: trio.Event) -> None:
                 try:
-                    made.append((await _connect(address), address))
+                    made.append((await _connect(address, sources), address))
                     nursery.cancel_scope.cancel()
                 except OSError as error:
                     errors.append(error)
@@ -70,12 +77,15 @@ def set_options(stream: trio.SocketStream) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3)
 
 
-async def _connect(address: Address) -> trio.SocketStream:
+async def _connect(address: Address, sources: Sequence[str]) -> trio.SocketStream:
     infos = await trio.socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
     last: OSError = OSError(f"{address[0]} has no address")
     for family, kind, protocol, _, target in infos[:_RESOLVED_MAX]:
         sock = trio.socket.socket(family, kind, protocol)
         try:
+            source = _source_for(str(target[0]), sources)
+            if source is not None:
+                await sock.bind((source, 0))
             await sock.connect(target)
             return trio.SocketStream(sock)
         except OSError as error:
@@ -85,6 +95,15 @@ async def _connect(address: Address) -> trio.SocketStream:
             sock.close()
             raise
     raise last
+
+
+def _source_for(target: str, sources: Sequence[str]) -> str | None:
+    to = ipaddress.ip_address(target)
+    for source in sources:
+        own = ipaddress.ip_address(source)
+        if (own.version, own.is_loopback) == (to.version, to.is_loopback):
+            return None if own.is_unspecified else source
+    return None
 
 
 def _close_all(made: Sequence[tuple[trio.SocketStream, Address]]) -> None:

@@ -240,7 +240,8 @@ class Streams(MuxLink):
 
     async def _attempt(self, port: StreamPort) -> tuple[TlsStream, Session]:
         port.stage = "dialing"
-        tcp, address = await dial_tcp(self._addresses.lookup(port.peer))
+        known = self._addresses.lookup(port.peer)
+        tcp, address = await dial_tcp(known, sources=self._config.bind)
         stream = trio.SSLStream(tcp, self._contexts.client((port.alpn,)))
         try:
             await stream.do_handshake()
@@ -324,8 +325,9 @@ class Streams(MuxLink):
         except BaseException:
             port.break_off("reset", "the connection broke while it was made")
             raise
-        host = stream.transport_stream.socket.getpeername()[0]
-        self._addresses.learn(peer, [(host, hello.port)])
+        if not self._addresses.lookup(peer):  # Else it said itself where it listens.
+            host = stream.transport_stream.socket.getpeername()[0]
+            self._addresses.learn(peer, [(host, hello.port)])
         return port, session
 
     def _judge(self, peer: NodeId, alpn: str, hello: Hello) -> str | None:
