@@ -118,7 +118,7 @@ async def _serve(
     control: NodeControl,
 ) -> None:
     clock, rng = services.clock, make_rng(os.urandom(32))
-    trust = beginning.trust
+    trust, node_id = beginning.trust, services.node_id
     services.trust = trust
     async with AsyncExitStack() as opened:
         mesh = await opened.enter_async_context(
@@ -178,13 +178,15 @@ async def _serve(
         services.agents = agents
         tasks = await opened.enter_async_context(
             open_tasks(
-                config.tasks,
-                link=mesh.link,
-                membership=mesh.membership,
                 store=store,
                 blobs=blobs,
-                agents=agents,
+                link=mesh.link,
+                membership=mesh.membership,
+                supervisor=supervisor
+                if "worker" in trust.admissions_by_id()[node_id].roles
+                else None,
                 swarm_id=trust.swarm_id,
+                config=config.tasks,
                 clock=clock,
                 rng=derive(rng, "tasks"),
             )
