@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from swim_bench import ALIVE, DEAD, LEFT, SUSPECT, Bench, node, rumour
 
-from swarmd.base.ids import NodeId, digest
-from swarmd.base.machine import Effect, SetTimer
-from swarmd.base.rng import make_rng
+from swarmd.base.machine import SetTimer
 from swarmd.mesh.swim.broadcasts import BroadcastQueue
-from swarmd.mesh.swim.config import SwimConfig
-from swarmd.mesh.swim.events import Changed, PacketIn, SuspicionDue
-from swarmd.mesh.swim.machine import SwimMachine
-from swarmd.mesh.swim.messages import (
-    PACKETS,
-    Gossip,
-    MemberState,
-    Meta,
-    Rumour,
-    encode_meta,
-    encode_statement,
-    make_rumour,
-)
+from swarmd.mesh.swim.events import SuspicionDue
+from swarmd.mesh.swim.messages import MemberState
 from swarmd.mesh.swim.suspicion import (
     LocalHealth,
     Suspicion,
@@ -31,82 +17,6 @@ from swarmd.mesh.swim.suspicion import (
     suspicion_s,
     sync_scale,
 )
-
-ALIVE, SUSPECT, DEAD, LEFT = MemberState
-
-
-def node(name: str) -> NodeId:
-    return NodeId(digest(b"node", name.encode()))
-
-
-class OpenSigner:
-    """Believes everyone."""
-
-    def sign_rumour(self, statement: bytes) -> bytes:
-        return bytes(64)
-
-    def verify_rumour(self, author: NodeId, statement: bytes, signature: bytes) -> bool:
-        return True
-
-
-def rumour(
-    kind: MemberState, subject: str, incarnation: int, meta: str = "", by: str = "peer"
-) -> Rumour:
-    body = encode_meta(Meta(subject, tags=(("value", meta),))) if kind is ALIVE else b""
-    author = node(by)
-    said = encode_statement(kind, node(subject), incarnation, author=author, body=body)
-    return make_rumour(said, bytes(64))
-
-
-class Bench:
-    """One machine, told rumours by a peer; keeps its changes."""
-
-    def __init__(self) -> None:
-        config = SwimConfig()
-        self.machine = SwimMachine(
-            node("me"), config, make_rng(1), OpenSigner(), Meta("me"), 1, now=0.0
-        )
-        self.now = 1.0
-        self.changes: list[Changed] = []
-        self.effects: list[Effect] = []
-        self.clear()
-
-    def tell(self, *rumours: Rumour) -> list[Effect]:
-        data = PACKETS.encode(Gossip([r.raw for r in rumours]))
-        return self.handle(PacketIn(node("peer"), data))
-
-    def handle(self, event: Any) -> list[Effect]:
-        self.effects = self.machine.handle(event, self.now)
-        self.changes += [effect for effect in self.effects if isinstance(effect, Changed)]
-        return self.effects
-
-    def clear(self) -> None:
-        """Forget what is queued, and the changes so far."""
-        for waiting in self.machine.queued():
-            self.machine._ledger.queue.drop(waiting.subject)
-        self.changes.clear()
-
-    def after_telling(self, *rumours: Rumour) -> Bench:
-        """Let the rumours be told, and forget everything about how."""
-        for one in rumours:
-            self.tell(one)
-        self.clear()
-        self.now += 1.0
-        return self
-
-    @property
-    def queued(self) -> list[tuple[MemberState, int]]:
-        return [(r.kind, r.incarnation) for r in self.machine.queued()]
-
-    def state(self, name: str) -> tuple[MemberState, int]:
-        member = self.machine.get(node(name))
-        assert member is not None
-        return member.state, member.incarnation
-
-    def changed_at(self, name: str) -> float:
-        member = self.machine.get(node(name))
-        assert member is not None
-        return member.changed_at
 
 
 @pytest.fixture

@@ -1,0 +1,490 @@
+"""Whom the machine asks, whom it believes, and what it ignores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from swim_bench import ALIVE, DEAD, LEFT, SUSPECT, Bench, node, rumour, told
+
+from swarmd.base.machine import Event, SetTimer
+from swarmd.mesh.swim import members
+from swarmd.mesh.swim.events import (
+    Changed,
+    Departed,
+    HintTick,
+    Join,
+    JoinAgain,
+    Leave,
+    PacketIn,
+    ProbeTick,
+    ProbeTimeout,
+    Refused,
+    RelayTimeout,
+    RetryTick,
+    SetMeta,
+    Started,
+    StreamClosed,
+    SuspicionDue,
+    SyncFailed,
+    SyncIn,
+    SyncWith,
+    TrustChanged,
+)
+from swarmd.mesh.swim.messages import (
+    PACKETS,
+    Ack,
+    MemberState,
+    Meta,
+    Nack,
+    Ping,
+    PingFor,
+    decode_rumour,
+    encode_statement,
+    make_rumour,
+)
+
+START = 1 << 32
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def timer(bench: Bench, kind: type[Event]) -> SetTimer:
+    """The timer of that kind which the last step set."""
+    [found] = [e for e in bench.effects if isinstance(e, SetTimer) and isinstance(e.event, kind)]
+    return found
+
+
+def elapse(bench: Bench, kind: type[Event]) -> None:
+    """Let the timer of that kind fire."""
+    found = timer(bench, kind)
+    bench.now += found.delay_s
+    bench.handle(found.event)
+
+
+def get(bench: Bench, peer: str, packet: Any) -> None:
+    bench.handle(PacketIn(node(peer), PACKETS.encode(packet)))
+
+
+def probe(bench: Bench) -> Ping:
+    """Start the machine and let it probe; the ping."""
+    bench.handle(Started())
+    elapse(bench, ProbeTick)
+    [ping] = bench.sent()
+    assert isinstance(ping, Ping)
+    return ping
+
+
+# ---- belief -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [SUSPECT, DEAD, LEFT])
+def test_a_doubt_about_oneself_is_answered_above_it(bench: Bench, kind: MemberState) -> None:
+    bench.know("peer")
+    bench.tell(rumour(kind, "me", START + 7))
+    assert bench.state("me") == (ALIVE, START + 8)
+    assert bench.queued == [(ALIVE, START + 8)]
+    assert bench.machine.health == (0 if kind is LEFT else 1)
+
+
+def test_an_old_doubt_about_oneself_needs_no_answer(bench: Bench) -> None:
+    bench.tell(rumour(SUSPECT, "me", START - 1))
+    assert bench.state("me") == (ALIVE, START)
+    assert bench.queued == []
+
+
+def test_a_word_of_an_earlier_life_ahead_of_ours_is_outranked(bench: Bench) -> None:
+    """The start counter was lost, so others know a higher incarnation."""
+    bench.tell(rumour(ALIVE, "me", 5 * START))
+    assert bench.state("me") == (ALIVE, 5 * START + 1)
+
+
+def test_a_leaver_answers_no_doubts(bench: Bench) -> None:
+    bench.know("peer")
+    bench.handle(Leave())
+    bench.tell(rumour(SUSPECT, "me", START))
+    assert bench.state("me") == (LEFT, START)
+
+
+def test_a_wrong_signature_has_no_effect(bench: Bench) -> None:
+    bench.know("x")
+    for kind in MemberState:
+        good = rumour(kind, "x", 9)
+        bad = make_rumour(good.statement, b"\1" * 64)
+        assert bench.tell(bad) == [Refused("bad_signature")]
+    assert bench.state("x") == (ALIVE, 1)
+    assert bench.queued == []
+
+
+def test_an_accusation_far_ahead_of_its_subject_is_absurd(bench: Bench) -> None:
+    """It would wear out the incarnations, above which the subject must answer."""
+    bench.know("x")
+    assert bench.tell(rumour(SUSPECT, "x", 2**61)) == [Refused("absurd")]
+    bench.tell(rumour(SUSPECT, "me", 2**61))
+    assert bench.state("me") == (ALIVE, START)
+
+
+def test_who_is_not_admitted_yet_is_believed_once_its_key_is_known(bench: Bench) -> None:
+    bench.signer.unknown = [node("x")]
+    assert bench.tell(rumour(ALIVE, "x", 1)) == [Refused("bad_signature")]
+    bench.handle(TrustChanged())
+    assert bench.machine.get(node("x")) is None
+    bench.signer.unknown = []
+    bench.handle(TrustChanged())
+    assert bench.state("x") == (ALIVE, 1)
+
+
+def test_what_cannot_be_verified_is_kept_within_bounds(bench: Bench) -> None:
+    names = [f"x{n}" for n in range(70)]
+    bench.signer.unknown = [node(name) for name in names]
+    for name in names:
+        bench.tell(rumour(ALIVE, name, 1))
+    bench.signer.unknown = []
+    bench.handle(TrustChanged())
+    assert len(bench.machine.members()) == 1 + 64
+    assert bench.machine.get(node("x0")) is None
+
+
+def test_a_timer_of_a_refuted_suspicion_is_stale(bench: Bench) -> None:
+    bench.know("x")
+    bench.tell(rumour(SUSPECT, "x", 1))
+    first = timer(bench, SuspicionDue)
+    started_at = bench.now
+    bench.now += first.delay_s / 2
+    bench.tell(rumour(ALIVE, "x", 2))
+    bench.tell(rumour(SUSPECT, "x", 2))
+    bench.now = started_at + first.delay_s
+    bench.handle(first.event)
+    assert bench.state("x") == (SUSPECT, 2)
+
+
+def test_a_confirmed_suspicion_is_shorter(bench: Bench) -> None:
+    bench.know("x", "y", "z", "w")
+    bench.tell(rumour(SUSPECT, "x", 1, by="y"))
+    alone_s = timer(bench, SuspicionDue).delay_s
+    bench.tell(rumour(SUSPECT, "x", 1, by="z"))
+    bench.tell(rumour(SUSPECT, "x", 1, by="w"))
+    assert timer(bench, SuspicionDue).delay_s < alone_s / 2
+    assert bench.queued == [(SUSPECT, 1)]
+
+
+def test_a_view_that_calls_a_live_member_dead_is_only_doubt(bench: Bench) -> None:
+    bench.know("x")
+    dead = [rumour(ALIVE, "x", 1).raw, rumour(DEAD, "x", 1).raw]
+    bench.handle(SyncIn(node("peer"), tuple(dead)))
+    assert bench.state("x") == (SUSPECT, 1)
+
+
+def test_a_view_that_calls_a_member_left_is_believed(bench: Bench) -> None:
+    bench.know("x")
+    bench.handle(SyncIn(node("peer"), (rumour(LEFT, "x", 1).raw,)))
+    assert bench.state("x") == (LEFT, 1)
+
+
+@pytest.mark.parametrize("kind", [DEAD, LEFT])
+def test_the_dead_of_a_view_are_remembered_quietly(bench: Bench, kind: MemberState) -> None:
+    gone = (rumour(ALIVE, "x", 1).raw, rumour(kind, "x", 1).raw)
+    bench.handle(SyncIn(node("peer"), gone))
+    assert bench.state("x") == (kind, 1)
+    assert bench.changes == []
+    assert bench.queued == []
+
+
+def test_the_table_of_members_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members, "MEMBERS_MAX", 3)
+    bench.know("a", "b")
+    assert bench.tell(rumour(ALIVE, "c", 1)) == [Refused("full")]
+
+
+def test_the_longest_dead_are_forgotten(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members, "DEAD_MAX", 2)
+    bench.know("a", "b", "c")
+    for name in "abc":
+        bench.now += 1
+        bench.tell(rumour(DEAD, name, 1))
+    assert bench.machine.get(node("a")) is None
+    forgotten = bench.changes[-1]
+    assert forgotten.after is None
+    assert forgotten.before is not None
+    assert forgotten.before.name == "a"
+
+
+@pytest.mark.parametrize("data", [b"", b"\1", b"\1\xc1", b"\2\x92\5\x90", b"\xff" * 1_200])
+def test_junk_has_no_effect(bench: Bench, data: bytes) -> None:
+    assert bench.handle(PacketIn(node("peer"), data)) == [Refused("malformed")]
+
+
+def test_other_meta_is_told_at_a_higher_incarnation(bench: Bench) -> None:
+    bench.handle(SetMeta(Meta("me", tags=(("a", "b"),))))
+    assert bench.state("me") == (ALIVE, START + 1)
+    assert bench.queued == [(ALIVE, START + 1)]
+    assert len(bench.changes) == 1
+
+
+# ---- probes -----------------------------------------------------------------------------
+
+
+def test_an_answered_probe_suspects_nobody(bench: Bench) -> None:
+    bench.know("x")
+    ping = probe(bench)
+    get(bench, "x", Ack(ping.sequence, ping.view, []))
+    bench.handle(ProbeTimeout(ping.sequence))
+    assert bench.sent() == []
+    bench.handle(ProbeTick(1))
+    assert bench.state("x") == (ALIVE, 1)
+
+
+def test_without_an_answer_others_are_asked_and_then_it_is_suspect(bench: Bench) -> None:
+    bench.know("x", "a", "b", "c", "d")
+    bench.handle(Started())
+    elapse(bench, ProbeTick)
+    tick = timer(bench, ProbeTick)
+    elapse(bench, ProbeTimeout)
+    asked = bench.sent()
+    assert [type(packet) for packet in asked] == [PingFor] * bench.config.indirect_probes
+    target = asked[0].target
+    bench.handle(tick.event)
+    member = bench.machine.get(target)
+    assert member is not None
+    assert member.state is SUSPECT
+
+
+def test_an_answer_through_a_helper_counts(bench: Bench) -> None:
+    bench.know("x", "y")
+    ping = probe(bench)
+    bench.handle(ProbeTimeout(ping.sequence))
+    helper = "x" if bench.sent("x") else "y"
+    get(bench, helper, Ack(ping.sequence, ping.view, []))
+    bench.handle(ProbeTick(1))
+    assert bench.changes == []
+
+
+def test_an_answer_from_a_stranger_does_not_count(bench: Bench) -> None:
+    bench.know("x")
+    ping = probe(bench)
+    get(bench, "stranger", Ack(ping.sequence, ping.view, []))
+    get(bench, "x", Ack(ping.sequence + 1, ping.view, []))
+    bench.handle(ProbeTick(1))
+    assert bench.state("x") == (SUSPECT, 1)
+
+
+def test_who_spoke_up_since_it_was_asked_is_not_accused(bench: Bench) -> None:
+    bench.know("x")
+    probe(bench)
+    bench.tell(rumour(ALIVE, "x", 2))
+    bench.handle(ProbeTick(1))
+    assert bench.state("x") == (ALIVE, 2)
+
+
+def test_a_stale_probe_tick_is_ignored(bench: Bench) -> None:
+    bench.know("x")
+    probe(bench)
+    assert bench.handle(ProbeTick(0)) == []
+
+
+@pytest.mark.parametrize(("nacks", "health"), [(0, 2), (1, 1), (2, 0)])
+def test_helpers_that_hear_us_vouch_for_our_health(bench: Bench, nacks: int, health: int) -> None:
+    bench.know("x", "y", "z")
+    ping = probe(bench)
+    bench.handle(ProbeTimeout(ping.sequence))
+    helpers = [name for name in "xyz" if bench.sent(name)]
+    assert len(helpers) == 2
+    for name in helpers[:nacks]:
+        get(bench, name, Nack(ping.sequence))
+        get(bench, name, Nack(ping.sequence))
+    bench.handle(ProbeTick(1))
+    assert bench.machine.health == health
+    assert timer(bench, ProbeTick).delay_s == bench.config.probe_interval_s * (health + 1)
+
+
+def test_a_probe_for_another_is_passed_on_and_back(bench: Bench) -> None:
+    bench.know("x", "asker")
+    get(bench, "asker", PingFor(77, node("x"), []))
+    [ping] = bench.sent("x")
+    relayed = timer(bench, RelayTimeout)
+    get(bench, "x", Ack(ping.sequence, ping.view, []))
+    assert [packet.sequence for packet in bench.sent("asker")] == [77]
+    assert bench.handle(relayed.event) == []
+
+
+def test_a_probe_for_another_that_fails_is_refused(bench: Bench) -> None:
+    bench.know("x", "asker")
+    get(bench, "asker", PingFor(77, node("x"), []))
+    elapse(bench, RelayTimeout)
+    assert bench.sent("asker") == [Nack(77)]
+
+
+def test_nobody_is_pinged_whom_we_do_not_know(bench: Bench) -> None:
+    bench.know("asker")
+    get(bench, "asker", PingFor(77, node("x"), []))
+    assert bench.sent() == []
+
+
+@pytest.mark.parametrize("kind", [SUSPECT, DEAD])
+def test_who_is_doubted_is_told_so_first(bench: Bench, kind: MemberState) -> None:
+    bench.know("x")
+    bench.tell(rumour(kind, "x", 1))
+    bench.clear()
+    view = bench.machine._ledger.members.view_digest()
+    get(bench, "x", Ping(5, view, []))
+    [ack] = bench.sent("x")
+    assert ack.sequence == 5
+    assert told(ack) == [(node("x"), kind, 1)]
+
+
+def test_a_peer_with_another_view_is_told_who_we_are(bench: Bench) -> None:
+    bench.know("x")
+    get(bench, "x", Ping(5, b"another", []))
+    assert told(bench.sent("x")[0]) == [(node("me"), ALIVE, START)]
+
+
+def test_a_peer_with_another_view_is_synced_with_but_not_too_often(bench: Bench) -> None:
+    bench.know("x")
+    get(bench, "x", Ping(5, b"another", []))
+    assert SyncWith(node("x")) in bench.effects
+    get(bench, "x", Ping(6, b"another", []))
+    assert SyncWith(node("x")) not in bench.effects
+
+
+def test_the_dead_are_tried_again_and_their_answer_is_followed_by_a_sync(bench: Bench) -> None:
+    bench.know("x", "y")
+    bench.tell(rumour(DEAD, "x", 1), rumour(LEFT, "y", 1))
+    bench.clear()
+    bench.handle(RetryTick())
+    assert bench.sent("y") == []
+    [ping] = bench.sent("x")
+    assert told(ping) == [(node("x"), DEAD, 1)]
+    get(bench, "x", Ack(ping.sequence, b"", []))
+    assert SyncWith(node("x")) in bench.effects
+
+
+# ---- streams ----------------------------------------------------------------------------
+
+
+def test_a_reset_is_followed_by_three_quick_pings_and_ordinary_suspicion(bench: Bench) -> None:
+    bench.know("x", "y", "z")
+    started_at = bench.now
+    bench.handle(StreamClosed(node("x"), "reset"))
+    pings = len(bench.sent("x"))
+    for _ in range(3):
+        assert bench.state("x") == (ALIVE, 1)
+        elapse(bench, HintTick)
+        pings += len(bench.sent("x"))
+    assert pings == 3
+    assert bench.now - started_at == pytest.approx(0.3)
+    assert bench.state("x") == (SUSPECT, 1)
+    least_s = bench.config.suspicion_mult * bench.config.probe_interval_s
+    assert timer(bench, SuspicionDue).delay_s >= least_s
+
+
+def test_an_answer_after_a_reset_ends_the_doubt(bench: Bench) -> None:
+    bench.know("x")
+    bench.handle(StreamClosed(node("x"), "reset"))
+    [ping] = bench.sent("x")
+    again = timer(bench, HintTick)
+    get(bench, "x", Ack(ping.sequence, ping.view, []))
+    bench.handle(again.event)
+    assert bench.sent() == []
+    assert bench.state("x") == (ALIVE, 1)
+
+
+def test_a_refused_connection_shortens_the_suspicion(bench: Bench) -> None:
+    bench.know("x")
+    bench.handle(StreamClosed(node("x"), "refused"))
+    assert bench.state("x") == (SUSPECT, 1)
+    assert told(bench.sent("x")[0])[0] == (node("x"), SUSPECT, 1)
+    due = [
+        e for e in bench.effects if isinstance(e, SetTimer) and e.event == SuspicionDue(node("x"))
+    ]
+    bench.now += min(e.delay_s for e in due)
+    bench.handle(SuspicionDue(node("x")))
+    assert bench.state("x") == (DEAD, 1)
+    assert min(e.delay_s for e in due) == pytest.approx(bench.config.refused_suspicion_s)
+
+
+def test_a_member_under_suspicion_still_gets_time_when_refused(bench: Bench) -> None:
+    bench.know("x")
+    bench.tell(rumour(SUSPECT, "x", 1))
+    bench.now += 2.0
+    bench.handle(StreamClosed(node("x"), "refused"))
+    bench.handle(SuspicionDue(node("x")))
+    assert bench.state("x") == (SUSPECT, 1)
+
+
+@pytest.mark.parametrize("how", ["idle", "leaving", "restarting"])
+def test_a_clean_close_is_no_hint(bench: Bench, how: Any) -> None:
+    bench.know("x")
+    assert bench.handle(StreamClosed(node("x"), how)) == []
+
+
+def test_who_restarts_is_excused_for_as_long_as_it_said(bench: Bench) -> None:
+    bench.know("x")
+    bench.handle(StreamClosed(node("x"), "restarting", quiet_s=5.0))
+    bench.handle(StreamClosed(node("x"), "refused"))
+    probe(bench)
+    bench.handle(ProbeTick(1))
+    assert bench.state("x") == (ALIVE, 1)
+    bench.now += 6.0
+    bench.handle(ProbeTick(2))
+    assert bench.state("x") == (SUSPECT, 1)
+
+
+# ---- joining and leaving ----------------------------------------------------------------
+
+
+def test_a_join_is_tried_until_it_is_answered(bench: Bench) -> None:
+    assert bench.handle(Join((node("x"), node("me")))) == [SyncWith(node("x"))]
+    assert bench.handle(Join((node("x"),))) == []
+    for _ in range(30):
+        bench.handle(SyncFailed(node("x")))
+        assert timer(bench, JoinAgain).delay_s <= 75.0
+        elapse(bench, JoinAgain)
+        assert bench.effects == [SyncWith(node("x"))]
+    bench.handle(SyncIn(node("x"), (rumour(ALIVE, "x", 1).raw,), answer=True))
+    assert bench.state("x") == (ALIVE, 1)
+    assert bench.handle(SyncFailed(node("x"))) == []
+
+
+def test_a_join_ends_when_others_told_of_the_peer(bench: Bench) -> None:
+    bench.handle(Join((node("x"),)))
+    bench.handle(SyncFailed(node("x")))
+    again = timer(bench, JoinAgain)
+    bench.know("x")
+    assert bench.handle(again.event) == []
+
+
+def test_joins_are_bounded(bench: Bench) -> None:
+    bench.handle(Join(tuple(node(f"x{n}") for n in range(100))))
+    assert len([e for e in bench.effects if isinstance(e, SyncWith)]) == 64
+
+
+def test_alone_a_leaver_departs_at_once(bench: Bench) -> None:
+    effects = bench.handle(Leave())
+    assert [type(effect) for effect in effects] == [Changed, Departed]
+    assert bench.handle(Leave()) == []
+
+
+def test_a_goodbye_goes_to_all_at_once(bench: Bench) -> None:
+    names = "abcdefgh"
+    bench.know(*names)
+    bench.handle(Leave())
+    for name in names:
+        assert told(bench.sent(name)[0]) == [(node("me"), LEFT, START)]
+
+
+def test_a_view_holds_this_node_first_and_everyones_proof(bench: Bench) -> None:
+    bench.know("x", "y")
+    bench.tell(rumour(DEAD, "x", 1))
+    view = [decode_rumour(raw) for raw in bench.machine.view()]
+    assert view[0].subject == node("me")
+    kinds = {name: [r.kind for r in view if r.subject == node(name)] for name in ("x", "y")}
+    assert kinds == {"x": [ALIVE, DEAD], "y": [ALIVE]}
+
+
+def test_a_statement_names_its_accuser_only_when_it_accuses() -> None:
+    for kind in MemberState:
+        said = encode_statement(kind, node("x"), 1, author=node("peer"), body=b"")
+        assert (node("peer") in said) == (kind in (SUSPECT, DEAD))
