@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 import trio
@@ -16,6 +17,9 @@ from swarmd.gateway.http import Budget, Items, Stream, payload_in, read
 from swarmd.gateway.services import Services
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.tasks.spec import Inline, Stored
+
+_PUTS_AT_ONCE: Final = 8
+_NIL: Final = b"\xc0"
 
 T = TypeVar("T")
 
@@ -36,22 +40,41 @@ class Context:
     def stream(self, request: Request, items: Items) -> Stream:
         return Stream(request, items, keepalive_s=self.config.keepalive_s, stopping=self.stopping)
 
-    async def value_of(
-        self, request: Request, raw: msgspec.Raw | None, blob: BlobRef | None
-    ) -> Inline | Stored:
-        """A payload as tasks take it: inline, or durably stored as a blob if it is large."""
-        if blob is not None:
-            return Stored(blob)
-        packed = b"\xc0" if raw is None else payload_in(request, raw)
-        if len(packed) <= INLINE_BYTES_MAX:
-            return Inline(packed)
-        return Stored(await self.services.need(self.services.blobs).put(packed))
+    async def values_of(
+        self, request: Request, inputs: Sequence[tuple[msgspec.Raw | None, BlobRef | None]]
+    ) -> list[Inline | Stored]:
+        """Payloads as tasks take them: inline, or durably stored as a blob if one is large."""
+        values = [_value_of(request, raw, blob) for raw, blob in inputs]
+        large = [index for index, value in enumerate(values) if _is_large(value)]
+        limit = trio.CapacityLimiter(_PUTS_AT_ONCE)
+
+        async def store(index: int) -> None:
+            value = values[index]
+            assert isinstance(value, Inline)
+            async with limit:
+                blobs = self.services.need(self.services.blobs)
+                values[index] = Stored(await blobs.put(value.data))
+
+        async with trio.open_nursery() as nursery:
+            for index in large:
+                nursery.start_soon(store, index)
+        return values
 
     async def bytes_of(self, value: Inline | Stored) -> bytes:
         """The msgpack of a result, fetched if it is a blob."""
         if isinstance(value, Inline):
             return value.data
         return await self.services.need(self.services.blobs).get(value.blob)
+
+
+def _value_of(request: Request, raw: msgspec.Raw | None, blob: BlobRef | None) -> Inline | Stored:
+    if blob is not None:
+        return Stored(blob)
+    return Inline(_NIL if raw is None else payload_in(request, raw))
+
+
+def _is_large(value: Inline | Stored) -> bool:
+    return isinstance(value, Inline) and len(value.data) > INLINE_BYTES_MAX
 
 
 def query_int(request: Request, name: str, default: int, least: int, most: int) -> int:

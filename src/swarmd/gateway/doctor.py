@@ -55,6 +55,8 @@ class NodeFacts:
     mdns: bool
     interfaces: tuple[InterfaceFacts, ...]
     seeds: tuple[str, ...]
+    seed_problems: tuple[str, ...]
+    """"SEED: what is wrong", of those where nobody answers."""
     peers: tuple[PeerFacts, ...]
     store_state: str
     voters: tuple[str, ...]
@@ -70,6 +72,7 @@ def examine(facts: NodeFacts) -> list[Check]:
         *_local(facts.local),
         _clock(facts),
         *_discovery(facts),
+        *_seeds(facts),
         _peers(facts),
         _quorum(facts),
         firewall(facts.local),
@@ -207,6 +210,23 @@ def _discovery(facts: NodeFacts) -> list[Check]:
             )
         ]
     return [_interface(one, alone) for one in facts.interfaces]
+
+
+def _seeds(facts: NodeFacts) -> list[Check]:
+    if not facts.seeds:
+        return []
+    if not facts.seed_problems:
+        return [Check(name="seeds", verdict=OK, finding=f"answered: {', '.join(facts.seeds)}")]
+    all_silent = len(facts.seed_problems) == len(facts.seeds)
+    return [
+        Check(
+            name="seeds",
+            verdict=FAIL if all_silent and not facts.mdns else WARN,
+            finding="; ".join(facts.seed_problems),
+            advice="check the names and ports in mesh.seeds, and that UDP and TCP port "
+            f"{facts.local.port} are open there",
+        )
+    ]
 
 
 def _interface(one: InterfaceFacts, alone: bool) -> Check:

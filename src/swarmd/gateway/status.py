@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import trio
+
 from swarmd import __version__
 from swarmd.base.errors import SwarmError
 from swarmd.base.ids import NodeId, to_text
@@ -13,6 +15,8 @@ from swarmd.gateway.services import Services
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
 
+# Without a coordinator the rest is told all the same, and soon.
+_COUNTS_TIMEOUT_S: Final = 1.0
 _STATES: Final = ("pending", "assigned", "running", "succeeded", "failed", "cancelled", "dead",
                   "unknown")  # fmt: skip
 
@@ -27,8 +31,11 @@ async def status(services: Services) -> shapes.Status:
     counts: dict[str, int] = {}
     if services.tasks is not None:
         try:
-            found = await services.tasks.counts()
+            with trio.fail_after(_COUNTS_TIMEOUT_S):
+                found = await services.tasks.counts()
             counts = {state: found.get(state, 0) for state in _STATES}
+        except trio.TooSlowError:
+            notes.append("tasks are unknown: nobody coordinates them now")
         except SwarmError as error:
             notes.append(f"tasks are unknown: {error.message}")
     store = store_status(services)

@@ -67,6 +67,9 @@ class FakeMesh:
     def discovery_report(self) -> Sequence[Any]:
         return self.report
 
+    def seed_report(self) -> Sequence[Any]:
+        return []
+
 
 @dataclass
 class StoreEntry:

@@ -35,6 +35,7 @@ HEALTHY = NodeFacts(
     mdns=True,
     interfaces=(InterfaceFacts("eth0", True, 2, 0, ""),),
     seeds=(),
+    seed_problems=(),
     peers=(PeerFacts("n2", "alive", True, 0.01), PeerFacts("n3", "alive", True, -0.02)),
     store_state="ok",
     voters=("n1", "n2", "n3"),
@@ -70,7 +71,7 @@ def test_a_healthy_node_has_nothing_to_complain_about() -> None:
             {"local": replace(LOCAL, port_problem="UDP port 7575 on 0.0.0.0: in use")},
             "fail", "UDP port 7575", "mesh.port",
         ),
-        ("clock", {"peers": (PeerFacts("n2", "alive", True, 3),)}, "warn", "3.0 s behind n2", "ntp"),
+        ("clock", {"peers": (PeerFacts("n2", "alive", True, 3),)}, "warn", "behind n2", "ntp"),
         ("clock", {"peers": (PeerFacts("n2", "alive", True, -90),)}, "fail", "ahead of n2", "ntp"),
         (
             "clock",
@@ -95,6 +96,16 @@ def test_a_healthy_node_has_nothing_to_complain_about() -> None:
             "fail", "not reached over TCP: n2", "TCP port 7575",
         ),
         ("members", {"peers": (PeerFacts("n2", "dead", False, 0),)}, "warn", "heard: n2", "UDP"),
+        (
+            "seeds",
+            {"seeds": ("h1", "h2"), "seed_problems": ("h2: unknown host",)},
+            "warn", "h2: unknown host", "mesh.seeds",
+        ),
+        (
+            "seeds",
+            {"seeds": ("h1",), "seed_problems": ("h1: no member",), "mdns": False},
+            "fail", "h1: no member", "port 7575",
+        ),
         ("quorum", {"store_state": "no_quorum"}, "fail", "no majority", "start the voters"),
         ("quorum", {"coordinator": ""}, "fail", "no majority", "start the voters"),
         ("quorum", {"may_lose": 0}, "warn", "any one node", "from three nodes on"),

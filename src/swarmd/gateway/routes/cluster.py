@@ -160,6 +160,7 @@ class Cluster:
             mdns=config.mesh.mdns,
             interfaces=_interfaces(mesh) if mesh is not None else (),
             seeds=tuple(config.mesh.seeds),
+            seed_problems=_seed_problems(mesh) if mesh is not None else (),
             peers=await self._ask_peers(mesh) if mesh is not None else (),
             store_state=found.store.state if found.store else "",
             voters=tuple(found.store.voters) if found.store else (),
@@ -234,3 +235,7 @@ def _interfaces(mesh: Mesh) -> tuple[doctor.InterfaceFacts, ...]:
         )
         for one in mesh.discovery_report()
     )
+
+
+def _seed_problems(mesh: Mesh) -> tuple[str, ...]:
+    return tuple(f"{one.seed}: {one.problem}" for one in mesh.seed_report() if one.problem)

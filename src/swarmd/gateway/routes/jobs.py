@@ -17,6 +17,7 @@ from swarmd.gateway import shapes
 from swarmd.gateway.context import Context
 from swarmd.gateway.http import Items, Stream, answer, guarded, payload_out
 from swarmd.gateway.routes.tasks import BlobBody
+from swarmd.state.blobs.messages import BlobRef
 from swarmd.tasks.messages import JobView
 from swarmd.tasks.spec import (
     ITEMS_MAX,
@@ -78,7 +79,8 @@ class JobRoutes:
         tasks = self._services.need(self._services.tasks)
         stages = tuple(StageSpec(one.name, one.agent, one.kind) for one in body.job.stages)
         check_stages(stages)
-        items = [await self._item(request, one) for one in body.items]
+        values = await self._context.values_of(request, [_input(one) for one in body.items])
+        items = [Item(one.name, value) for one, value in zip(body.items, values, strict=True)]
         blobs = self._services.need(self._services.blobs)
         manifest = await blobs.put(msgspec.msgpack.encode(Manifest(tuple(items))))
         spec = JobSpec(
@@ -93,13 +95,6 @@ class JobRoutes:
             priority=body.job.priority,
         )
         return answer(request, shape(await tasks.submit_job(spec)), status=201)
-
-    async def _item(self, request: Request, body: ItemBody) -> Item:
-        raw = body.input if isinstance(body.input, msgspec.Raw) else None
-        if (raw is None) == (body.blob is None):
-            raise BadRequest("an item has either an input or a blob, one of the two")
-        blob = body.blob.ref if body.blob is not None else None
-        return Item(body.name, await self._context.value_of(request, raw, blob))
 
     async def list(self, request: Request) -> Response:
         tasks = self._services.need(self._services.tasks)
@@ -132,6 +127,13 @@ class JobRoutes:
             raise Conflict(f"job {view.job_id} is {view.state} and has no result{cause}")
         raw = await self._context.bytes_of(view.result)
         return answer(request, {"result": payload_out(request, raw)})
+
+
+def _input(body: ItemBody) -> tuple[msgspec.Raw | None, BlobRef | None]:
+    raw = body.input if isinstance(body.input, msgspec.Raw) else None
+    if (raw is None) == (body.blob is None):
+        raise BadRequest("an item has either an input or a blob, one of the two")
+    return raw, body.blob.ref if body.blob is not None else None
 
 
 def shape(view: JobView) -> shapes.JobInfo:

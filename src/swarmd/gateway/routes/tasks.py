@@ -20,7 +20,7 @@ from swarmd.gateway.context import Context, query_int
 from swarmd.gateway.http import Items, Stream, answer, guarded, payload_out
 from swarmd.state.blobs.messages import BlobRef, Hash, Size
 from swarmd.tasks.messages import PAGE_MAX, TaskView
-from swarmd.tasks.spec import Mode, State, TaskRecord, TaskSpec
+from swarmd.tasks.spec import Inline, Mode, State, Stored, TaskRecord, TaskSpec
 
 _STATES: Final = ", ".join(State)
 
@@ -91,7 +91,8 @@ class TaskRoutes:
         """Submit tasks. Answered when all that are accepted are durable; refused ones say why."""
         body = await self._context.read(request, SubmitBody)
         tasks = self._services.need(self._services.tasks)
-        specs = [await self._spec(request, one) for one in body.tasks]
+        payloads = await self._context.values_of(request, [_input(one) for one in body.tasks])
+        specs = [_spec(one, value) for one, value in zip(body.tasks, payloads, strict=True)]
         answers = await tasks.submit(specs)
         shown = [
             shapes.Submitted(
@@ -102,24 +103,6 @@ class TaskRoutes:
             for one in answers
         ]
         return answer(request, shown)
-
-    async def _spec(self, request: Request, body: TaskBody) -> TaskSpec:
-        raw = body.input if isinstance(body.input, msgspec.Raw) else None
-        if raw is not None and body.blob is not None:
-            raise BadRequest("a task has either an input or a blob, not both")
-        blob = body.blob.ref if body.blob is not None else None
-        payload = await self._context.value_of(request, raw, blob)
-        return TaskSpec(
-            agent=body.agent,
-            payload=payload,
-            key=body.key,
-            name=body.name,
-            priority=body.priority or 0,
-            timeout_s=body.timeout_s,
-            retries=body.retries,
-            mode=body.mode,
-            strategy=body.strategy,
-        )
 
     # ---- look ------------------------------------------------------------------------
 
@@ -211,6 +194,27 @@ class TaskRoutes:
                 for note in record.story
             ],
         )
+
+
+def _input(body: TaskBody) -> tuple[msgspec.Raw | None, BlobRef | None]:
+    raw = body.input if isinstance(body.input, msgspec.Raw) else None
+    if raw is not None and body.blob is not None:
+        raise BadRequest("a task has either an input or a blob, not both")
+    return raw, body.blob.ref if body.blob is not None else None
+
+
+def _spec(body: TaskBody, payload: Inline | Stored) -> TaskSpec:
+    return TaskSpec(
+        agent=body.agent,
+        payload=payload,
+        key=body.key,
+        name=body.name,
+        priority=body.priority or 0,
+        timeout_s=body.timeout_s,
+        retries=body.retries,
+        mode=body.mode,
+        strategy=body.strategy,
+    )
 
 
 def _ended(record: TaskRecord) -> TaskView:
