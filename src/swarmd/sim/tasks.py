@@ -32,6 +32,8 @@ from swarmd.tasks.events import (
     Answer,
     CancelAsked,
     CancelJobAsked,
+    Collect,
+    Collected,
     Commit,
     Committed,
     Confirm,
@@ -103,6 +105,7 @@ _AGENTS: Final = (
     AgentRun("quick", "1", _BLOB, "m:f", concurrency=3, retries=4),
     AgentRun("alone", "1", _BLOB, "m:f", concurrency=2, retries=4, mode=Mode.EXCLUSIVE),
     AgentRun("once", "1", _BLOB, "m:f", concurrency=2, mode=Mode.AT_MOST_ONCE),
+    AgentRun("flaky", "1", _BLOB, "m:f", concurrency=2, retries=1),
     AgentRun("merge", "1", _BLOB, "m:f", concurrency=1, retries=8),
 )
 
@@ -303,8 +306,8 @@ class Node:
         run = self.swarm.runs.start(item.task_id, item.fence, item.mode)
         self.running[item.fence] = run
         long = item.mode is not Mode.DEFAULT and rng.random() < 0.3
-        duration = rng.uniform(2.0, 8.0) if long else rng.uniform(0.005, 0.4)
-        bad = rng.random() < 0.08
+        duration = rng.uniform(2.0, 15.0) if long else rng.uniform(0.005, 0.4)
+        bad = rng.random() < (0.5 if item.run.name == "flaky" else 0.08)
         self.swarm.after(self, duration, self._finish, item.task_id, item.fence, run, bad, duration)
 
     def _finish(
@@ -384,6 +387,8 @@ class Node:
         elif isinstance(effect, NameItems):
             names = swarm.manifests[effect.job_id]
             self._office_timer(0.02, ItemsNamed(effect.job_id, names))
+        elif isinstance(effect, Collect):
+            self._office_timer(0.02, Collected(effect.job_id, Inline(b"\xc0")))
         elif isinstance(effect, Resign):
             swarm.world.count("resign")
             self.leave_office()
@@ -550,6 +555,14 @@ class TaskWorld:
         if node is self.leader:
             self.world.after(self.rng.uniform(0.3, 1.5), self.elect)
 
+    def restart_quickly(self) -> None:
+        """A daemon dies and is back before anybody has noticed."""
+        node = self.rng.choice([n for n in self.nodes if n is not self.leader])
+        if node.up:
+            self.world.count("quick_restart")
+            node.crash()
+            self.world.after(0.03, self.restart, node)
+
     def restart(self, node: Node) -> None:
         if not node.up:
             self.world.count("restart")
@@ -581,7 +594,8 @@ class TaskWorld:
         self.doubt(node, self.rng.uniform(0.5, 1.5))
         if node is self.leader and self.rng.random() < 0.8:
             self.world.after(self.rng.uniform(0.5, 2.0), self.elect)
-        self.world.after(self.rng.uniform(0.5, 7.0), self.heal)
+        longest_s = 14.0 if self.rng.random() < 0.4 else 5.0
+        self.world.after(self.rng.uniform(0.5, longest_s), self.heal)
 
     def heal(self) -> None:
         self.network.heal()
@@ -623,7 +637,12 @@ class TaskWorld:
         self.after(old, self.rng.uniform(0.0, 4.0), self._deposed, old)
 
     def _deposed(self, node: Node) -> None:
-        if node is not self.leader:
+        """The old leader learns of it, unless nobody can tell it."""
+        if node is self.leader:
+            return
+        if self.network.is_cut(self.leader.node_id, node.node_id):
+            self.after(node, 0.5, self._deposed, node)
+        else:
             node.leave_office()
 
     # ---- callers ----------------------------------------------------------------------
@@ -700,9 +719,9 @@ class TaskWorld:
     def _plan_work(self) -> None:
         rng = self.rng
         for number in range(420):
-            agent = rng.choice(("quick", "quick", "quick", "alone", "once"))
+            agent = rng.choice(("quick", "quick", "quick", "flaky", "alone", "once"))
             spec = TaskSpec(agent, Inline(str(number).encode()), f"k{number}")
-            at = rng.uniform(0.1, FAULTED_S - 5.0)
+            at = rng.uniform(0.1, FAULTED_S - 1.0)
             self.world.after(at, self.submit, spec)
             if rng.random() < 0.15:
                 self.world.after(at + rng.uniform(0.0, 3.0), self.submit, spec)
@@ -736,7 +755,8 @@ class TaskWorld:
             StageSpec("all", "merge", StageKind.REDUCE),
         )
         for number in range(3):
-            spec = JobSpec(f"job{number}", f"j{number}", stages, _BLOB, 40)
+            chain = stages[:2] if number == 1 else stages
+            spec = JobSpec(f"job{number}", f"j{number}", chain, _BLOB, 40)
             job_id = job_id_of(SWARM, spec.key)
             self.manifests[job_id] = tuple(f"item{i}" for i in range(40))
             self.world.after(5.0 + 15.0 * number, self.submit_job, spec)
@@ -752,6 +772,7 @@ class TaskWorld:
             (9.0, self.elect),
             (6.0, self.suspect_falsely),
             (15.0, self.stop_one),
+            (8.0, self.restart_quickly),
         ]
         for mean_s, fault in kinds:
             at = rng.uniform(1.0, mean_s)
@@ -759,6 +780,9 @@ class TaskWorld:
                 self.world.after(at, fault)
                 at += rng.expovariate(1 / mean_s)
         self.world.after(rng.uniform(20.0, 50.0), self.restart_all)
+        # Late ones, which nothing after them covers up.
+        self.world.after(FAULTED_S - 3.0, self.elect)
+        self.world.after(FAULTED_S - 0.5, self.restart_quickly)
 
     def _settle(self) -> None:
         """No more trouble: everybody is up, and the log works."""
@@ -799,7 +823,7 @@ class TaskWorld:
             if not job.final:
                 self.world.violate(f"job {job.spec.key}: still {job.state} long after the end")
             self.world.count(f"job_{job.state}")
-            if job.state is JobState.SUCCEEDED and job.stage_done[2] != 1:
+            if job.state is JobState.SUCCEEDED and job.stage_done[2:] not in ((1,), ()):
                 self.world.violate(f"job {job.spec.key}: succeeded without its reduce")
         for task_id in self.cancelled:
             record = self.ledger.task(task_id)

@@ -54,3 +54,6 @@ class TasksConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     drain_s: Seconds = 8.0
     # Longest wait for a coordinator when a caller asks something of it.
     coordinator_timeout_s: Seconds = 5.0
+    # How often blobs that no record refers to any more are looked for. Oftener frees disks
+    # sooner; each time walks over all records.
+    blob_sweep_s: Seconds = 600.0

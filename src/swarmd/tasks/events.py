@@ -10,7 +10,16 @@ from swarmd.base.machine import Effect, Event
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.state.raft.messages import Txn
 from swarmd.tasks.messages import HandBack, Heartbeat, Results
-from swarmd.tasks.spec import AgentRun, Assignment, JobRecord, JobSpec, TaskRecord, TaskSpec
+from swarmd.tasks.spec import (
+    AgentRun,
+    Assignment,
+    Inline,
+    JobRecord,
+    JobSpec,
+    Stored,
+    TaskRecord,
+    TaskSpec,
+)
 from swarmd.wire.codec import Message
 
 
@@ -106,6 +115,14 @@ class ItemsUnreadable(Event):
     job_id: str
     message: str
     final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Collected(Event):
+    """The outcomes of a job without a reduce are one value now."""
+
+    job_id: str
+    value: Inline | Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +222,13 @@ class NameItems(Effect):
 
     job_id: str
     manifest: BlobRef
+
+
+@dataclass(frozen=True, slots=True)
+class Collect(Effect):
+    """Put the outcomes of all items of a job, in order, into one value: `Collected`."""
+
+    job_id: str
 
 
 @dataclass(frozen=True, slots=True)

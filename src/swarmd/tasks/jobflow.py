@@ -16,14 +16,25 @@ from swarmd.base.ids import job_id_of
 from swarmd.base.machine import Effect, SetTimer
 from swarmd.state.raft.messages import Compare, Put
 from swarmd.tasks.board import Entry, Job
-from swarmd.tasks.events import Answer, ItemsUnreadable, JobMoved, NameItems, NamesDue, Refuse
+from swarmd.tasks.events import (
+    Answer,
+    Collect,
+    Collected,
+    ItemsUnreadable,
+    JobMoved,
+    NameItems,
+    NamesDue,
+    Refuse,
+)
 from swarmd.tasks.flow import TaskFlow
 from swarmd.tasks.messages import JobView, SeenJobs, StageView, SubmittedJob
 from swarmd.tasks.spec import (
+    Inline,
     JobRecord,
     JobSpec,
     JobState,
     Place,
+    Stored,
     TaskRecord,
     TaskSpec,
     check_job,
@@ -184,16 +195,26 @@ class JobFlow(TaskFlow):
 
     def _finish_job(self, job: Job, end: JobEnded) -> None:
         record = job.results.get(end.stage)
+        if end.stage < 0:
+            self.out.append(Collect(job.record.job_id))
+            return
         if end.state is JobState.SUCCEEDED:
-            self._end_job(job, end.state, record, "", "")
+            result = record.result if record is not None else None
+            self._end_job(job, end.state, result, "", "")
             return
         stage = job.record.spec.stages[end.stage].name
         code = record.code if record is not None else "task_failed"
         cause = record.message if record is not None else ""
         self._end_job(job, end.state, None, code, f"stage {stage!r}: {cause}")
 
+    def collected(self, event: Collected) -> None:
+        """The outcomes of a job that has no reduce were put into one value."""
+        job = self.board.jobs.get(event.job_id)
+        if job is not None and not job.record.final:
+            self._end_job(job, JobState.SUCCEEDED, event.value, "", "")
+
     def _end_job(
-        self, job: Job, state: JobState, last: TaskRecord | None, code: str, message: str
+        self, job: Job, state: JobState, result: Inline | Stored | None, code: str, message: str
     ) -> None:
         """Write the job's final record; then nothing of it may start any more."""
         if job.busy:
@@ -203,7 +224,7 @@ class JobFlow(TaskFlow):
             job.record,
             state=state,
             ended_ms=self.wall_ms,
-            result=last.result if last is not None else None,
+            result=result,
             code=code,
             message=cut_message(message),
             failed_items=machine.failed_items,

@@ -1,0 +1,567 @@
+"""The coordinator's shell: one object per office, from taking it to losing it.
+
+It takes the office in the store, reads what the store holds, runs the machine, and ends when
+the machine resigns, when the node stops leading, or when the outcome of a write is unknown.
+Callers who wait then are told `not_coordinator` and ask again; the next office starts from
+the store.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from swarmd.agents.records import AGENT_PREFIX, AgentRecord, decode_agent
+from swarmd.base.clock import Clock
+from swarmd.base.errors import (
+    Busy,
+    CorruptFile,
+    MalformedMessage,
+    NotCoordinator,
+    NotFound,
+    SwarmError,
+    Unavailable,
+    from_code,
+)
+from swarmd.base.ids import NodeId
+from swarmd.base.machine import Event, Send
+from swarmd.base.rng import Rng
+from swarmd.mesh.driver import Driver
+from swarmd.mesh.swim.events import Member
+from swarmd.observe.log import get_logger
+from swarmd.observe.metrics import DROPPED, TASKS
+from swarmd.state.raft.messages import Put
+from swarmd.tasks import events as e
+from swarmd.tasks.board import Entry
+from swarmd.tasks.config import TasksConfig
+from swarmd.tasks.gathering import as_value, compose, gather_rows
+from swarmd.tasks.machine import CoordinatorMachine
+from swarmd.tasks.messages import (
+    Assign,
+    JobView,
+    Look,
+    Seen,
+    TaskView,
+)
+from swarmd.tasks.outbox import Outbox
+from swarmd.tasks.ports import Blobs, Membership, Replica, Store
+from swarmd.tasks.spec import (
+    ASSIGNMENT_PREFIX,
+    JOB_PREFIX,
+    OFFICE_KEY,
+    TASK_PREFIX,
+    AgentRun,
+    FromItem,
+    FromTask,
+    Inline,
+    Item,
+    Manifest,
+    Mode,
+    Payload,
+    State,
+    TaskRecord,
+    decode_assignment,
+    decode_job,
+    decode_task,
+    task_key,
+)
+from swarmd.tasks.writer import Writer
+from swarmd.wire.codec import decode_struct
+
+_PAGE: Final = 500
+_CONFIRM_TIMEOUT_S: Final = 2.0
+_TROUBLE_PAUSE_S: Final = 1.0
+_GAUGE_S: Final = 1.0
+_NOTHING: Final = Inline(b"\xc0")
+_log = get_logger("tasks")
+
+
+class Watcher:
+    """Somebody who waits for tasks to end. `take` gives what ended since the last time."""
+
+    def __init__(self, missing: int) -> None:
+        self.missing = missing
+        self.wake = trio.Event()
+        self._ended: list[TaskRecord] = []
+
+    def tell(self, record: TaskRecord) -> None:
+        self._ended.append(record)
+        self.missing -= 1
+        self.wake.set()
+
+    def take(self, limit: int) -> list[TaskRecord]:
+        taken, self._ended = self._ended[:limit], self._ended[limit:]
+        if not self._ended:
+            self.wake = trio.Event()
+        return taken
+
+    @property
+    def finished(self) -> bool:
+        return self.missing == 0 and not self._ended
+
+
+class OfficeShell:
+    """Made when the node begins to lead; `run` once, then throw it away."""
+
+    def __init__(
+        self,
+        me: NodeId,
+        swarm_id: bytes,
+        config: TasksConfig,
+        *,
+        store: Store,
+        blobs: Blobs,
+        membership: Membership,
+        outbox: Outbox,
+        clock: Clock,
+        rng: Rng,
+    ) -> None:
+        self.machine = CoordinatorMachine(me, swarm_id, config, rng)
+        self.open = False
+        self.job_moved: dict[str, trio.Event] = {}
+        self._me = me
+        self._swarm_id = swarm_id
+        self._store = store
+        self._blobs = blobs
+        self._membership = membership
+        self._outbox = outbox
+        self._scope = trio.CancelScope()
+        self._tags = itertools.count(1)
+        self._asking: dict[int, _Asking] = {}
+        self._watchers: dict[str, list[Watcher]] = {}
+        self._waiting: list[Watcher] = []
+        self._items: dict[str, tuple[Item, ...]] = {}
+        self._writer = Writer(store, config.collect_s, self._committed, self._unknown)
+        self._nursery: trio.Nursery | None = None
+        self._driver = Driver(
+            "coordinator",
+            self.machine,
+            {
+                e.Propose: self._writer.put,
+                Send: self._send,
+                e.Answer: lambda effect: self._answer(effect.tag, effect.message, None),
+                e.Refuse: lambda effect: self._answer(
+                    effect.tag, None, from_code(effect.code, effect.message)
+                ),
+                e.TaskDone: self._task_done,
+                e.JobMoved: self._on_job_moved,
+                e.Confirm: lambda effect: self._soon(self._confirm, effect.tag),
+                e.NameItems: lambda effect: self._soon(self._name_items, effect),
+                e.Collect: lambda effect: self._soon(self._collect, effect.job_id),
+                e.Resign: lambda effect: self._end(effect.reason),
+            },
+            clock=clock,
+            inbox_max=100_000,
+        )
+
+    # ---- life -------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Hold the office until it is lost.
+
+        Raises:
+            Unavailable: the office could not be taken now.
+        """
+        with self._scope:
+            try:
+                await self._take_and_hold()
+            finally:
+                self._close()
+
+    def end(self, reason: str) -> None:
+        """Stop deciding."""
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        if not self._scope.cancel_called:
+            _log.info("left the office", reason=reason)
+        self._scope.cancel()
+
+    def _close(self) -> None:
+        self.open = False
+        for tag in list(self._asking):
+            self._answer(tag, None, NotCoordinator("this node is not in office any more"))
+        for watcher in self._waiting:
+            watcher.wake.set()
+        for moved in self.job_moved.values():
+            moved.set()
+        for state in State:
+            TASKS.labels(state.value).set(0)
+
+    async def _take_and_hold(self) -> None:
+        event = await self._take()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self.open = True
+            _log.info("took office", fence=event.office, tasks=len(event.tasks))
+            self.feed(event)
+            nursery.start_soon(self._driver.run)
+            nursery.start_soon(self._writer.run)
+            nursery.start_soon(self._follow_members)
+            nursery.start_soon(self._follow_agents)
+            nursery.start_soon(self._show_gauges)
+
+    async def _take(self) -> e.TookOffice:
+        """Take the office; from here on nobody else changes what is read now."""
+        results = await self._store.propose([Put(OFFICE_KEY, self._me)])
+        office = results[0].raise_for_error().revision
+        replica = self._store.local
+        held = replica.get(OFFICE_KEY) if replica is not None else None
+        if replica is None or held is None or held.mod_revision != office:
+            raise Unavailable("the office was taken by another node")
+        members = tuple((m.node_id, _liveness(m)) for m in self._membership.members())
+        return e.TookOffice(
+            office,
+            self._store.store_time_ms(),
+            tuple([row async for row in _scan(replica, TASK_PREFIX, decode_task)]),
+            tuple([row async for row in _scan(replica, ASSIGNMENT_PREFIX, decode_assignment)]),
+            tuple([row async for row in _scan(replica, JOB_PREFIX, decode_job)]),
+            tuple([run_of(r) async for r, _ in _scan(replica, AGENT_PREFIX, decode_agent)]),
+            members,
+        )
+
+    def feed(self, event: Event) -> None:
+        self._driver.feed(event)
+
+    def hear(self, peer: NodeId, message: Any) -> None:
+        """A message from a worker."""
+        try:
+            self.feed(e.FromWorker(peer, message))
+        except Busy:
+            DROPPED.labels("coordinator", "busy").inc()
+
+    def _soon(self, function: Callable[..., Any], *args: Any) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(function, *args)
+
+    # ---- what the machine asks for ----------------------------------------------------
+
+    def _send(self, effect: Send) -> None:
+        message = effect.message
+        if isinstance(message, Assign):
+            items = tuple(self._with_payload(item) for item in message.items)
+            message = msgspec.structs.replace(message, items=items)
+        self._outbox.put(effect.peer, message)
+
+    def _with_payload(self, item: Any) -> Any:
+        payload = self._resolve(item.payload, item.job_id)
+        if payload is item.payload:
+            return item
+        return msgspec.structs.replace(item, payload=payload)
+
+    def _resolve(self, payload: Payload, job_id: str) -> Payload:
+        """What the payload refers to; itself if that is not there."""
+        if isinstance(payload, FromTask):
+            record = self.record(payload.task_id)
+            return record.result or payload if record is not None else payload
+        if isinstance(payload, FromItem):
+            items = self._items.get(job_id, ())
+            return items[payload.item].payload if payload.item < len(items) else payload
+        return payload
+
+    def _committed(self, results: tuple[e.Commit, ...]) -> None:
+        self.feed(e.Committed(results))
+
+    def _unknown(self, error: SwarmError) -> None:
+        self._end(f"a write has an unknown outcome: {error.message}")
+
+    async def _confirm(self, tag: int) -> None:
+        try:
+            entry = await self._store.get(OFFICE_KEY, timeout_s=_CONFIRM_TIMEOUT_S)
+            held = entry is not None and entry.mod_revision == self.machine.office
+        except SwarmError:
+            held = False
+        self.feed(e.Confirmed(tag, held))
+
+    async def _name_items(self, effect: e.NameItems) -> None:
+        try:
+            items = decode_manifest(await self._blobs.get(effect.manifest))
+        except MalformedMessage as error:
+            self.feed(e.ItemsUnreadable(effect.job_id, error.message, final=True))
+        except SwarmError as error:
+            self.feed(e.ItemsUnreadable(effect.job_id, error.message, final=False))
+        else:
+            self._items[effect.job_id] = items
+            self.feed(e.ItemsNamed(effect.job_id, tuple(item.name for item in items)))
+
+    async def _collect(self, job_id: str) -> None:
+        """Until it works: the job cannot end before its outcomes are stored."""
+        job = self.machine.board.jobs[job_id]
+        stage = len(job.record.spec.stages)
+        while True:
+            try:
+                rows = [row async for page in self.rows(job_id, stage) for row in page.rows]
+                value = await as_value(await compose(rows, self._blobs), self._blobs)
+            except SwarmError as error:
+                _log.warning("outcomes of a job cannot be stored", job=job_id, error=error.message)
+                if not error.retryable and not isinstance(error, NotFound):
+                    value = _NOTHING
+                    break
+                await trio.sleep(_TROUBLE_PAUSE_S)
+            else:
+                break
+        self.feed(e.Collected(job_id, value))
+
+    # ---- what happens around ----------------------------------------------------------
+
+    async def _follow_members(self) -> None:
+        with self._membership.subscribe() as changes:
+            self._tell_all_members()
+            async for change in changes:
+                if changes.lagged:
+                    changes.lagged = False
+                    self._tell_all_members()
+                member = change.after or change.before
+                if member is not None:
+                    gone = change.after is None
+                    liveness = e.Liveness.LEFT if gone else _liveness(member)
+                    self.feed(e.MemberChanged(member.node_id, liveness))
+
+    def _tell_all_members(self) -> None:
+        for member in self._membership.members():
+            if self.machine.board.members.get(member.node_id) is not _liveness(member):
+                self.feed(e.MemberChanged(member.node_id, _liveness(member)))
+
+    async def _follow_agents(self) -> None:
+        """Deployed and removed agents, as the store changes."""
+        while True:
+            changes = self._store.changes()
+            await self._tell_all_agents()
+            async for batch in changes:
+                for change in batch:
+                    if change.key.startswith(AGENT_PREFIX):
+                        self._tell_agent(change.key, change.value)
+            await trio.sleep(0.01)  # Missed some: subscribe again, read anew.
+
+    def _tell_agent(self, key: bytes, value: bytes | None) -> None:
+        name = key[len(AGENT_PREFIX) :].decode(errors="replace")
+        run = run_of(decode_agent(value)) if value is not None else None
+        if self.machine.board.desk(name).run != run:
+            self.feed(e.AgentChanged(name, run))
+
+    async def _tell_all_agents(self) -> None:
+        replica = self._store.local
+        if replica is None:
+            return
+        names = {name for name, desk in self.machine.board.desks.items() if desk.run is not None}
+        for entry in replica.range(AGENT_PREFIX, b"", 100_000):
+            names.discard(entry.key[len(AGENT_PREFIX) :].decode(errors="replace"))
+            self._tell_agent(entry.key, entry.value)
+        for name in sorted(names):
+            self._tell_agent(AGENT_PREFIX + name.encode(), None)
+        await trio.lowlevel.checkpoint()
+
+    async def _show_gauges(self) -> None:
+        while True:
+            for state in State:
+                TASKS.labels(state.value).set(self.machine.board.counts[state])
+            for job_id in [j for j in self._items if self._job_over(j)]:
+                del self._items[job_id]
+            await trio.sleep(_GAUGE_S)
+
+    def _job_over(self, job_id: str) -> bool:
+        job = self.machine.board.jobs.get(job_id)
+        return job is None or job.record.final
+
+    # ---- callers ----------------------------------------------------------------------
+
+    async def ask(self, make: Callable[[int], Event]) -> Any:
+        """Put a request to the machine and wait for its answer.
+
+        Raises:
+            NotCoordinator: the office was lost meanwhile; the outcome is unknown.
+            SwarmError: whatever the machine refused it with.
+        """
+        tag = next(self._tags)
+        asking = self._asking[tag] = _Asking()
+        try:
+            self.feed(make(tag))
+            await asking.done.wait()
+        finally:
+            self._asking.pop(tag, None)
+        if asking.error is not None:
+            raise asking.error
+        return asking.answer
+
+    def _answer(self, tag: int, message: Any, error: SwarmError | None) -> None:
+        asking = self._asking.get(tag)
+        if asking is not None:
+            asking.answer, asking.error = message, error
+            asking.done.set()
+
+    def watch(self, task_ids: Sequence[str]) -> tuple[Watcher, list[str]]:
+        """Wait for tasks to end; those that have are told at once. Second: unknown ids."""
+        known = [self.machine.board.tasks.get(task_id) for task_id in task_ids]
+        missing = [t for t, entry in zip(task_ids, known, strict=True) if entry is None]
+        entries = [entry for entry in known if entry is not None]
+        watcher = Watcher(len(entries))
+        self._waiting.append(watcher)
+        for entry in entries:
+            record = self.record(entry.task_id) if entry.final else None
+            if record is not None:
+                watcher.tell(record)
+            elif entry.final:
+                watcher.missing -= 1  # Removed in this moment.
+            else:
+                self._watchers.setdefault(entry.task_id, []).append(watcher)
+        return watcher, missing
+
+    def unwatch(self, watcher: Watcher, task_ids: Iterable[str]) -> None:
+        """Forget somebody who waited for these."""
+        self._waiting.remove(watcher)
+        for task_id in task_ids:
+            waiting = self._watchers.get(task_id)
+            if waiting is not None and watcher in waiting:
+                waiting.remove(watcher)
+                if not waiting:
+                    del self._watchers[task_id]
+
+    def _task_done(self, effect: e.TaskDone) -> None:
+        for watcher in self._watchers.pop(effect.record.task_id, ()):
+            watcher.tell(effect.record)
+
+    def _on_job_moved(self, effect: e.JobMoved) -> None:
+        moved = self.job_moved.pop(effect.job_id, None)
+        if moved is not None:
+            moved.set()
+
+    async def next_move(self, job_id: str) -> None:
+        """Wait until the job moves next."""
+        await self.job_moved.setdefault(job_id, trio.Event()).wait()
+
+    # ---- showing ----------------------------------------------------------------------
+
+    def record(self, task_id: str) -> TaskRecord | None:
+        """The task as the store holds it."""
+        replica = self._store.local
+        found = replica.get(task_key(task_id)) if replica is not None else None
+        return decode_task(found.value) if found is not None else None
+
+    def look(self, ask: Look) -> Seen:
+        """Tasks by name, or a page of them, newest first."""
+        tasks = self.machine.board.tasks
+        if ask.task_ids:
+            found = [tasks[task_id] for task_id in ask.task_ids if task_id in tasks]
+            return Seen(tuple(self._views(found[: ask.limit], whole=len(ask.task_ids) == 1)))
+        page: list[Entry] = []
+        for entry in self._older_than(ask.after):
+            if not _matches(entry, ask):
+                continue
+            if len(page) == ask.limit:
+                last = page[-1]
+                return Seen(tuple(self._views(page)), f"{last.created_ms}-{last.task_id}")
+            page.append(entry)
+        return Seen(tuple(self._views(page)))
+
+    def _older_than(self, after: str) -> Iterable[Entry]:
+        tasks = self.machine.board.tasks
+        newest_first = reversed(tasks.values())
+        if not after:
+            return newest_first
+        created, _, task_id = after.partition("-")
+        last = tasks.get(task_id)
+        if last is not None:
+            return (entry for entry in newest_first if entry.order < last.order)
+        created_ms = int(created) if created.isdigit() else 0
+        return (entry for entry in newest_first if entry.created_ms < created_ms)
+
+    def _views(self, entries: Sequence[Entry], *, whole: bool = False) -> Iterable[TaskView]:
+        for entry in entries:
+            record = entry.record or self.record(entry.task_id)
+            if record is None:
+                continue
+            if not whole:
+                spec = msgspec.structs.replace(record.spec, payload=_NOTHING)
+                record = msgspec.structs.replace(record, spec=spec, result=None)
+            if entry.final:
+                yield TaskView(record, entry.state, record.attempts, record.node, record.fence)
+            else:
+                out = entry.state is not State.PENDING
+                node = entry.worker.node if out and entry.worker is not None else b""
+                attempts = entry.attempt if out else record.attempts
+                yield TaskView(record, entry.state, attempts, node, entry.fence)
+
+    def job_views(self, job_id: str, limit: int) -> tuple[JobView, ...]:
+        """The job named, or the newest ones. Raises NotFound."""
+        jobs = self.machine.board.jobs
+        if job_id:
+            if job_id not in jobs:
+                raise NotFound(f"no job has the id {job_id}")
+            return (self.machine.job_view(jobs[job_id]),)
+        newest = sorted(jobs.values(), key=lambda job: -job.record.created_ms)
+        return tuple(self.machine.job_view(job) for job in newest[:limit])
+
+    async def rows(self, job_id: str, stage: int) -> Any:
+        """Pages of a job's outcomes before `stage`; an async generator of `Rows`."""
+        job = self.machine.board.jobs.get(job_id)
+        replica = self._store.local
+        if job is None or replica is None:
+            raise NotFound(f"no job has the id {job_id}")
+        items = self._items.get(job_id)
+        if items is None:
+            items = decode_manifest(await self._blobs.get(job.record.spec.manifest))
+        async for page in gather_rows(replica, self._swarm_id, job.record, items, stage):
+            yield page
+
+
+class _Asking:
+    __slots__ = ("answer", "done", "error")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.answer: Any = None
+        self.error: SwarmError | None = None
+
+
+async def _scan(replica: Replica, prefix: bytes, decode: Callable[[bytes], Any]) -> Any:
+    """Every record under `prefix` with its revision; unreadable ones are named and passed."""
+    after = b""
+    while True:
+        page = replica.range(prefix, after, _PAGE)
+        for entry in page:
+            try:
+                yield decode(entry.value), entry.mod_revision
+            except CorruptFile as error:
+                _log.error("a record is left alone", key=repr(entry.key), error=error.message)
+        if len(page) < _PAGE:
+            return
+        after = page[-1].key
+        await trio.lowlevel.checkpoint()
+
+
+def _matches(entry: Entry, ask: Look) -> bool:
+    if ask.state and entry.state != ask.state:
+        return False
+    if ask.agent and entry.agent != ask.agent:
+        return False
+    return not ask.job_id or (entry.place is not None and entry.place.job_id == ask.job_id)
+
+
+def _liveness(member: Member) -> e.Liveness:
+    return e.Liveness(str(member.state))
+
+
+def run_of(record: AgentRecord) -> AgentRun:
+    """What workers need of a deployed agent."""
+    spec = record.spec
+    return AgentRun(
+        spec.name,
+        spec.version,
+        record.bundle,
+        spec.entry,
+        spec.concurrency,
+        spec.timeout_s,
+        spec.retries,
+        Mode(spec.mode),
+        tuple(sorted(spec.env.items())),
+    )
+
+
+def decode_manifest(raw: bytes) -> tuple[Item, ...]:
+    """The items of a job. Raises MalformedMessage."""
+    manifest: Manifest = decode_struct(Manifest, raw)
+    return manifest.items

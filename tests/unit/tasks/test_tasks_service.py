@@ -1,0 +1,334 @@
+"""The services of a small swarm over a fake store: what callers see, and what survives."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from taskfakes import Swarm, swarm_of
+from trio.testing import MockClock
+
+from swarmd.base.errors import BadRequest, IdempotencyConflict, NoQuorum, NotFound
+from swarmd.base.limits import INLINE_BYTES_MAX
+from swarmd.mesh.swim.messages import MemberState
+from swarmd.state.blobs.messages import BlobRef
+from swarmd.tasks.config import TasksConfig
+from swarmd.tasks.service import Tasks
+from swarmd.tasks.spec import (
+    Inline,
+    Item,
+    JobSpec,
+    JobState,
+    Manifest,
+    StageKind,
+    StageSpec,
+    State,
+    Stored,
+    TaskRecord,
+    TaskSpec,
+)
+from swarmd.wire.codec import pack, unpack
+
+MAP_REDUCE = (
+    StageSpec("first", "echo", StageKind.MAP),
+    StageSpec("second", "echo", StageKind.MAP),
+    StageSpec("all", "echo", StageKind.REDUCE),
+)
+
+
+def task(value: Any, key: str, agent: str = "echo", **fields: Any) -> TaskSpec:
+    return TaskSpec(agent, Inline(pack(value)), key, **fields)
+
+
+async def finals(tasks: Tasks, ids: list[str]) -> dict[str, TaskRecord]:
+    found = {}
+    with trio.fail_after(120):
+        async with aclosing(tasks.results(ids)) as records:  # type: ignore[type-var]
+            async for record in records:
+                found[record.task_id] = record
+    return found
+
+
+async def submit(tasks: Tasks, specs: list[TaskSpec]) -> list[str]:
+    items = await tasks.submit(specs)
+    assert [item.code for item in items] == [""] * len(specs)
+    return [item.task_id for item in items]
+
+
+async def value_of(swarm: Swarm, value: Inline | Stored | None) -> Any:
+    if isinstance(value, Inline):
+        return unpack(value.data)
+    assert isinstance(value, Stored)
+    return unpack(swarm.pool[value.blob.hash])
+
+
+async def put_job(swarm: Swarm, stages: Any, items: list[Item], key: str = "j") -> JobSpec:
+    raw = msgspec.msgpack.encode(Manifest(tuple(items)))
+    swarm.pool[b"m" * 32] = raw
+    return JobSpec("job", key, stages, BlobRef(b"m" * 32, len(raw)), len(items))
+
+
+async def test_a_task_submitted_anywhere_gives_its_result(autojump_clock: MockClock) -> None:
+    async with swarm_of("a", "b", "c") as swarm:
+        for name in "abc":
+            [task_id] = await submit(swarm.nodes[name], [task({"n": name}, name)])
+            record = (await finals(swarm.nodes[name], [task_id]))[task_id]
+            assert record.state is State.SUCCEEDED
+            assert await value_of(swarm, record.result) == {"n": name}
+            assert (await swarm.nodes["b"].get(task_id)).state is State.SUCCEEDED
+
+
+async def test_many_tasks_are_spread_and_share_writes(autojump_clock: MockClock) -> None:
+    async with swarm_of("a", "b", "c") as swarm:
+        specs = [task(i, f"k{i}") for i in range(1_000)]
+        ids = await submit(swarm.nodes["b"], specs)
+        found = await finals(swarm.nodes["c"], ids)
+        assert all(record.state is State.SUCCEEDED for record in found.values())
+        assert min(len(s.runs) for s in swarm.supervisors.values()) > 100
+        assert swarm.log.writes < 700
+
+
+async def test_the_same_key_is_the_same_task(autojump_clock: MockClock) -> None:
+    async with swarm_of("a", "b") as swarm:
+        [first] = await swarm.nodes["a"].submit([task(1, "k")])
+        [again] = await swarm.nodes["b"].submit([task(1, "k")])
+        [other] = await swarm.nodes["b"].submit([task(2, "k")])
+        assert (first.created, again.created) == (True, False)
+        assert first.task_id == again.task_id == other.task_id
+        assert other.code == "idempotency_conflict"
+
+
+async def test_what_cannot_be_is_refused_by_name(autojump_clock: MockClock) -> None:
+    async with swarm_of("a") as swarm:
+        [item] = await swarm.nodes["a"].submit([task(1, "k", agent="nobody")])
+        assert (item.code, "nobody" in item.message) == ("not_found", True)
+        with pytest.raises(BadRequest, match="key"):
+            await swarm.nodes["a"].submit([task(1, "")])
+        with pytest.raises(NotFound):
+            await swarm.nodes["a"].get("nothing")
+        with pytest.raises(NotFound):
+            await swarm.nodes["a"].job("nothing")
+        with pytest.raises(NotFound):
+            await swarm.nodes["a"].cancel(["nothing"])
+
+
+async def test_large_payloads_and_results_travel_as_blobs(autojump_clock: MockClock) -> None:
+    async with swarm_of("a", "b") as swarm:
+        large = "x" * (INLINE_BYTES_MAX + 1)
+        [task_id] = await submit(swarm.nodes["b"], [task(large, "k")])
+        record = (await finals(swarm.nodes["b"], [task_id]))[task_id]
+        assert isinstance(record.result, Stored)
+        assert await value_of(swarm, record.result) == large
+
+
+async def test_a_failing_agent_is_retried_then_dead_with_its_story(
+    autojump_clock: MockClock,
+) -> None:
+    async with swarm_of("a", "b") as swarm:
+        [task_id] = await submit(swarm.nodes["a"], [task("luck", "k", agent="fail")])
+        record = (await finals(swarm.nodes["a"], [task_id]))[task_id]
+        assert (record.state, record.attempts) == (State.DEAD, 3)
+        assert (record.code, record.message) == ("agent_raised", "no luck")
+        assert [note.attempt for note in record.story] == [1, 2]
+
+
+async def test_a_pending_and_a_running_task_can_be_cancelled(autojump_clock: MockClock) -> None:
+    async with swarm_of("a") as swarm:
+        ids = await submit(swarm.nodes["a"], [task(600, f"k{i}", agent="slow") for i in range(6)])
+        await trio.sleep(0.5)
+        counts = await swarm.nodes["a"].counts()
+        assert (counts["running"], counts["pending"]) == (4, 2)
+        views = await swarm.nodes["a"].cancel([ids[0], ids[5]])
+        assert [view.state for view in views] == [State.CANCELLED] * 2
+        await trio.sleep(0.5)
+        assert len(swarm.supervisors["a"].cancelled) == 1
+        found = await finals(swarm.nodes["a"], [ids[0], ids[5]])
+        assert {r.state for r in found.values()} == {State.CANCELLED}
+
+
+async def test_a_task_of_a_dead_node_starts_elsewhere_under_a_higher_fence(
+    autojump_clock: MockClock,
+) -> None:
+    async with swarm_of("a", "b", config=TasksConfig(retry_delay_s=0.01)) as swarm:
+        swarm.membership.set(swarm.id_of("a"), MemberState.ALIVE)
+        ids = await submit(swarm.nodes["a"], [task(3, f"k{i}", agent="slow") for i in range(8)])
+        await trio.sleep(0.5)
+        lost = {run.task_id: run.fence for run in swarm.supervisors["b"].runs}
+        assert lost
+        swarm.network.cut(swarm.id_of("a"), swarm.id_of("b"))
+        swarm.membership.set(swarm.id_of("b"), MemberState.DEAD)
+        found = await finals(swarm.nodes["a"], ids)
+        for task_id, fence in lost.items():
+            record = found[task_id]
+            assert record.state is State.SUCCEEDED
+            assert record.node == swarm.id_of("a")
+            assert record.fence > fence
+            assert await value_of(swarm, record.result) == record.fence
+
+
+async def test_results_and_jobs_survive_the_coordinator(autojump_clock: MockClock) -> None:
+    async with swarm_of("a", "b", "c") as swarm:
+        ids = await submit(swarm.nodes["c"], [task(1, f"k{i}", agent="slow") for i in range(60)])
+        items = [Item(f"i{i}", Inline(pack(i))) for i in range(50)]
+        job = await swarm.nodes["b"].submit_job(await put_job(swarm, MAP_REDUCE, items))
+        found: dict[str, TaskRecord] = {}
+
+        async def collect() -> None:
+            found.update(await finals(swarm.nodes["c"], ids))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(collect)
+            await trio.sleep(0.3)
+            swarm.log.lead(swarm.id_of("b"))
+            await trio.sleep(0.7)
+            swarm.log.lead(None)
+            await trio.sleep(1.0)
+            swarm.log.lead(swarm.id_of("c"))
+        assert len(found) == 60
+        views = [view async for view in swarm.nodes["a"].job_events(job.job_id)]
+        assert views[-1].state is JobState.SUCCEEDED
+        assert await value_of(swarm, views[-1].result) == list(range(50))
+
+
+async def test_a_failed_item_is_a_named_row_for_the_reduce(autojump_clock: MockClock) -> None:
+    async with swarm_of("a", "b") as swarm:
+
+        async def picky(value: Any, attempt: Any) -> Any:
+            await trio.sleep(0.001)
+            if value == 3:
+                raise ValueError("not three")
+            return value * 10
+
+        swarm.agents["picky"] = picky
+        swarm.deploy("picky", retries=0)
+        stages = (
+            StageSpec("one", "picky", StageKind.MAP),
+            StageSpec("two", "echo", StageKind.MAP),
+            StageSpec("all", "echo", StageKind.REDUCE),
+        )
+        items = [Item(f"i{i}", Inline(pack(i))) for i in range(6)]
+        job = await swarm.nodes["b"].submit_job(await put_job(swarm, stages, items))
+        views = [view async for view in swarm.nodes["b"].job_events(job.job_id)]
+        last = views[-1]
+        assert (last.state, last.failed_items) == (JobState.SUCCEEDED, 1)
+        assert [(s.total, s.done, s.failed) for s in last.stages] == [
+            (6, 5, 1),
+            (6, 5, 0),
+            (1, 1, 0),
+        ]
+        row = {"name": "i3", "failed": "agent_raised", "message": "not three"}
+        assert await value_of(swarm, last.result) == [0, 10, 20, row, 40, 50]
+
+
+async def test_a_job_of_maps_only_gives_its_outcomes_in_order(autojump_clock: MockClock) -> None:
+    async with swarm_of("a", "b") as swarm:
+        items = [Item(f"i{i}", Inline(pack("y" * 9_000))) for i in range(20)]
+        job = await swarm.nodes["b"].submit_job(await put_job(swarm, MAP_REDUCE[:2], items))
+        views = [view async for view in swarm.nodes["b"].job_events(job.job_id)]
+        assert views[-1].state is JobState.SUCCEEDED
+        assert await value_of(swarm, views[-1].result) == ["y" * 9_000] * 20
+
+
+async def test_a_job_is_idempotent_and_can_be_cancelled(autojump_clock: MockClock) -> None:
+    async with swarm_of("a", "b") as swarm:
+        stages = (StageSpec("one", "slow", StageKind.MAP),)
+        items = [Item(f"i{i}", Inline(pack(60))) for i in range(20)]
+        spec = await put_job(swarm, stages, items)
+        job = await swarm.nodes["b"].submit_job(spec)
+        assert (await swarm.nodes["a"].submit_job(spec)).job_id == job.job_id
+        with pytest.raises(IdempotencyConflict):
+            await swarm.nodes["a"].submit_job(msgspec.structs.replace(spec, name="other"))
+        await trio.sleep(0.5)
+        assert (await swarm.nodes["a"].job(job.job_id)).stages[0].running == 8
+        view = await swarm.nodes["a"].cancel_job(job.job_id)
+        assert view.state is JobState.CANCELLED
+        await trio.sleep(0.5)
+        counts = await swarm.nodes["a"].counts()
+        assert counts["running"] == counts["pending"] == 0
+        listed, _ = await swarm.nodes["a"].list(job_id=job.job_id)
+        assert {one.state for one in listed} == {State.CANCELLED}
+
+
+async def test_an_unreadable_manifest_fails_the_job(autojump_clock: MockClock) -> None:
+    async with swarm_of("a") as swarm:
+        swarm.pool[b"m" * 32] = b"junk"
+        spec = JobSpec("job", "j", MAP_REDUCE, BlobRef(b"m" * 32, 4), 1)
+        job = await swarm.nodes["a"].submit_job(spec)
+        views = [view async for view in swarm.nodes["a"].job_events(job.job_id)]
+        assert (views[-1].state, views[-1].code) == (JobState.FAILED, "bad_request")
+
+
+async def test_lists_page_newest_first_and_filter(autojump_clock: MockClock) -> None:
+    async with swarm_of("a", "b") as swarm:
+        ids = []
+        for i in range(25):
+            ids += await submit(swarm.nodes["a"], [task(i, f"k{i}")])
+        await finals(swarm.nodes["a"], ids)
+        seen, after = [], ""
+        while True:
+            page, after = await swarm.nodes["b"].list(state="succeeded", limit=10, after=after)
+            seen += [view.record.task_id for view in page]
+            assert all(view.record.result is None for view in page)
+            if not after:
+                break
+        assert seen == ids[::-1]
+        assert (await swarm.nodes["b"].list(agent="slow"))[0] == ()
+
+
+async def test_without_a_coordinator_callers_are_told_in_time(autojump_clock: MockClock) -> None:
+    async with swarm_of("a", "b", lead=False) as swarm:
+        began = trio.current_time()
+        with pytest.raises(NoQuorum):
+            await swarm.nodes["a"].submit([task(1, "k")])
+        assert trio.current_time() - began < 6.0
+
+
+async def test_a_write_of_unknown_outcome_begins_the_office_anew(autojump_clock: MockClock) -> None:
+    async with swarm_of("a", "b") as swarm:
+        ids = await submit(swarm.nodes["a"], [task(1, f"k{i}", agent="slow") for i in range(8)])
+        await trio.sleep(0.9)
+        swarm.log.broken = True
+        await trio.sleep(2.0)
+        swarm.log.broken = False
+        found = await finals(swarm.nodes["b"], ids)
+        assert {record.state for record in found.values()} == {State.SUCCEEDED}
+        assert len(found) == 8
+
+
+async def test_a_node_that_drains_hands_back_and_takes_nothing_more(
+    autojump_clock: MockClock,
+) -> None:
+    async with swarm_of("a", "b") as swarm:
+        ids = await submit(swarm.nodes["a"], [task(4, f"k{i}", agent="slow") for i in range(20)])
+        await trio.sleep(0.5)
+        assert await swarm.nodes["b"].drain(3.0)
+        here = len(swarm.supervisors["b"].runs)
+        found = await finals(swarm.nodes["a"], ids)
+        assert {record.state for record in found.values()} == {State.SUCCEEDED}
+        assert len(swarm.supervisors["b"].runs) == here
+        assert len({r.node for r in found.values()}) == 1
+
+
+async def test_agents_deployed_later_are_known_at_once(autojump_clock: MockClock) -> None:
+    async with swarm_of("a") as swarm:
+        swarm.agents["late"] = swarm.agents["echo"]
+        await trio.sleep(0.1)
+        swarm.deploy("late")
+        await trio.sleep(0.1)
+        [task_id] = await submit(swarm.nodes["a"], [task(1, "k", agent="late")])
+        assert (await finals(swarm.nodes["a"], [task_id]))[task_id].state is State.SUCCEEDED
+
+
+async def test_blobs_that_nothing_refers_to_are_swept(autojump_clock: MockClock) -> None:
+    config = TasksConfig(blob_sweep_s=5.0)
+    async with swarm_of("a", config=config) as swarm:
+        large = "x" * (INLINE_BYTES_MAX + 1)
+        [task_id] = await submit(swarm.nodes["a"], [task(large, "k")])
+        await finals(swarm.nodes["a"], [task_id])
+        swarm.pool[b"o" * 32] = b"orphan"
+        await trio.sleep(6.0)
+        assert b"o" * 32 not in swarm.pool
+        assert len(swarm.pool) == 1
