@@ -21,6 +21,7 @@ class Context:
     """
 
     __slots__ = (
+        "_cancel_came",
         "_cancelled",
         "_last_progress_s",
         "_send_log",
@@ -37,6 +38,7 @@ class Context:
         fence: int,
         send_log: Callable[[str], None],
         send_progress: Callable[[float, float], None],
+        cancel_came: Callable[[], bool],
     ) -> None:
         self.task_id = task_id
         self.attempt = attempt
@@ -45,6 +47,7 @@ class Context:
         self._last_progress_s = 0.0
         self._send_log = send_log
         self._send_progress = send_progress
+        self._cancel_came = cancel_came
 
     @property
     def idempotency_key(self) -> str:
@@ -52,7 +55,12 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """True once the attempt was cancelled: return soon, or the process is killed."""
+        """True once the attempt was cancelled: return soon, or the process is killed.
+
+        Asking costs a microsecond: ask as often as you like.
+        """
+        if not self._cancelled:
+            self._cancelled = self._cancel_came()
         return self._cancelled
 
     def log(self, message: object) -> None:

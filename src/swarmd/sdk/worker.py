@@ -1,12 +1,14 @@
 """The process in which an agent runs: `python -m swarmd.sdk.worker SOCKET LIFELINE`.
 
-Both arguments are descriptors inherited from the daemon. A thread reads the socket, so that a
-cancel and the daemon's end are noticed while the agent computes; the main thread runs one
-attempt at a time. The process never outlives its daemon: LIFELINE is a pipe whose other end
-only the daemon holds, and when it closes the kernel itself sends SIGKILL to this process
-group (fcntl(2), F_SETSIG and F_SETOWN). That also reaches code that spins without ever
-letting go of the interpreter, and what the agent forked, where a thread or PR_SET_PDEATHSIG
-would not.
+Both arguments are descriptors inherited from the daemon. One thread does everything: it reads
+an attempt, runs it, answers, reads the next. While the agent runs nothing but a cancel can
+come, and that is looked for when the agent asks for it; so an agent that forks does so from a
+process without other threads.
+
+The process never outlives its daemon: LIFELINE is a pipe whose other end only the daemon
+holds, and when it closes the kernel itself sends SIGKILL to this process group (fcntl(2),
+F_SETSIG and F_SETOWN). That reaches code that spins without ever letting go of the
+interpreter, and what the agent forked, where a thread or PR_SET_PDEATHSIG would not.
 
 Whatever the agent does with the process, the worst it can do is end it. Only the standard
 library and msgpack are imported before the agent: starting must be cheap.
@@ -16,10 +18,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import sys
-import threading
+from _thread import allocate_lock
 from collections.abc import Callable
-from queue import SimpleQueue
 from types import CodeType
 
 import msgpack
@@ -39,7 +41,6 @@ from swarmd.sdk.protocol import (
     START,
     TEXT_CHARS_MAX,
     FrameReader,
-    ProtocolError,
     encode_frame,
 )
 
@@ -50,12 +51,14 @@ _READ_BYTES = 256 * 1024
 
 
 class _Channel:
-    """The socket to the daemon; writing is safe from any thread."""
+    """The socket to the daemon; writing is safe from any thread of the agent."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._reader = FrameReader()
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
 
     def send(self, *fields: object) -> None:
         frame = memoryview(encode_frame(*fields))
@@ -63,24 +66,28 @@ class _Channel:
             while frame:
                 frame = frame[os.write(self._descriptor, frame) :]
 
-    def receive(self) -> tuple[int, tuple[object, ...]] | None:
-        """The next frame, or None once the daemon is gone."""
+    def receive(self) -> tuple[int, tuple[object, ...]]:
+        """The next frame. Ends the process group once the daemon is gone."""
         while True:
             frame = self._reader.next()
             if frame is not None:
                 return frame
             data = os.read(self._descriptor, _READ_BYTES)
             if not data:
-                return None
+                os.killpg(0, _SIGKILL)
             self._reader.feed(data)
+
+    def waiting(self) -> bool:
+        """True if something came that was not received yet."""
+        return self._reader.buffered_bytes > 0 or bool(self._poll.poll(0))
 
 
 class _Worker:
     def __init__(self, channel: _Channel) -> None:
         self._channel = channel
-        self._runs: SimpleQueue[tuple[int, str, int, int, bytes]] = SimpleQueue()
-        self._current: tuple[int, Context] | None = None
-        self._cancelled_run = 0
+        # Held to read from the channel: by the main thread between runs, else by who asks.
+        self._reading = allocate_lock()
+        self._run = 0
         self._pid = os.getpid()
 
     def serve(self, entry: str) -> None:
@@ -91,46 +98,50 @@ class _Worker:
             _flush_output()
             self._channel.send(REFUSED, _describe(error))
             return
-        threading.Thread(target=self._listen, daemon=True).start()
         _flush_output()
         self._channel.send(READY)
         while True:
-            run, task_id, attempt, fence, payload = self._runs.get()
-            context = Context(
-                task_id,
-                attempt,
-                fence,
-                lambda text, run=run: self._log(run, text),  # type: ignore[misc]
-                lambda done, total, run=run: self._channel.send(PROGRESS, run, done, total),  # type: ignore[misc]
-            )
-            self._current = (run, context)
-            if self._cancelled_run == run:
-                context._cancelled = True
-            answer = _attempt(run, function, takes_context, payload, context)
-            if os.getpid() != self._pid:
-                # The agent forked and its child came back here: only one of them may answer.
-                os._exit(0)
-            self._current = None
-            _flush_output()
-            self._channel.send(*answer)
+            kind, fields = self._channel.receive()
+            if kind == RUN:
+                self._serve_one(function, takes_context, *fields)  # type: ignore[arg-type]
 
-    def _listen(self) -> None:
-        try:
-            while (frame := self._channel.receive()) is not None:
-                kind, fields = frame
-                if kind == RUN:
-                    self._runs.put(fields)  # type: ignore[arg-type]
-                elif kind == CANCEL:
-                    self._cancelled_run = fields[0]  # type: ignore[assignment]
-                    current = self._current
-                    if current is not None and current[0] == fields[0]:
-                        current[1]._cancelled = True
-        except (OSError, ProtocolError):
-            pass
-        os.killpg(0, _SIGKILL)
+    def _serve_one(
+        self,
+        function: Callable[..., object],
+        takes_context: bool,
+        run: int,
+        task_id: str,
+        attempt: int,
+        fence: int,
+        payload: bytes,
+    ) -> None:
+        context = Context(
+            task_id,
+            attempt,
+            fence,
+            lambda text: self._channel.send(LOG, run, text[:TEXT_CHARS_MAX]),
+            lambda done, total: self._channel.send(PROGRESS, run, done, total),
+            lambda: self._cancel_came(run),
+        )
+        self._run = run
+        answer = _attempt(run, function, takes_context, payload, context)
+        if os.getpid() != self._pid:
+            # The agent forked and its child came back here: only one of them may answer.
+            os._exit(0)
+        with self._reading:
+            # From here on a thread that the agent left behind reads nothing.
+            self._run = 0
+        _flush_output()
+        self._channel.send(*answer)
 
-    def _log(self, run: int, text: str) -> None:
-        self._channel.send(LOG, run, text[:TEXT_CHARS_MAX])
+    def _cancel_came(self, run: int) -> bool:
+        """Look for a cancel; safe from any thread. Nothing else comes during a run."""
+        with self._reading:
+            while self._run == run and self._channel.waiting():
+                kind, fields = self._channel.receive()
+                if kind == CANCEL and fields[0] == run:
+                    return True
+        return False
 
 
 def _attempt(
@@ -213,13 +224,17 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     channel = _Channel(descriptor)
-    frame = channel.receive()
-    if frame is None or frame[0] != START or frame[1][0] != FORMAT:
+    kind, fields = channel.receive()
+    if kind != START or fields[0] != FORMAT:
         sys.exit("started by another version of swarmd")
-    folder, entry = str(frame[1][1]), str(frame[1][2])
+    folder, entry = str(fields[1]), str(fields[2])
     sys.path.insert(0, folder)
     sys.argv[:] = [entry]
-    _Worker(channel).serve(entry)
+    try:
+        _Worker(channel).serve(entry)
+    except BrokenPipeError:
+        # The daemon is gone.
+        os.killpg(0, _SIGKILL)
 
 
 if __name__ == "__main__":

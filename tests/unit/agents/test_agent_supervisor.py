@@ -114,6 +114,39 @@ async def test_cancel_lets_a_willing_agent_finish_and_keeps_its_process(house: O
         assert [i.pid for i in h.supervisor.instances()] == [pid]
 
 
+async def test_a_thread_left_behind_that_asks_for_cancel_takes_no_attempt_away(
+    house: Open,
+) -> None:
+    code = (
+        "import threading\n"
+        "def ask(context):\n"
+        "    while not context.cancelled: pass\n"
+        "def run(value, context):\n"
+        "    if value < 3: threading.Thread(target=ask, args=(context,), daemon=True).start()\n"
+        "    return value\n"
+    )
+    async with house(code) as h:
+        for number in range(20):
+            assert unpack((await h.run(number)).result or b"") == number
+        assert len(h.supervisor.instances()) == 1
+
+
+async def test_a_cancel_that_comes_too_late_is_not_the_next_attempts(house: Open) -> None:
+    code = (
+        "import time\n"
+        "def run(value, context):\n"
+        "    time.sleep(value)\n"
+        "    return context.cancelled if value == 0 else None\n"
+    )
+    async with house(code) as h:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(h.run, 0.1)
+            pid = await h.pid_of_busy()
+            nursery.cancel_scope.cancel()
+        assert unpack((await h.run(0)).result or b"") is False
+        assert h.supervisor.instances()[0].pid == pid
+
+
 async def test_cancel_kills_an_unwilling_agent_before_it_returns(house: Open) -> None:
     async with house("import time\ndef run(v, c):\n    time.sleep(600)\n") as h:
         async with trio.open_nursery() as nursery:

@@ -69,7 +69,7 @@ def test_bounds_agree_with_the_rest_of_the_house() -> None:
 
 def test_progress_is_thinned_but_its_end_is_told() -> None:
     told: list[tuple[float, float]] = []
-    context = Context("t", 1, 1, lambda text: None, lambda *pair: told.append(pair))
+    context = Context("t", 1, 1, lambda text: None, lambda *pair: told.append(pair), lambda: False)
     for done in range(1_001):
         context.progress(done, 1_000)
     assert told[-1] == (1_000.0, 1_000.0)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from swarmd.base.errors import BadRequest, Busy, DiskFault, MalformedMessage
-from swarmd.base.files import sync_folder, write_atomically
+from swarmd.base.files import sync_folder
 from swarmd.base.ids import ID_BYTES, from_text, to_text
 from swarmd.state.blobs.messages import HASH_BYTES, hash_of
 
@@ -75,10 +75,7 @@ class Upload:
             raise MalformedMessage("an upload is not what its hash says")
         try:
             os.fsync(self._fd)
-            path.parent.mkdir(exist_ok=True, mode=0o700)
-            os.rename(self._path, path)
-            sync_folder(path.parent)
-            sync_folder(path.parent.parent)
+            _move(self._path, path)
         except OSError as error:
             raise DiskFault(f"cannot write {path}: {error.strerror}") from error
 
@@ -166,15 +163,18 @@ class BlobFolder:
 
     def write_file(self, blob_hash: bytes, data: bytes) -> None:
         """Put a whole blob in place, durably. Raises DiskFault."""
-        number = next(self._numbers)
-        aside = self._folder / _UPLOADS / str(number)
+        aside = self._folder / _UPLOADS / str(next(self._numbers))
         path = self.path(blob_hash)
         try:
-            write_atomically(aside, data)
-            path.parent.mkdir(exist_ok=True, mode=0o700)
-            os.rename(aside, path)
-            sync_folder(path.parent)
-            sync_folder(self._folder)
+            fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(fd, view) :]
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            _move(aside, path)
         except OSError as error:
             with contextlib.suppress(OSError):
                 aside.unlink(missing_ok=True)
@@ -225,6 +225,15 @@ class BlobFolder:
         before = self._held.get(blob_hash)
         self._bytes += size - (before.size if before is not None else 0)
         self._held[blob_hash] = _Held(size, now)
+
+
+def _move(aside: Path, path: Path) -> None:
+    """Put a file in place, durably. Raises OSError."""
+    if not path.parent.is_dir():
+        path.parent.mkdir(exist_ok=True, mode=0o700)
+        sync_folder(path.parent.parent)
+    os.rename(aside, path)
+    sync_folder(path.parent)
 
 
 def _hash_in(name: str) -> bytes | None:
