@@ -38,7 +38,6 @@ from swarmd.base.errors import (
     SwarmError,
     TimedOut,
     Unreachable,
-    from_code,
 )
 from swarmd.base.limits import SUBMIT_TASKS_MAX
 from swarmd.gateway import shapes
@@ -61,6 +60,12 @@ class DaemonDown(Unreachable):
     """No daemon answered on any of the sockets; the message says what was tried."""
 
     code = "daemon_down"
+
+
+class ApiError(SwarmError):
+    """An error with a code that this client does not know; the message begins with it."""
+
+    code = "api_error"
 
 
 class TaskInput(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -172,13 +177,22 @@ class Client:
     def config(self) -> list[shapes.SettingInfo]:
         return self._get("/config", list[shapes.SettingInfo])
 
+    def ready_state(self) -> str:
+        """Empty if the daemon takes work, else why not. Raises Unreachable: it is not there."""
+        try:
+            self._call("GET", "/ready", kind=Any, safe=True, prefix="")
+        except SwarmError as error:
+            if error.code != "not_ready":
+                raise
+            return error.message
+        return ""
+
     def ready(self) -> bool:
         """True if the daemon takes work; False also while it is starting or in no swarm."""
         try:
-            self._call("GET", "/ready", kind=Any, prefix="")
+            return not self.ready_state()
         except SwarmError:
             return False
-        return True
 
     def metrics(self) -> str:
         """The Prometheus text exposition."""
@@ -502,7 +516,7 @@ class Client:
         raw = response.read(_ERROR_BYTES_MAX)
         try:
             error = msgspec.msgpack.decode(raw)["error"]
-            raised = from_code(str(error["code"]), str(error["message"]))
+            raised = _error_of(error)
         except (msgspec.MsgspecError, KeyError, TypeError):
             self.close()
             raise MalformedMessage(
@@ -578,10 +592,16 @@ def _decode(raw: bytes, kind: type[T]) -> T:
     try:
         if raw[:1] == b"\x81" and raw[1:7] == b"\xa5error":
             error = msgspec.msgpack.decode(raw)["error"]
-            raise from_code(str(error["code"]), str(error["message"]))
+            raise _error_of(error)
         return msgspec.msgpack.decode(raw, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise MalformedMessage(f"the daemon's answer makes no sense: {error}") from error
+
+
+def _error_of(error: Mapping[str, Any]) -> SwarmError:
+    code, message = str(error["code"]), str(error["message"])
+    kind = SwarmError.by_code.get(code)
+    return kind(message) if kind is not None else ApiError(f"{code}: {message}")
 
 
 def _reason(error: Exception) -> str:

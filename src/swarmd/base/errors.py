@@ -154,6 +154,12 @@ class ShuttingDown(Unavailable):
     code = "shutting_down"
 
 
+class NotReady(Unavailable):
+    """The node is in no swarm, or has not opened the room that the request needs."""
+
+    code = "not_ready"
+
+
 # ---- this node's own disk or set-up ---------------------------------------------------
 
 

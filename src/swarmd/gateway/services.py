@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from swarmd.agents.spec import AgentSpec
 from swarmd.base.clock import Clock
-from swarmd.base.errors import Unavailable
+from swarmd.base.errors import NotReady
 from swarmd.base.ids import NodeId
 from swarmd.gateway.config import GatewayConfig
 from swarmd.mesh.config import MeshConfig
@@ -24,12 +24,6 @@ from swarmd.state.blobs.messages import BlobRef
 from swarmd.state.raft.messages import Operation, OpResult
 from swarmd.tasks.messages import JobView, SubmittedItem, TaskView
 from swarmd.tasks.spec import JobSpec, TaskRecord, TaskSpec
-
-
-class NotReady(Unavailable):
-    """The node is in no swarm, or has not opened the room that the request needs."""
-
-    code = "not_ready"
 
 
 # ---- the mesh -------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from typing import TYPE_CHECKING, Final
+
 import click
 
-from swarmd.base.errors import Unreachable
+from swarmd.base.errors import NotFound, TimedOut, Unreachable
 from swarmd.cli.common import (
     EXIT_FAILED,
     SwarmCommand,
@@ -18,8 +21,12 @@ from swarmd.cli.common import (
 from swarmd.cli.tables import ago, colour, facts, table
 from swarmd.gateway.shapes import Check, Done, MemberInfo, Status
 
-# The daemon drains for 10 s before it answers, and a seat may take as long to hand on.
-_STOP_TIMEOUT_S = 60.0
+if TYPE_CHECKING:
+    from swarmd.client import Client
+
+# The daemon drains for up to 10 s before it ends, and a seat may take as long to hand on.
+_STOP_TIMEOUT_S: Final = 30.0
+_POLL_S: Final = 0.05
 
 
 @click.command(cls=SwarmCommand, examples=["swarmctl members", "swarmctl members --json"])
@@ -68,7 +75,8 @@ def _status_rows(found: Status) -> list[tuple[str, str]]:
         rows.append(
             ("voters", f"{', '.join(found.store.voters) or 'unknown'}; {may_lose} may be lost")
         )
-        rows.append(("store", f"{found.store.state}, revision {found.store.revision}"))
+        revision = f", revision {found.store.revision}" if found.store.revision else ""
+        rows.append(("store", found.store.state + revision))
         rows.append(("coordinator", found.coordinator or "none"))
         tasks = ", ".join(f"{count} {state}" for state, count in found.tasks.items() if count)
         rows.append(("tasks", tasks or "none"))
@@ -124,7 +132,27 @@ def stop() -> None:
     It keeps its voter seat and its credential, and comes back when `swarmd` is started.
     """
     with open_client(timeout_s=_STOP_TIMEOUT_S) as client:
-        _print_done(client.stop())
+        done = client.stop()
+        _wait_until_gone(client)
+        _print_done(done, "stopped; `swarmd` brings it back")
+
+
+def _wait_until_gone(client: Client) -> None:
+    """Wait for the end of the daemon that was asked, or of the member that --node named.
+
+    Raises:
+        TimedOut: it still answers.
+    """
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            client.ready_state()
+        except Unreachable:
+            return
+        except NotFound:
+            return  # A member that has left is none any more.
+        time.sleep(_POLL_S)
+    raise TimedOut(f"it is still stopping after {_STOP_TIMEOUT_S:g} s")
 
 
 @click.command(cls=SwarmCommand, examples=["swarmctl leave", "swarmctl leave --force"])
@@ -135,13 +163,15 @@ def leave(force: bool) -> None:
     Refused if that would lose acknowledged data; --force does it nevertheless, with a warning.
     """
     with open_client(timeout_s=_STOP_TIMEOUT_S) as client:
-        _print_done(client.leave(force=force))
+        done = client.leave(force=force)
+        _wait_until_gone(client)
+        _print_done(done, "left the swarm")
 
 
-def _print_done(done: Done) -> None:
+def _print_done(done: Done, text: str) -> None:
     for warning in done.warnings:
         warn(f"warning: {warning}")
     if wants_json():
         print_json(done)
     else:
-        say(done.message or "done")
+        say(text)

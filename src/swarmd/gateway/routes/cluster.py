@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from swarmd.base.errors import SwarmError
+from swarmd.base.errors import NotReady, SwarmError
 from swarmd.gateway import doctor, local_facts, shapes
 from swarmd.gateway.context import Context
 from swarmd.gateway.forward import FORWARD, Ask, Body, Head
 from swarmd.gateway.http import answer, guarded
-from swarmd.gateway.services import Mesh, NotReady
+from swarmd.gateway.services import Mesh
 from swarmd.gateway.status import members, status
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
