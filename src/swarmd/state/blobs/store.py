@@ -26,6 +26,8 @@ from swarmd.state.blobs.messages import HASH_BYTES, hash_of
 
 BLOBS_MAX: Final = 1_000_000
 _SHARD_CHARS: Final = 2
+# Of base32, which names are written in.
+_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
 _UPLOADS: Final = "uploads"
 
 assert HASH_BYTES == ID_BYTES
@@ -109,6 +111,10 @@ class BlobFolder:
         uploads.mkdir(exist_ok=True, mode=0o700)
         for path in uploads.iterdir():
             path.unlink()
+        # All shards at once: a rename into one that is not itself durable would prove nothing.
+        for first, second in itertools.product(_ALPHABET, repeat=_SHARD_CHARS):
+            (self._folder / (first + second)).mkdir(exist_ok=True, mode=0o700)
+        sync_folder(self._folder)
         for shard in self._folder.iterdir():
             if len(shard.name) != _SHARD_CHARS or not shard.is_dir():
                 continue
@@ -229,9 +235,6 @@ class BlobFolder:
 
 def _move(aside: Path, path: Path) -> None:
     """Put a file in place, durably. Raises OSError."""
-    if not path.parent.is_dir():
-        path.parent.mkdir(exist_ok=True, mode=0o700)
-        sync_folder(path.parent.parent)
     os.rename(aside, path)
     sync_folder(path.parent)
 
