@@ -47,6 +47,7 @@ def test_what_was_half_written_is_gone_after_a_restart(tmp_path: Path) -> None:
 def test_a_file_of_another_name_is_not_a_blob(tmp_path: Path, name: str) -> None:
     opened(tmp_path)
     shard = tmp_path / "aa"
+    shard.mkdir()
     (shard / name).write_bytes(b"?")
     assert opened(tmp_path).count == 0
     assert not (shard / name).exists()
@@ -79,7 +80,7 @@ def test_an_upload_is_checked_piece_by_piece_and_as_a_whole(tmp_path: Path) -> N
         upload.append_file(0, b"")
     upload.append_file(0, b"x" * len(DATA))
     with pytest.raises(MalformedMessage):
-        upload.finish_file(store.path(hash_of(DATA)))
+        upload.finish_file(store.path(hash_of(DATA)), store.place_file)
     upload.close()
     upload.close()
     assert opened(tmp_path).count == 0
@@ -87,7 +88,6 @@ def test_an_upload_is_checked_piece_by_piece_and_as_a_whole(tmp_path: Path) -> N
 
 def test_a_disk_that_refuses_is_named(tmp_path: Path) -> None:
     store = opened(tmp_path)
-    store.path(hash_of(DATA)).parent.rmdir()
     store.path(hash_of(DATA)).parent.write_bytes(b"a file where a folder should be")
     with pytest.raises(DiskFault, match="cannot write"):
         store.write_file(hash_of(DATA), DATA)

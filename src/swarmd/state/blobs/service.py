@@ -426,7 +426,9 @@ class Blobs:
             if upload.received_bytes < upload.size:
                 return Got(piece.hash, upload.received_bytes)
             path = self._folder.path(piece.hash)
-            await trio.to_thread.run_sync(upload.finish_file, path, limiter=self._disk)
+            await trio.to_thread.run_sync(
+                upload.finish_file, path, self._folder.place_file, limiter=self._disk
+            )
         except SwarmError:
             self._forget(key)
             raise

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,8 +26,6 @@ from swarmd.state.blobs.messages import HASH_BYTES, hash_of
 
 BLOBS_MAX: Final = 1_000_000
 _SHARD_CHARS: Final = 2
-# Of base32, which names are written in.
-_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
 _UPLOADS: Final = "uploads"
 
 assert HASH_BYTES == ID_BYTES
@@ -71,13 +69,13 @@ class Upload:
         self._state.update(data)
         self.received_bytes += len(data)
 
-    def finish_file(self, path: Path) -> None:
-        """Verify, make durable, move to `path`. Raises MalformedMessage, DiskFault."""
+    def finish_file(self, path: Path, place: Callable[[Path, Path], None]) -> None:
+        """Verify, make durable, `place` at `path`. Raises MalformedMessage, DiskFault."""
         if self._state.digest() != self.hash:
             raise MalformedMessage("an upload is not what its hash says")
         try:
             os.fsync(self._fd)
-            _move(self._path, path)
+            place(self._path, path)
         except OSError as error:
             raise DiskFault(f"cannot write {path}: {error.strerror}") from error
 
@@ -103,6 +101,8 @@ class BlobFolder:
         self._bytes = 0
         self._reserved = 0
         self._numbers = itertools.count(1)
+        # Shards whose own entry is durable: a rename into another would prove nothing.
+        self._durable: set[str] = set()
 
     def open_file(self, now: float) -> None:
         """Read the index from the names on disk; forget uploads of an earlier run."""
@@ -111,13 +111,11 @@ class BlobFolder:
         uploads.mkdir(exist_ok=True, mode=0o700)
         for path in uploads.iterdir():
             path.unlink()
-        # All shards at once: a rename into one that is not itself durable would prove nothing.
-        for first, second in itertools.product(_ALPHABET, repeat=_SHARD_CHARS):
-            (self._folder / (first + second)).mkdir(exist_ok=True, mode=0o700)
         sync_folder(self._folder)
         for shard in self._folder.iterdir():
             if len(shard.name) != _SHARD_CHARS or not shard.is_dir():
                 continue
+            self._durable.add(shard.name)
             for entry in os.scandir(shard):
                 blob_hash = _hash_in(entry.name)
                 if blob_hash is None:
@@ -180,11 +178,21 @@ class BlobFolder:
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            _move(aside, path)
+            self.place_file(aside, path)
         except OSError as error:
             with contextlib.suppress(OSError):
                 aside.unlink(missing_ok=True)
             raise DiskFault(f"cannot write {path}: {error.strerror}") from error
+
+    def place_file(self, aside: Path, path: Path) -> None:
+        """Move a file into its shard, durably. Raises OSError."""
+        shard = path.parent
+        if shard.name not in self._durable:
+            shard.mkdir(exist_ok=True, mode=0o700)
+            sync_folder(self._folder)
+            self._durable.add(shard.name)
+        os.rename(aside, path)
+        sync_folder(shard)
 
     def read_file(self, blob_hash: bytes) -> bytes | None:
         """The blob, verified; None if it is missing, damaged or unreadable."""
@@ -231,12 +239,6 @@ class BlobFolder:
         before = self._held.get(blob_hash)
         self._bytes += size - (before.size if before is not None else 0)
         self._held[blob_hash] = _Held(size, now)
-
-
-def _move(aside: Path, path: Path) -> None:
-    """Put a file in place, durably. Raises OSError."""
-    os.rename(aside, path)
-    sync_folder(path.parent)
 
 
 def _hash_in(name: str) -> bytes | None:
