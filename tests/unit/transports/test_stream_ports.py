@@ -38,15 +38,26 @@ def port() -> StreamPort:
     return StreamPort(KEYS[0].key_id, "swarmd/1")
 
 
-def test_control_goes_before_bulk_and_waits_for_one_bulk_item_at_most() -> None:
+def test_control_goes_before_bulk_and_waits_for_one_bulk_frame_at_most() -> None:
     p = port()
     for number in range(5):
         assert p.put_nowait(item(Lane.BULK, 200_000, number))
     p.put_nowait(item(request=100))
-    assert [i.request for i in p.take()] == [100, 0]
     p.put_nowait(item(request=101))
-    assert [i.request for i in p.take()] == [101, 1]
-    assert [i.request for i in p.take()] == [2]
+    assert [i.request for i in p.take()] == [100, 101]
+    p.put_nowait(item(request=102))
+    assert [i.request for i in p.take()] == [0]
+    assert [i.request for i in p.take()] == [102]
+    assert [[i.request for i in p.take()] for _ in range(4)] == [[1], [2], [3], [4]]
+    p.put_nowait(item(request=103))
+    assert [i.request for i in p.take()] == [103]
+
+
+def test_small_bulk_items_share_a_frame() -> None:
+    p = port()
+    for number in range(100):
+        p.put_nowait(item(Lane.BULK, 1_000, number))
+    assert len(p.take()) == 65
 
 
 def test_a_lane_is_full_by_count() -> None:

@@ -13,11 +13,15 @@ from typing import Final
 
 import trio
 
+from swarmd.base.limits import KIB
 from swarmd.mesh.addresses import Address
 
 _STAGGER_S: Final = 0.25
 _SILENT_PEER_MS: Final = 10_000
 _RESOLVED_MAX: Final = 4
+# Unsent bytes that the kernel may hold: what control waits behind, a millisecond at 1 Gbit/s.
+# Smaller wakes the writer of bulk too often.
+_UNSENT_BYTES: Final = 128 * KIB
 
 
 async def dial_tcp(
@@ -71,6 +75,7 @@ async def dial_tcp(
 def set_options(stream: trio.SocketStream) -> None:
     """A peer that stays silent about what we sent is gone; idle ones are asked now and then."""
     sock = stream.socket
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENT_PEER_MS)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)

@@ -6,8 +6,9 @@ it is never revived, so an order or an answer cannot leak from one connection to
     waiting <-> dialing -> hello -> open -> broken
            `-------------`-> accepted (the peer opened it) -> open
 
-Control goes before bulk: a frame takes all control items that fit, and one bulk item, so a
-control item waits for one bulk item at most.
+Control goes before bulk: a frame takes all control items that fit; where bulk waits too, every
+other frame is one of bulk, of one item or a few small ones. So a control item waits for one
+bulk frame at most, and bulk never starves.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ from swarmd.mesh.transports.mux import How, Item, Port
 LANE_BYTES_MAX: Final = 8 * MIB
 # What frees room elsewhere may exceed a lane by this, which its senders bound themselves.
 _FORCED_MESSAGES_MAX: Final = 20_000
-_FRAME_CONTROL_BYTES: Final = 192 * KIB
+# A batch stops growing here; its first item may be larger.
+_BATCH_BYTES: Final = {Lane.CONTROL: 192 * KIB, Lane.BULK: 64 * KIB}
 # An item's kind, lane, family and request number, encoded.
 _ITEM_BYTES_EXTRA: Final = 64
 
-assert _FRAME_CONTROL_BYTES + FRAME_MESSAGES_MAX * _ITEM_BYTES_EXTRA < FRAME_BYTES_MAX
-assert MESSAGE_BYTES_MAX + _FRAME_CONTROL_BYTES + 64 * KIB <= FRAME_BYTES_MAX
+_BATCH_BYTES_EXTRA: Final = FRAME_MESSAGES_MAX * _ITEM_BYTES_EXTRA + 64
+
+assert max(MESSAGE_BYTES_MAX, *_BATCH_BYTES.values()) + _BATCH_BYTES_EXTRA <= FRAME_BYTES_MAX
 
 Stage = Literal["waiting", "dialing", "hello", "accepted", "open", "broken"]
 
@@ -67,6 +70,7 @@ class StreamPort(Port):
         self._reason = ""
         self._lanes: tuple[deque[Item], deque[Item]] = (deque(), deque())
         self._bytes = [0, 0]
+        self._bulk_next = False
         self._filled = trio.Event()
         self._room = trio.Event()
 
@@ -136,25 +140,28 @@ class StreamPort(Port):
     def take(self) -> list[Item]:
         """The next frame's items; empty if nothing waits."""
         control, bulk = self._lanes
-        items: list[Item] = []
-        room = _FRAME_CONTROL_BYTES
-        while control and len(items) < FRAME_MESSAGES_MAX - 1:
-            if items and len(control[0].payload) > room:
-                break
-            item = control.popleft()
-            room -= len(item.payload)
-            items.append(item)
-        self._bytes[Lane.CONTROL] -= sum(len(item.payload) for item in items)
-        if bulk and room >= 0:
-            item = bulk.popleft()
-            self._bytes[Lane.BULK] -= len(item.payload)
-            items.append(item)
+        self._bulk_next = bool(bulk) and (self._bulk_next or not control)
+        lane = Lane.BULK if self._bulk_next else Lane.CONTROL
+        items = _take_batch(self._lanes[lane], _BATCH_BYTES[lane])
+        self._bulk_next = not self._bulk_next
+        self._bytes[lane] -= sum(len(item.payload) for item in items)
         self._room.set()
         return items
 
     def _full(self, lane: Lane) -> bool:
         waiting = len(self._lanes[lane])
         return waiting >= LANE_MESSAGES_MAX or self._bytes[lane] >= LANE_BYTES_MAX
+
+
+def _take_batch(lane: deque[Item], room: int) -> list[Item]:
+    """The first item, and those after it that fit."""
+    items: list[Item] = []
+    while lane and len(items) < FRAME_MESSAGES_MAX:
+        room -= len(lane[0].payload)
+        if items and room < 0:
+            break
+        items.append(lane.popleft())
+    return items
 
 
 def _nothing() -> None:
