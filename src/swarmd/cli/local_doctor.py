@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from swarmd.base.errors import ConfigError
-from swarmd.gateway import doctor, local_facts
+from swarmd.gateway.doctor import check_config_wrong, check_daemon_down, examine_local
+from swarmd.gateway.local_facts import gather
 from swarmd.gateway.shapes import Check
 
 
@@ -11,15 +12,15 @@ def examine(problem: str) -> list[Check]:
     """The checks that need no daemon. `problem` says how it was looked for."""
     from swarmd.config import load
 
-    checks = [doctor.check_daemon_down(problem)]
+    checks = [check_daemon_down(problem)]
     try:
         config = load()
     except ConfigError as error:
-        return [*checks, doctor.check_config_wrong(error.message)]
-    facts = local_facts.gather(
+        return [*checks, check_config_wrong(error.message)]
+    facts = gather(
         data_folder=config.data_folder,
         port=config.mesh.port,
         bind=config.mesh.bind,
         port_is_ours=False,
     )
-    return checks + doctor.examine_local(facts)
+    return checks + examine_local(facts)

@@ -229,6 +229,14 @@ def example() -> None:
     click.echo(render_example(), nl=False)
 
 
+@config.command()
+def reference() -> None:
+    """Print the tables of docs/configuration.md."""
+    from swarmd.cli.config_text import render_reference
+
+    click.echo(render_reference(), nl=False)
+
+
 def main() -> Never:
     """Entry point of the console script."""
     run_program(swarmd, "swarmd")

@@ -20,7 +20,7 @@ from typing import Any, Final
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.events import Event, Updated
+from hypercorn.events import Closed, Event, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -47,9 +47,17 @@ log = get_logger("gateway")
 
 
 class _Connection(TCPServer):
-    """One connection. Hypercorn waits for the next request of a client that is gone; not here."""
+    """One connection, which ends when either side has closed it.
+
+    Left to itself Hypercorn waits for the next request of a client that is gone, and for more
+    of a request whose answer has closed the connection.
+    """
 
     _gone = False
+
+    async def run(self) -> None:
+        with trio.CancelScope() as self._scope:
+            await super().run()
 
     async def _read_data(self) -> None:
         await super()._read_data()
@@ -57,8 +65,11 @@ class _Connection(TCPServer):
         await self.idle_task.stop()
 
     async def protocol_send(self, event: Event) -> None:
-        if not (self._gone and isinstance(event, Updated)):
-            await super().protocol_send(event)
+        if self._gone and isinstance(event, Updated):
+            return
+        await super().protocol_send(event)
+        if isinstance(event, Closed):
+            self._scope.cancel()
 
 
 class Gateway:

@@ -25,7 +25,6 @@ from swarmd.state.raft.messages import Operation, OpResult
 from swarmd.tasks.messages import JobView, SubmittedItem, TaskView
 from swarmd.tasks.spec import JobSpec, TaskRecord, TaskSpec
 
-
 # ---- the mesh -------------------------------------------------------------------------
 
 

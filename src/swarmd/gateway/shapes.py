@@ -193,3 +193,5 @@ class Done(Struct, frozen=True, kw_only=True):
     ok: bool = True
     message: str = ""
     warnings: list[str] = field(default_factory=list)
+    pid: int = 0
+    """Of the daemon, where it matters that it ends."""

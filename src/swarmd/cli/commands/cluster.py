@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from swarmd.base.errors import NotFound, TimedOut, Unreachable
+from swarmd.base.errors import NotFound, ShuttingDown, TimedOut, Unreachable
 from swarmd.cli.common import (
     EXIT_FAILED,
     SwarmCommand,
@@ -133,26 +135,43 @@ def stop() -> None:
     """
     with open_client(timeout_s=_STOP_TIMEOUT_S) as client:
         done = client.stop()
-        _wait_until_gone(client)
+        _wait_until_gone(client, done.pid)
         _print_done(done, "stopped; `swarmd` brings it back")
 
 
-def _wait_until_gone(client: Client) -> None:
+def _wait_until_gone(client: Client, pid: int) -> None:
     """Wait for the end of the daemon that was asked, or of the member that --node named.
 
     Raises:
-        TimedOut: it still answers.
+        TimedOut: it is still there.
     """
     deadline = time.monotonic() + _STOP_TIMEOUT_S
     while time.monotonic() < deadline:
-        try:
-            client.ready_state()
-        except Unreachable:
+        if not _answers(client) and (node_asked() or not _lives(pid)):
             return
-        except NotFound:
-            return  # A member that has left is none any more.
         time.sleep(_POLL_S)
     raise TimedOut(f"it is still stopping after {_STOP_TIMEOUT_S:g} s")
+
+
+def _answers(client: Client) -> bool:
+    try:
+        client.ready_state()
+    except (Unreachable, NotFound):  # A member that has left is none any more.
+        return False
+    except ShuttingDown:
+        return True
+    return True
+
+
+def _lives(pid: int) -> bool:
+    """Whether the process runs; one that only waits to be reaped does not."""
+    if pid == os.getpid():
+        return False
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
 @click.command(cls=SwarmCommand, examples=["swarmctl leave", "swarmctl leave --force"])
@@ -164,7 +183,7 @@ def leave(force: bool) -> None:
     """
     with open_client(timeout_s=_STOP_TIMEOUT_S) as client:
         done = client.leave(force=force)
-        _wait_until_gone(client)
+        _wait_until_gone(client, done.pid)
         _print_done(done, "left the swarm")
 
 

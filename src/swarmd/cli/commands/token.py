@@ -60,7 +60,7 @@ def create(uses: int, ttl: float, admin_key: Path | None) -> None:
 
     with open_client() as client:
         head = client.authority_head()
-        path = admin_key or _admin_key_path(head["swarm"], head["keys_folder"])
+        path = _admin_key_path(admin_key, head["swarm"], head["keys_folder"])
         key = SigningKey.load(path)
         expires_ms = head["store_time_ms"] + int(ttl * 1000)
         made, entry = issue_token(
@@ -79,10 +79,10 @@ def create(uses: int, ttl: float, admin_key: Path | None) -> None:
     warn(f"good for {uses} join{'s' if uses > 1 else ''} within {ago(ttl)}: swarmd --join -")
 
 
-def _admin_key_path(swarm: str, keys_folder: str) -> Path:
-    """Where the admin key is: among the daemon's keys, or among this user's."""
+def _admin_key_path(given: Path | None, swarm: str, keys_folder: str) -> Path:
+    """Where the admin key is: as given, else among the daemon's keys, else among this user's."""
     name = f"{swarm}.admin.key"
-    places = [Path(keys_folder) / name, folders.config_folder() / name]
+    places = [given] if given else [Path(keys_folder) / name, folders.config_folder() / name]
     for path in places:
         if path.exists():
             return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
@@ -123,13 +124,17 @@ class Cluster:
     async def stop(self, request: Request) -> Response:
         await self._context.read(request, dict[str, Any])
         self._services.control.stop()
-        return answer(request, shapes.Done(message=f"{self._services.config.node_name} stops"))
+        return answer(
+            request,
+            shapes.Done(message=f"{self._services.config.node_name} stops", pid=os.getpid()),
+        )
 
     async def leave(self, request: Request) -> Response:
         body = await self._context.read(request, LeaveBody)
         warnings = await self._services.control.leave(force=body.force)
         message = f"{self._services.config.node_name} leaves the swarm"
-        return answer(request, shapes.Done(message=message, warnings=list(warnings)))
+        done = shapes.Done(message=message, warnings=list(warnings), pid=os.getpid())
+        return answer(request, done)
 
     # ---- doctor ----------------------------------------------------------------------
 
