@@ -241,7 +241,7 @@ class Pipe:
                 if (await self._submit(groups))[0][0].ok:
                     session.opened.set()
                     return
-            except (Unavailable, RemoteError) as error:
+            except SwarmError as error:
                 self._trouble = error
             await trio.sleep(delay_s * self._rng.uniform(0.5, 1.0))
             delay_s = min(delay_s * 1.6, RETRY_MAX_S)

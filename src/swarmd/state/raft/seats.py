@@ -109,8 +109,10 @@ class Seats:
         candidates = []
         for node_id in sorted(known.union(seated)):
             admission = self._trust.admission(node_id)
-            if admission is not None and not admission.evicted:
-                capable = "voter" in admission.roles
+            if admission is None and node_id not in seated:
+                continue  # Its record has not arrived here yet.
+            if admission is None or not admission.evicted:
+                capable = admission is None or "voter" in admission.roles
                 candidates.append(Candidate(node_id, node_id in alive, capable))
         return candidates
 

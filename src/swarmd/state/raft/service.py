@@ -115,6 +115,8 @@ class Store:
         self._rng = derive(rng, "store")
         self._nursery = nursery
         self._office: Office | None = None
+        # The epoch and term in which this node last set out to take office.
+        self._candidacy: tuple[int, int] = (0, 0)
         self._office_changed = trio.Event()
         self._offices: Feed[Office | None] = Feed(OFFICES_WAITING_MAX)
         self._feed: Feed[list[Change]] = Feed(CHANGES_WAITING_MAX)
@@ -191,7 +193,8 @@ class Store:
         if replica is not None:
             return await self.propose_here(replica, groups)
         answer = await self._caller.ask_coordinator(m.Forward(groups))
-        if not isinstance(answer, m.Results) or len(answer.groups) != len(groups):
+        lengths = [len(group.ops) for group in groups]
+        if not isinstance(answer, m.Results) or list(map(len, answer.groups)) != lengths:
             raise RemoteError("not the results of these operations")
         return answer.groups
 
@@ -355,10 +358,12 @@ class Store:
     def _on_office(self, replica: Replica) -> None:
         if replica is not self._keeper.replica:
             return
+        office = replica.office
         if not replica.leads:
             self._set_office(None)
-        elif self._office is None:
-            self._nursery.start_soon(self._take_office, replica, replica.office.term)
+        elif self._office is None and self._candidacy != (replica.epoch.number, office.term):
+            self._candidacy = (replica.epoch.number, office.term)
+            self._nursery.start_soon(self._take_office, replica, office.term)
         self._caller.leader_changed(replica.leader)
 
     async def _take_office(self, replica: Replica, term: int) -> None:
@@ -367,6 +372,7 @@ class Store:
             try:
                 result = await self._propose_alone(replica, m.TakeOffice(self._link.node_id))
             except Unavailable:
+                # Unknown outcome: a second entry in the same term only takes another revision.
                 await trio.sleep(RETRY_MIN_S)
                 continue
             if result.ok and replica.leads and replica.office.term == term:

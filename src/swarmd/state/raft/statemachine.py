@@ -144,7 +144,6 @@ class StateMachine:
         self.office: tuple[bytes, int] = (b"", 0)
         self.sealed: Sealed | None = None
         self.authority = AuthorityState(self._genesis)
-        self.restores = 0
         self._entries: dict[bytes, Entry] = {}
         self._keys: SortedList[bytes] = SortedList()
         self._sessions: dict[bytes, _Session] = {}
@@ -398,9 +397,7 @@ class StateMachine:
             authority = AuthorityState.load(self._genesis, dump.records)
         except SwarmError as error:
             raise CorruptFile(f"the stored authority log is not sound: {error}") from error
-        restores = self.restores + 1
         self._clear()
-        self.restores = restores
         self.authority = authority
         self.epoch, self.revision, self.time_ms = dump.epoch, dump.revision, dump.time_ms
         self.office, self.sealed = dump.office, dump.sealed

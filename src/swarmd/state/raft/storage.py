@@ -90,9 +90,10 @@ class EpochFiles:
         """
         for number in self._numbers():
             epoch = chain.epoch(number)
-            if number not in self._states and epoch is not None and epoch.digest is not None:
-                if self._holds(number, epoch.digest):
-                    self._states.add(number)
+            if number in self._states or epoch is None or epoch.digest is None:
+                continue
+            if self._holds(number, epoch.digest):
+                self._states.add(number)
 
     def _holds(self, number: int, expected: bytes) -> bool:
         try:
