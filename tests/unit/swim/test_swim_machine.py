@@ -148,6 +148,23 @@ def test_what_cannot_be_verified_is_kept_within_bounds(bench: Bench) -> None:
     assert bench.machine.get(node("x0")) is None
 
 
+def test_who_left_returns_only_by_a_new_word(bench: Bench) -> None:
+    bench.know("x")
+    bench.tell(rumour(LEFT, "x", 1))
+    for stale in (rumour(ALIVE, "x", 1), rumour(SUSPECT, "x", 3), rumour(DEAD, "x", 3)):
+        bench.tell(stale)
+        assert bench.state("x") == (LEFT, 1)
+    bench.tell(rumour(ALIVE, "x", 2))
+    assert bench.state("x") == (ALIVE, 2)
+
+
+def test_who_was_found_dead_may_still_have_left(bench: Bench) -> None:
+    bench.know("x")
+    bench.tell(rumour(DEAD, "x", 1))
+    bench.tell(rumour(LEFT, "x", 1))
+    assert bench.state("x") == (LEFT, 1)
+
+
 def test_a_timer_of_a_refuted_suspicion_is_stale(bench: Bench) -> None:
     bench.know("x")
     bench.tell(rumour(SUSPECT, "x", 1))
@@ -191,6 +208,11 @@ def test_the_dead_of_a_view_are_remembered_quietly(bench: Bench, kind: MemberSta
     assert bench.state("x") == (kind, 1)
     assert bench.changes == []
     assert bench.queued == []
+
+
+def test_an_old_death_in_a_view_does_not_bury_a_newer_life(bench: Bench) -> None:
+    bench.handle(SyncIn(node("peer"), (rumour(ALIVE, "x", 5).raw, rumour(DEAD, "x", 1).raw)))
+    assert bench.state("x") == (ALIVE, 5)
 
 
 def test_the_table_of_members_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,6 +301,14 @@ def test_who_spoke_up_since_it_was_asked_is_not_accused(bench: Bench) -> None:
     assert bench.state("x") == (ALIVE, 2)
 
 
+def test_who_died_while_it_was_asked_stays_dead(bench: Bench) -> None:
+    bench.know("x")
+    probe(bench)
+    bench.tell(rumour(DEAD, "x", 1))
+    bench.handle(ProbeTick(1))
+    assert bench.state("x") == (DEAD, 1)
+
+
 def test_a_stale_probe_tick_is_ignored(bench: Bench) -> None:
     bench.know("x")
     probe(bench)
@@ -308,6 +338,14 @@ def test_a_probe_for_another_is_passed_on_and_back(bench: Bench) -> None:
     get(bench, "x", Ack(ping.sequence, ping.view, []))
     assert [packet.sequence for packet in bench.sent("asker")] == [77]
     assert bench.handle(relayed.event) == []
+
+
+def test_an_answer_for_another_counts_only_from_the_one_asked(bench: Bench) -> None:
+    bench.know("x", "asker")
+    get(bench, "asker", PingFor(77, node("x"), []))
+    [ping] = bench.sent("x")
+    get(bench, "stranger", Ack(ping.sequence, ping.view, []))
+    assert bench.sent("asker") == []
 
 
 def test_a_probe_for_another_that_fails_is_refused(bench: Bench) -> None:
