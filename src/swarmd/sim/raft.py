@@ -74,8 +74,19 @@ FAULTS: Final = (
     "pause",
 )
 
-# Guards whose removal the sweep notices, each with a seed that does.
-MUTANT_SEEDS: Final[dict[Guard, int]] = {}
+# Guards whose removal the sweep notices, each with a seed that does. The others need an event
+# that no seed makes likely, or a disk that stops at one byte; the unit tests make it.
+MUTANT_SEEDS: Final[dict[Guard, int]] = {
+    Guard.W2_PERSIST_FIRST: 0,
+    Guard.H3_SKIP_PREFIX: 2,
+    Guard.H4_NO_COMMIT_FROM_SNAPSHOT: 0,
+    Guard.H8_SPLIT_LARGE: 1,
+    Guard.H10_VERIFY_SNAPSHOT: 0,
+    Guard.H11_ERRORS_ARE_RESULTS: 0,
+    Guard.H14_NO_OLD_SNAPSHOT: 2,
+    Guard.R1_READ_ROUND: 2,
+    Guard.R2_READ_OWN_TERM: 1,
+}
 
 
 class _Kept(msgspec.Struct, frozen=True, array_like=True):
@@ -132,6 +143,7 @@ class _Watch:
         self.floor = 0  # The highest index that a client knows of.
 
     def applied(self, host: str, index: int, term: int, command: bytes, chain: bytes) -> None:
+        self._world.note(host, index, chain)
         known = self.log.setdefault(index, (term, command, chain))
         if known != (term, command, chain):
             self._world.violate(f"{host} applied another entry or history at {index}")
@@ -443,6 +455,8 @@ class RaftWorld:
     def _part(self) -> None:
         rng = self._rng
         self.network.heal()
+        if len(self.names) == 1:
+            return
         side = [self._victim().name] if rng.random() < 0.5 else []
         if not side:
             side = sorted(rng.sample(self.names, rng.randrange(1, len(self.names))))
@@ -485,12 +499,15 @@ class RaftWorld:
 
     # ---- the run -----------------------------------------------------------------------
 
-    def run(self, chaos_s: float = CHAOS_S) -> World:
+    def run(self, chaos_s: float = CHAOS_S, *, stop_at_violation: bool = False) -> World:
         """Play the seed: trouble, then healing, then the last questions."""
         for number in range(_CLIENTS):
             self._client(number)
         self.world.after(1.0, self._trouble)
-        self.world.run_for(chaos_s)
+        while self.world.now < chaos_s:
+            self.world.run_for(min(1.0, chaos_s - self.world.now))
+            if stop_at_violation and self.world.violations:
+                return self.world
         self._chaos = False
         self.network.heal()
         self.network.faults = LinkFaults()
@@ -554,12 +571,13 @@ def sweep(
     Args:
         removed_guards: names of guards to do without; to see that it is noticed.
         chaos_s: virtual seconds of trouble per seed; a seed that counts has 60 or more.
-        stop_at_violation: return after the first seed that found something.
+        stop_at_violation: return as soon as something was found.
     """
     report = Report()
     removed = tuple(removed_guards)
     for seed in seeds:
-        world = RaftWorld(seed, removed_guards=removed).run(chaos_s)
+        sim = RaftWorld(seed, removed_guards=removed)
+        world = sim.run(chaos_s, stop_at_violation=stop_at_violation)
         report.seeds += 1
         report.counts.update(world.counts)
         report.violations += [(seed, text) for text in world.violations]
@@ -568,6 +586,12 @@ def sweep(
         if report.violations and stop_at_violation:
             break
     return report
+
+
+def first_catch(guard: str, seeds: Iterable[int]) -> tuple[int, str] | None:
+    """The first violation, with its seed, that the removal of one guard leads to."""
+    report = sweep(seeds, removed_guards=[guard], stop_at_violation=True)
+    return report.violations[0] if report.violations else None
 
 
 def _too_little(counts: Counter[str]) -> list[str]:

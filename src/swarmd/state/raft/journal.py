@@ -212,7 +212,7 @@ class Journal:
         try:
             if self._rewrite_due:
                 self._rewrite()
-            else:
+            elif Guard.W2_PERSIST_FIRST in self._guards:
                 self._disk.sync(self._name)
                 self._append(self._mark(self._position))
         except DiskFault:

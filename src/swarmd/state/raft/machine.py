@@ -246,7 +246,7 @@ class RaftMachine:
         core = self._core
         core.tick(now)
         effects: list[Effect] = []
-        if core.dirty and Guard.W2_PERSIST_FIRST in self._guards:
+        if core.dirty:
             effects.append(Persist())
         for peer, message in core.take_messages():
             effects += [SendRaft(peer, data) for data in self._encode(message)]
