@@ -237,11 +237,20 @@ class LocalSwarm:
         """Make the swarm with the first daemon, let the others join, wait until it is whole."""
         first, *rest = self.daemons
         first.start("--init", "lab")
-        wait_until("first daemon ready", lambda: first.try_json("status"), timeout_s=timeout_s)
+        self._wait_first(first, timeout_s)
         token = first.json("token", "create", "--uses", "20", "--ttl", "1h")["token"]
         for daemon in rest:
             daemon.start("--join", "-", stdin=token)
         self.wait_whole(voters=voters, timeout_s=timeout_s)
+
+    def _wait_first(self, first: Daemon, timeout_s: float) -> None:
+        def ready() -> bool:
+            assert first.process is not None
+            if first.process.poll() is not None:
+                raise RuntimeError(f"swarmd ended: {first.log.read_text()[-500:]}")
+            return (first.try_json("status") or {}).get("ready", False)
+
+        wait_until("first daemon ready", ready, timeout_s=timeout_s)
 
     def wait_whole(self, *, voters: int | None = None, timeout_s: float = 30.0) -> None:
         """Wait until every daemon sees every other alive, a coordinator, and the voters."""

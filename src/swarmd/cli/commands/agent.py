@@ -1,4 +1,4 @@
-"""swarmctl agent: deploy, list, show, logs, remove."""
+"""swarmctl agent: new, deploy, list, show, logs, remove."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from swarmd.cli.tables import facts, size, table
 @click.group(
     cls=SwarmGroup,
     examples=[
+        "swarmctl agent new extractor",
         "swarmctl agent deploy agents/extractor.toml",
         "swarmctl agent list",
         "swarmctl agent logs -f extractor",
@@ -29,6 +30,28 @@ from swarmd.cli.tables import facts, size, table
 )
 def agent() -> None:
     """Deploy and look after agents."""
+
+
+@agent.command()
+@click.argument("name")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path("agents"),
+    show_default=True,
+    help="Where to write it.",
+)
+def new(name: str, folder: Path) -> None:
+    """Write a small agent NAME to start from: its TOML file and its code."""
+    from swarmd.cli.agent_template import write_agent
+
+    files = write_agent(name, folder)
+    if wants_json():
+        print_json({"files": [str(path) for path in files]})
+        return
+    for path in files:
+        say(f"wrote {path}")
+    say(f"next: swarmctl agent deploy {files[0]}")
 
 
 @agent.command()
