@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import trio
@@ -48,6 +47,7 @@ from swarmd.state.raft.replica import Replica
 from swarmd.state.raft.seats import Seats
 from swarmd.state.raft.statemachine import Change, StateMachine
 from swarmd.state.raft.storage import EpochFiles
+from swarmd.state.raft.views import Office, StoreStatus
 
 __all__ = ["Change", "Entry", "Office", "Store", "StoreStatus", "open_store"]
 
@@ -58,37 +58,6 @@ PAGE_ENTRIES_MAX: Final = 1_000
 CHANGES_WAITING_MAX: Final = 1_000
 OFFICES_WAITING_MAX: Final = 100
 _log = get_logger("raft")
-
-
-@dataclass(frozen=True, slots=True)
-class Office:
-    """This node is the coordinator. `fence` is the revision that made it so."""
-
-    fence: int
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class StoreStatus:
-    """The store as seen from here.
-
-    `role` is leader, follower, candidate or none (no voter); `may_lose` counts the voters
-    that may still be lost before writes stop, negative if they have. `state` is `ok`,
-    `no_quorum`, `epoch_waiting` (the next epoch could not begin yet) or `disk_fault`;
-    `detail` says what is waited for. Revision -1: not known here.
-    """
-
-    epoch: int
-    voters: tuple[NodeId, ...]
-    role: str
-    term: int
-    commit: int
-    applied: int
-    revision: int
-    leader: NodeId | None
-    may_lose: int
-    state: str
-    detail: str
 
 
 class Store:
