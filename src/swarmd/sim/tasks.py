@@ -15,8 +15,9 @@ ends.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -94,6 +95,29 @@ from swarmd.tasks.worker.machine import (
 )
 
 GUARDS: Final = COORDINATOR_GUARDS | WORKER_GUARDS
+_TESTS: Final = "tests/unit/tasks/test_task_guards.py::test_guard"
+# What catches the absence of each guard: "sweep" for those that seeds show, else a test.
+MUTANTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "assign_repeat": "sweep",
+        "at_most_once": f"{_TESTS}[at_most_once]",
+        "attempt_bound": "sweep",
+        "boot_check": "sweep",
+        "cancel_finality": "sweep",
+        "content_check": "sweep",
+        "fence_check": "sweep",
+        "idempotent_create": f"{_TESTS}[idempotent_create]",
+        "lease_confirm": f"{_TESTS}[lease_confirm]",
+        "lease_lapse": f"{_TESTS}[lease_lapse]",
+        "lease_margin": "sweep",
+        "office_check": "sweep",
+        "repeated_assign": "sweep",
+        "result_repeat": "sweep",
+        "stale_office": f"{_TESTS}[stale_office]",
+        "stale_timer": f"{_TESTS}[stale_timer]",
+        "worker_boot_check": f"{_TESTS}[worker_boot_check]",
+    }
+)
 SWARM: Final = b"s" * 32
 FAULTED_S: Final = 60.0
 SETTLE_S: Final = 120.0

@@ -248,10 +248,12 @@ class WorkerMachine:
 
     def _on_message(self, event: FromCoordinator) -> None:
         message = event.message
+        beats = self._sequence
         if not self._obey(event.peer, message.office):
             return
         if isinstance(message, Hello):
-            self._beat()
+            if self._sequence == beats:
+                self._beat()
         elif message.boot != self.boot and "worker_boot_check" in self._guards:
             self._beat()  # Meant for an earlier run of this daemon: show that it is over.
         elif isinstance(message, Assign):
