@@ -32,8 +32,9 @@ class AgentsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     # Longest pause before a process that keeps crashing is replaced; the first is replaced at
     # once, later ones after a pause that doubles up to this.
     replace_pause_max_s: Seconds = 30.0
-    # Log lines kept per agent, in memory, and their longest length; older and longer is cut.
+    # Log lines kept per agent, in memory only. More shows more of the past, and takes memory.
     log_lines_max: Count = 2_000
+    # Longest log line kept; what is longer is cut.
     log_line_bytes_max: Count = 4_096
     # Last log lines that travel with the outcome of an attempt.
     outcome_lines_max: Annotated[int, Meta(ge=0)] = 20

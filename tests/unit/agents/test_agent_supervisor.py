@@ -196,6 +196,28 @@ async def test_a_replaced_agents_processes_end(house: Open) -> None:
         assert [i.attempts for i in h.supervisor.instances()] == [1]
 
 
+async def test_a_removed_agents_busy_process_ends_after_its_attempt(house: Open) -> None:
+    code = "import time\ndef run(v, c):\n    time.sleep(v)\n    return v\n"
+    async with house(code) as h:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(h.run, 0.2)
+            pid = await h.pid_of_busy()
+            h.supervisor.retire("agent")
+        await h.until(lambda: not lives(pid))
+        assert h.supervisor.instances() == []
+
+
+async def test_what_nobody_uses_is_not_replaced(house: Open) -> None:
+    async with house(ECHO, AgentsConfig(idle_s=0.6)) as h:
+        await h.run(1)
+        (pool,) = h.supervisor._pools.values()
+        pool.used_at -= 10
+        os.kill(h.supervisor.instances()[0].pid, signal.SIGKILL)
+        await h.until(lambda: not h.supervisor.instances())
+        await trio.sleep(0.3)
+        assert h.supervisor._spawned == 1
+
+
 async def test_nothing_starts_while_it_closes(house: Open) -> None:
     async with house(ECHO) as h:
         await h.run(1)
