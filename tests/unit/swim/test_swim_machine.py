@@ -8,10 +8,12 @@ import pytest
 from swim_bench import ALIVE, DEAD, LEFT, SUSPECT, Bench, node, rumour, told
 
 from swarmd.base.machine import Event, SetTimer
+from swarmd.base.rng import make_rng
 from swarmd.mesh.swim import members
 from swarmd.mesh.swim.events import (
     Changed,
     Departed,
+    GossipTick,
     HintTick,
     Join,
     JoinAgain,
@@ -43,6 +45,7 @@ from swarmd.mesh.swim.messages import (
     encode_statement,
     make_rumour,
 )
+from swarmd.mesh.swim.probes import PENDING_MAX, Pending, Pendings
 
 START = 1 << 32
 
@@ -526,3 +529,62 @@ def test_a_statement_names_its_accuser_only_when_it_accuses() -> None:
     for kind in MemberState:
         said = encode_statement(kind, node("x"), 1, author=node("peer"), body=b"")
         assert (node("peer") in said) == (kind in (SUSPECT, DEAD))
+
+
+def test_a_quick_ping_of_an_earlier_reset_is_stale(bench: Bench) -> None:
+    bench.know("x")
+    bench.handle(StreamClosed(node("x"), "reset"))
+    [ping] = bench.sent("x")
+    stale = timer(bench, HintTick)
+    get(bench, "x", Ack(ping.sequence, ping.view, []))
+    bench.handle(StreamClosed(node("x"), "reset"))
+    assert bench.handle(stale.event) == []
+
+
+def test_a_timeout_of_an_earlier_probe_is_stale(bench: Bench) -> None:
+    bench.know("x", "y", "z")
+    ping = probe(bench)
+    bench.handle(ProbeTick(1))
+    bench.handle(ProbeTimeout(ping.sequence))
+    assert bench.sent() == []
+
+
+def test_a_stranger_that_asks_is_told_who_we_are(bench: Bench) -> None:
+    view = bench.machine._ledger.members.view_digest()
+    get(bench, "stranger", Ping(5, view, []))
+    assert told(bench.sent("stranger")[0]) == [(node("me"), ALIVE, START)]
+
+
+def test_a_probe_of_us_for_another_is_answered_by_us(bench: Bench) -> None:
+    bench.know("asker")
+    get(bench, "asker", PingFor(77, node("me"), []))
+    assert [packet.sequence for packet in bench.sent("asker")] == [77]
+
+
+@pytest.mark.parametrize(("dead_s", "packets"), [(29.0, 1), (31.0, 0)])
+def test_the_recently_dead_get_the_news(bench: Bench, dead_s: float, packets: int) -> None:
+    bench.know("x")
+    bench.tell(rumour(DEAD, "x", 1))
+    bench.now += dead_s
+    bench.handle(GossipTick())
+    assert len(bench.sent("x")) == packets
+
+
+def test_a_leaver_declares_nobody_dead(bench: Bench) -> None:
+    bench.know("x", "y")
+    bench.tell(rumour(SUSPECT, "x", 1))
+    due = timer(bench, SuspicionDue)
+    bench.handle(Leave())
+    bench.now += due.delay_s
+    bench.handle(due.event)
+    assert bench.state("x") == (SUSPECT, 1)
+
+
+def test_open_questions_are_bounded() -> None:
+    pendings = Pendings(make_rng(1))
+    first = pendings.open(Pending("retry", node("x")))
+    for _ in range(PENDING_MAX - 1):
+        pendings.open(Pending("retry", node("x")))
+    assert pendings.get(first) is not None
+    pendings.open(Pending("retry", node("x")))
+    assert pendings.get(first) is None
