@@ -135,12 +135,19 @@ class Keeper:
     def has_seat(self) -> bool:
         return self.chain.head.seat_of(self.me.node_id) == self.me
 
+    @property
+    def is_free(self) -> bool:
+        """Has this node no seat, and nothing on its disk that somebody may still need?"""
+        if self.has_seat or self.replica is not None:
+            return False
+        return not self._files.leftovers(self.chain.head.number + 1)
+
     def poke(self) -> None:
         """Look again now."""
         self._wake.set()
 
     async def changed(self) -> None:
-        """Wait until the chain grew, or more is known of who installed."""
+        """Wait until the chain grew, more is known of who installed, or old epochs went."""
         await self._changed.wait()
 
     def _holders(self) -> set[NodeId]:
@@ -354,6 +361,7 @@ class Keeper:
         for number in numbers:
             self._files.drop(number)
         self._served = None
+        self._note_change()
 
     # ---- certificates --------------------------------------------------------------------
 

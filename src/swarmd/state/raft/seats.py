@@ -8,6 +8,7 @@ member that stopped keeps its seat and is expected back; only one that leaves gi
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final
 
 import trio
@@ -34,6 +35,7 @@ CHECK_S: Final = 0.5
 ENLIST_TIMEOUT_S: Final = 1.0
 # After an attempt, so that a flapping member cannot make epochs follow each other.
 PAUSE_S: Final = 2.0
+_CHOICES_MAX: Final = 4
 _log = get_logger("raft")
 
 
@@ -70,13 +72,11 @@ class Seats:
             replica = self._serving()
             if replica is None or not self._keeper.settled:
                 continue
-            current = replica.epoch.node_ids
-            chosen = choose_voters(members, current, size_held_s=held_s)
-            if chosen != current:
-                try:
-                    await self._seal(replica, chosen)
-                except SwarmError as error:
-                    _log.info("the voters stay as they are", why=error.message)
+            try:
+                if await self._change(replica, members, size_held_s=held_s):
+                    await trio.sleep(PAUSE_S)
+            except SwarmError as error:
+                _log.info("the voters stay as they are", why=error.message)
                 await trio.sleep(PAUSE_S)
 
     async def hand_over(self, leaving: NodeId) -> None:
@@ -92,13 +92,11 @@ class Seats:
             raise NotCoordinator("this node does not lead the strong store now")
         if leaving not in replica.epoch.node_ids:
             return
-        chosen = choose_voters(self._candidates(), replica.epoch.node_ids, leaving=leaving)
-        if leaving in chosen:
+        if not await self._change(replica, self._candidates(), leaving=leaving):
             raise WouldLoseData(
                 f"node {short(leaving)} cannot leave: no living members can hold the swarm's "
                 f"{len(replica.state)} keys without it; start or join other nodes first"
             )
-        await self._seal(replica, chosen)
 
     def _candidates(self) -> list[Candidate]:
         seated = self._keeper.chain.head.node_ids
@@ -122,21 +120,52 @@ class Seats:
             self._size = (seats_for(count), now)
         return now - self._size[1]
 
-    async def _seal(self, replica: Replica, chosen: tuple[NodeId, ...]) -> None:
+    async def _change(
+        self,
+        replica: Replica,
+        members: list[Candidate],
+        *,
+        leaving: NodeId | None = None,
+        size_held_s: float = 0.0,
+    ) -> bool:
+        """Propose the seal that `choose_voters` calls for; False if it calls for none.
+
+        A member that seems alive and does not answer is passed over.
+        """
+        current = replica.epoch.node_ids
         async with self._lock:
-            enlisted = await self._enlist(replica, chosen)
-            missing = [v for v in chosen if v not in enlisted]
-            new_missing = [v for v in missing if v not in replica.epoch.node_ids]
-            if new_missing or len(enlisted) < len(chosen) // 2 + 1:
-                names = ", ".join(map(short, missing))
-                raise Unavailable(f"voters of the next epoch do not answer: {names}")
-            number = replica.epoch.number + 1
-            seats = tuple(enlisted.get(v) or _seat(replica, v) for v in chosen)
-            result = await self._propose(replica, m.Seal(number, seats))
-            if result.code == Moved.code:
-                raise Moved(result.message)
-            if not result.ok:
-                raise Conflict(f"epoch {number} was not begun: {result.message}")
+            for _ in range(_CHOICES_MAX):
+                chosen = choose_voters(members, current, leaving=leaving, size_held_s=size_held_s)
+                if chosen == current:
+                    return False
+                enlisted = await self._enlist(replica, chosen)
+                silent = [v for v in chosen if v not in enlisted]
+                if not silent or self._can_do_without(silent, chosen, current):
+                    await self._seal(replica, chosen, enlisted)
+                    return True
+                members = [replace(c, alive=c.alive and c.node_id not in silent) for c in members]
+            raise Unavailable(f"voters do not answer: {', '.join(map(short, silent))}")
+
+    @staticmethod
+    def _can_do_without(
+        silent: list[NodeId], chosen: tuple[NodeId, ...], current: tuple[NodeId, ...]
+    ) -> bool:
+        """Old voters may be away, new ones not; and a majority must be there."""
+        return set(silent) <= set(current) and len(silent) <= (len(chosen) - 1) // 2
+
+    async def _seal(
+        self,
+        replica: Replica,
+        chosen: tuple[NodeId, ...],
+        enlisted: dict[NodeId, m.Voter],
+    ) -> None:
+        number = replica.epoch.number + 1
+        seats = tuple(enlisted.get(v) or _seat(replica, v) for v in chosen)
+        result = await self._propose(replica, m.Seal(number, seats))
+        if result.code == Moved.code:
+            raise Moved(result.message)
+        if not result.ok:
+            raise Conflict(f"epoch {number} was not begun: {result.message}")
 
     async def _enlist(self, replica: Replica, chosen: tuple[NodeId, ...]) -> dict[NodeId, m.Voter]:
         enlisted: dict[NodeId, m.Voter] = {}

@@ -481,7 +481,7 @@ class Store:
         keeper = self._keeper
 
         async def attempt() -> None:
-            if not keeper.has_seat and keeper.settled:
+            if keeper.is_free:
                 return
             if keeper.has_seat:
                 if self.serving() is not None:
@@ -489,7 +489,7 @@ class Store:
                 else:
                     await self._caller.ask_coordinator(m.HandOver())
             with trio.move_on_after(1.0):
-                while keeper.has_seat or not keeper.settled:
+                while not keeper.is_free:
                     await keeper.changed()
                 return
             raise TimedOut("the next epoch has not begun yet")

@@ -1,0 +1,149 @@
+"""Stories of epochs that change while somebody is away."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from store_swarm import Swarm, running_swarm
+
+from swarmd.base.errors import NoQuorum
+from swarmd.state.raft.messages import Put
+
+
+async def _started(swarm: Swarm, *more: int) -> None:
+    await swarm.start(0, 1, 2)
+    await swarm.voters_are(0, 1, 2)
+    await swarm.start(*more)
+    await swarm.store(0).propose([Put(b"a", b"first")])
+
+
+async def _leaves(swarm: Swarm, index: int) -> None:
+    await swarm.store(index).hand_over_seat()
+    swarm.left.add(swarm.id(index))
+    await swarm.crash(index)
+
+
+def _cut_off(swarm: Swarm, index: int) -> None:
+    others = [node.node_id for i, node in enumerate(swarm.nodes) if i != index]
+    swarm.network.cut(swarm.id(index), others)
+
+
+async def test_a_client_three_epochs_behind(autojump_clock: trio.testing.MockClock) -> None:
+    """Every voter that the sleeper knew has left; it finds the new ones by the chain."""
+    async with running_swarm() as swarm:
+        await _started(swarm, 3, 4, 5, 6)
+        assert await swarm.store(6).get(b"a") is not None
+        _cut_off(swarm, 6)
+        for leaver in (0, 1, 2):
+            await _leaves(swarm, leaver)
+        with pytest.raises(NoQuorum):
+            await swarm.store(6).get(b"a", timeout_s=1.0)
+        swarm.network.heal()
+        start = trio.current_time()
+        entry = await swarm.store(6).get(b"a")
+        assert entry is not None
+        assert entry.value == b"first"
+        assert trio.current_time() - start < 3.0
+        assert (await swarm.store(6).propose([Put(b"a", b"second")]))[0].ok
+        assert swarm.store(6).status().epoch == 5
+
+
+async def test_an_old_voter_healed_after_its_peers_dropped_their_state(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Voter 2 sleeps through two changes in which it keeps its seat; then it catches up."""
+    async with running_swarm() as swarm:
+        await _started(swarm, 3, 4)
+        _cut_off(swarm, 2)
+        await _leaves(swarm, 0)
+        await swarm.store(1).propose([Put(b"a", b"second")])
+        await _leaves(swarm, 1)
+        await swarm.store(3).propose([Put(b"a", b"third")])
+        await trio.sleep(10)
+        with pytest.raises(NoQuorum):
+            await swarm.store(2).get(b"a", timeout_s=1.0)
+        swarm.network.heal()
+        await swarm.voters_are(2, 3, 4)
+        await swarm.store(2).read_index()
+        local = swarm.store(2).local
+        assert local is not None
+        entry = local.get(b"a")
+        assert entry is not None
+        assert entry.value == b"third"
+        assert not [n for n in swarm.nodes[2].disk.names() if n.startswith("raft.e2.")]
+
+
+async def test_an_old_voter_without_a_seat_learns_that_it_has_none(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A voter is crashed while the others replace it; back again, it only forwards."""
+    async with running_swarm() as swarm:
+        await _started(swarm, 3)
+        await swarm.crash(2)
+        leader = await swarm.coordinator()
+        await swarm.store(leader).hand_over_for(swarm.id(2))
+        await swarm.voters_are(0, 1, 3)
+        await swarm.start(2)
+        assert (await swarm.store(2).propose([Put(b"a", b"second")]))[0].ok
+        await trio.sleep(8)
+        assert swarm.store(2).local is None
+        assert not [n for n in swarm.nodes[2].disk.names() if ".log." in n]
+
+
+async def test_the_new_majority_is_missing(autojump_clock: trio.testing.MockClock) -> None:
+    """A committed seal is not withdrawn: writes wait, by name, until a new voter is back."""
+    async with running_swarm() as swarm:
+        await swarm.start(0)
+        await swarm.store(0).propose([Put(b"a", b"first")])
+        await swarm.start(1, 2)
+        await swarm.store(0)._keeper.changed()
+        await swarm.crash(1, 2)
+        with pytest.raises(NoQuorum):
+            await swarm.store(0).propose([Put(b"a", b"second")], timeout_s=2.0)
+        assert swarm.store(0).status().state in ("epoch_waiting", "no_quorum")
+        stale = await swarm.store(0).get(b"a", stale=True)
+        assert stale is not None
+        assert stale.value == b"first"
+        await swarm.start(1)
+        assert (await swarm.store(0).propose([Put(b"a", b"third")]))[0].ok
+        await swarm.start(2)
+        await swarm.voters_are(0, 1, 2)
+
+
+async def test_growth_to_five_and_one_leaves(autojump_clock: trio.testing.MockClock) -> None:
+    """Ten members for a minute: five seats. Below ten they stay, until a voter leaves."""
+    async with running_swarm() as swarm:
+        await _started(swarm, *range(3, 10))
+        await trio.sleep(55)
+        assert len(swarm.store(0).voters) == 3
+        await trio.sleep(10)
+        voters = swarm.store(0).voters
+        assert len(voters) == 5
+        await _leaves(swarm, next(i for i in range(3, 10) if swarm.id(i) not in voters))
+        await trio.sleep(5)
+        assert swarm.store(0).voters == voters
+        await _leaves(swarm, next(i for i in range(3, 10) if swarm.id(i) in voters))
+        await trio.sleep(5)
+        assert len(swarm.store(0).voters) == 3
+        entry = await swarm.store(9).get(b"a") if swarm.nodes[9].store else None
+        assert entry is None or entry.value == b"first"
+
+
+async def test_the_copied_disk_of_an_old_voter_cannot_start_the_old_epoch(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A voter restored from an old copy of its disk learns the chain and serves nothing old."""
+    async with running_swarm() as swarm:
+        await swarm.start(0)
+        await swarm.store(0).propose([Put(b"a", b"first")])
+        durable = dict(swarm.nodes[0].disk._durable)
+        await swarm.start(1, 2)
+        await swarm.voters_are(0, 1, 2)
+        await swarm.store(0).propose([Put(b"a", b"second")])
+        await swarm.crash(0)
+        swarm.nodes[0].disk._durable = durable
+        await swarm.start(0)
+        await trio.sleep(1)
+        entry = await swarm.store(0).get(b"a")
+        assert entry is not None
+        assert entry.value == b"second"
