@@ -27,8 +27,8 @@ from swarmd.base.ids import NodeId, short
 from swarmd.base.rng import Rng, derive
 from swarmd.identity.keys import SigningKey, verify
 from swarmd.mesh.addresses import Address, AddressBook
-from swarmd.mesh.config import MeshConfig
-from swarmd.mesh.discovery.mdns import InterfaceReport, Mdns, open_mdns, swarm_hint
+from swarmd.mesh.config import DEFAULT_PORT, MeshConfig
+from swarmd.mesh.discovery.mdns import InterfaceReport, Mdns, find, open_mdns, swarm_hint
 from swarmd.mesh.discovery.static import parse_address, resolve
 from swarmd.mesh.join import Admitter, serve_join
 from swarmd.mesh.link import Link
@@ -53,6 +53,7 @@ _HINT_TRIES_MAX: Final = 10
 _SLOW_RETRY: Final = 15
 _FAST_TRIES: Final = 5
 _RESTART_QUIET_S: Final = 10.0
+_ADDRESSES_EVERY_S: Final = 30.0
 _RUMOUR_DOMAIN: Final = "rumour"
 _SWIM_HOWS: Final = ("reset", "refused", "idle", "restarting", "leaving")
 
@@ -213,6 +214,20 @@ class Mesh:
             with trio.move_on_after(self._config.seed_retry_s):
                 await self._hurry.wait()
 
+    async def address_loop(self) -> None:
+        """Tell members when this host's addresses change, until cancelled."""
+        while True:
+            await trio.sleep(_ADDRESSES_EVERY_S)
+            try:
+                told = await advertised(self._config, self.port)
+            except ConfigError as error:  # A name that resolved at start does not now.
+                _log.warning("addresses", problem=error.message)
+                continue
+            if told != self.local_addresses:
+                self.local_addresses = told
+                self._own |= own_addresses(self._config, self.port, told)
+                self.membership.set_addresses(told)
+
     async def met_loop(self) -> None:
         """Exchange views with members whose sessions are new, until cancelled."""
         async for peer, _ in self._datagrams.met:
@@ -289,7 +304,7 @@ class Mesh:
 
     async def _resolve_seeds(self) -> None:
         for seed in self._config.seeds:
-            address = parse_address(seed, default_port=self.port_of_others)
+            address = parse_address(seed, default_port=self._config.port or self.port)
             found, failures = await resolve([address])
             self._seed_problems[seed] = failures[0] if failures else ""
             if found:
@@ -297,11 +312,6 @@ class Mesh:
             for one in self._seeds.setdefault(seed, []):
                 if one not in self._hints:
                     self._note_hint(one, lasting=True)
-
-    @property
-    def port_of_others(self) -> int:
-        """The port that a seed without one means: the same as ours, unless ours is any."""
-        return self._config.port or self.port
 
     def _member_addresses(self) -> Sequence[Address]:
         """Where a new member finds others: this node first."""
@@ -384,6 +394,7 @@ async def open_mesh(
     ):
         mesh = Mesh(config, streams, datagrams, membership, book, mdns, told, own, bound.port, desk)
         nursery.start_soon(mesh.contact_loop)
+        nursery.start_soon(mesh.address_loop)
         nursery.start_soon(mesh.met_loop)
         nursery.start_soon(mesh.closed_loop)
         nursery.start_soon(mesh.members_loop)
@@ -396,6 +407,27 @@ async def open_mesh(
             yield mesh
         finally:
             nursery.cancel_scope.cancel()
+
+
+async def find_swarm(
+    config: MeshConfig, swarm_id: bytes, *, timeout_s: float = 5.0
+) -> list[Address]:
+    """Addresses to try joining a swarm at: the seeds, else what multicast DNS finds in time.
+
+    Raises:
+        ConfigError: a seed is malformed, or none of them has an address.
+    """
+    if config.seeds:
+        default_port = config.port or DEFAULT_PORT
+        wanted = [parse_address(seed, default_port=default_port) for seed in config.seeds]
+        found, failures = await resolve(wanted)
+        if not found:
+            raise ConfigError(failures[0])
+        return found
+    if not config.mdns:
+        return []
+    interfaces = await trio.to_thread.run_sync(multicast_interfaces, config)
+    return await find(swarm_hint(swarm_id), interfaces=interfaces, timeout_s=timeout_s)
 
 
 async def _serve_trust(trust: Trust, link: Link, membership: Membership, rng: Rng) -> None:

@@ -15,10 +15,11 @@ from swarmd.base.files import FileDisk
 from swarmd.base.ids import NodeId
 from swarmd.identity.authority import AuthorityState
 from swarmd.identity.entries import encode_record, issue_token
+from swarmd.mesh import service
 from swarmd.mesh.addresses import Address
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.join import join_swarm
-from swarmd.mesh.service import Mesh
+from swarmd.mesh.service import Mesh, find_swarm
 from swarmd.mesh.sockets import bind
 from swarmd.mesh.swim.service import MemberState
 from swarmd.mesh.trust import open_trust
@@ -213,6 +214,9 @@ async def test_a_mesh_is_found_by_multicast_on_loopback(tmp_path: Path) -> None:
         report = nodes[0][0].discovery_report()[0]
         assert report.interface == "lo"
         assert report.announced_as == (f"127.0.0.1:{port}",)
+        found = await find_swarm(wanted[0], state.genesis.swarm_id)
+        assert found
+        assert set(found) <= {("127.0.0.1", port), ("127.0.0.2", port)}
 
 
 async def test_a_taken_port_is_named_with_its_setting(tmp_path: Path) -> None:
@@ -273,3 +277,49 @@ async def test_junk_at_the_port_changes_nothing(tmp_path: Path) -> None:
         with pytest.raises(trio.WouldBlock):
             changes.receive_nowait()
         assert all(sees(mesh) == 2 for mesh, _ in nodes)
+
+
+async def test_where_a_joiner_looks() -> None:
+    seeds = MeshConfig(seeds=("127.0.0.1", "127.0.0.2:5"), mdns=False)
+    assert await find_swarm(seeds, bytes(32)) == [("127.0.0.1", 7575), ("127.0.0.2", 5)]
+    assert await find_swarm(MeshConfig(mdns=False), bytes(32)) == []
+    with pytest.raises(ConfigError, match=r"no\.such\.host"):
+        await find_swarm(MeshConfig(seeds=("no.such.host.invalid",)), bytes(32))
+
+
+async def test_members_are_told_of_new_addresses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, _ = chain(2)
+    monkeypatch.setattr(service, "_ADDRESSES_EVERY_S", 0.1)
+    async with meshes(tmp_path, configs(2), state) as nodes:
+        (a, _), (b, _) = nodes
+        await until(lambda: sees(a) == 2 == sees(b))
+
+        async def moved(config: MeshConfig, port: int) -> tuple[Address, ...]:
+            host = "127.0.0.11" if config.bind == ("127.0.0.1",) else "127.0.0.2"
+            return ((host, port),)
+
+        monkeypatch.setattr(service, "advertised", moved)
+        await until(lambda: ("127.0.0.11", a.port) in b.addresses.lookup(a.link.node_id))
+
+
+async def test_a_reset_stream_of_a_living_member_kills_nobody(tmp_path: Path) -> None:
+    state, _ = chain(2)
+    async with meshes(tmp_path, configs(2), state) as nodes:
+        (a, _), (b, _) = nodes
+        await until(lambda: sees(a) == 2 == sees(b))
+        changes = a.membership.subscribe()
+        for _ in range(5):
+            await until(lambda: b.link.node_id in a.link.connected(), within_s=5)
+            b._streams.drop(a.link.node_id, "for a test")
+            await until(lambda: b.link.node_id not in a.link.connected())
+            await trio.sleep(0.1)
+            a._streams._reconnected.clear()
+            a._streams.reconnect(b.link.node_id)
+        await trio.sleep(1)
+        while changes._waiting:
+            change = changes.receive_nowait()
+            assert change.after is not None
+            assert change.after.state is not MemberState.DEAD
+        assert sees(a) == 2

@@ -14,11 +14,11 @@ from small_swarm import KEYS, FixedRoster, until
 
 from swarmd.base.errors import Unreachable
 from swarmd.base.rng import make_rng
-from swarmd.identity.keys import SigningKey
+from swarmd.identity.keys import Exchange, SigningKey
 from swarmd.identity.tls import MESH_ALPN, RAFT_ALPN, client_context, join_context
 from swarmd.mesh.addresses import AddressBook
 from swarmd.mesh.config import MeshConfig
-from swarmd.mesh.transports.hello import Hello, receive_part, send_part
+from swarmd.mesh.transports.hello import Hello, receive_part, send_part, sign_hello
 from swarmd.mesh.transports.ports import StreamPort
 from swarmd.mesh.transports.websocket import JoinServer, Streams, open_streams
 from swarmd.observe.metrics import REGISTRY
@@ -429,3 +429,53 @@ async def test_without_a_server_for_joiners_they_are_dropped() -> None:
             await stream.do_handshake()
             await stream.receive_some()
         await until(lambda: dropped("joiners_full") == before + 1)
+
+
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: swarmd\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+MASK = bytes(4)
+AFTER_HELLO = {
+    "nothing": b"",
+    "noise": bytes(range(256)) * 4,
+    "no upgrade": b"GET / HTTP/1.1\r\n\r\n",
+    "post": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
+    "no key": UPGRADE.replace(b"Sec-WebSocket-Key", b"X"),
+    "other version": UPGRADE.replace(b"Version: 13", b"Version: 99"),
+    "bad header": UPGRADE.replace(b"Host: swarmd", b"Host: \xff\xfe\x00"),
+    "endless header": b"GET / HTTP/1.1\r\nX: " + b"a" * 200_000,
+    "unmasked": UPGRADE + b"\x82\x01a",
+    "reserved bits": UPGRADE + b"\xf2\x81" + MASK + b"a",
+    "unknown opcode": UPGRADE + b"\x8b\x81" + MASK + b"a",
+    "text": UPGRADE + b"\x81\x81" + MASK + b"a",
+    "bad text": UPGRADE + b"\x81\x82" + MASK + b"\xff\xff",
+    "huge": UPGRADE + b"\x82\xff" + b"\x7f" * 8 + MASK,
+    "too long": UPGRADE + b"\x82\xff" + (2**21).to_bytes(8, "big") + MASK + bytes(2**21),
+    "continuation": UPGRADE + b"\x80\x81" + MASK + b"a",
+    "fragments": UPGRADE + (b"\x02\x81" + MASK + b"a") * 2,
+    "bad close": UPGRADE + b"\x88\x81" + MASK + b"a",
+    "bad close code": UPGRADE + b"\x88\x82" + MASK + b"\x00\x01",
+    "bad close text": UPGRADE + b"\x88\x84" + MASK + b"\x03\xe8\xff\xff",
+    "long ping": UPGRADE + b"\x89\xfe\x00\xff" + MASK + bytes(255),
+    "pings": UPGRADE + (b"\x89\x81" + MASK + b"a") * 500,
+    "empty": UPGRADE + b"\x82\x80" + MASK,
+}
+
+
+@pytest.mark.parametrize("name", sorted(AFTER_HELLO))
+async def test_a_member_that_speaks_no_websocket_harms_nobody(name: str) -> None:
+    config = MeshConfig(handshake_timeout_s=0.3)
+    async with two(config=config) as (a, b):
+        stream = await proven_stream(C, b)
+        said = Hello(B.key_id, MESH_ALPN, Exchange().public, b"boot", 1, 1)
+        await send_part(stream, sign_hello(said, b.roster.swarm_id, C))
+        await receive_part(stream)
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.send_all(AFTER_HELLO[name])
+            with trio.move_on_after(0.1):
+                while await stream.receive_some():
+                    pass
+        await trio.aclose_forcefully(stream)
+        await until(lambda: (C.key_id, MESH_ALPN) not in b.streams._ports)
+        await ask(a, b)

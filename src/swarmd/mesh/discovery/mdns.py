@@ -327,10 +327,25 @@ class _Listener(zeroconf.ServiceListener):
 
 
 def _open(addresses: list[str]) -> zeroconf.Zeroconf:
+    """The machinery on all addresses, or on those of them that multicast works on."""
     v4 = [a for a in addresses if ":" not in a]
-    v6 = [a for a in addresses if ":" in a]
     version = zeroconf.IPVersion.V4Only if v4 else zeroconf.IPVersion.V6Only
-    return zeroconf.Zeroconf(interfaces=[*(v4 or v6)], ip_version=version)
+    usable = v4 or addresses
+    try:
+        return zeroconf.Zeroconf(interfaces=usable, ip_version=version)
+    except OSError:
+        working = [a for a in usable if _works(a, version)]
+        if not working:
+            raise
+        return zeroconf.Zeroconf(interfaces=working, ip_version=version)
+
+
+def _works(address: str, version: zeroconf.IPVersion) -> bool:
+    try:
+        zeroconf.Zeroconf(interfaces=[address], ip_version=version).close()
+    except OSError:
+        return False
+    return True
 
 
 def _multicasts(host: str) -> bool:

@@ -71,6 +71,7 @@ _JOINERS_MAX: Final = 8
 _JOIN_TIMEOUT_S: Final = 70.0
 _RETRY_FIRST_S: Final = 0.05
 _RETRY_MAX_S: Final = 1.0
+_RECONNECT_EVERY_S: Final = 2.0
 _YIELD_WAIT_S: Final = 1.0
 _GOODBYE_S: Final = 1.0
 _CLEAN: Final[tuple[How, ...]] = ("idle", "restarting", "leaving")
@@ -115,6 +116,7 @@ class Streams(MuxLink):
         self._ports: dict[tuple[NodeId, str], StreamPort] = {}
         self._sockets: dict[StreamPort, WebSocketConnection] = {}
         self._failures: dict[NodeId, tuple[int, float]] = {}
+        self._reconnected: dict[NodeId, float] = {}
         self._loop, _ = direct_ports(self, self)
         self._unproven = 0
         self._joiners = 0
@@ -134,7 +136,11 @@ class Streams(MuxLink):
         self._failures.pop(peer, None)
 
     def reconnect(self, peer: NodeId) -> None:
-        """Try one connection now; if it is refused, `closed` tells."""
+        """Try one connection now; if it is refused, `closed` tells. Every 2 s at most."""
+        now = trio.current_time()
+        if now - self._reconnected.get(peer, float("-inf")) < _RECONNECT_EVERY_S:
+            return
+        self._reconnected[peer] = now
         self.retry_now(peer)
         try:
             self._port(peer, MESH_ALPN)
