@@ -14,7 +14,7 @@ from swarmd.base.errors import CorruptFile, DiskFault
 from swarmd.base.files import FileDisk
 from swarmd.base.rng import make_rng
 from swarmd.sim.disk import SimDisk
-from swarmd.state.raft.journal import JOURNAL_FILE, Journal
+from swarmd.state.raft.journal import JOURNAL_FILE, Journal, _record
 
 
 def journal(disk: SimDisk | FileDisk, seed: int = 1) -> Journal:
@@ -130,6 +130,18 @@ def test_another_format_is_refused_by_its_number() -> None:
     disk.replace(JOURNAL_FILE, head + struct.pack(">I", zlib.crc32(head)) + raw[20:])
     with pytest.raises(CorruptFile, match="format 2"):
         journal(disk)
+
+
+def test_sound_records_that_make_no_sense_are_not_followed() -> None:
+    """A truncation of nothing, an entry out of order: as good as a torn tail."""
+    for payload in (b"d" + bytes(7) + b"\x03", b"e" + bytes(7) + b"\x09" + bytes(8)):
+        disk = sim_disk()
+        made = journal(disk)
+        if payload[:1] == b"e":
+            made.add(b"x", 1, 1)
+            made.sync()
+        disk.append(JOURNAL_FILE, _record(payload))
+        assert len(journal(disk)) == len(made)
 
 
 def test_a_full_disk_heals_by_itself() -> None:

@@ -297,8 +297,9 @@ class Journal:
             self._term = _NUMBER.unpack_from(payload)[1]
             self._voted = payload[_NUMBER.size :].decode() or None
         elif kind == b"d":
-            offset = _NUMBER.unpack_from(payload)[1] - self._entries[0][1]
-            if offset < 1:
+            first = self._entries[0][1] if self._entries else 0
+            offset = _NUMBER.unpack_from(payload)[1] - first
+            if not self._entries or offset < 1:
                 return False
             self._bytes -= sum(len(e[0]) + _ENTRY_OVERHEAD_BYTES for e in self._entries[offset:])
             del self._entries[offset:]
