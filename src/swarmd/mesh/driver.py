@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import trio
+from prometheus_client import Counter
 
 from swarmd.base.clock import Clock
 from swarmd.base.errors import Busy
@@ -62,6 +63,8 @@ class Driver:
         self._timers: list[tuple[float, int, Event]] = []
         self._sequence = itertools.count()
         self._wake = trio.Event()
+        self._event_counts: dict[type, Counter] = {}
+        self._effect_counts: dict[type, Counter] = {}
 
     def feed(self, event: Event) -> None:
         """Queue an event for the next step; safe from within a performer.
@@ -104,7 +107,7 @@ class Driver:
     async def _step(self, step: list[Event]) -> None:
         effects: list[Effect] = []
         for event in step:
-            MACHINE_EVENTS.labels(self._name, type(event).__name__).inc()
+            self._count(self._event_counts, MACHINE_EVENTS, type(event))
             effects.extend(self._machine.handle(event, self._clock.now()))
         if self._settle is not None:
             effects.extend(self._settle(self._clock.now()))
@@ -113,11 +116,18 @@ class Driver:
             await self._persist()
         for effect in effects:
             kind = type(effect)
-            MACHINE_EFFECTS.labels(self._name, kind.__name__).inc()
+            self._count(self._effect_counts, MACHINE_EFFECTS, kind)
             if kind is SetTimer:
                 self._set_timer(effect)  # type: ignore[arg-type]
             elif kind is not Persist:
                 self._perform[kind](effect)
+
+    def _count(self, counts: dict[type, Counter], metric: Counter, kind: type) -> None:
+        # Looking a labelled counter up costs more than many a step.
+        counter = counts.get(kind)
+        if counter is None:
+            counter = counts[kind] = metric.labels(self._name, kind.__name__)
+        counter.inc()
 
     def _set_timer(self, effect: SetTimer) -> None:
         assert len(self._timers) < TIMERS_MAX, f"{self._name} leaks timers"
