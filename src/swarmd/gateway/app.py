@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from swarmd.base.errors import BadRequest, NotFound, SwarmError
 from swarmd.gateway.context import Context
-from swarmd.gateway.http import error_answer
+from swarmd.gateway.http import drain, error_answer
 from swarmd.gateway.routes.agents import AgentRoutes
 from swarmd.gateway.routes.cluster import Cluster
 from swarmd.gateway.routes.jobs import JobRoutes
@@ -31,6 +31,7 @@ class Api:
     """The routes, and what happens where none fits."""
 
     def __init__(self, context: Context) -> None:
+        self._context = context
         self.routes: list[Route] = [
             *Cluster(context).routes(),
             *Kv(context).routes(),
@@ -56,7 +57,9 @@ class Api:
             log.exception("bug in a request", path=scope["path"], error=type(error).__name__)
             if not started:
                 bug = _Bug("this is a bug of swarmd; the log of the node tells more")
-                await error_answer(Request(scope), bug)(scope, receive, send)
+                request = Request(scope, receive)
+                await drain(request, self._context.budget)
+                await error_answer(request, bug)(scope, receive, send)
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         for route in self.routes:
@@ -65,7 +68,9 @@ class Api:
                 scope.update(found)
                 await route.handle(scope, receive, send)
                 return
-        await error_answer(Request(scope), self._unknown(scope["path"]))(scope, receive, send)
+        request = Request(scope, receive)
+        await drain(request, self._context.budget)
+        await error_answer(request, self._unknown(scope["path"]))(scope, receive, send)
 
     def _unknown(self, path: str) -> SwarmError:
         methods = {m for r in self.routes if r.path_regex.match(path) for m in r.methods or ()}

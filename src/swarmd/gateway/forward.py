@@ -26,7 +26,14 @@ from swarmd.base.errors import BadRequest, Busy, NotFound, SwarmError, TooLarge,
 from swarmd.base.ids import NodeId, to_text
 from swarmd.base.limits import KIB, MESSAGE_BYTES_MAX
 from swarmd.gateway.config import GatewayConfig
-from swarmd.gateway.http import Budget, error_answer, read_body, refuse_browsers, release_body
+from swarmd.gateway.http import (
+    Budget,
+    drain,
+    error_answer,
+    read_body,
+    refuse_browsers,
+    release_body,
+)
 from swarmd.gateway.services import Mesh, Services
 from swarmd.mesh.link import Inbound, Lane, Link
 from swarmd.mesh.swim.events import Member
@@ -138,6 +145,7 @@ class Forwarder:
             with self._budget:
                 await self._forward(mesh, member, request, send)
         except SwarmError as error:
+            await drain(request, self._budget)
             await error_answer(request, error)(scope, receive, send)
         finally:
             release_body(scope, self._budget)

@@ -49,6 +49,11 @@ LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _STREAM_ITEMS_MAX: Final = 256
 _STREAM_BYTES: Final = 256 * 1024
+# Set in a request's state once its body is at its end.
+_READ: Final = "read"
+# Bytes of the budget that the request's body holds.
+_HELD: Final = "held"
+_DRAIN_S: Final = 5.0
 _KEEPALIVE_FRAME: Final = b"\x00\x00\x00\x01\xc0"
 
 T = TypeVar("T")
@@ -126,23 +131,40 @@ async def read_body(request: Request, budget: Budget) -> bytes:
         Busy: the bodies of other requests leave no room.
     """
     parts: list[bytes] = []
-    state = request.scope.setdefault("state", {})
+    state = request.scope.setdefault("swarmd", {})
     try:
         async for chunk in request.stream():
-            held = state.get("swarmd.held", 0)
+            held = state.get(_HELD, 0)
             if held + len(chunk) > budget.body_bytes_max:
                 raise TooLarge(f"a request has at most {budget.body_bytes_max} bytes")
             budget.take(len(chunk))
-            state["swarmd.held"] = held + len(chunk)
+            state[_HELD] = held + len(chunk)
             parts.append(chunk)
     except ClientDisconnect as error:
+        state[_READ] = True
         raise BadRequest("the request broke off") from error
+    state[_READ] = True
     return b"".join(parts)
+
+
+async def drain(request: Request, budget: Budget) -> None:
+    """Read and drop what nobody read of the body, within bounds.
+
+    A connection that is closed while the client still sends is reset, and the client loses the
+    answer that says why.
+    """
+    state = request.scope.setdefault("swarmd", {})
+    dropped = 0
+    with trio.move_on_after(_DRAIN_S):
+        while not state.get(_READ) and dropped < budget.body_bytes_max:
+            message = await request.receive()
+            dropped += len(message.get("body", b""))
+            state[_READ] = not message.get("more_body", False)
 
 
 def release_body(scope: Scope, budget: Budget) -> None:
     """Give back what the request's body took."""
-    budget.give_back(scope.get("state", {}).pop("swarmd.held", 0))
+    budget.give_back(scope.get("swarmd", {}).pop(_HELD, 0))
 
 
 async def read(request: Request, kind: type[T], budget: Budget) -> T:
@@ -343,6 +365,11 @@ def guarded(endpoint: Endpoint, budget: Budget) -> Endpoint:
     """
 
     async def call(request: Request) -> Any:
+        response = await attempt(request)
+        await drain(request, budget)
+        return response
+
+    async def attempt(request: Request) -> Any:
         try:
             refuse_browsers(request)
             with budget:

@@ -480,6 +480,20 @@ def test_web_pages_are_refused(live: LiveGateway) -> None:
     assert raw_request(live.socket, "GET", "/health", Host="localhost:80")[0] == 200
 
 
+def test_an_answer_that_comes_before_the_body_is_not_lost(live: LiveGateway) -> None:
+    """Refused, or of no interest: the rest of the body is read and dropped first."""
+    for target in ("/api/v1/jobs/x/cancel", "/api/v1/nonesuch", "/health"):
+        one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        one.settimeout(10)
+        one.connect(live.socket)
+        head = f"POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000\r\n\r\n"
+        one.sendall(head.encode() + b"x" * 1_000)
+        time.sleep(0.05)
+        one.sendall(b"x" * 199_000)
+        assert one.recv(12).startswith(b"HTTP/1.1 4")
+        one.close()
+
+
 def test_a_bug_costs_its_request_only(client: Client, services: Services) -> None:
     assert isinstance(services.tasks, FakeTasks)
     services.tasks.explode = True
