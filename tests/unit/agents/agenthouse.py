@@ -64,7 +64,7 @@ class House:
         with trio.fail_after(20):
             return await self.supervisor.run(self.attempt(value, **fields))
 
-    async def until(self, holds: Callable[[], bool], *, within_s: float = 5.0) -> None:
+    async def until(self, holds: Callable[[], bool], *, within_s: float = 10.0) -> None:
         with trio.fail_after(within_s):
             while not holds():  # noqa: ASYNC110 - processes set no events
                 await trio.sleep(0.005)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from agenthouse import CONFIG, ECHO, Open, lives
+from agenthouse import CONFIG, ECHO, House, Open, lives
 
 from swarmd.agents.attempts import Cause, InstanceState, Outcome
 from swarmd.agents.config import AgentsConfig
@@ -299,12 +299,17 @@ async def test_a_process_killed_at_work_fails_the_attempt_with_that_cause(
         await h.until(lambda: bool(outcomes))
         assert outcomes[0].code == Cause.CRASHED
         assert how.name in outcomes[0].message
-        # Replaced at once, without an attempt asking.
-        await h.until(
-            lambda: [i.state for i in h.supervisor.instances()] == [InstanceState.IDLE],
-            within_s=1.0,
-        )
-        assert h.supervisor.instances()[0].pid != pid
+        await replaced(h, pid)
+
+
+async def replaced(h: House, pid: int) -> None:
+    """Another process takes the place of `pid` at once, without an attempt asking."""
+    await h.until(lambda: others(h, pid) != [], within_s=1.0)
+    await h.until(lambda: others(h, pid) == [InstanceState.IDLE])
+
+
+def others(h: House, pid: int) -> list[InstanceState]:
+    return [info.state for info in h.supervisor.instances() if info.pid != pid]
 
 
 async def test_an_idle_process_that_dies_is_replaced(house: Open) -> None:
@@ -312,13 +317,7 @@ async def test_an_idle_process_that_dies_is_replaced(house: Open) -> None:
         await h.run()
         pid = h.supervisor.instances()[0].pid
         os.kill(pid, signal.SIGKILL)
-        await h.until(
-            lambda: (
-                [i.pid for i in h.supervisor.instances() if i.state is InstanceState.IDLE]
-                not in ([], [pid])
-            ),
-            within_s=1.0,
-        )
+        await replaced(h, pid)
 
 
 async def test_a_process_that_keeps_dying_is_replaced_ever_more_slowly(house: Open) -> None:
