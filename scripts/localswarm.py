@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -286,8 +287,5 @@ class LocalSwarm:
 
     def stop(self) -> None:
         """SIGTERM to all at once, SIGKILL to who stays."""
-        for daemon in self.alive():
-            assert daemon.process is not None
-            daemon.process.terminate()
-        for daemon in self.daemons:
-            daemon.terminate()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Daemon.terminate, self.daemons))

@@ -89,3 +89,11 @@ def test_any_bytes_unpack_or_are_malformed(raw: bytes) -> None:
 def test_what_msgpack_cannot_hold_is_refused(value: Any) -> None:
     with pytest.raises(MalformedMessage, match="msgpack"):
         pack(value)
+
+
+@given(st.lists(st.binary(max_size=60), max_size=5))
+def test_hostile_input_leaves_nothing_behind(junk: list[bytes]) -> None:
+    for raw in junk:
+        with contextlib.suppress(MalformedMessage):
+            FAMILY.decode(b"\x01" + raw)
+    assert FAMILY.decode(FAMILY.encode(Ping(7, b"x"))) == Ping(7, b"x")
