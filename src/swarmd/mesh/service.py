@@ -198,6 +198,17 @@ class Mesh:
 
     # ---- loops ------------------------------------------------------------------------
 
+    def start_loops(self, nursery: trio.Nursery, trust: Trust) -> None:
+        """What `open_mesh` keeps running."""
+        nursery.start_soon(self.contact_loop)
+        nursery.start_soon(self.address_loop)
+        nursery.start_soon(self.met_loop)
+        nursery.start_soon(self.closed_loop)
+        nursery.start_soon(self.members_loop)
+        nursery.start_soon(self.trust_loop, trust)
+        if self._mdns is not None:
+            nursery.start_soon(self.hear_loop, self._mdns)
+
     async def contact_loop(self) -> None:
         """Say hello to addresses that may be members', until cancelled."""
         self._remember()
@@ -350,23 +361,12 @@ async def open_mesh(
         Untrusted: the key is not that of a member of the trust's swarm.
         CorruptFile, DiskFault, TooLarge: see `open_membership`.
     """
-    config.check()
-    for seed in config.seeds:
-        parse_address(seed, default_port=config.port)
-    admission = admitted(trust, key.key_id)
-    if admission is None:
-        raise Untrusted(f"the key of this node, {short(key.key_id)}, is not a member's")
     desk = _JoinDesk(trust, key)
     if admit is not None:
         desk.open(admit, epochs)
-    bound = bind(config)
-    try:
-        told = await advertised(config, bound.port)
-        own = await trio.to_thread.run_sync(own_addresses, config, bound.port, told)
-    except (ConfigError, trio.Cancelled):
-        bound.close()
-        raise
-    meta = Meta(name, told, admission.roles, __version__, tags=tuple(sorted((tags or {}).items())))
+    roles = _check(config, key, trust)
+    bound, told, own = await _listen(config)
+    meta = Meta(name, told, roles, __version__, tags=tuple(sorted((tags or {}).items())))
     book = AddressBook()
     async with (
         open_datagrams(key, trust, book, bound.datagrams, clock=clock) as datagrams,
@@ -393,20 +393,38 @@ async def open_mesh(
         trio.open_nursery() as nursery,
     ):
         mesh = Mesh(config, streams, datagrams, membership, book, mdns, told, own, bound.port, desk)
-        nursery.start_soon(mesh.contact_loop)
-        nursery.start_soon(mesh.address_loop)
-        nursery.start_soon(mesh.met_loop)
-        nursery.start_soon(mesh.closed_loop)
-        nursery.start_soon(mesh.members_loop)
-        nursery.start_soon(mesh.trust_loop, trust)
-        if mdns is not None:
-            nursery.start_soon(mesh.hear_loop, mdns)
+        mesh.start_loops(nursery, trust)
         nursery.start_soon(_serve_trust, trust, streams, membership, derive(rng, "trust"))
         _log.info("listening", port=bound.port, addresses=[host for host, _ in told])
         try:
             yield mesh
         finally:
             nursery.cancel_scope.cancel()
+
+
+def _check(config: MeshConfig, key: SigningKey, trust: Trust) -> tuple[str, ...]:
+    """This node's roles, if it is a member and is configured well."""
+    config.check()
+    for seed in config.seeds:
+        parse_address(seed, default_port=config.port)
+    admission = admitted(trust, key.key_id)
+    if admission is None:
+        raise Untrusted(f"the key of this node, {short(key.key_id)}, is not a member's")
+    return admission.roles
+
+
+async def _listen(
+    config: MeshConfig,
+) -> tuple[Bound, tuple[Address, ...], frozenset[Address]]:
+    """Sockets, the addresses to tell others, and those at which this node meets itself."""
+    bound = bind(config)
+    try:
+        told = await advertised(config, bound.port)
+        own = await trio.to_thread.run_sync(own_addresses, config, bound.port, told)
+    except (ConfigError, trio.Cancelled):
+        bound.close()
+        raise
+    return bound, told, own
 
 
 async def find_swarm(
