@@ -283,10 +283,7 @@ class TaskFlow:
             compares = self._absent(entry)
             puts = (Put(task_key(entry.task_id), encode_record(record)), *puts)
         else:
-            compares = (
-                Compare(task_key(entry.task_id), entry.revision),
-                Compare(assignment_key(entry.task_id), 0),
-            )
+            compares = (Compare(task_key(entry.task_id), entry.revision),)
 
         def settle(revision: int) -> None:
             if fresh:

@@ -49,8 +49,8 @@ from swarmd.tasks.jobflow import JobFlow
 from swarmd.tasks.messages import HandBack, Heartbeat, Hello, Renewed, Results
 from swarmd.tasks.spec import Mode, State, job_key, task_key
 
-_PURGE_TASKS_PER_WRITE: Final = 100
-_PURGE_WRITES_PER_TICK: Final = 20
+_PURGE_TASKS_PER_WRITE: Final = 200
+_PURGE_WRITES_PER_TICK: Final = 25
 _GREET_HEARTBEATS: Final = 2.0
 _REPEAT_HEARTBEATS: Final = 1.5
 

@@ -28,6 +28,7 @@ from swarmd.base.errors import (
     from_code,
 )
 from swarmd.base.ids import NodeId
+from swarmd.base.limits import KIB
 from swarmd.base.machine import Event, Send
 from swarmd.base.rng import Rng
 from swarmd.mesh.driver import Driver
@@ -47,7 +48,7 @@ from swarmd.tasks.messages import (
     Seen,
     TaskView,
 )
-from swarmd.tasks.outbox import Outbox
+from swarmd.tasks.outbox import Outbox, struct_bytes
 from swarmd.tasks.ports import Blobs, Membership, Replica, Store
 from swarmd.tasks.spec import (
     ASSIGNMENT_PREFIX,
@@ -76,6 +77,10 @@ _PAGE: Final = 500
 _CONFIRM_TIMEOUT_S: Final = 2.0
 _TROUBLE_PAUSE_S: Final = 1.0
 _GAUGE_S: Final = 1.0
+_MISSED_PAUSE_S: Final = 0.01
+# What one answer may hold: a page ends earlier when its tasks are large.
+_PAGE_BYTES: Final = 384 * KIB
+_LIST_MESSAGE_CHARS: Final = 200
 _NOTHING: Final = Inline(b"\xc0")
 _log = get_logger("tasks")
 
@@ -152,7 +157,7 @@ class OfficeShell:
                 e.Confirm: lambda effect: self._soon(self._confirm, effect.tag),
                 e.NameItems: lambda effect: self._soon(self._name_items, effect),
                 e.Collect: lambda effect: self._soon(self._collect, effect.job_id),
-                e.Resign: lambda effect: self._end(effect.reason),
+                e.Resign: lambda effect: self.end(effect.reason),
             },
             clock=clock,
             inbox_max=100_000,
@@ -174,9 +179,6 @@ class OfficeShell:
 
     def end(self, reason: str) -> None:
         """Stop deciding."""
-        self._end(reason)
-
-    def _end(self, reason: str) -> None:
         if not self._scope.cancel_called:
             _log.info("left the office", reason=reason)
         self._scope.cancel()
@@ -267,7 +269,7 @@ class OfficeShell:
         self.feed(e.Committed(results))
 
     def _unknown(self, error: SwarmError) -> None:
-        self._end(f"a write has an unknown outcome: {error.message}")
+        self.end(f"a write has an unknown outcome: {error.message}")
 
     async def _confirm(self, tag: int) -> None:
         try:
@@ -329,17 +331,27 @@ class OfficeShell:
     async def _follow_agents(self) -> None:
         """Deployed and removed agents, as the store changes."""
         while True:
-            changes = self._store.changes()
-            await self._tell_all_agents()
-            async for batch in changes:
-                for change in batch:
-                    if change.key.startswith(AGENT_PREFIX):
-                        self._tell_agent(change.key, change.value)
-            await trio.sleep(0.01)  # Missed some: subscribe again, read anew.
+            try:
+                changes = self._store.changes()
+            except SwarmError as error:
+                _log.debug("the store's changes cannot be followed", error=error.message)
+                await trio.sleep(_TROUBLE_PAUSE_S)
+                continue
+            async with changes:
+                await self._tell_all_agents()
+                async for batch in changes:
+                    for change in batch:
+                        if change.key.startswith(AGENT_PREFIX):
+                            self._tell_agent(change.key, change.value)
+            await trio.sleep(_MISSED_PAUSE_S)  # Subscribe again, then read anew.
 
     def _tell_agent(self, key: bytes, value: bytes | None) -> None:
         name = key[len(AGENT_PREFIX) :].decode(errors="replace")
-        run = run_of(decode_agent(value)) if value is not None else None
+        try:
+            run = run_of(decode_agent(value)) if value is not None else None
+        except CorruptFile as error:
+            _log.error("an agent is left alone", agent=name, error=error.message)
+            return
         if self.machine.board.desk(name).run != run:
             self.feed(e.AgentChanged(name, run))
 
@@ -442,20 +454,24 @@ class OfficeShell:
         return decode_task(found.value) if found is not None else None
 
     def look(self, ask: Look) -> Seen:
-        """Tasks by name, or a page of them, newest first."""
+        """Tasks by name, or a page of them, newest first; alone, a task comes with its values."""
         tasks = self.machine.board.tasks
         if ask.task_ids:
             found = [tasks[task_id] for task_id in ask.task_ids if task_id in tasks]
             return Seen(tuple(self._views(found[: ask.limit], whole=len(ask.task_ids) == 1)))
-        page: list[Entry] = []
+        page: list[TaskView] = []
+        size = 0
+        last: Entry | None = None
         for entry in self._older_than(ask.after):
             if not _matches(entry, ask):
                 continue
-            if len(page) == ask.limit:
-                last = page[-1]
-                return Seen(tuple(self._views(page)), f"{last.created_ms}-{last.task_id}")
-            page.append(entry)
-        return Seen(tuple(self._views(page)))
+            if last is not None and (len(page) >= ask.limit or size >= _PAGE_BYTES):
+                return Seen(tuple(page), f"{last.created_ms}-{last.task_id}")
+            for view in self._views([entry]):
+                page.append(view)
+                size += struct_bytes(view)
+            last = entry
+        return Seen(tuple(page))
 
     def _older_than(self, after: str) -> Iterable[Entry]:
         tasks = self.machine.board.tasks
@@ -475,8 +491,7 @@ class OfficeShell:
             if record is None:
                 continue
             if not whole:
-                spec = msgspec.structs.replace(record.spec, payload=_NOTHING)
-                record = msgspec.structs.replace(record, spec=spec, result=None)
+                record = _for_lists(record)
             if entry.final:
                 yield TaskView(record, entry.state, record.attempts, record.node, record.fence)
             else:
@@ -492,8 +507,15 @@ class OfficeShell:
             if job_id not in jobs:
                 raise NotFound(f"no job has the id {job_id}")
             return (self.machine.job_view(jobs[job_id]),)
-        newest = sorted(jobs.values(), key=lambda job: -job.record.created_ms)
-        return tuple(self.machine.job_view(job) for job in newest[:limit])
+        views: list[JobView] = []
+        size = 0
+        for job in sorted(jobs.values(), key=lambda job: -job.record.created_ms)[:limit]:
+            view = self.machine.job_view(job)
+            size += struct_bytes(view)
+            if views and size > _PAGE_BYTES:
+                break
+            views.append(view)
+        return tuple(views)
 
     async def rows(self, job_id: str, stage: int) -> Any:
         """Pages of a job's outcomes before `stage`; an async generator of `Rows`."""
@@ -531,6 +553,13 @@ async def _scan(replica: Replica, prefix: bytes, decode: Callable[[bytes], Any])
             return
         after = page[-1].key
         await trio.lowlevel.checkpoint()
+
+
+def _for_lists(record: TaskRecord) -> TaskRecord:
+    """The record without what may be large."""
+    spec = msgspec.structs.replace(record.spec, payload=_NOTHING)
+    message = record.message[:_LIST_MESSAGE_CHARS]
+    return msgspec.structs.replace(record, spec=spec, result=None, story=(), message=message)
 
 
 def _matches(entry: Entry, ask: Look) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
+from swarmd.base.errors import SwarmError
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import KIB
 from swarmd.mesh.link import Lane, Link
@@ -24,6 +25,8 @@ from swarmd.wire.codec import Message
 _BATCH_BYTES: Final = 384 * KIB
 _BATCH_ITEMS: Final = 512
 _CONTROL_BYTES: Final = 32 * KIB
+_DELAYED_MAX: Final = 256
+_DELAY_MAX_S: Final = 5.0
 _BATCHED: Final = (Assign, Results, Settled, HandBack)
 
 
@@ -35,6 +38,8 @@ class Outbox:
         self._singles: list[tuple[NodeId, Message]] = []
         self._batches: dict[tuple[NodeId, type, int, bytes], list[Any]] = {}
         self._wake = trio.Event()
+        self._delayed = 0
+        self._nursery: trio.Nursery | None = None
 
     def put(self, peer: NodeId, message: Any) -> None:
         """Send soon; items of like messages join each other."""
@@ -47,15 +52,17 @@ class Outbox:
 
     async def run(self) -> None:
         """Send what is put, until cancelled."""
-        while True:
-            await self._wake.wait()
-            self._wake = trio.Event()
-            singles, self._singles = self._singles, []
-            batches, self._batches = self._batches, {}
-            for peer, message in singles:
-                self._send(peer, message, 0)
-            for (peer, kind, office, boot), items in batches.items():
-                self._send_batch(peer, kind, office, boot, items)
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            while True:
+                await self._wake.wait()
+                self._wake = trio.Event()
+                singles, self._singles = self._singles, []
+                batches, self._batches = self._batches, {}
+                for peer, message in singles:
+                    self._send(peer, message, 0)
+                for (peer, kind, office, boot), items in batches.items():
+                    self._send_batch(peer, kind, office, boot, items)
 
     def _send_batch(
         self, peer: NodeId, kind: type, office: int, boot: bytes, items: list[Any]
@@ -74,8 +81,23 @@ class Outbox:
 
     def _send(self, peer: NodeId, message: Message, size: int) -> None:
         lane = Lane.BULK if size > _CONTROL_BYTES else Lane.CONTROL
-        if not self._link.send_nowait(TASK, peer, message, lane=lane):
+        if self._link.send_nowait(TASK, peer, message, lane=lane):
+            return
+        if self._delayed < _DELAYED_MAX and self._nursery is not None:
+            self._delayed += 1
+            self._nursery.start_soon(self._send_later, peer, message, lane)
+        else:
+            DROPPED.labels("tasks", "outbox_full").inc()
+
+    async def _send_later(self, peer: NodeId, message: Message, lane: Lane) -> None:
+        """Wait for a connection and for room, but not for ever."""
+        try:
+            with trio.move_on_after(_DELAY_MAX_S):
+                await self._link.send(TASK, peer, message, lane=lane)
+        except SwarmError:
             DROPPED.labels("tasks", "unreachable").inc()
+        finally:
+            self._delayed -= 1
 
 
 def size_of(item: Any) -> int:

@@ -49,6 +49,7 @@ __all__ = ["Tasks", "open_tasks"]
 _CHUNK_TASKS: Final = 500
 _CHUNK_BYTES: Final = 384 * KIB
 _CHUNKS_AT_ONCE: Final = 4
+_LOOK_TASKS: Final = 200
 _ATTEMPT_TIMEOUT_S: Final = 3.0
 _RETRY_MIN_S: Final = 0.02
 _RETRY_MAX_S: Final = 0.25
@@ -168,9 +169,9 @@ class Tasks:
             if item.code == "not_found":
                 raise NotFound(item.message)
         views: list[TaskView] = []
-        for start in range(0, len(task_ids), m.PAGE_MAX):
-            page = tuple(task_ids[start : start + m.PAGE_MAX])
-            seen = await self._ask(m.Look(task_ids=page, limit=m.PAGE_MAX), m.Seen)
+        for start in range(0, len(task_ids), _LOOK_TASKS):
+            page = tuple(task_ids[start : start + _LOOK_TASKS])
+            seen = await self._ask(m.Look(task_ids=page, limit=_LOOK_TASKS), m.Seen)
             views.extend(seen.tasks)
         return views
 
@@ -412,7 +413,7 @@ class Tasks:
                 nursery.start_soon(self._end_with, held, office)
                 try:
                     await office.run()
-                except Unavailable as error:
+                except SwarmError as error:
                     _log.info("the office could not be taken", error=error.message)
                 nursery.cancel_scope.cancel()
             self._office = None
