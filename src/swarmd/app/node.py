@@ -164,16 +164,22 @@ async def _serve(
             )
         )
         services.blobs = blobs
+        bundles = BundleCache(folder.path / "agents" / "bundles", blobs)
         supervisor = await opened.enter_async_context(
             open_supervisor(
-                config.agents,
-                folder=folder.path / "agents",
-                bundles=BundleCache(folder.path / "agents" / "bundles", blobs),
-                clock=clock,
+                config.agents, folder=folder.path / "agents", bundles=bundles, clock=clock
             )
         )
         agents = await opened.enter_async_context(
-            open_agents(store, blobs, mesh.link, mesh.membership, supervisor, config.agents)
+            open_agents(
+                store,
+                blobs,
+                mesh.link,
+                mesh.membership,
+                supervisor,
+                config.agents,
+                folders=bundles,
+            )
         )
         services.agents = agents
         tasks = await opened.enter_async_context(

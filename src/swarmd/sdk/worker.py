@@ -17,6 +17,7 @@ library and msgpack are imported before the agent: starting must be cheap.
 from __future__ import annotations
 
 import fcntl
+import importlib
 import os
 import select
 import sys
@@ -171,7 +172,7 @@ def _attempt(
 def _load(entry: str) -> tuple[Callable[..., object], bool]:
     """The function that `module:function` names, and whether it takes a context."""
     module_name, _, function_name = entry.partition(":")
-    __import__(module_name)
+    importlib.import_module(module_name)
     function = getattr(sys.modules[module_name], function_name)
     if not callable(function):
         raise TypeError(f"{entry} is not a function")
