@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, Any, Final, Never
 
 import click
 
-from swarmd.base.errors import BadRequest, ConfigError, Conflict, NotFound, SwarmError, Unavailable
+from swarmd.base.errors import (
+    BadRequest,
+    ConfigError,
+    Conflict,
+    DataFolderRefused,
+    NotFound,
+    PortTaken,
+    SwarmError,
+    TokenRefused,
+    Unavailable,
+)
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -303,7 +313,7 @@ def exit_code_of(error: SwarmError) -> int:
         return EXIT_NO_QUORUM
     if isinstance(error, NotFound | Conflict):
         return EXIT_FAILED
-    if isinstance(error, BadRequest):
+    if isinstance(error, BadRequest | DataFolderRefused | PortTaken | TokenRefused):
         return EXIT_USAGE
     return EXIT_FAILED
 

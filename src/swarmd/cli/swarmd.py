@@ -15,23 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, Never
 import click
 
 from swarmd import __version__
-from swarmd.base.errors import (
-    ConfigError,
-    DataFolderRefused,
-    Forbidden,
-    PortTaken,
-    SwarmError,
-    TokenRefused,
-)
-from swarmd.cli.common import EXIT_FAILED, EXIT_USAGE, SwarmGroup, print_json, run_program
+from swarmd.base.errors import TokenRefused
+from swarmd.cli.common import SwarmGroup, print_json, run_program
 
 if TYPE_CHECKING:
     from swarmd.config import Config, StartMode
 
 TOKEN_VARIABLE: Final = "SWARMD_JOIN_TOKEN"
 _TOKEN_FILE_BYTES_MAX: Final = 64 * 1024
-_REFUSALS: Final = (ConfigError, DataFolderRefused, Forbidden, PortTaken, TokenRefused)
-
 # Flag -> the setting it gives.
 _SHORTCUTS: Final = {
     "node_name": "node.name",
@@ -184,12 +175,8 @@ def _prompt() -> str:
 def _run(config: Config, start: StartMode) -> int:
     from swarmd.app import run
 
-    try:
-        code: int = run(config, start)
-        return code
-    except SwarmError as error:
-        click.echo(f"swarmd: {error.message}", err=True)
-        return EXIT_USAGE if isinstance(error, _REFUSALS) else EXIT_FAILED
+    code: int = run(config, start)
+    return code
 
 
 # ---- swarmd config --------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import socket
 import stat
 import time
@@ -42,6 +43,7 @@ from swarmd.base.errors import (
 )
 from swarmd.base.limits import INLINE_BYTES_MAX, MIB
 from swarmd.client import Client, ItemInput, TaskInput
+from swarmd.gateway.app import Api
 from swarmd.gateway.config import GatewayConfig
 from swarmd.gateway.service import open_gateway, open_loopback, open_socket
 from swarmd.gateway.services import Services
@@ -587,3 +589,14 @@ def test_a_taken_port_names_its_setting() -> None:
 async def _stop_after(live: LiveGateway) -> None:
     await trio.sleep(0.2)
     live.stop_soon()
+
+
+def test_every_route_is_documented(live: LiveGateway) -> None:
+    """docs/api.md names each path and each is there."""
+    text = (Path(__file__).resolve().parents[3] / "docs" / "api.md").read_text()
+    assert live.gateway is not None
+    api = live.gateway.app
+    assert isinstance(api, Api)
+    paths = {re.sub(r"\{(\w+)(:\w+)?\}", lambda m: m[1].upper(), r.path) for r in api.routes}
+    missing = [path for path in sorted(paths) if path not in text]
+    assert missing == []
