@@ -523,8 +523,8 @@ class TaskFlow:
         entry.cancelling = True
         if entry.busy:
             return
-        if entry.revision == 0:
-            self.board.drop(entry)  # A job's task that never began is in no store.
+        if entry.revision == 0 and not entry.cancellers:
+            self.board.drop(entry)  # Of a job that is over, and in no store: nobody asks for it.
             return
         self._end(entry, State.CANCELLED, code="cancelled", message="cancelled on request")
 

@@ -215,7 +215,7 @@ class OfficeShell:
         held = replica.get(OFFICE_KEY) if replica is not None else None
         if replica is None or held is None or held.mod_revision != office:
             raise Unavailable("the office was taken by another node")
-        members = tuple((m.node_id, _liveness(m)) for m in self._membership.members())
+        members = self._membership.members()
         return e.TookOffice(
             office,
             self._store.store_time_ms(),
@@ -223,7 +223,7 @@ class OfficeShell:
             tuple([row async for row in _scan(replica, ASSIGNMENT_PREFIX, decode_assignment)]),
             tuple([row async for row in _scan(replica, JOB_PREFIX, decode_job)]),
             tuple([run_of(r) async for r, _ in _scan(replica, AGENT_PREFIX, decode_agent)]),
-            members,
+            tuple((m.node_id, _liveness(m)) for m in members if _works(m)),
         )
 
     def feed(self, event: Event) -> None:
@@ -318,13 +318,13 @@ class OfficeShell:
                     changes.lagged = False
                     self._tell_all_members()
                 member = change.after or change.before
-                if member is not None:
+                if member is not None and _works(member):
                     gone = change.after is None
                     liveness = e.Liveness.LEFT if gone else _liveness(member)
                     self.feed(e.MemberChanged(member.node_id, liveness))
 
     def _tell_all_members(self) -> None:
-        for member in self._membership.members():
+        for member in filter(_works, self._membership.members()):
             if self.machine.board.members.get(member.node_id) is not _liveness(member):
                 self.feed(e.MemberChanged(member.node_id, _liveness(member)))
 
@@ -572,6 +572,10 @@ def _matches(entry: Entry, ask: Look) -> bool:
 
 def _liveness(member: Member) -> e.Liveness:
     return e.Liveness(str(member.state))
+
+
+def _works(member: Member) -> bool:
+    return not member.roles or "worker" in member.roles
 
 
 def run_of(record: AgentRecord) -> AgentRun:

@@ -518,3 +518,16 @@ def test_a_manifest_that_cannot_be_read_yet_is_asked_for_again() -> None:
     assert bench.feed(due) == [NameItems(JOB, job_spec().manifest)]
     bench.feed(ItemsNamed(JOB, ("only one",)))
     assert job_state(bench) is JobState.FAILED
+
+
+def test_a_jobs_task_that_has_not_begun_can_be_cancelled_by_itself() -> None:
+    bench = Bench()
+    bench.beat()
+    start_job(bench, job_spec(3))
+    out = bench.feed(CancelAsked(2, (child(0, 2),)))
+    [answer] = [e for e in out if isinstance(e, Answer)]
+    assert answer.message.items[0].state == "cancelled"  # type: ignore[attr-defined]
+    record = bench.ledger.task(child(0, 2))
+    assert record is not None
+    assert record.state is State.CANCELLED
+    assert bench.machine.board.jobs[JOB].machine.failed_items == 1
