@@ -9,7 +9,7 @@ import trio
 from swarmd.base.errors import NotCoordinator, RemoteError, SwarmError, Unavailable
 from swarmd.base.ids import NodeId
 from swarmd.base.rng import Rng
-from swarmd.mesh.link import Link
+from swarmd.mesh.link import Lane, Link
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.keeper import Keeper
 from swarmd.state.raft.messages import Entry
@@ -92,13 +92,18 @@ class Caller:
             raw = m.encode_forward(message)
             if len(raw) > m.WHOLE_BYTES_MAX:
                 message = await self._upload(peer, raw)
-        return await self._link.request(m.STORE, peer, message, timeout_s=ATTEMPT_TIMEOUT_S)
+        lane = Lane.BULK if isinstance(message, m.PieceAsk) else Lane.CONTROL
+        return await self._link.request(
+            m.STORE, peer, message, timeout_s=ATTEMPT_TIMEOUT_S, lane=lane
+        )
 
     async def _upload(self, peer: NodeId, raw: bytes) -> m.ForwardUpload:
         upload = self._rng.getrandbits(60)
         for offset in range(0, len(raw), m.PIECE_BYTES):
             piece = m.Upload(upload, offset, len(raw), raw[offset : offset + m.PIECE_BYTES])
-            await self._link.request(m.STORE, peer, piece, timeout_s=ATTEMPT_TIMEOUT_S)
+            await self._link.request(
+                m.STORE, peer, piece, timeout_s=ATTEMPT_TIMEOUT_S, lane=Lane.BULK
+            )
         return m.ForwardUpload(upload)
 
     async def _redirected(self, peer: NodeId, redirect: m.Redirect) -> None:

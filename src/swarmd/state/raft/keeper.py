@@ -28,7 +28,7 @@ from swarmd.base.limits import CHECKED_FILE_BYTES_MAX
 from swarmd.base.rng import Rng
 from swarmd.identity.genesis import Genesis
 from swarmd.identity.keys import SigningKey
-from swarmd.mesh.link import Inbound, Link
+from swarmd.mesh.link import Inbound, Lane, Link
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
 from swarmd.state.raft import messages as m
@@ -118,6 +118,7 @@ class Keeper:
         self._ballot: Ballot | None = None
         self._saved = chain.head.number
         self._installed: set[NodeId] = set()
+        self._asking = False
         self._served: tuple[int, bytes] | None = None
         self._told: dict[NodeId, float] = {}
         self._wake = trio.Event()
@@ -228,7 +229,10 @@ class Keeper:
             case StartEpoch(number):
                 self._start(number)
             case AskInstalled(number, of):
-                return await self._ask_installed(number, of)
+                if not self._asking:
+                    self._asking = True
+                    self._nursery.start_soon(self._ask_installed, number, of)
+                return False
             case DropEpochs(numbers):
                 self._drop(numbers)
         return True
@@ -325,7 +329,9 @@ class Keeper:
         offset, total = 0, 1
         while offset < total:
             ask = m.StateAsk(number, offset)
-            piece = await self._link.request(m.EPOCH, source, ask, timeout_s=ASK_TIMEOUT_S)
+            piece = await self._link.request(
+                m.EPOCH, source, ask, timeout_s=ASK_TIMEOUT_S, lane=Lane.BULK
+            )
             if not isinstance(piece, m.StatePiece) or not piece.data:
                 raise RemoteError("a state that does not continue")
             total = piece.total
@@ -335,14 +341,14 @@ class Keeper:
             offset += len(piece.data)
         return b"".join(pieces)
 
-    async def _ask_installed(self, number: int, of: tuple[NodeId, ...]) -> bool:
+    async def _ask_installed(self, number: int, of: tuple[NodeId, ...]) -> None:
         before = len(self._installed)
         async with trio.open_nursery() as nursery:
             for peer in of:
                 nursery.start_soon(self._ask_one_installed, number, peer)
+        self._asking = False
         if len(self._installed) > before:
             self._note_change()
-        return self.settled
 
     async def _ask_one_installed(self, number: int, peer: NodeId) -> None:
         try:

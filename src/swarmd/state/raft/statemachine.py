@@ -108,9 +108,9 @@ class _Session:
             return
         self.low = low
         results = self.results
-        # Sequences enter nearly in order: what may go is at the front, save a few.
-        for sequence in list(_front(results, low)):
-            del results[sequence]
+        # Sequences enter nearly in order; one that stands behind a later one goes with it.
+        while results and (oldest := next(iter(results))) < low:
+            del results[oldest]
 
     def keep(self, sequence: int, result: OpResult) -> None:
         self.results[sequence] = result
@@ -118,16 +118,6 @@ class _Session:
             oldest = min(self.results)
             del self.results[oldest]
             self.low = max(self.low, oldest + 1)
-
-
-def _front(results: dict[int, OpResult], low: int) -> list[int]:
-    front: list[int] = []
-    for sequence in results:
-        if sequence < low:
-            front.append(sequence)
-        elif len(front) + 1_024 < sequence - low:
-            break
-    return front
 
 
 class StateMachine:

@@ -2,8 +2,9 @@
 
 Rules:
 - Seats by members that have not left, dead ones included: 1 up to two members, 3 from three,
-  5 from ten, 7 from fifty. From 1 to 3 at once; further up only after the size held for
-  `GROW_AFTER_S`, so that a passing crowd changes nothing.
+  5 from ten, 7 from fifty. To 3 at once; further up only after the size held for
+  `GROW_AFTER_S`, so that a passing crowd changes nothing. An even number is made odd as soon
+  as somebody can take the seat.
 - Never down because of deaths: a dead voter keeps its seat until somebody replaces it. Only
   an orderly leave takes a seat away; another member gets it, or the number of seats falls.
 - A change is only proposed when every new voter is alive, and a majority of the voters that
@@ -78,9 +79,10 @@ def choose_voters(
 def _seats(staying: int, keep: int, current: int, size_held_s: float) -> int:
     wanted = seats_for(staying)
     if wanted > current:
-        if current <= 1 or size_held_s >= GROW_AFTER_S:
+        if size_held_s >= GROW_AFTER_S:
             return wanted
-        return current
+        # Up to three at once, and so is a seat that nobody could take when it was given up.
+        return max(min(wanted, 3), current + 1 - current % 2)
     if keep < current:
         return wanted
     return current
