@@ -274,7 +274,8 @@ class Client:
         Args:
             tasks: any number, sent in batches; or mappings with the fields of `TaskInput`.
             retry_s: go on for this long when the swarm cannot take them now (`no_quorum`,
-                `busy`). A broken connection is always retried, with the same keys.
+                `busy`). A connection that breaks is tried again once in any case, with the same
+                keys.
         """
         submitted: list[shapes.Submitted] = []
         for batch in _batches(tasks):
@@ -427,12 +428,17 @@ class Client:
         prefix: str = API,
     ) -> T:
         deadline = time.monotonic() + retry_s
+        broke = False
         while True:
             try:
                 response = self._open(method, path, body, query=query, safe=safe, prefix=prefix)
                 raw = self._read(response)
             except SwarmError as error:
-                if not safe or not error.retryable or time.monotonic() >= deadline:
+                first_break = not broke and error.code == Unreachable.code
+                broke = broke or first_break
+                if not safe or not error.retryable:
+                    raise
+                if not first_break and time.monotonic() >= deadline:
                     raise
                 self._next_socket()
                 time.sleep(_RETRY_PAUSE_S)
@@ -469,6 +475,7 @@ class Client:
         if not safe:
             self.close()  # A kept connection that breaks leaves it open whether it was carried out.
         tried: list[str] = []
+        broke = ""
         # One extra round: a kept connection may have been closed since its last use.
         for _ in range(len(self._sockets) + 1):
             fresh = self._connection is None
@@ -489,6 +496,8 @@ class Client:
                         f"the daemon at {self._path} went away during the request: "
                         "whether it was carried out is unknown"
                     ) from error
+                if fresh and sent:
+                    broke = self._path
                 if fresh:
                     tried.append(f"{self._path} ({_reason(error)})")
                     self._current = (self._current + 1) % len(self._sockets)
@@ -498,6 +507,8 @@ class Client:
             if response.status >= 400:
                 self._raise(response)
             return response
+        if broke:
+            raise Unreachable(f"the daemon at {broke} went away during the request")
         raise DaemonDown("no swarmd answers at " + ", ".join(tried))
 
     @property

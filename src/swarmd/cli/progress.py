@@ -6,8 +6,6 @@ import sys
 from types import TracebackType
 from typing import Any, Self
 
-from swarmd.cli.common import wants_json
-
 
 class Bar:
     """Counts towards a total on stderr; `note` is a line of state beside the bar.
@@ -41,6 +39,7 @@ class Bar:
                 TextColumn("{task.fields[note]}", markup=False),
                 console=Console(stderr=True),
                 transient=True,
+                redirect_stdout=False,  # What goes there may be for a program.
             )
             self._progress.start()
             self._bar = self._progress.add_task(self._title, total=self._total, note="")
@@ -69,9 +68,8 @@ class Bar:
         self._progress.update(self._bar, completed=done, **fields)
 
     def print(self, text: str) -> None:
-        """A line of output above the bar."""
-        if self._progress is not None and sys.stdout.isatty() and not wants_json():
-            self._progress.console.file.flush()
+        """A line of output; above the bar if both go to a terminal."""
+        if self._progress is not None and sys.stdout.isatty():
             self._progress.stop()
             print(text)
             self._progress.start()

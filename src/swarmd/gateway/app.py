@@ -32,11 +32,12 @@ class Api:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        # They are tried in this order: what is asked most comes first.
         self.routes: list[Route] = [
+            *TaskRoutes(context).routes(),
             *Cluster(context).routes(),
             *Kv(context).routes(),
             *AgentRoutes(context).routes(),
-            *TaskRoutes(context).routes(),
             *JobRoutes(context).routes(),
         ]
 

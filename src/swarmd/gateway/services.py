@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 from swarmd.agents.spec import AgentSpec
 from swarmd.base.clock import Clock
 from swarmd.base.errors import NotReady
-from swarmd.base.ids import NodeId
+from swarmd.base.ids import NodeId, short
 from swarmd.gateway.config import GatewayConfig
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.link import Link
@@ -30,6 +30,7 @@ from swarmd.tasks.spec import JobSpec, TaskRecord, TaskSpec
 
 class Membership(Protocol):
     def members(self) -> list[Member]: ...
+    def get(self, node_id: NodeId) -> Member | None: ...
 
 
 class InterfaceReport(Protocol):
@@ -298,14 +299,12 @@ class Services:
 
     def name_of(self, node_id: bytes) -> str:
         """The member's name; a short id if it is not known here."""
-        from swarmd.base.ids import short
-
         if not node_id:
             return ""
         if node_id == self.node_id:
             return self.config.node_name
         if self.mesh is not None:
-            for member in self.mesh.membership.members():
-                if member.node_id == node_id:
-                    return member.name
+            member = self.mesh.membership.get(NodeId(node_id))
+            if member is not None:
+                return member.name
         return short(node_id)

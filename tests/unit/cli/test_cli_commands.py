@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from gateway_fakes import (
 
 from swarmd.cli.common import run_program
 from swarmd.cli.swarmctl import swarmctl
+from swarmd.client import Client
 from swarmd.identity.entries import AddToken, open_entry
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.tokens import decode_token
@@ -422,3 +424,45 @@ def test_a_command_imports_no_heavy_library(live: LiveGateway) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n"
+
+
+def test_ctrl_c_in_the_submit_cancels_too(
+    ctl: Run, live: LiveGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tasks may be there already: their keys tell which."""
+    submit = Client.submit
+    interrupts = [1]
+
+    def interrupted(self: Client, tasks: Any, **options: Any) -> Any:
+        found = submit(self, tasks, **options)
+        if interrupts:
+            interrupts.pop()
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Client, "submit", interrupted)
+    ran = ctl("run", "slow", "--input", "1")
+    assert ran.code == 130
+    assert "1 of 1 tasks cancelled" in ran.err
+    assert len(live.services.tasks.records) == 1  # type: ignore[union-attr]
+
+
+def test_progress_is_drawn_on_a_terminal_only(live: LiveGateway) -> None:
+    command = [sys.executable, "-m", "swarmd.cli.swarmctl", "--socket", live.socket]
+    arguments = ["run", "echo", "--input", "1", "--input", "2"]
+    quiet = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
+    assert quiet.stderr == ""
+    master, slave = pty.openpty()
+    process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=slave)
+    os.close(slave)
+    drawn = b""
+    try:
+        while chunk := os.read(master, 65536):
+            drawn += chunk
+    except OSError:
+        pass  # How a pseudo-terminal says that its other side is closed.
+    out, _ = process.communicate(timeout=20)
+    os.close(master)
+    assert process.returncode == 0
+    assert b"tasks" in drawn
+    assert sorted(line[-1:] for line in out.splitlines()) == [b"1", b"2"]

@@ -86,15 +86,17 @@ def pair(tmp_path: Path) -> Iterator[tuple[LiveGateway, LiveGateway]]:
 
 
 def test_a_submit_that_broke_off_is_repeated_with_the_same_key(tmp_path: Path) -> None:
-    path = tmp_path / "s"
-    daemon = Scripted(path, hang_up, reply([{"id": "t", "created": False}]))
-    with pytest.raises(Unreachable):
-        Client(path).submit([{"agent": "a", "key": "k"}])
-    daemon = Scripted(tmp_path / "r", hang_up, reply([{"id": "t", "created": False}]))
-    [one] = Client(tmp_path / "r").submit([{"agent": "a"}], retry_s=5)
+    daemon = Scripted(tmp_path / "s", hang_up, reply([{"id": "t", "created": False}]))
+    [one] = Client(tmp_path / "s").submit([{"agent": "a"}])
     assert one.id == "t"
     first, second = daemon.requests
     assert key_in(first) == key_in(second) != ""
+
+
+def test_a_daemon_that_keeps_hanging_up_is_given_up(tmp_path: Path) -> None:
+    Scripted(tmp_path / "s", hang_up, hang_up)
+    with pytest.raises(Unreachable, match="went away during the request"):
+        Client(tmp_path / "s").submit([{"agent": "a"}])
 
 
 def test_the_next_daemon_takes_over(pair: tuple[LiveGateway, LiveGateway]) -> None:

@@ -57,6 +57,9 @@ class FakeMembership:
     def members(self) -> list[Member]:
         return self.found
 
+    def get(self, node_id: NodeId) -> Member | None:
+        return next((one for one in self.found if one.node_id == node_id), None)
+
 
 @dataclass
 class FakeMesh:

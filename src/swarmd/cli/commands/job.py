@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,12 @@ def run(file: Path, paths: tuple[Path, ...], detach: bool, key: str) -> int:
     items = [ItemInput(name=one.name, input=one.value) for one in inputs]
     del inputs
     with open_client() as client:
-        started = client.submit_job(loaded.job, items, key=key)
+        key = key or secrets.token_hex(16)
+        try:
+            started = client.submit_job(loaded.job, items, key=key)
+        except KeyboardInterrupt:
+            client.close()  # The key tells which job there may be: ask for its id.
+            return _cancel(client, client.submit_job(loaded.job, items, key=key).id)
         items.clear()
         if detach:
             if wants_json():
@@ -77,10 +83,14 @@ def run(file: Path, paths: tuple[Path, ...], detach: bool, key: str) -> int:
         try:
             ended = _follow(client, started)
         except KeyboardInterrupt:
-            client.cancel_job(started.id)
-            warn(f"\nswarmctl: interrupted; job {started.id} is cancelled")
-            return EXIT_INTERRUPTED
+            return _cancel(client, started.id)
         return _finish(client, ended)
+
+
+def _cancel(client: Client, job_id: str) -> int:
+    client.cancel_job(job_id)
+    warn(f"\nswarmctl: interrupted; job {job_id} is cancelled")
+    return EXIT_INTERRUPTED
 
 
 def _follow(client: Client, started: JobInfo) -> JobInfo:

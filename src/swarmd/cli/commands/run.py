@@ -113,7 +113,11 @@ def _submit(client: Client, tasks: list[TaskInput], detach: bool) -> int:
     names = {}
     ids: list[str] = []
     failed = 0
-    for task, submitted in zip(tasks, client.submit(tasks), strict=True):
+    try:
+        answers = client.submit(tasks)
+    except KeyboardInterrupt:
+        return _cancel_started(client, tasks)
+    for task, submitted in zip(tasks, answers, strict=True):
         if submitted.error is not None:
             failed += 1
             warn(f"swarmctl: {task.name or task.agent}: {submitted.error.message}")
@@ -131,11 +135,22 @@ def _submit(client: Client, tasks: list[TaskInput], detach: bool) -> int:
     try:
         failed += _follow(client, ids, names)
     except KeyboardInterrupt:
-        cancelled = client.cancel(ids)
-        count = sum(one.state == "cancelled" for one in cancelled)
-        warn(f"\nswarmctl: interrupted; {count} of {len(ids)} tasks cancelled")
-        return EXIT_INTERRUPTED
+        return _cancel(client, ids)
     return EXIT_FAILED if failed else 0
+
+
+def _cancel_started(client: Client, tasks: list[TaskInput]) -> int:
+    """Interrupted in a submit: its keys tell which tasks there may be, so ask for their ids."""
+    client.close()
+    started = client.submit([task for task in tasks if task.key])
+    return _cancel(client, [one.id for one in started if one.error is None])
+
+
+def _cancel(client: Client, ids: list[str]) -> int:
+    cancelled = client.cancel(ids)
+    count = sum(one.state == "cancelled" for one in cancelled)
+    warn(f"\nswarmctl: interrupted; {count} of {len(ids)} tasks cancelled")
+    return EXIT_INTERRUPTED
 
 
 def _follow(client: Client, ids: list[str], names: dict[str, str]) -> int:
