@@ -29,6 +29,7 @@ DOCUMENTS = HERE.parent / "examples" / "documents"
 AGENTS = ("parser", "extractor", "analyzer", "aggregator")
 SUFFIXES = (".py", ".txt", ".md", ".rst", ".html", ".pdf")
 RUNNING_AT_KILL_MIN = 10
+DOCUMENTS_MIN = 24
 MDNS_PATIENCE_S = 15.0
 
 
@@ -49,6 +50,17 @@ def standard_library() -> list[Path]:
         if "site-packages" not in path.parts
         and not any(part.startswith("test") for part in path.relative_to(root).parts[:-1])
     ]
+
+
+def find_documents(paths: list[Path]) -> list[Path]:
+    """The files among `paths`, and the documents below its folders."""
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        else:
+            files.append(path)
+    return [path.absolute() for path in files]
 
 
 def form_swarm(root: Path) -> LocalSwarm:
@@ -116,7 +128,7 @@ def pick_client(swarm: LocalSwarm, coordinator: Daemon) -> Daemon:
     return next(d for d in swarm.daemons if d is not coordinator)
 
 
-def kill_midway(swarm: LocalSwarm, coordinator: Daemon, job: JobRun, watcher: Daemon) -> int:
+def kill_midway(coordinator: Daemon, job: JobRun, watcher: Daemon, done_min: int) -> int:
     """SIGKILL the coordinator once enough tasks run and some are done; how many ran."""
 
     def enough() -> int:
@@ -125,7 +137,7 @@ def kill_midway(swarm: LocalSwarm, coordinator: Daemon, job: JobRun, watcher: Da
         status = watcher.try_json("status")
         tasks = (status or {}).get("tasks", {})
         done = tasks.get("succeeded", 0)
-        return tasks.get("running", 0) if done >= 50 else 0
+        return tasks.get("running", 0) if done >= done_min else 0
 
     running = wait_until(
         f"{RUNNING_AT_KILL_MIN} tasks running",
@@ -183,7 +195,7 @@ def run_demo(swarm: LocalSwarm, files: list[Path], root: Path) -> None:
     say(f"job: parse -> extract -> analyze -> aggregate, submitted through {client.name}")
     plain: list[bytes] = []
     job = JobRun(client, files, root / "swarm.json")
-    running = kill_midway(swarm, before, job, client)
+    running = kill_midway(before, job, client, min(50, len(files) // 4))
     killed_at_ms = time.time_ns() // 1_000_000
     say(f"\nkilled the coordinator {before.name} (SIGKILL) with {running} tasks running")
     result = job.finish()
@@ -248,7 +260,12 @@ def main() -> int:
     for path in arguments.paths:
         if not path.exists():
             parser.error(f"{path} does not exist")
-    files = [path.resolve() for path in arguments.paths] or standard_library()
+    files = find_documents(arguments.paths) if arguments.paths else standard_library()
+    if len(files) < DOCUMENTS_MIN:
+        parser.error(
+            f"{len(files)} documents are too few to kill a coordinator midway: give at least "
+            f"{DOCUMENTS_MIN} ({' '.join(SUFFIXES)})"
+        )
     root = Path(tempfile.mkdtemp(prefix="swarmd-demo-"))
     swarm: LocalSwarm | None = None
     kept = False
