@@ -40,7 +40,7 @@ def test_promises_hold_over_many_seeds() -> None:
 
 @pytest.mark.parametrize("guard", sorted(name for name, by in MUTANTS.items() if by == "sweep"))
 def test_seeds_notice_when_a_guard_is_missing(guard: str) -> None:
-    for seed in range(40):
+    for seed in range(1, 41):
         if sweep([seed], removed_guards=frozenset({guard})).violations:
             return
     pytest.fail(f"nothing noticed that {guard} was missing")

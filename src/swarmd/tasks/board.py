@@ -19,6 +19,7 @@ from swarmd.tasks.spec import (
     FINAL,
     TRANSITIONS,
     AgentRun,
+    Inline,
     JobRecord,
     Mode,
     Place,
@@ -27,6 +28,12 @@ from swarmd.tasks.spec import (
 )
 from swarmd.tasks.strategies import STRATEGIES, Candidate, TaskView
 from swarmd.tasks.workflow.machine import JobMachine
+
+
+def bytes_of(record: TaskRecord) -> int:
+    """About what a record takes in memory."""
+    values = (record.spec.payload, record.result)
+    return 512 + sum(len(value.data) for value in values if isinstance(value, Inline))
 
 
 @dataclass(slots=True)
@@ -90,6 +97,7 @@ class Entry:
     mode: Mode = Mode.DEFAULT
     avoid: bytes = b""
     ended_ms: int = 0
+    kept_bytes: int = 0
     creators: list[tuple[Request, int, SubmittedItem]] = field(default_factory=list)
     cancellers: list[tuple[Request, int]] = field(default_factory=list)
 
@@ -175,7 +183,8 @@ class Board:
         self.members: dict[NodeId, Liveness] = {}
         self.counts: Counter[State] = Counter()
         self.open_jobs = 0
-        self.ended: deque[tuple[int, str]] = deque()
+        self.ended: deque[Entry] = deque()
+        self.ended_bytes = 0
         self.ended_jobs: deque[tuple[int, str]] = deque()
         self._rng = rng
         self._order = 0
@@ -201,11 +210,34 @@ class Board:
             attempt=record.attempts,
             place=record.spec.place,
             ended_ms=record.ended_ms,
+            kept_bytes=bytes_of(record) if record.final else 0,
         )
         entry.mode = record.spec.mode or Mode.DEFAULT
         self.tasks[record.task_id] = entry
         self.counts[record.state] += 1
         return entry
+
+    def retire(self, entry: Entry) -> None:
+        """The task is final and in nobody's way: retention may remove it, oldest first."""
+        self.ended.append(entry)
+        self.ended_bytes += entry.kept_bytes
+
+    def take_expired(self, oldest_ms: int, limit: int) -> list[str]:
+        """Up to `limit` tasks that retention no longer covers; they count no more."""
+        config, names = self.config, list[str]()
+        while self.ended and len(names) < limit:
+            entry = self.ended[0]
+            covered = (
+                entry.ended_ms > oldest_ms
+                and len(self.ended) <= config.retention_tasks_max
+                and self.ended_bytes <= config.retention_bytes_max
+            )
+            if covered:
+                break
+            self.ended.popleft()
+            self.ended_bytes -= entry.kept_bytes
+            names.append(entry.task_id)
+        return names
 
     def drop(self, entry: Entry) -> None:
         del self.tasks[entry.task_id]

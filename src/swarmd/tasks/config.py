@@ -45,9 +45,11 @@ class TasksConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     open_jobs_max: Count = 100
     # Finished tasks, with their results, are kept this long ...
     retention_s: Seconds = 3_600.0
-    # ... but at most so many; the oldest go first. Each takes about 1 KB of memory on every
-    # voter, and its result up to 64 KiB more.
+    # ... but at most so many; the oldest go first. Each takes about 1 KB beside its values ...
     retention_tasks_max: Count = 30_000
+    # ... and at most so many bytes of them, which every voter holds in memory. Results above
+    # 64 KiB are on disk and do not count. Fewer bytes forget results sooner.
+    retention_bytes_max: Count = 64 * 1_024 * 1_024
     # Finished jobs that are kept.
     retention_jobs_max: Count = 200
     # Time that running attempts have to finish when the node stops; then they are handed back.

@@ -27,7 +27,7 @@ from swarmd.base.ids import NodeId, task_id_of
 from swarmd.base.machine import Effect, Send, SetTimer
 from swarmd.base.rng import Rng
 from swarmd.state.raft.messages import Compare, Delete, Put, Txn
-from swarmd.tasks.board import Board, Entry, Request, Seat
+from swarmd.tasks.board import Board, Entry, Request, Seat, bytes_of
 from swarmd.tasks.config import TasksConfig
 from swarmd.tasks.events import Answer, Propose, Resign, RetryDue, TaskDone
 from swarmd.tasks.messages import (
@@ -483,6 +483,7 @@ class TaskFlow:
         def settle(revision: int) -> None:
             entry.revision = revision
             entry.record, entry.ended_ms = None, final.ended_ms
+            entry.kept_bytes = bytes_of(final)
             self._forget_attempt(entry)
             self.board.move(entry, state)
             self.out.append(TaskDone(final))
@@ -498,7 +499,7 @@ class TaskFlow:
 
     def task_ended(self, entry: Entry, record: TaskRecord) -> None:
         """A task is final in the store. Jobs extend this."""
-        self.board.ended.append((entry.ended_ms, entry.task_id))
+        self.board.retire(entry)
 
     # ---- cancel -----------------------------------------------------------------------
 

@@ -253,7 +253,7 @@ class JobFlow(TaskFlow):
             if entry is None:
                 continue
             if entry.final:
-                board.ended.append((entry.ended_ms, task_id))
+                board.retire(entry)
             else:
                 self.cancel(entry)
         job.children.clear()

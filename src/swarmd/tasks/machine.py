@@ -24,7 +24,7 @@ from typing import Any, Final
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect, Event, Send, SetTimer
 from swarmd.state.raft.messages import Delete
-from swarmd.tasks.board import Worker
+from swarmd.tasks.board import Entry, Worker
 from swarmd.tasks.events import (
     AgentChanged,
     CancelAsked,
@@ -120,7 +120,7 @@ class CoordinatorMachine(JobFlow):
     def _take_tasks(self, event: TookOffice) -> None:
         board = self.board
         orphans = []
-        ended: list[tuple[int, str]] = []
+        ended: list[Entry] = []
         for record, revision in sorted(
             event.tasks, key=lambda row: (row[0].created_ms, row[0].task_id)
         ):
@@ -132,10 +132,11 @@ class CoordinatorMachine(JobFlow):
                 if record.final:
                     self.note_ended(job, record)
             elif record.final:
-                ended.append((record.ended_ms, record.task_id))
+                ended.append(entry)
             elif place is not None:
                 orphans.append(entry)  # Its job has ended: it may not go on.
-        board.ended.extend(sorted(ended))
+        for entry in sorted(ended, key=lambda entry: (entry.ended_ms, entry.task_id)):
+            board.retire(entry)
         for grant, revision in event.assignments:
             entry = board.tasks[grant.task_id]
             worker = board.worker(NodeId(grant.node), grant.boot, self.now)
@@ -308,13 +309,7 @@ class CoordinatorMachine(JobFlow):
             return
         oldest_ms = self.wall_ms - int(config.retention_s * 1000)
         for _ in range(_PURGE_WRITES_PER_TICK):
-            names: list[str] = []
-            while board.ended and len(names) < _PURGE_TASKS_PER_WRITE:
-                ended_ms, task_id = board.ended[0]
-                if ended_ms > oldest_ms and len(board.ended) <= config.retention_tasks_max:
-                    break
-                board.ended.popleft()
-                names.append(task_id)
+            names = board.take_expired(oldest_ms, _PURGE_TASKS_PER_WRITE)
             if not names:
                 break
             self._purge_tasks(names)

@@ -375,6 +375,19 @@ def test_retention_removes_the_oldest_that_ended_and_nothing_else() -> None:
     assert bench.submit(spec("k0"))[0].created
 
 
+def test_retention_counts_the_bytes_that_voters_hold() -> None:
+    bench = Bench(config=msgspec.structs.replace(CONFIG, retention_bytes_max=25_000))
+    bench.beat()
+    for key in ("k0", "k1", "k2"):
+        bench.submit(spec(key))
+        fence = bench.fence(key)
+        bench.result(key, fence, value=Inline(fence.to_bytes(8) + bytes(10_000)))
+    bench.wait(1.0)
+    assert [bench.ledger.task(id_of(k)) is None for k in ("k0", "k1", "k2")] == [True, False, False]
+    later = Bench(ledger=bench.ledger, config=bench.machine.config)
+    assert later.machine.board.ended_bytes == bench.machine.board.ended_bytes > 20_000
+
+
 def test_retention_ends_with_time() -> None:
     bench = Bench(config=msgspec.structs.replace(CONFIG, retention_s=100.0))
     bench.beat()
