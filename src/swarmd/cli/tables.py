@@ -41,15 +41,22 @@ def colour(word: str) -> str:
 
 
 def table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], *, columns_max: int = COLUMNS_MAX
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    whole: int = 0,
+    columns_max: int = COLUMNS_MAX,
 ) -> str:
-    """Left-aligned columns; the widest are cut with an ellipsis until a line fits."""
+    """Left-aligned columns; the widest are cut with an ellipsis until a line fits.
+
+    The first `whole` columns are never cut: ids are there to be copied.
+    """
     cells = [[" ".join(cell.split()) for cell in row] for row in rows]
     widths = [
         max([len(head), *(len(row[index]) for row in cells)]) for index, head in enumerate(heads)
     ]
     while sum(widths) + _GAP * (len(widths) - 1) > columns_max:
-        widest = max(range(len(widths)), key=widths.__getitem__)
+        widest = max(range(whole, len(widths)), key=widths.__getitem__)
         if widths[widest] <= _NARROWEST:
             break
         widths[widest] -= 1

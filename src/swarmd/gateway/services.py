@@ -297,6 +297,15 @@ class Services:
             raise NotReady(f"{self.config.node_name} is not ready: {reason}")
         return room
 
+    def wall_ms_of(self, store_ms: int) -> int:
+        """A time of the store as wall time here, in ms, for display; 0 stays 0.
+
+        The store's clock is its own: it stands still while no coordinator is in office.
+        """
+        if not store_ms or self.store is None:
+            return store_ms
+        return store_ms + self.clock.wall_ms() - self.store.store_time_ms()
+
     def name_of(self, node_id: bytes) -> str:
         """The member's name; a short id if it is not known here."""
         if not node_id:

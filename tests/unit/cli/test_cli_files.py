@@ -118,6 +118,7 @@ def test_tables_fit_80_columns() -> None:
     assert max(map(len, lines)) <= 80
     assert "…" in lines[1]
     assert lines[2].endswith("two lines")
+    assert table(["ID", "B"], [["x" * 40, "y" * 60]], whole=1).splitlines()[1].startswith("x" * 40)
     assert max(map(len, facts([("name", "word " * 60)]).splitlines())) <= 80
 
 

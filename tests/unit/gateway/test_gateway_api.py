@@ -353,6 +353,16 @@ def test_tasks_are_listed_in_pages_and_by_state(client: Client) -> None:
     assert [one.agent for one in client.tasks(state="pending").tasks] == ["slow"]
 
 
+def test_times_of_the_store_are_told_as_wall_time(client: Client) -> None:
+    """The fakes' store is at 1,000 s; what it took at 1 s and 2 s was 999 s and 998 s ago."""
+    [one] = client.submit([{"agent": "echo", "input": 1}])
+    shown = client.task(one.id)
+    assert abs(shown.created_ms - (time.time() * 1000 - 999_000)) < 5_000
+    assert abs(shown.ended_ms - shown.created_ms - 1_000) < 50
+    [slow] = client.submit([{"agent": "slow"}])
+    assert client.task(slow.id).ended_ms == 0
+
+
 def test_tasks_are_cancelled(client: Client) -> None:
     ids = [one.id for one in client.submit([{"agent": "slow"}, {"agent": "echo", "input": 1}])]
     assert [one.state for one in client.cancel(ids)] == ["cancelled", "succeeded"]

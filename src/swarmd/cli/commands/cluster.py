@@ -122,7 +122,10 @@ def _report(node: str, checks: list[Check]) -> str:
         lines.append(head.replace(check.verdict, colour(check.verdict), 1) + body[0])
         lines += [" " * 18 + more for more in body[1:]]
         for advice in check.advice.splitlines():
-            wrapped = [advice] if advice.startswith("  ") else textwrap.wrap(advice, 59)
+            if advice.startswith("  "):
+                lines.append(" " * 6 + advice.strip())  # To be copied: not wrapped.
+                continue
+            wrapped = textwrap.wrap(advice, 59)
             lines += [" " * 18 + ("-> " if i == 0 else "   ") + w for i, w in enumerate(wrapped)]
     return "\n".join(lines)
 

@@ -167,7 +167,7 @@ def list_jobs() -> None:
         [one.id, one.name, one.state, f"{one.done}/{one.total}", str(one.failed), _took(one)]
         for one in found
     ]
-    click.echo(table(["ID", "NAME", "STATE", "DONE", "FAILED", "TOOK"], rows))
+    click.echo(table(["ID", "NAME", "STATE", "DONE", "FAILED", "TOOK"], rows, whole=1))
 
 
 @job.command()

@@ -71,7 +71,7 @@ def list_tasks(
         [one.id, one.agent, one.state, one.node or "-", str(one.attempts), one.name]
         for one in found
     ]
-    click.echo(table(["ID", "AGENT", "STATE", "NODE", "ATTEMPTS", "NAME"], rows))
+    click.echo(table(["ID", "AGENT", "STATE", "NODE", "ATTEMPTS", "NAME"], rows, whole=1))
     if after:
         warn(f"the first {len(found)}; go on with --after {after}, or --all")
 

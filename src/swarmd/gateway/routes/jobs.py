@@ -17,6 +17,7 @@ from swarmd.gateway import shapes
 from swarmd.gateway.context import Context
 from swarmd.gateway.http import Items, Stream, answer, guarded, payload_out
 from swarmd.gateway.routes.tasks import BlobBody
+from swarmd.gateway.services import Services
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.tasks.messages import JobView
 from swarmd.tasks.spec import (
@@ -94,19 +95,21 @@ class JobRoutes:
             ),
             priority=body.job.priority,
         )
-        return answer(request, shape(await tasks.submit_job(spec)), status=201)
+        return answer(request, shape(self._services, await tasks.submit_job(spec)), status=201)
 
     async def list(self, request: Request) -> Response:
         tasks = self._services.need(self._services.tasks)
-        return answer(request, [shape(one) for one in await tasks.jobs()])
+        return answer(request, [shape(self._services, one) for one in await tasks.jobs()])
 
     async def show(self, request: Request) -> Response:
         tasks = self._services.need(self._services.tasks)
-        return answer(request, shape(await tasks.job(request.path_params["id"])))
+        return answer(request, shape(self._services, await tasks.job(request.path_params["id"])))
 
     async def cancel(self, request: Request) -> Response:
         tasks = self._services.need(self._services.tasks)
-        return answer(request, shape(await tasks.cancel_job(request.path_params["id"])))
+        return answer(
+            request, shape(self._services, await tasks.cancel_job(request.path_params["id"]))
+        )
 
     async def events(self, request: Request) -> Stream:
         """The job whenever it moved, until it has ended."""
@@ -116,7 +119,7 @@ class JobRoutes:
         tasks = self._services.need(self._services.tasks)
         async with aclosing(tasks.job_events(job_id)) as views:  # type: ignore[type-var]
             async for view in views:
-                yield shape(view)
+                yield shape(self._services, view)
 
     async def result(self, request: Request) -> Response:
         """What the last stage gave. Refused with the job's state while there is nothing."""
@@ -136,7 +139,7 @@ def _input(body: ItemBody) -> tuple[msgspec.Raw | None, BlobRef | None]:
     return raw, body.blob.ref if body.blob is not None else None
 
 
-def shape(view: JobView) -> shapes.JobInfo:
+def shape(services: Services, view: JobView) -> shapes.JobInfo:
     """A job as the API shows it."""
     stages = [
         {
@@ -165,7 +168,7 @@ def shape(view: JobView) -> shapes.JobInfo:
         stages=stages,
         attempts=view.attempts,
         retries=max(0, view.attempts - done),
-        created_ms=view.created_ms,
-        ended_ms=view.ended_ms,
+        created_ms=services.wall_ms_of(view.created_ms),
+        ended_ms=services.wall_ms_of(view.ended_ms),
         error=error,
     )

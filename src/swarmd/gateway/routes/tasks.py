@@ -183,8 +183,8 @@ class TaskRoutes:
             attempts=view.attempts,
             fence=view.fence,
             job=record.spec.place.job_id if record.spec.place else "",
-            created_ms=record.created_ms,
-            ended_ms=record.ended_ms,
+            created_ms=self._services.wall_ms_of(record.created_ms),
+            ended_ms=self._services.wall_ms_of(record.ended_ms),
             error=_error_info(from_code(record.code, record.message), record.code)
             if record.code
             else None,
