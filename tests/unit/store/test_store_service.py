@@ -355,6 +355,28 @@ async def test_office_is_announced(autojump_clock: trio.testing.MockClock) -> No
         assert swarm.store(0).coordinator() == swarm.id(0)
 
 
+async def test_store_time_is_known_everywhere_and_never_falls(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running_swarm() as swarm:
+        await grown(swarm)
+        await swarm.start(3)
+        last = 0
+        for _ in range(3):
+            for node in range(4):
+                if swarm.nodes[node].store is not None:
+                    now = await swarm.store(node).read_time_ms()
+                    assert now >= last
+                    last = now
+            await trio.sleep(1)
+            await put(swarm, 3, b"a", b"")
+            victim = await swarm.coordinator()
+            await swarm.crash(victim)
+            await swarm.coordinator()
+            await swarm.start(victim)
+        assert 2_500 < last < trio.current_time() * 1_000
+
+
 # ---- large things ------------------------------------------------------------------------
 
 

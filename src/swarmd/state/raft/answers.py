@@ -32,6 +32,8 @@ class Asked(Protocol):
 
     def serving(self) -> Replica | None: ...
 
+    def store_time_ms(self) -> int: ...
+
     def coordinator(self) -> NodeId | None: ...
 
     async def barrier(self, replica: Replica) -> None: ...
@@ -89,7 +91,8 @@ class Answers:
             case m.PieceAsk(key, revision, offset):
                 return _piece(self._store.local, key, revision, offset)
             case m.ReadIndexAsk():
-                return await self._read(False, lambda state: m.Revision(state.revision))
+                time_ms = self._store.store_time_ms
+                return await self._read(False, lambda s: m.Revision(s.revision, time_ms()))
             case m.HandOver():
                 if self._store.serving() is None:
                     return self._redirect("not_coordinator")

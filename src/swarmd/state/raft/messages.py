@@ -298,7 +298,10 @@ class ReadIndexAsk(Message, frozen=True, tag=6):
 
 
 class Revision(Message, frozen=True, tag=7):
+    """The revision, and store time, at the coordinator."""
+
     revision: int
+    time_ms: int
 
 
 class GetAsk(Message, frozen=True, tag=8):

@@ -187,6 +187,21 @@ class Store:
         """
         return await self._until(self._try_read_index, timeout_s)
 
+    async def read_time_ms(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
+        """Store time at the coordinator, in milliseconds, from any node. Raises NoQuorum."""
+
+        async def attempt() -> int:
+            replica = self.serving()
+            if replica is not None:
+                await self.barrier(replica)
+                return self.store_time_ms()
+            answer = await self._caller.ask_coordinator(m.ReadIndexAsk())
+            if not isinstance(answer, m.Revision):
+                raise RemoteError("not a revision")
+            return answer.time_ms
+
+        return await self._until(attempt, timeout_s)
+
     async def _try_read_index(self) -> int:
         replica = self.serving()
         if replica is not None:
@@ -351,7 +366,9 @@ class Store:
             return
 
     def store_time_ms(self) -> int:
-        """Store time as known here; exact only on the coordinator."""
+        """Store time as known here without asking: exact on the coordinator only, 0 where
+        there is no copy of the state. See `read_time_ms`.
+        """
         replica = self._keeper.replica
         applied_ms = replica.state.time_ms if replica is not None else 0
         if replica is None or not replica.leads:
