@@ -46,6 +46,7 @@ _JSON: Final = "swarmd.json"
 _SOCKETS: Final = "swarmd.sockets"
 _NODE: Final = "swarmd.node"
 _COMPLETION_TIMEOUT_S: Final = 1.0
+_HELP_CHARS: Final = 160
 
 HOW_TO_START: Final = (
     "start it with `swarmd` (first host: `swarmd --init NAME`; other hosts: `swarmd --join -`), "
@@ -173,7 +174,7 @@ class SwarmGroup(click.Group):
             formatter.write_dl(rows)
 
     def _short_help(self, name: str) -> str:
-        return self.commands[name].get_short_help_str(60)
+        return self.commands[name].get_short_help_str(_HELP_CHARS)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         _format_examples(self.examples, formatter)

@@ -9,7 +9,7 @@ import trio
 
 from swarmd import __version__
 from swarmd.base.errors import SwarmError
-from swarmd.base.ids import NodeId, to_text
+from swarmd.base.ids import NodeId, short, to_text
 from swarmd.gateway import shapes
 from swarmd.gateway.services import Services
 from swarmd.mesh.swim.events import Member
@@ -72,7 +72,7 @@ def store_status(services: Services) -> shapes.StoreStatus | None:
         role=str(found.role),
         term=found.term,
         revision=max(0, found.revision),
-        voters=[services.name_of(voter) for voter in found.voters],
+        voters=sorted(services.name_of(voter) for voter in found.voters),
         may_lose=max(0, found.may_lose),
     )
 
@@ -83,12 +83,7 @@ def next_loss(
     """What the loss of one more node would cost, in one sentence."""
     names = {one.node_id: one.name for one in present}
     alive = [one.node_id for one in present if one.state is MemberState.ALIVE]
-    voter_names = store.voters
-    away = [
-        names.get(voter, name)
-        for voter, name in zip(voters, voter_names, strict=False)
-        if voter not in alive
-    ]
+    away = sorted(names.get(one, short(one)) for one in voters if one not in alive)
     if store.state == "no_quorum":
         return (
             "no majority of the voters answers: nothing is accepted until "
@@ -100,7 +95,7 @@ def next_loss(
             "everything; add two more nodes"
         )
     if len(voters) <= 1:
-        holder = voter_names[0] if voter_names else "the voter"
+        holder = store.voters[0] if store.voters else "the voter"
         others = [one.name for one in present if one.node_id not in voters]
         return (
             f"losing {holder}, the only voter, stops the swarm until it is back, and losing its "
