@@ -41,6 +41,9 @@ from swarmd.base.errors import (
 )
 from swarmd.base.limits import SUBMIT_TASKS_MAX
 from swarmd.gateway import shapes
+from swarmd.gateway.shapes import ItemInput, TaskInput
+
+__all__ = ["ApiError", "Client", "DaemonDown", "ItemInput", "TaskInput", "default_socket"]
 
 API: Final = "/api/v1"
 MSGPACK: Final = "application/msgpack"
@@ -66,30 +69,6 @@ class ApiError(SwarmError):
     """An error with a code that this client does not know; the message begins with it."""
 
     code = "api_error"
-
-
-class TaskInput(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One task to submit. Fields that are not set keep the agent's own value."""
-
-    agent: str
-    input: Any = None
-    key: str = ""
-    """Idempotency key; drawn by `submit` if empty."""
-    name: str = ""
-    """What reports call it, such as a file's name."""
-    priority: int | None = None
-    timeout_s: float | None = None
-    retries: int | None = None
-    mode: str | None = None
-    strategy: str | None = None
-
-
-class ItemInput(msgspec.Struct, kw_only=True):
-    """One input of a job."""
-
-    name: str = ""
-    """What reports call it, such as a file's name."""
-    input: Any = None
 
 
 def default_socket(environ: Mapping[str, str] | None = None) -> str:

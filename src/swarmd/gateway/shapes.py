@@ -1,4 +1,4 @@
-"""What the API answers, as typed structs: written by the gateway, read by the client.
+"""What the API answers, and what clients submit, as typed structs.
 
 In JSON, bytes are base64 and payloads are plain JSON; in msgpack both are themselves. A field
 that a later version adds has a default, and readers ignore fields they do not know.
@@ -195,3 +195,30 @@ class Done(Struct, frozen=True, kw_only=True):
     warnings: list[str] = field(default_factory=list)
     pid: int = 0
     """Of the daemon, where it matters that it ends."""
+
+
+# ---- what clients submit ----
+
+
+class TaskInput(Struct, kw_only=True, omit_defaults=True):
+    """One task to submit. Fields that are not set keep the agent's own value."""
+
+    agent: str
+    input: Any = None
+    key: str = ""
+    """Idempotency key; drawn by `submit` if empty."""
+    name: str = ""
+    """What reports call it, such as a file's name."""
+    priority: int | None = None
+    timeout_s: float | None = None
+    retries: int | None = None
+    mode: str | None = None
+    strategy: str | None = None
+
+
+class ItemInput(Struct, kw_only=True):
+    """One input of a job."""
+
+    name: str = ""
+    """What reports call it, such as a file's name."""
+    input: Any = None
