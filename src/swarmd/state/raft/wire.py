@@ -112,7 +112,7 @@ class Part(Message, frozen=True, tag=10):
 
 
 VOTERS: Final = Family(
-    "raft",
+    "voters",
     VoteRequest,
     VoteGranted,
     PreVoteRequest,
