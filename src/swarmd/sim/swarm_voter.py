@@ -392,6 +392,7 @@ class VoterNode(ABC):
         for event in events:
             machine.handle(event, now)
         effects = list(machine.settle(now))
+        self._show_watch(machine)
         if any(type(effect) is Persist for effect in effects):
             self._syncing = True
             slow = self.slow_until > now
@@ -399,6 +400,12 @@ class VoterNode(ABC):
             self.after(sync_s, self._synced, effects)
         else:
             self._perform_raft(effects)
+
+    def _show_watch(self, machine: RaftMachine) -> None:
+        office, watch = machine.office, self.around.watch
+        watch.stepped(office.term)
+        if office.state == "leader":
+            watch.leads(self.name, office.term, machine.term_at, machine.applied_index)
 
     def _synced(self, effects: list[Effect]) -> None:
         if self.raft is None:
@@ -429,8 +436,6 @@ class VoterNode(ABC):
 
     def _raft_office(self, effect: RaftOffice) -> None:
         self.world.note(self.name, effect.state, effect.term, effect.ready)
-        if effect.state == "leader":
-            self._check_leader(effect.term)
         if not self.leads:
             self._set_store_office(None)
         elif self.store_office is None and not self._taking:
@@ -443,14 +448,6 @@ class VoterNode(ABC):
             for serial, (target, _) in list(self._asks.items()):
                 if target != effect.leader:
                     self._answered(serial, None)
-
-    def _check_leader(self, term: int) -> None:
-        watch, machine = self.around.watch, self.raft
-        if watch.has_led(self.name, term) or machine is None:
-            return
-        self.world.count("election")
-        terms = {index: machine.term_at(index) for index in watch.committed()}
-        watch.leads(self.name, term, terms, machine.applied_index)
 
     def _take_store_office(self, term: int) -> None:
         """The leader's first operation; its revision is the fence of the office."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from swarmd.base.ids import NodeId
@@ -88,6 +88,8 @@ class Watch:
         self._log: dict[int, tuple[int, bytes, Mark]] = {}
         self._marks: set[Mark] = {(0, 0, 0)}
         self._leaders: dict[int, str] = {}
+        self._fresh: list[int] = []
+        self._committed_by: dict[int, int] = {}
         self._grants: dict[str, int] = {}
         self._fences: dict[str, int] = {}
 
@@ -114,6 +116,7 @@ class Watch:
             return
         self.last = index
         self._log[index] = entry
+        self._fresh.append(index)
         self._marks.add(mark)
         if mark[0] < self.revision:
             self.world.violate(f"the revision fell from {self.revision} to {mark[0]}")
@@ -127,23 +130,34 @@ class Watch:
         if mark not in self._marks:
             self.world.violate(f"{host} restored a state that never was: revision {mark[0]}")
 
-    def leads(self, host: str, term: int, terms: Mapping[int, int | None], applied: int) -> None:
-        """A voter leads. `terms`: the terms of its entries at the indexes of `committed`."""
-        known = self._leaders.setdefault(term, host)
-        if known != host:
+    def stepped(self, term: int) -> None:
+        """What was first applied in the step that ends was committed in `term` or before."""
+        for index in self._fresh:
+            self._committed_by[index] = term
+        self._fresh.clear()
+
+    def leads(
+        self, host: str, term: int, term_at: Callable[[int], int | None], applied: int
+    ) -> None:
+        """A voter leads `term`: it must hold what was committed in the terms before.
+
+        It may be told late that it won, when later terms have committed more: that is not its
+        duty to hold (Raft, section 5.4.3, speaks of earlier terms).
+        """
+        known = self._leaders.get(term)
+        if known == host:
+            return
+        if known is not None:
             self.world.violate(f"{known} and {host} both lead term {term}")
-        for index, held in terms.items():
-            covered = held is None and index <= applied
-            if held != self._log[index][0] and not covered:
+        self._leaders[term] = host
+        self.world.count("election")
+        for index in sorted(self._committed_by)[-_COMMITTED_LOOKED_AT:]:
+            if self._committed_by[index] >= term:
+                continue
+            held = term_at(index)
+            if held != self._log[index][0] and (held is not None or index > applied):
                 self.world.violate(f"{host} leads term {term} without committed entry {index}")
                 return
-
-    def has_led(self, host: str, term: int) -> bool:
-        return self._leaders.get(term) == host
-
-    def committed(self) -> list[int]:
-        """The latest indexes known to be committed."""
-        return sorted(self._log)[-_COMMITTED_LOOKED_AT:]
 
     # ---- what changes -------------------------------------------------------------------
 

@@ -1,0 +1,189 @@
+"""Guards taken away one by one, and what notices each absence.
+
+A guard that nothing misses is either not needed or not tested. Most are missed by a seed of
+one of the simulations; the rest protect against what chance does not bring about in a minute
+(three voters never see a vote that counts double) and have a test of their own, which holds
+with the guard and fails without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from swarmd.mesh.swim.machine import SwimMachine
+from swarmd.sim import raft, swarm, swim, tasks
+from swarmd.state.raft.guards import Guard
+
+SEEDS_TRIED: Final = 40
+_RAFT_TESTS: Final = (
+    "tests/unit/raft/test_raft_hazards.py::test_without_its_guard_the_hazard_is_there"
+)
+_TASK_TESTS: Final = "tests/unit/tasks/test_task_guards.py::test_guard"
+
+
+@dataclass(frozen=True, slots=True)
+class BySeed:
+    """A seed of a simulation in which the mutant breaks a promise.
+
+    The others up to `SEEDS_TRIED` are tried after it: a change to a machine moves what happens
+    in which seed.
+    """
+
+    sim: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.sim} --first {self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class ByTest:
+    """A test that holds because the guard's absence breaks what it looks at."""
+
+    node_id: str
+
+    def __str__(self) -> str:
+        return self.node_id
+
+
+How = BySeed | ByTest
+
+
+def _hazard(guard: Guard) -> ByTest:
+    return ByTest(f"{_RAFT_TESTS}[{guard.value}]")
+
+
+def _task(name: str) -> ByTest:
+    return ByTest(f"{_TASK_TESTS}[{name}]")
+
+
+_SWIM: Final[dict[str, How]] = {
+    "swim.refutation": BySeed("swim", 0),
+    "swim.stale_timer": BySeed("swim", 0),
+    "swim.incarnation_order": BySeed("swim", 0),
+    "swim.retry_of_the_dead": BySeed("swim", 2),
+    "swim.comparing_views": BySeed("swim", 21),
+    "swim.start_counter": BySeed("swim", 0),
+}
+_RAFT: Final[dict[str, How]] = {
+    guard.value: BySeed("raft", raft.MUTANT_SEEDS[guard])
+    if guard in raft.MUTANT_SEEDS
+    else _hazard(guard)
+    for guard in Guard
+}
+_TASKS: Final[dict[str, How]] = {
+    "assign_repeat": BySeed("all", 0),
+    "at_most_once": BySeed("all", 0),
+    "attempt_bound": BySeed("all", 0),
+    "boot_check": BySeed("all", 0),
+    "cancel_finality": BySeed("all", 0),
+    "content_check": BySeed("all", 0),
+    "fence_check": BySeed("all", 7),
+    "idempotent_create": _task("idempotent_create"),
+    "lease_confirm": _task("lease_confirm"),
+    "lease_lapse": BySeed("all", 4),
+    "lease_margin": BySeed("all", 2),
+    "office_check": BySeed("all", 0),
+    "repeated_assign": BySeed("all", 0),
+    "result_repeat": BySeed("all", 9),
+    "stale_office": _task("stale_office"),
+    "stale_timer": _task("stale_timer"),
+    "worker_boot_check": _task("worker_boot_check"),
+}
+_SWARM: Final[dict[str, How]] = {
+    Guard.W2_PERSIST_FIRST.value: BySeed("all", 1),
+    Guard.W2_REWRITE_AFTER_FAULT.value: BySeed("all", 7),
+}
+
+# Per name of a simulation: the guards to take away, and how each is caught.
+MUTANTS: Final[Mapping[str, Mapping[str, How]]] = MappingProxyType(
+    {"swim": _SWIM, "raft": _RAFT, "tasks": _TASKS, "all": {**_SWIM, **_RAFT, **_TASKS, **_SWARM}}
+)
+
+
+def _violations(sim: str, seed: int, mutant: str) -> list[str]:
+    seeds, removed = range(seed, seed + 1), frozenset({mutant} if mutant else ())
+    if sim == "swim":
+        machine = swim.MUTANTS[mutant] if mutant else SwimMachine
+        return [text for _, text in swim.sweep(seeds, machine).violations]
+    if sim == "raft":
+        return [text for _, text in raft.sweep(seeds, removed_guards=removed).violations]
+    if sim == "tasks":
+        return [text for _, text in tasks.sweep(seeds, removed_guards=removed).violations]
+    return [text for _, text in swarm.sweep(seeds, removed_guards=removed).violations]
+
+
+def catch(mutant: str, how: BySeed) -> tuple[int, str] | None:
+    """The first seed in which the mutant is noticed, and by what; None if it survives.
+
+    A seed that is not clean with all guards proves nothing and does not count.
+    """
+    others: Iterable[int] = (seed for seed in range(SEEDS_TRIED) if seed != how.seed)
+    for seed in (how.seed, *others):
+        found = _violations(how.sim, seed, mutant)
+        if found and not _violations(how.sim, seed, ""):
+            return seed, found[0]
+    return None
+
+
+Run = Callable[[int], tuple[list[str], Mapping[str, int]]]
+
+
+def _swim_seed(seed: int) -> tuple[list[str], Mapping[str, int]]:
+    report = swim.sweep(range(seed, seed + 1))
+    return [text for _, text in report.violations], report.counts
+
+
+def _raft_seed(seed: int) -> tuple[list[str], Mapping[str, int]]:
+    report = raft.sweep(range(seed, seed + 1))
+    counts = report.counts + type(report.counts)({"acknowledged": report.operations})
+    return [text for _, text in report.violations], counts
+
+
+def _task_seed(seed: int) -> tuple[list[str], Mapping[str, int]]:
+    report = tasks.sweep(range(seed, seed + 1))
+    return [text for _, text in report.violations], report.counts
+
+
+def _swarm_seed(seed: int) -> tuple[list[str], Mapping[str, int]]:
+    report = swarm.sweep(range(seed, seed + 1))
+    return [text for _, text in report.violations], report.counts
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """How to run one seed, and which counts must not be zero over all of them."""
+
+    run: Run
+    faults: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+_SWIM_OTHERS: Final = ("restart", "suspicion", "refutation", "death", "sync")
+SIMULATIONS: Final[Mapping[str, Simulation]] = MappingProxyType(
+    {
+        "swim": Simulation(
+            _swim_seed,
+            tuple(name for name in swim.EXPECTED if name not in _SWIM_OTHERS),
+            _SWIM_OTHERS,
+        ),
+        "raft": Simulation(_raft_seed, raft.FAULTS, ("acknowledged", "election", "restart")),
+        "tasks": Simulation(
+            _task_seed,
+            (
+                "loss", "duplicate", "delay", "partition", "one_way_cut", "crash",
+                "total_restart", "quick_restart", "drain", "false_suspicion", "lost_answer",
+                "late_commit", "unknown_outcome",
+            ),
+            ("acknowledged", "coordinator_change", "restart", "attempt"),
+        ),
+        "all": Simulation(
+            _swarm_seed,
+            swarm.FAULTS,
+            ("acknowledged", "election", "suspicion", "restart", "office", "attempt"),
+        ),
+    }
+)  # fmt: skip
