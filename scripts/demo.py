@@ -9,7 +9,6 @@ functions in one process.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
@@ -268,12 +267,13 @@ def main() -> int:
         )
     root = Path(tempfile.mkdtemp(prefix="swarmd-demo-"))
     swarm: LocalSwarm | None = None
-    kept = False
+    kept = failed = False
     try:
         swarm = form_swarm(root)
         run_demo(swarm, files, root)
         kept = arguments.keep
     except (DemoFailed, TimeoutError, RuntimeError) as error:
+        failed = True
         say(f"\nthe demo failed: {error}")
         for daemon in swarm.daemons if swarm else []:
             tail = (
@@ -295,8 +295,10 @@ def main() -> int:
             say(f"End it with: kill {pids} && rm -r {root}")
         elif swarm is not None:
             swarm.stop()
-            with contextlib.suppress(OSError):
-                shutil.rmtree(root)
+            if failed:
+                say(f"logs and results are kept in {root}")
+            else:
+                shutil.rmtree(root, ignore_errors=True)
     return 0
 
 

@@ -43,6 +43,7 @@ from swarmd.tasks.gathering import as_value, compose, gather_rows
 from swarmd.tasks.machine import CoordinatorMachine
 from swarmd.tasks.messages import (
     Assign,
+    AssignItem,
     JobView,
     Look,
     Seen,
@@ -140,6 +141,8 @@ class OfficeShell:
         self._watchers: dict[str, list[Watcher]] = {}
         self._waiting: list[Watcher] = []
         self._items: dict[str, tuple[Item, ...]] = {}
+        # Assignments of jobs whose items are not known yet; gone with the job or the office.
+        self._held: dict[str, list[tuple[NodeId, Assign]]] = {}
         self._writer = Writer(store, config.collect_s, self._committed, self._unknown)
         self._nursery: trio.Nursery | None = None
         self._driver = Driver(
@@ -245,11 +248,30 @@ class OfficeShell:
     def _send(self, effect: Send) -> None:
         message = effect.message
         if isinstance(message, Assign):
-            items = tuple(self._with_payload(item) for item in message.items)
-            message = msgspec.structs.replace(message, items=items)
+            items = []
+            for item in message.items:
+                if self._waits_for_manifest(item):
+                    alone = msgspec.structs.replace(message, items=(item,))
+                    self._held.setdefault(item.job_id, []).append((effect.peer, alone))
+                else:
+                    items.append(self._with_payload(item))
+            if not items:
+                return
+            message = msgspec.structs.replace(message, items=tuple(items))
         self._outbox.put(effect.peer, message)
 
-    def _with_payload(self, item: Any) -> Any:
+    def _waits_for_manifest(self, item: AssignItem) -> bool:
+        """A new office assigns at once, but may still be reading what the items are."""
+        return isinstance(item.payload, FromItem) and item.job_id not in self._items
+
+    def _send_held(self, job_id: str) -> None:
+        """The job's items are known: send what waited for them, unless it is outdated."""
+        for peer, message in self._held.pop(job_id, ()):
+            entry = self.machine.board.tasks.get(message.items[0].task_id)
+            if entry is not None and entry.fence == message.items[0].fence:
+                self._send(Send(peer, message))
+
+    def _with_payload(self, item: AssignItem) -> AssignItem:
         payload = self._resolve(item.payload, item.job_id)
         if payload is item.payload:
             return item
@@ -288,6 +310,7 @@ class OfficeShell:
             self.feed(e.ItemsUnreadable(effect.job_id, error.message, final=False))
         else:
             self._items[effect.job_id] = items
+            self._send_held(effect.job_id)
             self.feed(e.ItemsNamed(effect.job_id, tuple(item.name for item in items)))
 
     async def _collect(self, job_id: str) -> None:
@@ -373,6 +396,8 @@ class OfficeShell:
                 TASKS.labels(state.value).set(self.machine.board.counts[state])
             for job_id in [j for j in self._items if self._job_over(j)]:
                 del self._items[job_id]
+            for job_id in [j for j in self._held if self._job_over(j)]:
+                del self._held[job_id]
             await trio.sleep(_GAUGE_S)
 
     def _job_over(self, job_id: str) -> bool:

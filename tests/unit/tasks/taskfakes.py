@@ -157,6 +157,7 @@ class FakeStore:
 class FakeBlobs:
     def __init__(self, pool: dict[bytes, bytes]) -> None:
         self.pool = pool
+        self.get_delay_s = 0.0
 
     async def put(self, data: bytes) -> BlobRef:
         await trio.lowlevel.checkpoint()
@@ -164,7 +165,7 @@ class FakeBlobs:
         return BlobRef(hash_of(data), len(data))
 
     async def get(self, ref: BlobRef) -> bytes:
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(self.get_delay_s)
         if ref.hash not in self.pool:
             raise NotFound("no such blob")
         return self.pool[ref.hash]
@@ -253,6 +254,7 @@ class Swarm:
         self.log = FakeLog()
         self.network = MemoryNetwork()
         self.pool: dict[bytes, bytes] = {}
+        self.blobs = FakeBlobs(self.pool)
         self.membership = FakeMembership(names)
         self.agents: dict[str, Any] = {"echo": echo, "fail": fail, "slow": slow}
         self.supervisors: dict[str, FakeSupervisor] = {}
@@ -273,7 +275,7 @@ class Swarm:
         store = self.stores[name] = FakeStore(self.log, self.id_of(name))
         return open_tasks(
             store=store,
-            blobs=FakeBlobs(self.pool),
+            blobs=self.blobs,
             link=self.network.link(self.id_of(name)),
             membership=self.membership,
             supervisor=supervisor,
