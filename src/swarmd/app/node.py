@@ -25,7 +25,7 @@ from swarmd.agents.service import open_agents
 from swarmd.agents.supervisor import open_supervisor
 from swarmd.app.control import WAYS_IN, NodeControl
 from swarmd.app.folder import DataFolder, claim
-from swarmd.app.start import Beginning, begin
+from swarmd.app.start import Beginning, begin, check_mode
 from swarmd.base.clock import BootClock
 from swarmd.base.errors import SwarmError
 from swarmd.base.ids import NodeId, short
@@ -54,6 +54,7 @@ def run(config: Config, start: StartMode) -> int:
     Raises:
         SwarmError: the node could not start, or had to end; one sentence says why.
     """
+    check_mode(start)
     folder = claim(config.data_folder)
     try:
         log.configure(

@@ -15,9 +15,9 @@ from swarmd.app.folder import DataFolder
 from swarmd.base.disk import Disk
 from swarmd.base.errors import AlreadyExists, Forbidden
 from swarmd.base.ids import short
-from swarmd.config import Config, Init, Join, StartMode
+from swarmd.config import Config, Init, Join, Resume, StartMode
 from swarmd.identity.entries import issue_token
-from swarmd.identity.genesis import init_swarm
+from swarmd.identity.genesis import check_name, init_swarm
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.tokens import Token, decode_token, encode_token
 from swarmd.mesh.addresses import Address
@@ -25,6 +25,7 @@ from swarmd.mesh.config import DEFAULT_PORT
 from swarmd.mesh.discovery.mdns import find, swarm_hint
 from swarmd.mesh.discovery.static import parse_address, resolve
 from swarmd.mesh.join import join_swarm
+from swarmd.mesh.sockets import bind
 from swarmd.mesh.trust import Trust, has_trust, open_trust
 
 FIRST_TOKEN_USES: Final = 20
@@ -45,6 +46,18 @@ class Beginning:
     first_token: str = ""
 
 
+def check_mode(mode: StartMode) -> None:
+    """Refuse a name or token that cannot be right, before anything is touched.
+
+    Raises:
+        BadRequest, TokenRefused: see `check_name` and `decode_token`.
+    """
+    if isinstance(mode, Init):
+        check_name(mode.name, "swarm")
+    elif isinstance(mode, Join):
+        decode_token(mode.token)
+
+
 async def begin(
     config: Config, folder: DataFolder, disk: Disk, mode: StartMode, say: Say
 ) -> Beginning | None:
@@ -52,12 +65,15 @@ async def begin(
 
     Raises:
         Forbidden: the folder belongs to another swarm.
+        PortTaken: the mesh port, so nothing was made or joined.
         TokenRefused, Unreachable, ...: the join failed. Nothing was written.
     """
     if has_trust(disk):
         trust = open_trust(disk)
         _check_same(trust, mode, say)
         return Beginning(trust)
+    if not isinstance(mode, Resume):
+        bind(config.mesh).close()
     if isinstance(mode, Init):
         return _make_swarm(config, folder, disk, mode.name, say)
     if isinstance(mode, Join):
