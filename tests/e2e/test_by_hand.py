@@ -139,7 +139,7 @@ def test_sigterm_hands_work_back_and_no_worker_stays(folder: Path) -> None:
         assert swarm[0].ctl("agent", "deploy", str(agents / "ledger.toml")).returncode == 0
         inputs = []
         for n in range(24):
-            payload = {"ledger": str(ledger), "key": f"k{n}", "ms": 20_000 if n < 12 else 100}
+            payload = {"ledger": str(ledger), "key": f"k{n}", "ms": 12_000 if n < 12 else 100}
             inputs += ["--input", json.dumps(payload)]
         ran = swarm[1].ctl("run", "ledger", *inputs, "--detach")
         assert ran.returncode == 0, ran.stderr
