@@ -6,7 +6,8 @@ Effects are frozen and compared with `==`, so a test compares lists.
 
 Rules that shells keep:
 - All effects of one step are performed in order, except that `Persist` comes first: nothing
-  is sent or answered before what it rests on is durable.
+  is sent or answered before what it rests on is durable. Only an `Ahead` effect, which rests
+  on nothing new, goes before it, so that others work while the disk does.
 - A timer is never cancelled. Its event carries what the machine needs to see that it is
   stale (a round, a token), and a stale one is ignored.
 """
@@ -51,6 +52,12 @@ class SetTimer(Effect):
 @dataclass(frozen=True, slots=True)
 class Persist(Effect):
     """Make everything the machine has written durable before the rest of this step."""
+
+
+class Ahead(Effect):
+    """Performed before a `Persist` of its step: true already, whatever the disk does."""
+
+    __slots__ = ()
 
 
 class Machine(Protocol):

@@ -2,8 +2,9 @@
 
 The driver feeds events to a machine, performs its effects, keeps its timers, and counts all
 three; nothing else in the house steps a machine. Events that arrive together are one step:
-their effects are collected, `Persist` is performed once, before any other, and only then is
-anything sent or answered. So one fsync serves everything that arrived while the last one ran.
+their effects are collected, `Persist` is performed once, before any other but those that are
+`Ahead`, and only then is anything sent or answered. So one fsync serves everything that
+arrived while the last one ran.
 A machine that decides on the events of a step together has a method `settle(now)`, called
 once at the step's end; its effects count to the step.
 """
@@ -23,10 +24,13 @@ from prometheus_client import Counter
 from swarmd.base.clock import Clock
 from swarmd.base.errors import Busy
 from swarmd.base.limits import TIMERS_MAX
-from swarmd.base.machine import Effect, Event, Machine, Persist, SetTimer
+from swarmd.base.machine import Ahead, Effect, Event, Machine, Persist, SetTimer
 from swarmd.observe.metrics import MACHINE_EFFECTS, MACHINE_EVENTS
 
 _STEP_EVENTS_MAX: Final = 1_024
+# A sync may hold up the whole loop. What was sent ahead of it is on its way after this many
+# turns: the writer wakes, takes the frame's lock, then the stream's, then writes.
+_AHEAD_TURNS: Final = 4
 
 Performer = Callable[[Any], None]
 
@@ -113,7 +117,16 @@ class Driver:
             effects.extend(self._settle(self._clock.now()))
         if any(type(effect) is Persist for effect in effects):
             assert self._persist is not None, f"{self._name} asked for Persist"
+            ahead = [effect for effect in effects if isinstance(effect, Ahead)]
+            if ahead:
+                effects = [effect for effect in effects if not isinstance(effect, Ahead)]
+                self._perform_all(ahead)
+                for _ in range(_AHEAD_TURNS):
+                    await trio.lowlevel.checkpoint()
             await self._persist()
+        self._perform_all(effects)
+
+    def _perform_all(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             kind = type(effect)
             self._count(self._effect_counts, MACHINE_EFFECTS, kind)

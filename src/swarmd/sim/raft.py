@@ -30,7 +30,7 @@ from typing import Final
 import msgspec
 
 from swarmd.base.errors import CorruptFile, DiskFault, MalformedMessage
-from swarmd.base.machine import Effect, Event, Persist, SetTimer
+from swarmd.base.machine import Ahead, Effect, Event, Persist, SetTimer
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.network import LinkFaults, Network
 from swarmd.sim.world import World
@@ -326,6 +326,8 @@ class RaftWorld:
             return
         if any(type(effect) is Persist for effect in effects):
             host.syncing = True
+            self._perform(host, [e for e in effects if isinstance(e, Ahead)])
+            effects = [e for e in effects if not isinstance(e, Ahead)]
             self.world.after(self._sync_s(host), self._synced, host, boot, effects)
         else:
             self._perform(host, effects)

@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from swarmd.base.errors import Busy
-from swarmd.base.machine import Effect, Event, Persist, SetTimer
+from swarmd.base.machine import Ahead, Effect, Event, Persist, SetTimer
 from swarmd.mesh.driver import Driver
 
 
@@ -19,6 +19,11 @@ class Heard(Event):
 
 @dataclass(frozen=True)
 class Say(Effect):
+    what: str
+
+
+@dataclass(frozen=True)
+class SayAhead(Ahead):
     what: str
 
 
@@ -44,7 +49,8 @@ class Script:
 
 
 def start(nursery: trio.Nursery, script: Script, log: list[str], **kwargs: Any) -> Driver:
-    driver = Driver("t", script, {Say: lambda e: log.append(e.what)}, clock=TrioClock(), **kwargs)
+    says = dict.fromkeys((Say, SayAhead), lambda e: log.append(e.what))
+    driver = Driver("t", script, says, clock=TrioClock(), **kwargs)
     nursery.start_soon(driver.run)
     return driver
 
@@ -66,6 +72,29 @@ async def test_events_of_one_step_share_one_persist_before_any_other_effect(
     assert log == [], "something was said before it was durable"
     await trio.sleep(1)
     assert log == ["persist", "a1", "a2", "b1"]
+
+
+async def test_what_is_ahead_goes_before_the_persist_and_has_turns_to_leave(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    log: list[str] = []
+
+    async def persist() -> None:
+        log.append("persist")
+
+    async def writer() -> None:
+        while "early" not in log:
+            await trio.lowlevel.checkpoint()
+        for _ in range(2):
+            await trio.lowlevel.checkpoint()
+        log.append("written")
+
+    script = Script({"a": [Say("a1"), Persist(), SayAhead("early")]})
+    driver = start(nursery, script, log, persist=persist)
+    nursery.start_soon(writer)
+    driver.feed(Heard("a"))
+    await trio.sleep(1)
+    assert log == ["early", "written", "persist", "a1"]
 
 
 async def test_what_arrives_during_a_persist_waits_for_the_next_step(

@@ -28,6 +28,7 @@ from swarmd.state.raft.machine import (
     RaftMachine,
     ReadIndex,
     ReadReady,
+    SendAhead,
     SendRaft,
     Wake,
 )
@@ -38,9 +39,11 @@ from swarmd.state.raft.wire import (
     AppendReply,
     Assembler,
     Part,
+    PreVoteGranted,
     PreVoteRequest,
     SnapshotChunk,
     StaleTerm,
+    VoteGranted,
     split,
 )
 
@@ -123,6 +126,29 @@ def test_proposals_of_one_step_share_one_message_and_one_persist() -> None:
     effects = hands.step(*(Propose(b"x", tag) for tag in range(100)))
     assert len(of(effects, Persist)) == 1
     assert [len(a.entries) for a in sent(effects, Append)] == [100, 100]
+
+
+def test_only_a_leaders_appends_go_ahead_of_the_sync() -> None:
+    hands = Hands()
+    hands.lead()
+    hands.go_on()
+    effects = hands.step(Propose(b"x", 1))
+    assert [type(e) for e in of(effects, SendRaft)] == [SendAhead, SendAhead]
+    assert of(hands.follow([b"y"], term=9, previous=(2, 1)), SendAhead) == []
+    follower = Hands()
+    replies = follower.follow([b"x"])
+    assert of(replies, Persist)
+    assert [type(e) for e in of(replies, SendRaft)] == [SendRaft]
+
+
+def test_nothing_goes_ahead_in_a_term_that_is_not_durable() -> None:
+    hands = Hands("abc")
+    hands.time_out()
+    hands.say("b", PreVoteGranted(1), sync=False)
+    effects = hands.say("b", VoteGranted(1), sync=False)
+    assert of(effects, Office)[-1].state == "leader"
+    assert sent(effects, Append)
+    assert of(effects, SendAhead) == []
 
 
 def test_what_is_refused_is_answered_by_its_code() -> None:

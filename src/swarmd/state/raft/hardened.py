@@ -9,7 +9,7 @@ another version fails at once and says what is missing.
 The rules:
 - Nothing leaves before what it rests on is durable. Messages and answers collect in lists
   that the machine hands out behind a `Persist`; a leader counts itself, and any voter
-  applies, only up to the journal's synced index.
+  applies, only up to the journal's synced index. So its appends rest on its term alone.
 - A follower truncates only at a conflict, and a conflict at or below its commit index stops
   the node. The commit index follows a leader only over entries that the leader's own message
   has verified.
@@ -236,6 +236,11 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
     def dirty(self) -> bool:
         """True if something awaits a sync."""
         return self.journal.dirty or self.snapshots.dirty
+
+    @property
+    def may_append_ahead(self) -> bool:
+        """True if the appends queued now rest on nothing that awaits a sync."""
+        return self.is_leader and self.journal.synced_term == self.term
 
     def put(self, peer: str, message: Message) -> None:
         """Queue a message to go out once what was written is durable."""

@@ -88,6 +88,7 @@ class Journal:
         self._position = 0
         self._bytes = 0
         self.synced_index = 0
+        self.synced_term = 0
         self.dirty = True
         self._rewrite_due = True
         raw = disk.read(name)
@@ -221,6 +222,7 @@ class Journal:
             raise
         self.dirty = False
         self.synced_index = self._entries[-1][1] if self._entries else 0
+        self.synced_term = self._term
 
     # ---- bytes -------------------------------------------------------------------------
 

@@ -1,9 +1,11 @@
 """The voter as a machine: packets, proposals and reads in; sends, answers and timers out.
 
 A step is one or more `handle` calls and then one `settle`, so that everything that arrived
-together shares one journal sync, one round of appends and one read round. `settle` puts
-`Persist` first: the shell calls `sync` for it and performs the other effects only once that
-returned (persist before send).
+together shares one journal sync, one round of appends and one read round. `settle` asks for
+`Persist`: the shell calls `sync` for it and performs the other effects only once that returned
+(persist before send). Only a leader's appends go ahead, so that it and its followers write
+their disks at the same time (Ongaro's thesis, section 10.2.1): it counts itself, and applies,
+up to what is synced, and the term that it appends in is durable since it asked for votes.
 
 A sync that fails leaves the machine as it was: the shell may wait and call `sync` again,
 and must not step the machine in between. Timers are never cancelled; `Wake(START)` is always
@@ -18,12 +20,12 @@ from typing import Any, Final
 
 from swarmd.base.disk import Disk
 from swarmd.base.errors import MalformedMessage
-from swarmd.base.machine import Effect, Event, Persist, SetTimer
+from swarmd.base.machine import Ahead, Effect, Event, Persist, SetTimer
 from swarmd.base.rng import Rng
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.guards import ALL_GUARDS, Guard
 from swarmd.state.raft.hardened import CANDIDATE, FOLLOWER, LEADER, HardenedRaft, ReplicatedState
-from swarmd.state.raft.wire import VOTERS, Assembler, Part, split
+from swarmd.state.raft.wire import VOTERS, Append, Assembler, Part, split
 from swarmd.wire.codec import Message
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "ReadIndex",
     "ReadReady",
     "ReplicatedState",
+    "SendAhead",
     "SendRaft",
     "START",
     "Wake",
@@ -90,6 +93,11 @@ class SendRaft(Effect):
 
     peer: str
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SendAhead(SendRaft, Ahead):
+    """Send what rests on nothing unsynced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +257,9 @@ class RaftMachine:
         if core.dirty:
             effects.append(Persist())
         for peer, message in core.take_messages():
-            effects += [SendRaft(peer, data) for data in self._encode(message)]
+            ahead = type(message) is Append and core.may_append_ahead
+            send = SendAhead if ahead else SendRaft
+            effects += [send(peer, data) for data in self._encode(message)]
         if core.applied_index != self._applied:
             self._applied = core.applied_index
             effects.append(Applied(self._applied))

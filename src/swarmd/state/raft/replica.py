@@ -41,6 +41,7 @@ from swarmd.state.raft.machine import (
     RaftStatus,
     ReadIndex,
     ReadReady,
+    SendAhead,
     SendRaft,
     Wake,
 )
@@ -111,6 +112,7 @@ class Replica:
             self._machine,
             {
                 SendRaft: self._send,
+                SendAhead: self._send,
                 Proposed: self._proposed,
                 ReadReady: self._read_ready,
                 Office: self._office_changed,
