@@ -14,7 +14,9 @@ import os
 import signal
 import socket
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -29,7 +31,7 @@ from swarmd.app.start import Beginning, begin, check_mode
 from swarmd.base.clock import BootClock
 from swarmd.base.errors import SwarmError
 from swarmd.base.ids import NodeId, short
-from swarmd.base.rng import derive, make_rng
+from swarmd.base.rng import Rng, derive, make_rng
 from swarmd.config import Config, StartMode
 from swarmd.gateway.service import Gateway, open_gateway
 from swarmd.gateway.services import Services
@@ -106,106 +108,114 @@ async def _main(config: Config, folder: DataFolder, start: StartMode) -> None:
                 _notify("READY=1\nSTATUS=in no swarm yet")
                 await control.wait_stop()
             else:
-                await _serve(config, folder, beginning, services, gateway, control)
+                rng = make_rng(os.urandom(32))
+                node = _Node(config, folder, beginning, services, rng)
+                await _serve(node, gateway, control)
         nursery.cancel_scope.cancel()
 
 
-async def _serve(
-    config: Config,
-    folder: DataFolder,
-    beginning: Beginning,
-    services: Services,
-    gateway: Gateway,
-    control: NodeControl,
-) -> None:
-    clock, rng = services.clock, make_rng(os.urandom(32))
-    trust, node_id = beginning.trust, services.node_id
-    services.trust = trust
-    async with AsyncExitStack() as opened:
-        mesh = await opened.enter_async_context(
-            open_mesh(
-                config.mesh,
-                config.swim,
-                key=folder.key,
-                trust=trust,
-                disk=folder.disk("mesh"),
-                clock=clock,
-                rng=derive(rng, "mesh"),
-                name=config.node_name,
-            )
-        )
-        services.mesh = mesh
-        gateway.attach(mesh.link)
-        mesh.contact(beginning.seeds)
-        store = await opened.enter_async_context(
-            open_store(
-                mesh.link,
-                mesh.membership,
-                trust,
-                folder.disk("raft"),
-                folder.key,
-                config.raft,
-                clock,
-                derive(rng, "store"),
-                beginning.epochs,
-            )
-        )
-        services.store = store
+@dataclass(frozen=True)
+class _Node:
+    """What every opening below needs of the node."""
+
+    config: Config
+    folder: DataFolder
+    beginning: Beginning
+    services: Services
+    rng: Rng
+
+
+async def _serve(node: _Node, gateway: Gateway, control: NodeControl) -> None:
+    """Open every room, take part until told to stop, wind down."""
+    async with _open_store(node, gateway) as (mesh, store):
         control.store = store
         _serve_joins(mesh, store)
-        blobs = await opened.enter_async_context(
+        async with _open_work(node, mesh, store) as tasks:
+            if node.beginning.first_entry is not None:
+                await _hand_out_first_token(store, node.beginning)
+            control.now_ready()
+            _log.info("ready", swarm=node.beginning.trust.genesis.name)
+            _notify("READY=1")
+            await control.wait_stop()
+            await _wind_down(gateway, tasks, mesh)
+
+
+@asynccontextmanager
+async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh, Store]]:
+    """The lower half: the mesh, and the strong store over it."""
+    config, folder, services = node.config, node.folder, node.services
+    services.trust = trust = node.beginning.trust
+    async with open_mesh(
+        config.mesh,
+        config.swim,
+        key=folder.key,
+        trust=trust,
+        disk=folder.disk("mesh"),
+        clock=services.clock,
+        rng=derive(node.rng, "mesh"),
+        name=config.node_name,
+    ) as mesh:
+        services.mesh = mesh
+        gateway.attach(mesh.link)
+        mesh.contact(node.beginning.seeds)
+        async with open_store(
+            mesh.link,
+            mesh.membership,
+            trust,
+            folder.disk("raft"),
+            folder.key,
+            config.raft,
+            services.clock,
+            derive(node.rng, "store"),
+            node.beginning.epochs,
+        ) as store:
+            services.store = store
+            yield mesh, store
+
+
+@asynccontextmanager
+async def _open_work(node: _Node, mesh: Mesh, store: Store) -> AsyncIterator[Tasks]:
+    """The upper half: blobs, agents and tasks."""
+    config, services, link = node.config, node.services, mesh.link
+    agents_folder = node.folder.path / "agents"
+    admission = node.beginning.trust.admissions_by_id()[services.node_id]
+    async with AsyncExitStack() as opened:
+        services.blobs = blobs = await opened.enter_async_context(
             open_blobs(
-                mesh.link,
-                folder.path / "blobs",
+                link,
+                node.folder.path / "blobs",
                 config.blobs,
-                clock,
+                services.clock,
                 voters=lambda: store.voters,
                 members=lambda: _remaining(mesh),
                 alive=lambda: tuple(mesh.membership.alive()),
             )
         )
-        services.blobs = blobs
-        bundles = BundleCache(folder.path / "agents" / "bundles", blobs)
+        bundles = BundleCache(agents_folder / "bundles", blobs)
         supervisor = await opened.enter_async_context(
             open_supervisor(
-                config.agents, folder=folder.path / "agents", bundles=bundles, clock=clock
+                config.agents, folder=agents_folder, bundles=bundles, clock=services.clock
             )
         )
-        agents = await opened.enter_async_context(
+        services.agents = await opened.enter_async_context(
             open_agents(
-                store,
-                blobs,
-                mesh.link,
-                mesh.membership,
-                supervisor,
-                config.agents,
-                folders=bundles,
+                store, blobs, link, mesh.membership, supervisor, config.agents, folders=bundles
             )
         )
-        services.agents = agents
-        tasks = await opened.enter_async_context(
+        services.tasks = tasks = await opened.enter_async_context(
             open_tasks(
                 store=store,
                 blobs=blobs,
-                link=mesh.link,
+                link=link,
                 membership=mesh.membership,
-                supervisor=supervisor
-                if "worker" in trust.admissions_by_id()[node_id].roles
-                else None,
-                swarm_id=trust.swarm_id,
+                supervisor=supervisor if "worker" in admission.roles else None,
+                swarm_id=node.beginning.trust.swarm_id,
                 config=config.tasks,
-                clock=clock,
-                rng=derive(rng, "tasks"),
+                clock=services.clock,
+                rng=derive(node.rng, "tasks"),
             )
         )
-        services.tasks = tasks
-        if beginning.first_entry is not None:
-            await _hand_out_first_token(store, beginning)
-        control.now_ready()
-        _log.info("ready", swarm=trust.genesis.name)
-        _notify("READY=1")
-        await control.wait_stop()
-        await _wind_down(gateway, tasks, mesh)
+        yield tasks
 
 
 def _serve_joins(mesh: Mesh, store: Store) -> None:
