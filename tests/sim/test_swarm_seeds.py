@@ -21,10 +21,13 @@ from swarmd.tasks.spec import Mode
 
 ROOT = Path(__file__).resolve().parents[2]
 # In stage 1; the long sweep starts after them.
-FEW = range(6)
-MANY = range(6, 126)
+FEW = range(4)
+MANY = range(4, 124)
+# Seeds that found a bug once: a lease was renewed for a worker while one of its attempts was being
+# given up, and the worker began that attempt while another one was granted.
+ONCE_FAILED = (1241, 2093)
 # One of each room; all of them are taken away in the long sweep.
-FEW_MUTANTS = ("swim.stale_timer", "fence_check", "office_check", "W2-persist-first")
+FEW_MUTANTS = ("swim.stale_timer", "W2-persist-first", "tasks.lease_disowned")
 
 
 def test_a_few_seeds_are_clean_and_saw_every_fault() -> None:
@@ -32,6 +35,11 @@ def test_a_few_seeds_are_clean_and_saw_every_fault() -> None:
     assert report.violations == []
     assert report.missing == []
     assert report.seeds == len(FEW)
+
+
+@pytest.mark.parametrize("seed", ONCE_FAILED)
+def test_seeds_that_failed_once(seed: int) -> None:
+    assert SwarmWorld(seed).run().violations == []
 
 
 @pytest.mark.parametrize("name", FEW_MUTANTS)
@@ -124,7 +132,7 @@ def test_the_watch_sees_two_leaders_and_a_leader_that_lacks_what_was_committed()
 
 
 def test_the_script_prints_counts_and_says_clean(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_sim.main(["all", "--seeds", "4", "--first", "0"]) in (0, 1)
+    assert run_sim.main(["all", "--seeds", "2", "--first", "0"]) in (0, 1)
     out = capsys.readouterr().out
     for word in (*FAULTS, "operations acknowledged", "elections", "suspicion", "restart"):
         assert word in out

@@ -14,9 +14,10 @@ views agree.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Final
 
 from swarmd.base.ids import NodeId
@@ -39,9 +40,11 @@ from swarmd.state.blobs.messages import BlobRef
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.guards import ALL_GUARDS, without
 from swarmd.state.raft.machine import RaftMachine
+from swarmd.tasks.board import Worker
 from swarmd.tasks.config import TasksConfig
 from swarmd.tasks.flow import GUARDS as COORDINATOR_GUARDS
 from swarmd.tasks.machine import CoordinatorMachine
+from swarmd.tasks.messages import Heartbeat
 from swarmd.tasks.spec import AgentRun, Mode
 from swarmd.tasks.worker.machine import GUARDS as WORKER_GUARDS
 from swarmd.tasks.worker.machine import WorkerMachine
@@ -69,8 +72,25 @@ FAULTS: Final = (
 REQUIRED: Final = frozenset(
     {*FAULTS, "acknowledged", "election", "suspicion", "restart", "office", "attempt"}
 )
+
+
+class _RenewsAnyway(CoordinatorMachine):
+    def _holds_disowned(self, worker: Worker, beat: Heartbeat) -> bool:
+        return False
+
+
+# Coordinators without a guard that has no name of its own in their room.
+OFFICE_MUTANTS: Final[Mapping[str, type[CoordinatorMachine]]] = MappingProxyType(
+    {"tasks.lease_disowned": _RenewsAnyway}
+)
 # Guards that can be taken away here, by name: those of consensus, of the task queue, of membership.
-GUARDS: Final = ALL_GUARDS | COORDINATOR_GUARDS | WORKER_GUARDS | frozenset(SWIM_MUTANTS)
+GUARDS: Final = (
+    ALL_GUARDS
+    | COORDINATOR_GUARDS
+    | WORKER_GUARDS
+    | frozenset(SWIM_MUTANTS)
+    | frozenset(OFFICE_MUTANTS)
+)
 
 _BLOB: Final = BlobRef(b"b" * 32, 1)
 AGENTS: Final = (
@@ -133,6 +153,9 @@ class SwarmWorld:
         self._swim_type = SwimMachine
         for name in sorted(removed_guards & frozenset(SWIM_MUTANTS)):
             self._swim_type = SWIM_MUTANTS[name]
+        self._office_type = CoordinatorMachine
+        for name in sorted(removed_guards & frozenset(OFFICE_MUTANTS)):
+            self._office_type = OFFICE_MUTANTS[name]
         self.hosts = {name: Host(self, name, number) for number, name in enumerate(hosts)}
         self.callers = Callers(self.world, self.watch, list(self.hosts.values()), self.swarm_id)
         self._calm = False
@@ -189,7 +212,7 @@ class SwarmWorld:
     def make_office(self, host: VoterNode, replica: WatchedState) -> Office:
         rng = self.world.rng_for(f"office:{host.name}")
         removed = self.removed & COORDINATOR_GUARDS
-        machine = CoordinatorMachine(
+        machine = self._office_type(
             host.node_id, self.swarm_id, _TASKS, rng, removed_guards=removed
         )
         return Office(host, machine, replica, _TASKS, AGENTS, self.callers.manifests)

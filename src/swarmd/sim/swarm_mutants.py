@@ -96,6 +96,7 @@ _TASKS: Final[dict[str, How]] = {
 _SWARM: Final[dict[str, How]] = {
     Guard.W2_PERSIST_FIRST.value: BySeed("all", 1),
     Guard.W2_REWRITE_AFTER_FAULT.value: BySeed("all", 7),
+    "tasks.lease_disowned": BySeed("all", 2093),
 }
 
 # Per name of a simulation: the guards to take away, and how each is caught.

@@ -6,9 +6,10 @@ Rules about workers:
   that the attempts of the earlier run are gone with it.
 - A worker's lease counts for the worker from when it sent a heartbeat, and here from when that
   heartbeat came, which is later; a heartbeat is answered only after a round to the voters has
-  shown that this office still held when it came, so no deposed coordinator renews a lease
-  (Gray and Cheriton, "Leases", SOSP 1989; the fence is Kleppmann's, "How to do distributed
-  locking", 2016).
+  shown that this office still held when it came, so no deposed coordinator renews a lease;
+  nor is one renewed while its worker holds an attempt that is being given up (Gray and
+  Cheriton, "Leases", SOSP 1989; the fence is Kleppmann's, "How to do distributed locking",
+  2016).
 - Attempts in mode `default` are given up when the worker is suspected or its lease has lapsed;
   all others only when lease and margin have passed since it was last heard.
 
@@ -138,7 +139,9 @@ class CoordinatorMachine(JobFlow):
         for entry in sorted(ended, key=lambda entry: (entry.ended_ms, entry.task_id)):
             board.retire(entry)
         for grant, revision in event.assignments:
-            entry = board.tasks[grant.task_id]
+            entry = board.tasks.get(grant.task_id)
+            if entry is None or entry.final:
+                continue  # Its task's record could not be read, and is left alone with it.
             worker = board.worker(NodeId(grant.node), grant.boot, self.now)
             entry.attempt, entry.fence, entry.worker = grant.attempt, revision, worker
             worker.fences[revision] = entry
@@ -211,9 +214,22 @@ class CoordinatorMachine(JobFlow):
             if fence not in worker.fences:
                 self.settle_fence(peer, beat.boot, fence)
         self._repeat_missing(worker, held)
-        self._unconfirmed[peer, beat.boot] = beat.sequence
+        if not self._holds_disowned(worker, beat):
+            self._unconfirmed[peer, beat.boot] = beat.sequence
         self._confirm()
         self._stir_all()
+
+    def _holds_disowned(self, worker: Worker, beat: Heartbeat) -> bool:
+        """Whether it holds an attempt that is being given up, or was and it does not know yet.
+
+        Its lease is not renewed until it has let go: under a new lease it would begin, or run
+        on with, what is granted to another worker at the same time.
+        """
+        for fence in (*beat.queued, *beat.running):
+            entry = worker.fences.get(fence)
+            if entry is None or entry.busy or entry.lost:
+                return True
+        return False
 
     def _heard(self, peer: NodeId, boot: bytes) -> Worker | None:
         """The run that spoke, made current; None for one that was replaced already."""
