@@ -227,6 +227,10 @@ class Board:
         config, names = self.config, list[str]()
         while self.ended and len(names) < limit:
             entry = self.ended[0]
+            if self.tasks.get(entry.task_id) is not entry:
+                self.ended.popleft()  # It went with its job.
+                self.ended_bytes -= entry.kept_bytes
+                continue
             covered = (
                 entry.ended_ms > oldest_ms
                 and len(self.ended) <= config.retention_tasks_max

@@ -256,7 +256,6 @@ class JobFlow(TaskFlow):
                 board.retire(entry)
             else:
                 self.cancel(entry)
-        job.children.clear()
         for tag in job.cancellers:
             self.out.append(Answer(tag, SeenJobs((self.job_view(job),))))
         job.cancellers.clear()

@@ -128,8 +128,9 @@ class CoordinatorMachine(JobFlow):
             entry = board.add(record, revision)
             place = record.spec.place
             job = board.jobs.get(place.job_id) if place is not None else None
-            if job is not None and not job.record.final:
+            if job is not None:
                 job.children.append(record.task_id)
+            if job is not None and not job.record.final:
                 if record.final:
                     self.note_ended(job, record)
             elif record.final:
@@ -139,14 +140,14 @@ class CoordinatorMachine(JobFlow):
         for entry in sorted(ended, key=lambda entry: (entry.ended_ms, entry.task_id)):
             board.retire(entry)
         for grant, revision in event.assignments:
-            entry = board.tasks.get(grant.task_id)
-            if entry is None or entry.final:
+            held = board.tasks.get(grant.task_id)
+            if held is None or held.final:
                 continue  # Its task's record could not be read, and is left alone with it.
             worker = board.worker(NodeId(grant.node), grant.boot, self.now)
-            entry.attempt, entry.fence, entry.worker = grant.attempt, revision, worker
-            worker.fences[revision] = entry
-            board.occupy(entry, board.seat(worker, entry.agent))
-            board.move(entry, State.ASSIGNED)
+            held.attempt, held.fence, held.worker = grant.attempt, revision, worker
+            worker.fences[revision] = held
+            board.occupy(held, board.seat(worker, held.agent))
+            board.move(held, State.ASSIGNED)
         for entry in board.tasks.values():
             if entry.state is State.PENDING:
                 self.enqueue(entry)
@@ -332,6 +333,13 @@ class CoordinatorMachine(JobFlow):
         while board.ended_jobs:
             ended_ms, job_id = board.ended_jobs[0]
             if ended_ms > oldest_ms and len(board.ended_jobs) <= config.retention_jobs_max:
+                break
+            # Its tasks go first: under the same key the job may come again, and so do their ids.
+            children = [t for t in board.jobs[job_id].children if t in board.tasks]
+            if children:
+                ended = [t for t in children if board.tasks[t].final]
+                for start in range(0, len(ended), _PURGE_TASKS_PER_WRITE):
+                    self._purge_tasks(ended[start : start + _PURGE_TASKS_PER_WRITE])
                 break
             board.ended_jobs.popleft()
             self._purge_job(job_id)

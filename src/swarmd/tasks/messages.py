@@ -98,7 +98,7 @@ class ResultItem(_Part, frozen=True):
     result: Inline | Stored | None = None
     code: str = ""
     message: str = ""
-    ran_s: float = 0.0
+    ran_s: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
 
 
 class Results(Message, frozen=True, tag=5):

@@ -18,6 +18,7 @@ import trio
 from swarmd.agents.records import AGENT_PREFIX, AgentRecord, decode_agent
 from swarmd.base.clock import Clock
 from swarmd.base.errors import (
+    BadRequest,
     Busy,
     CorruptFile,
     MalformedMessage,
@@ -82,6 +83,7 @@ _MISSED_PAUSE_S: Final = 0.01
 # What one answer may hold: a page ends earlier when its tasks are large.
 _PAGE_BYTES: Final = 384 * KIB
 _LIST_MESSAGE_CHARS: Final = 200
+_STAMP_DIGITS: Final = 20
 _NOTHING: Final = Inline(b"\xc0")
 _log = get_logger("tasks")
 
@@ -507,7 +509,9 @@ class OfficeShell:
         last = tasks.get(task_id)
         if last is not None:
             return (entry for entry in newest_first if entry.order < last.order)
-        created_ms = int(created) if created.isdigit() else 0
+        if not (created.isascii() and created.isdigit() and len(created) <= _STAMP_DIGITS):
+            raise BadRequest("this is no place where a page of tasks ended")
+        created_ms = int(created)
         return (entry for entry in newest_first if entry.created_ms < created_ms)
 
     def _views(self, entries: Sequence[Entry], *, whole: bool = False) -> Iterable[TaskView]:
@@ -548,6 +552,8 @@ class OfficeShell:
         replica = self._store.local
         if job is None or replica is None:
             raise NotFound(f"no job has the id {job_id}")
+        if not 0 <= stage <= len(job.record.spec.stages):
+            raise BadRequest(f"job {job_id} has no stage {stage}")
         items = self._items.get(job_id)
         if items is None:
             items = decode_manifest(await self._blobs.get(job.record.spec.manifest))

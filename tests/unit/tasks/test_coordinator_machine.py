@@ -43,6 +43,7 @@ from swarmd.tasks.spec import (
     child_id,
     decode_job,
     job_key,
+    task_key,
 )
 
 SWARM = b"s" * 32
@@ -399,6 +400,16 @@ def test_retention_ends_with_time() -> None:
     assert bench.ledger.task(id_of("k")) is None
 
 
+def test_an_assignment_whose_task_cannot_be_read_is_left_alone() -> None:
+    old = Bench()
+    old.beat()
+    old.submit(spec("k"), spec("other"))
+    del old.ledger.data[task_key(id_of("k"))]
+    new = Bench(ledger=old.ledger)
+    new.result("other", new.fence("other"))
+    assert new.record("other").state is State.SUCCEEDED
+
+
 # ---- jobs -----------------------------------------------------------------------------
 
 
@@ -474,6 +485,31 @@ def test_cancelling_a_job_ends_its_tasks_and_starts_no_more() -> None:
     assert job_state(bench) is JobState.CANCELLED
     states = [e.record.state for e in bench.effects if isinstance(e, TaskDone)]
     assert states == [State.CANCELLED] * 2
+
+
+@pytest.mark.parametrize("takeover", [False, True])
+def test_a_job_that_retention_removed_runs_anew_under_its_key(takeover: bool) -> None:
+    bench = Bench(config=msgspec.structs.replace(CONFIG, retention_jobs_max=1))
+    bench.beat()
+    for key in ("j", "later"):
+        bench.feed(SubmitJobAsked(1, msgspec.structs.replace(job_spec(1), key=key)))
+        job_id = job_id_of(SWARM, key)
+        bench.feed(ItemsNamed(job_id, ("i0",)))
+        for stage in range(3):
+            task_id = child_id(SWARM, job_id, stage, 0)
+            finish(bench, fence_of(bench, task_id), task_id)
+    if takeover:
+        bench = Bench(ledger=bench.ledger, config=bench.machine.config)
+        bench.beat()
+    bench.wait(1.0)
+    bench.wait(1.0)
+    assert JOB not in bench.machine.board.jobs
+    start_job(bench, job_spec(1))
+    for stage in range(3):
+        finish(bench, fence_of(bench, child(stage, 0)), child(stage, 0))
+    assert job_state(bench) is JobState.SUCCEEDED
+    bench.wait(1.0)
+    assert job_state(bench) is JobState.SUCCEEDED
 
 
 def test_tasks_that_a_dead_coordinator_left_of_a_cancelled_job_are_cancelled() -> None:

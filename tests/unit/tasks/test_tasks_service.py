@@ -11,11 +11,18 @@ import trio
 from taskfakes import Swarm, swarm_of
 from trio.testing import MockClock
 
-from swarmd.base.errors import BadRequest, IdempotencyConflict, NoQuorum, NotFound
+from swarmd.base.errors import (
+    BadRequest,
+    IdempotencyConflict,
+    MalformedMessage,
+    NoQuorum,
+    NotFound,
+)
 from swarmd.base.limits import INLINE_BYTES_MAX
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.tasks.config import TasksConfig
+from swarmd.tasks.messages import TASK, ResultItem, Results
 from swarmd.tasks.service import Tasks
 from swarmd.tasks.spec import (
     Inline,
@@ -293,6 +300,31 @@ async def test_lists_page_newest_first_and_filter(autojump_clock: MockClock) -> 
                 break
         assert seen == ids[::-1]
         assert (await swarm.nodes["b"].list(agent="slow"))[0] == ()
+
+
+@pytest.mark.parametrize("after", ["\u00b2-x", "9" * 5_000 + "-x", "x", "-1-x"])
+async def test_a_page_that_begins_nowhere_is_refused(after: str, autojump_clock: MockClock) -> None:
+    async with swarm_of("a") as swarm:
+        with pytest.raises(BadRequest):
+            await swarm.nodes["a"].list(after=after)
+        assert (await swarm.nodes["a"].list())[0] == ()
+
+
+async def test_rows_of_a_stage_that_is_not_there_are_refused(autojump_clock: MockClock) -> None:
+    async with swarm_of("a") as swarm:
+        job = await swarm.nodes["a"].submit_job(
+            await put_job(swarm, MAP_REDUCE, [Item("i0", Inline(pack(1)))])
+        )
+        for stage in (-1, 4, 10**18):
+            with trio.fail_after(1), pytest.raises(BadRequest):
+                await swarm.nodes["a"]._gather(job.job_id, stage)
+
+
+def test_no_duration_of_an_attempt_can_upset_the_coordinator() -> None:
+    for ran_s in (float("nan"), float("inf"), -1.0):
+        item = ResultItem("t", 1, True, ran_s=ran_s)
+        with pytest.raises(MalformedMessage):
+            TASK.decode(TASK.encode(Results(1, b"b", (item,))))
 
 
 async def test_without_a_coordinator_callers_are_told_in_time(autojump_clock: MockClock) -> None:
