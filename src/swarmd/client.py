@@ -21,7 +21,6 @@ from __future__ import annotations
 import http.client
 import os
 import secrets
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +38,7 @@ from swarmd.base.errors import (
     Unreachable,
 )
 from swarmd.base.limits import SUBMIT_TASKS_MAX
+from swarmd.base.unix_http import UnixConnection, why_broken
 from swarmd.gateway import shapes
 from swarmd.gateway.shapes import ItemInput, TaskInput
 
@@ -54,6 +54,7 @@ FRAME_BYTES_MAX: Final = 256 * 1024 * 1024
 REQUEST_BYTES: Final = 16 * 1024 * 1024
 _ERROR_BYTES_MAX: Final = 1024 * 1024
 _RETRY_PAUSE_S: Final = 0.2
+_NOT_SWARMD: Final = "what answers at {} is no swarmd of this version; see --socket"
 
 T = TypeVar("T")
 
@@ -74,21 +75,6 @@ def default_socket(environ: Mapping[str, str] | None = None) -> str:
     """SWARMCTL_SOCKET, else the socket of the daemon of this user."""
     environ = os.environ if environ is None else environ
     return environ.get("SWARMCTL_SOCKET") or str(folders.runtime_folder(environ) / "swarmd.sock")
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket. `sent` tells whether any byte may have reached the daemon."""
-
-    def __init__(self, path: str, timeout_s: float) -> None:
-        super().__init__("localhost", timeout=timeout_s)
-        self._path = path
-        self.sent = False
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-        self.sent = True
 
 
 class Client:
@@ -118,7 +104,7 @@ class Client:
         self._node = node
         self._timeout_s = timeout_s
         self._current = 0
-        self._connection: _UnixConnection | None = None
+        self._connection: UnixConnection | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -416,7 +402,7 @@ class Client:
                 self._next_socket()
                 time.sleep(_RETRY_PAUSE_S)
                 continue
-            return _decode(raw, kind)
+            return _decode(raw, kind, self._path)
 
     def _read(self, response: http.client.HTTPResponse) -> bytes:
         try:
@@ -426,7 +412,7 @@ class Client:
             raise TimedOut(f"the daemon gave no answer within {self._timeout_s:g} s") from error
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise Unreachable("the daemon went away before it had answered") from error
+            raise Unreachable(f"the daemon at {self._path} went away before its answer") from error
 
     def _open(
         self,
@@ -472,7 +458,7 @@ class Client:
                 if fresh and sent:
                     broke = self._path
                 if fresh:
-                    tried.append(f"{self._path} ({_reason(error)})")
+                    tried.append(f"{self._path} ({why_broken(error)})")
                     self._current = (self._current + 1) % len(self._sockets)
                 if len(tried) == len(self._sockets):
                     break
@@ -492,9 +478,15 @@ class Client:
         self, method: str, target: str, raw: bytes | None, headers: Mapping[str, str]
     ) -> http.client.HTTPResponse:
         if self._connection is None:
-            self._connection = _UnixConnection(self._path, self._timeout_s)
+            self._connection = UnixConnection(self._path, self._timeout_s)
         self._connection.request(method, target, raw, dict(headers))
-        return self._connection.getresponse()
+        try:
+            return self._connection.getresponse()
+        except (http.client.BadStatusLine, http.client.LineTooLong) as error:
+            if isinstance(error, http.client.RemoteDisconnected):
+                raise
+            self.close()
+            raise MalformedMessage(_NOT_SWARMD.format(self._path)) from error
 
     def _raise(self, response: http.client.HTTPResponse) -> None:
         raw = response.read(_ERROR_BYTES_MAX)
@@ -526,7 +518,7 @@ class Client:
         try:
             while raw := _read_frame(response):
                 if len(raw) > 1:  # One byte is a keep-alive.
-                    yield _decode(raw, kind)
+                    yield _decode(raw, kind, self._path)
             whole = True
         except TimeoutError as error:
             raise TimedOut(f"the daemon was silent for {self._timeout_s:g} s") from error
@@ -571,7 +563,7 @@ def _read_frame(response: http.client.HTTPResponse) -> bytes | None:
     return raw
 
 
-def _decode(raw: bytes, kind: type[T]) -> T:
+def _decode(raw: bytes, kind: type[T], path: str) -> T:
     """Decode an answer. A frame that carries an error raises it."""
     try:
         if raw[:1] == b"\x81" and raw[1:7] == b"\xa5error":
@@ -579,22 +571,10 @@ def _decode(raw: bytes, kind: type[T]) -> T:
             raise _error_of(error)
         return msgspec.msgpack.decode(raw, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise MalformedMessage(f"the daemon's answer makes no sense: {error}") from error
+        raise MalformedMessage(f"{_NOT_SWARMD.format(path)} ({error})") from error
 
 
 def _error_of(error: Mapping[str, Any]) -> SwarmError:
     code, message = str(error["code"]), str(error["message"])
     kind = SwarmError.by_code.get(code)
     return kind(message) if kind is not None else ApiError(f"{code}: {message}")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such socket"
-    if isinstance(error, ConnectionRefusedError):
-        return "nothing listens there"
-    if isinstance(error, PermissionError):
-        return "permission denied: see gateway.socket_group"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return "the connection broke"

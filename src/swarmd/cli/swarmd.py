@@ -47,6 +47,15 @@ class DaemonGroup(SwarmGroup):
         # The daemon is no client: none of the options that name one.
         self.params = [one for one in self.params if one.name not in ("json", "node", "socket")]
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        from swarmd.cli.swarmctl import LAZY
+
+        if ctx.parent is None and args[0] in LAZY:
+            raise click.UsageError(f"to ask a daemon that runs: `swarmctl {args[0]}`", ctx)
+        return super().resolve_command(ctx, args)
+
 
 @click.group(
     cls=DaemonGroup,

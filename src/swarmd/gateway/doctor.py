@@ -67,6 +67,8 @@ class NodeFacts:
 
 def examine(facts: NodeFacts) -> list[Check]:
     """All checks of a running daemon."""
+    if not facts.swarm:  # Nothing was asked of anybody yet.
+        return [_daemon(facts), *examine_local(facts.local)]
     return [
         _daemon(facts),
         *_local(facts.local),
@@ -281,8 +283,6 @@ def _names(peers: list[PeerFacts]) -> str:
 
 
 def _quorum(facts: NodeFacts) -> Check:
-    if not facts.swarm:
-        return Check(name="quorum", verdict=WARN, finding="no swarm, so no voters")
     voters = ", ".join(facts.voters) or "unknown"
     if facts.store_state == "no_quorum" or not facts.coordinator:
         return Check(

@@ -51,6 +51,9 @@ _CHUNK_BYTES: Final = 384 * KIB
 _CHUNKS_AT_ONCE: Final = 4
 _LOOK_TASKS: Final = 200
 _ATTEMPT_TIMEOUT_S: Final = 3.0
+_NO_COORDINATOR: Final = (
+    "no coordinator answers ({}): start the voters that are away, then ask again"
+)
 _RETRY_MIN_S: Final = 0.02
 _RETRY_MAX_S: Final = 0.25
 _REQUESTS_MAX: Final = 2_000
@@ -283,7 +286,7 @@ class Tasks:
         while True:
             left_s = deadline - trio.current_time()
             if left_s <= 0:
-                raise NoQuorum(f"the coordinator does not answer: {trouble.message}")
+                raise NoQuorum(_NO_COORDINATOR.format(trouble.message))
             with trio.move_on_after(left_s):
                 try:
                     return await self._ask_once(message, kind, min(left_s, _ATTEMPT_TIMEOUT_S))

@@ -109,7 +109,6 @@ def test_a_healthy_node_has_nothing_to_complain_about() -> None:
         ("quorum", {"store_state": "no_quorum"}, "fail", "no majority", "start the voters"),
         ("quorum", {"coordinator": ""}, "fail", "no majority", "start the voters"),
         ("quorum", {"may_lose": 0}, "warn", "any one node", "from three nodes on"),
-        ("quorum", {"swarm": ""}, "warn", "no swarm", ""),
     ],
 )  # fmt: skip
 def test_each_trouble_is_found_and_answered(
@@ -119,6 +118,13 @@ def test_each_trouble_is_found_and_answered(
     assert found.verdict == verdict
     assert finding in found.finding
     assert advice in found.advice
+
+
+def test_a_node_in_no_swarm_is_checked_for_what_it_can_be() -> None:
+    """Nobody was asked yet: not a word of seeds that answered, members or voters."""
+    found = doctor.examine(replace(HEALTHY, swarm="", not_ready="x", seeds=("h1",), peers=()))
+    names = [one.name for one in found]
+    assert names == ["daemon", "data folder", "port", "clock", "firewall"]
 
 
 def test_seeds_are_enough_without_mdns() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from swarmd.base.errors import SwarmError
-from swarmd.cli.commands.task import show_value
+from swarmd.cli.commands.task import first_line, show_value
 from swarmd.cli.common import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -133,7 +133,7 @@ class _Nodes:
 
 def _finish(client: Client, ended: JobInfo) -> int:
     if ended.state != "succeeded":
-        cause = f"{ended.error.code}: {ended.error.message}" if ended.error else "no cause given"
+        cause = first_line(ended.error)
         warn(f"swarmctl: job {ended.id} {ended.state}: {cause}")
         if wants_json():
             print_json({"job": ended.id, "state": ended.state, "error": ended.error})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from swarmd.cli.commands.task import show_value
+from swarmd.cli.commands.task import first_line, show_value
 from swarmd.cli.common import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -175,6 +175,6 @@ def _print(bar: Bar, ended: TaskInfo, name: str, *, many: bool) -> None:
         text = show_value(ended.result)
         bar.print(f"{label}: {text}" if many else text)
         return
-    cause = f"{ended.error.code}: {ended.error.message}" if ended.error else "no cause given"
+    cause = first_line(ended.error)
     where = f" on {ended.node}" if ended.node else ""
     warn(f"swarmctl: {label} {ended.state}{where} after {ended.attempts} attempts: {cause}")

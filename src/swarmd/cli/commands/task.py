@@ -19,7 +19,7 @@ from swarmd.cli.common import (
     warn,
 )
 from swarmd.cli.tables import facts, table
-from swarmd.gateway.shapes import TaskInfo
+from swarmd.gateway.shapes import ErrorInfo, TaskInfo
 
 STATES = [
     "pending", "assigned", "running", "succeeded", "failed", "cancelled", "dead", "unknown",
@@ -121,6 +121,13 @@ def cancel(task_ids: tuple[str, ...]) -> None:
         return
     for one in found:
         say(f"{one.id} is {one.state}")
+
+
+def first_line(error: ErrorInfo | None) -> str:
+    """The cause without the agent's stack, which `task show` prints."""
+    if error is None:
+        return "no cause given"
+    return f"{error.code}: {(error.message.splitlines() or [''])[0]}"
 
 
 def show_value(value: object) -> str:

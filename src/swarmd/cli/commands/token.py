@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from swarmd.base import folders
+from swarmd.base.errors import BadSignature
 from swarmd.cli.common import (
     BadInput,
     Duration,
@@ -70,7 +71,13 @@ def create(uses: int, ttl: float, admin_key: Path | None) -> None:
             uses=uses,
             expires_ms=expires_ms,
         )
-        client.authority_propose(entry)
+        try:
+            client.authority_propose(entry)
+        except BadSignature as error:
+            raise BadInput(
+                f"{path} is not an admin key of the swarm {head['swarm']}: use the one that "
+                "`swarmd --init` named, with --admin-key"
+            ) from error
     text = encode_token(made)
     if wants_json():
         print_json({"token": text, "uses": uses, "ttl_s": ttl})
