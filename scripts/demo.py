@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -265,6 +266,8 @@ def main() -> int:
             f"{len(files)} documents are too few to kill a coordinator midway: give at least "
             f"{DOCUMENTS_MIN} ({' '.join(SUFFIXES)})"
         )
+    # However the demo is ended, it ends its daemons.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     root = Path(tempfile.mkdtemp(prefix="swarmd-demo-"))
     swarm: LocalSwarm | None = None
     kept = failed = False
