@@ -267,7 +267,7 @@ def main() -> int:
             f"{DOCUMENTS_MIN} ({' '.join(SUFFIXES)})"
         )
     # However the demo is ended, it ends its daemons.
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     root = Path(tempfile.mkdtemp(prefix="swarmd-demo-"))
     swarm: LocalSwarm | None = None
     kept = failed = False
