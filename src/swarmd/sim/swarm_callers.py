@@ -18,9 +18,19 @@ from swarmd.sim.swarm_watch import Watch
 from swarmd.sim.world import World
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.state.raft.messages import Entry, OpResult, Put
-from swarmd.tasks.messages import Cancel, Cancelled, Submit, SubmitJob, Submitted, SubmittedJob
+from swarmd.tasks.messages import (
+    Cancel,
+    CancelJob,
+    Cancelled,
+    SeenJobs,
+    Submit,
+    SubmitJob,
+    Submitted,
+    SubmittedJob,
+)
 from swarmd.tasks.spec import (
     Inline,
+    JobRecord,
     JobSpec,
     JobState,
     StageKind,
@@ -33,7 +43,7 @@ from swarmd.tasks.spec import (
 TASKS: Final = 440
 LAST_TASKS: Final = 30
 VALUES: Final = 60
-JOBS: Final = 2
+JOBS: Final = 3
 JOB_ITEMS: Final = 12
 _PATIENCE_S: Final = 5.0
 _BLOB: Final = BlobRef(b"m" * 32, 1)
@@ -77,7 +87,11 @@ class Callers:
         for value in range(VALUES):
             after(rng.uniform(0.0, until_s), self._put, f"u/{value}".encode())
         for job in range(JOBS):
-            after(rng.uniform(0.0, until_s - 10.0), self._submit_job, self._job(job))
+            at = rng.uniform(0.0, until_s - 10.0)
+            spec = self._job(job)
+            after(at, self._submit_job, spec)
+            if job == JOBS - 1:
+                after(at + rng.uniform(0.1, 3.0), self._cancel_job, spec)
 
     def rush(self) -> None:
         """So many tasks at once that every node has some."""
@@ -94,7 +108,7 @@ class Callers:
             StageSpec("two", "quick", StageKind.MAP),
             StageSpec("all", "merge", StageKind.REDUCE),
         )
-        spec = JobSpec(f"job{number}", f"j{number}", stages[: 3 - number], _BLOB, JOB_ITEMS)
+        spec = JobSpec(f"job{number}", f"j{number}", stages[: 3 - number % 2], _BLOB, JOB_ITEMS)
         job_id = job_id_of(self._swarm_id, spec.key)
         self.manifests[job_id] = tuple(f"item{i}" for i in range(JOB_ITEMS))
         return spec
@@ -209,6 +223,23 @@ class Callers:
 
         self._persist(f"job {spec.key}", ask)
 
+    def _cancel_job(self, spec: JobSpec) -> None:
+        host = self._host()
+        if host is None:
+            return
+        self._world.count("operation")
+        job_id = job_id_of(self._swarm_id, spec.key)
+
+        def answered(message: Any) -> None:
+            if isinstance(message, SeenJobs):
+                self._world.count("job_cancel_answered")
+                state = message.jobs[0].state
+                record = self._watch.jobs.get(job_id)
+                if record is None or not record.final or record.state is not state:
+                    self._world.violate(f"job {spec.key}: cancel was answered {state}")
+
+        host.call(CancelJob(job_id), self._world.now + _PATIENCE_S, answered)
+
     # ---- values ---------------------------------------------------------------------------
 
     def _put(self, key: bytes) -> None:
@@ -278,6 +309,21 @@ class Callers:
                 self._world.violate(f"{task_id}: {state}, then {record and record.state}")
             self._world.count("cancelled", state == State.CANCELLED)
         for job in self._watch.jobs.values():
-            last_done = job.state is not JobState.SUCCEEDED or sum(job.stage_done) > 0
-            if not last_done:
-                self._world.violate(f"job {job.spec.key}: succeeded without its tasks")
+            if job.state is JobState.SUCCEEDED:
+                self._check_job(job)
+
+    def _check_job(self, job: JobRecord) -> None:
+        """A job that succeeded has a final task for every item, and a reduce if it has one."""
+        for stage, spec in enumerate(job.spec.stages):
+            ended = sum(
+                record.spec.place is not None
+                and record.spec.place.job_id == job.job_id
+                and record.spec.place.stage == stage
+                for record in self._watch.tasks.values()
+            )
+            failed_before = sum(job.stage_failed[:stage])
+            wanted = 1 if spec.kind is StageKind.REDUCE else JOB_ITEMS - failed_before
+            counted = job.stage_done[stage] + job.stage_failed[stage]
+            if ended != wanted or counted != wanted:
+                text = f"stage {spec.name} has {ended} tasks, counted {counted}, not {wanted}"
+                self._world.violate(f"job {job.spec.key}: {text}")

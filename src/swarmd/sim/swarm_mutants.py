@@ -21,6 +21,7 @@ SEEDS_TRIED: Final = 40
 _RAFT_TESTS: Final = (
     "tests/unit/raft/test_raft_hazards.py::test_without_its_guard_the_hazard_is_there"
 )
+_LEASE_TESTS: Final = "tests/sim/test_swarm_lease.py::test_mutant_is_noticed"
 _TASK_TESTS: Final = "tests/unit/tasks/test_task_guards.py::test_guard"
 
 
@@ -96,7 +97,7 @@ _TASKS: Final[dict[str, How]] = {
 _SWARM: Final[dict[str, How]] = {
     Guard.W2_PERSIST_FIRST.value: BySeed("all", 1),
     Guard.W2_REWRITE_AFTER_FAULT.value: BySeed("all", 7),
-    "tasks.lease_disowned": BySeed("all", 2093),
+    "tasks.lease_disowned": ByTest(f"{_LEASE_TESTS}[tasks.lease_disowned]"),
 }
 
 # Per name of a simulation: the guards to take away, and how each is caught.
