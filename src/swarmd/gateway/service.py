@@ -20,7 +20,7 @@ from typing import Any, Final
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.events import Closed, Event, Updated
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -42,6 +42,8 @@ _GRACE_S: Final = 2.0
 _IDLE_CLOSE_S: Final = 120.0
 _PROBE_TIMEOUT_S: Final = 1.0
 _SOCKET_MODE: Final = 0o660
+# How an answer's head begins; an informational one (RFC 9110, 15.2) is no head.
+_FINAL_HEADS: Final = tuple(b"HTTP/1.1 %d" % digit for digit in (2, 3, 4, 5))
 
 log = get_logger("gateway")
 
@@ -50,12 +52,18 @@ class _Connection(TCPServer):
     """One connection, which ends when either side has closed it.
 
     Left to itself Hypercorn waits for the next request of a client that is gone, and for more
-    of a request whose answer has closed the connection.
+    of a request whose answer has closed the connection. It also writes the head of an answer
+    alone, and starts and ends a task with every request to see whether another one comes: here
+    the head waits for what follows it at once, and one task watches all the pauses.
     """
 
     _gone = False
+    _head = b""
 
     async def run(self) -> None:
+        self._paused = trio.Event()
+        self._paused.set()
+        self._paused_at = trio.current_time()
         with trio.CancelScope() as self._scope:
             await super().run()
 
@@ -65,11 +73,40 @@ class _Connection(TCPServer):
         await self.idle_task.stop()
 
     async def protocol_send(self, event: Event) -> None:
-        if self._gone and isinstance(event, Updated):
+        if isinstance(event, Updated):
+            self._note_pause(event.idle)
             return
+        if isinstance(event, RawData):
+            if event.data.startswith(_FINAL_HEADS):
+                self._head += event.data
+                return
+            data, self._head = self._head + event.data, b""
+            if not data:
+                return
+            event = RawData(data)
         await super().protocol_send(event)
         if isinstance(event, Closed):
             self._scope.cancel()
+
+    def _note_pause(self, paused: bool) -> None:
+        if paused:
+            self._paused_at = trio.current_time()
+            self._paused.set()
+        elif self._paused.is_set():
+            self._paused = trio.Event()
+
+    async def _idle_timeout(self) -> None:
+        """Close once a pause was too long, or at the first one when the gateway ends."""
+        while True:
+            await self._paused.wait()
+            before = self._paused_at
+            with trio.move_on_at(before + self.config.keep_alive_timeout):
+                await self.context.terminated.wait()
+            same = self._paused_at == before
+            if self._paused.is_set() and (same or self.context.terminated.is_set()):
+                break
+        with trio.CancelScope(shield=True):
+            await self._initiate_server_close()
 
 
 class Gateway:

@@ -43,6 +43,7 @@ from swarmd.base.errors import (
 )
 from swarmd.base.limits import INLINE_BYTES_MAX, MIB
 from swarmd.client import Client, ItemInput, TaskInput
+from swarmd.gateway import service as gateway_service
 from swarmd.gateway.app import Api
 from swarmd.gateway.config import GatewayConfig
 from swarmd.gateway.service import open_gateway, open_loopback, open_socket
@@ -553,6 +554,32 @@ def test_a_client_that_does_not_read_cannot_hold_up_the_end(tmp_path: Path) -> N
         live.stop()
         assert time.monotonic() - began < 5
         stuck.close()
+
+
+def test_head_and_body_of_an_answer_come_in_one_piece(live: LiveGateway) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
+        one.settimeout(10)
+        one.connect(live.socket)
+        for _ in range(3):
+            one.sendall(b"GET /api/v1/status HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            head, _, body = one.recv(65_536).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200")
+            assert json.loads(body)
+
+
+def test_a_connection_that_pauses_too_long_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_service, "_IDLE_CLOSE_S", 0.3)
+    live = LiveGateway(make_services(tmp_path), replace_keepalive(0.05))
+    with live, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
+        one.settimeout(10)
+        one.connect(live.socket)
+        began = time.monotonic()
+        while time.monotonic() - began < 0.6:
+            one.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert one.recv(65_536).startswith(b"HTTP/1.1 200"), "closed between two requests"
+        assert one.recv(1) == b""
 
 
 # ---- sockets --------------------------------------------------------------------------
