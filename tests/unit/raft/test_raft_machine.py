@@ -151,6 +151,20 @@ def test_nothing_goes_ahead_in_a_term_that_is_not_durable() -> None:
     assert of(effects, SendAhead) == []
 
 
+def test_a_commit_is_told_with_the_next_entries_or_soon() -> None:
+    hands = Hands()
+    hands.lead()
+    hands.say("b", AppendReply(1, 0, True, 1, 3))
+    effects = hands.step(Propose(b"x", 1))
+    assert [a.commit for a in sent(effects, Append)] == [2, 2], "with the next entries"
+    effects = hands.say("b", AppendReply(1, 0, True, 2, 4))
+    assert of(effects, Proposed)
+    assert sent(effects, Append) == []
+    effects = hands.step(Wake(START), after_s=hands.config.commit_notice_s)
+    assert [a.commit for a in sent(effects, Append)] == [3, 3]
+    assert sent(hands.go_on(), Append) == []
+
+
 def test_what_is_refused_is_answered_by_its_code() -> None:
     hands = Hands(config=RaftConfig(proposals_max=1))
     assert of(hands.propose(b"x"), Proposed) == [Proposed(1, False, None, "not_leader")]

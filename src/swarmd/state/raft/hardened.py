@@ -253,7 +253,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
     def next_wake(self) -> float:
         """When `tick` must be called if nothing happens before."""
         if self.is_leader:
-            return self.sender.heartbeat_at
+            return min(self.sender.heartbeat_at, self.sender.notice_at)
         return float(self._SyncObj__raftElectionDeadline)
 
     def wants_tick(self) -> bool:

@@ -15,6 +15,7 @@ follow only over entries that this very message has verified.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from swarmd.base.errors import CorruptFile, Diverged
@@ -51,7 +52,9 @@ class Sender:
         self.acked_round: dict[str, int] = {}
         self.round = 0
         self.heartbeat_at = 0.0
-        self._moved_key = (0, 0, 0)
+        self.notice_at = inf
+        self._told_commit = 0
+        self._moved_key = (0, 0)
         self._sending: dict[str, _Sending] = {}
         self._probing: dict[str, bool] = {}  # present: probing; True: a probe is out
 
@@ -63,7 +66,9 @@ class Sender:
         self.heard_at = dict.fromkeys(core.peers, now)
         self.acked_round = dict.fromkeys(core.peers, 0)
         self.heartbeat_at = now
-        self._moved_key = (0, 0, 0)
+        self.notice_at = inf
+        self._told_commit = 0
+        self._moved_key = (0, 0)
         self._sending.clear()
         self._probing.clear()
 
@@ -75,13 +80,17 @@ class Sender:
     def run(self, now: float) -> None:
         """Queue what each follower is to get now.
 
-        Everyone hears when the log, the commit index or the read round moved, or when a
-        heartbeat is due; one that lags gets its next batches in any case.
+        Everyone hears when the log or the read round moved, soon after the commit index did
+        (with the next entries, if they come first), or when a heartbeat is due; one that lags
+        gets its next batches in any case.
         """
         core = self._core
-        key = (core.journal.last_index, core.commit_index, self.round)
+        key = (core.journal.last_index, self.round)
         beat = now >= self.heartbeat_at
-        moved = key != self._moved_key
+        moved = key != self._moved_key or now >= self.notice_at
+        if not moved and core.commit_index > self._told_commit and self.notice_at == inf:
+            self.notice_at = now + core.config.commit_notice_s
+            moved = now >= self.notice_at
         for peer in core.peers:
             if self.next[peer] <= core.journal.first_index:
                 self._send_snapshot(peer, now, beat=beat, moved=moved)
@@ -93,6 +102,7 @@ class Sender:
                 self._send_entries(peer, batches=core.config.batches_max)
         self._moved_key = key
         if beat or moved:
+            self._told_commit, self.notice_at = core.commit_index, inf
             self.heartbeat_at = now + core.config.heartbeat_s
 
     def _send_entries(self, peer: str, *, batches: int) -> None:
