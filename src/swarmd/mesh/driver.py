@@ -11,6 +11,7 @@ once at the step's end; its effects count to the step.
 
 from __future__ import annotations
 
+import collections
 import heapq
 import itertools
 import math
@@ -111,8 +112,8 @@ class Driver:
     async def _step(self, step: list[Event]) -> None:
         effects: list[Effect] = []
         for event in step:
-            self._count(self._event_counts, MACHINE_EVENTS, type(event))
             effects.extend(self._machine.handle(event, self._clock.now()))
+        self._count(self._event_counts, MACHINE_EVENTS, step)
         if self._settle is not None:
             effects.extend(self._settle(self._clock.now()))
         if any(type(effect) is Persist for effect in effects):
@@ -127,20 +128,23 @@ class Driver:
         self._perform_all(effects)
 
     def _perform_all(self, effects: Sequence[Effect]) -> None:
+        self._count(self._effect_counts, MACHINE_EFFECTS, effects)
         for effect in effects:
             kind = type(effect)
-            self._count(self._effect_counts, MACHINE_EFFECTS, kind)
             if kind is SetTimer:
                 self._set_timer(effect)  # type: ignore[arg-type]
             elif kind is not Persist:
                 self._perform[kind](effect)
 
-    def _count(self, counts: dict[type, Counter], metric: Counter, kind: type) -> None:
-        # Looking a labelled counter up costs more than many a step.
-        counter = counts.get(kind)
-        if counter is None:
-            counter = counts[kind] = metric.labels(self._name, kind.__name__)
-        counter.inc()
+    def _count(
+        self, counts: dict[type, Counter], metric: Counter, things: Sequence[object]
+    ) -> None:
+        # Looking a labelled counter up costs more than many a step, and raising it a lock.
+        for kind, number in collections.Counter(map(type, things)).items():
+            counter = counts.get(kind)
+            if counter is None:
+                counter = counts[kind] = metric.labels(self._name, kind.__name__)
+            counter.inc(number)
 
     def _set_timer(self, effect: SetTimer) -> None:
         assert len(self._timers) < TIMERS_MAX, f"{self._name} leaks timers"

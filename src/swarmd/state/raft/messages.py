@@ -231,15 +231,20 @@ def _put_problem(op: Put) -> SwarmError | None:
 def _txn_problem(op: Txn) -> SwarmError | None:
     if len(op.compares) + len(op.then) + len(op.otherwise) > TXN_OPERATIONS_MAX:
         return TooLarge(f"a transaction has at most {TXN_OPERATIONS_MAX} compares and operations")
+    # Spelled out and in one pass: every task passes here six times on its way.
+    size = 32
     for compare in op.compares:
-        problem = _key_problem(compare.key, compare.revision)
-        if problem is not None:
-            return problem
-    for inner in (*op.then, *op.otherwise):
-        problem = problem_of(inner)
-        if problem is not None:
-            return problem
-    size = operation_bytes(op)
+        size += len(compare.key) + 12
+        if not 0 < len(compare.key) <= KEY_BYTES_MAX or compare.revision < 0:
+            return _key_problem(compare.key, compare.revision)
+    for inner in op.then + op.otherwise if op.otherwise else op.then:
+        size += len(inner.key) + 16
+        if not 0 < len(inner.key) <= KEY_BYTES_MAX or (inner.expect or 0) < 0:
+            return _key_problem(inner.key, inner.expect)
+        if isinstance(inner, Put):
+            size += len(inner.value)
+            if len(inner.value) > VALUE_BYTES_MAX:
+                return _put_problem(inner)
     if size > ENTRY_BYTES_MAX - KIB:
         return TooLarge(f"a transaction of {size} bytes; at most {ENTRY_BYTES_MAX - KIB} fit")
     return None
