@@ -183,7 +183,9 @@ def _prompt() -> str:
 
 def _run(config: Config, start: StartMode) -> int:
     from swarmd.app import run
+    from swarmd.app.memory import calm_collector
 
+    calm_collector()
     code: int = run(config, start)
     return code
 
