@@ -115,6 +115,7 @@ async def _faults(swarm: Swarm, rng: random.Random, until: float, seen: set[str]
                 await swarm.store(victim).hand_over_seat(timeout_s=2.0)
             except SwarmError:
                 seen.add("leave_refused")
+            swarm.store(victim).stay()
 
 
 async def _run(seed: int) -> tuple[list[Operation], list[Write]]:

@@ -216,6 +216,18 @@ async def test_a_voter_leaves_and_is_replaced(
         assert (await put(swarm, 3, b"a", b"2")).ok
 
 
+async def test_who_handed_its_seat_over_is_not_offered_another_while_it_ends_its_work(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running_swarm() as swarm:
+        await grown(swarm)
+        await swarm.store(2).hand_over_seat()
+        await trio.sleep(20.0)
+        assert all(swarm.id(2) not in swarm.store(i).voters for i in range(3))
+        swarm.store(2).stay()
+        await swarm.voters_are(0, 1, 2)
+
+
 async def test_leaving_reduces_and_the_last_voter_hands_over(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -21,6 +21,7 @@ from swarmd.base.errors import (
     Forbidden,
     NotFound,
     RemoteError,
+    ShuttingDown,
     SwarmError,
 )
 from swarmd.base.ids import NodeId, short
@@ -77,6 +78,8 @@ class Keeper:
 
     Args:
         on_replica: called when `replica` changed; it may neither wait nor raise.
+
+    While `leaving`, this node takes no seat: the one it gave up would be offered to it again.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Keeper:
         self.me = me
         self.replica: Replica | None = None
         self.waits_for: str | None = None
+        self.leaving = False
         self._files = files
         self._genesis = genesis
         self._key = key
@@ -476,6 +480,8 @@ class Keeper:
                 holds = number in self._files.states() and self.has_seat and number == head
                 await inbound.answer(m.Installed(head, holds))
             case m.Enlist():
+                if self.leaving:
+                    raise ShuttingDown("this node is about to leave the swarm")
                 await inbound.answer(m.Enlisted(self.me, self.chain.head.number))
             case m.StateAsk(number, offset):
                 await inbound.answer(self._piece(inbound.peer, number, offset))

@@ -491,11 +491,14 @@ class Store:
     async def hand_over_seat(self, timeout_s: float = 10.0) -> None:
         """Give this node's seat away; on return a majority of the others holds everything.
 
+        From then on, also after an error, it takes no other seat until `stay` is called.
+
         Raises:
             WouldLoseData: nobody alive can take over; nothing changed.
             NoQuorum: it did not come about within `timeout_s`; it may still.
         """
         keeper = self._keeper
+        keeper.leaving = True
 
         async def attempt() -> None:
             if keeper.is_free:
@@ -520,6 +523,10 @@ class Store:
                     trouble = error
                 await trio.sleep(RETRY_MAX_S)
         raise no_quorum(timeout_s, trouble)
+
+    def stay(self) -> None:
+        """The node does not leave after all."""
+        self._keeper.leaving = False
 
     async def hand_over_for(self, peer: NodeId) -> None:
         """On the coordinator: `peer` leaves. See `Seats.hand_over`."""
