@@ -11,9 +11,11 @@ from swarmd.base.errors import SwarmError
 from swarmd.observe.log import get_logger
 
 if TYPE_CHECKING:
+    from swarmd.state.blobs.service import Blobs
     from swarmd.state.raft.service import Store
 
 HAND_OVER_TIMEOUT_S: Final = 10.0
+BLOBS_TIMEOUT_S: Final = 15.0
 WAYS_IN: Final = (
     "this node is in no swarm yet: make one with `swarmd --init NAME`, or join one with "
     "`swarmd --join -` and a token from `swarmctl token create` on a member"
@@ -29,6 +31,7 @@ class NodeControl:
         self._reason = "it is still starting"
         self._stopping = trio.Event()
         self.store: Store | None = None
+        self.blobs: Blobs | None = None
 
     # ---- for the API ------------------------------------------------------------------
 
@@ -42,22 +45,35 @@ class NodeControl:
         self._stopping.set()
 
     async def leave(self, *, force: bool) -> Sequence[str]:
-        """Hand the voter's seat on, then begin to end. Returns warnings.
+        """Hand on the voter's seat and what others lack of the blobs, then begin to end.
+
+        Returns warnings.
 
         Raises:
-            SwarmError: the seat could not be handed on and not `force`. The node stays.
+            SwarmError: something could not be handed on and not `force`. The node stays.
         """
         warnings: list[str] = []
-        if self.store is not None:
-            try:
-                await self.store.hand_over_seat(HAND_OVER_TIMEOUT_S)
-            except SwarmError as error:
-                if not force:
-                    raise
-                warnings.append(f"left by force, with its seat: {error.message}")
-                _log.warning("leaving by force", why=error.message)
+        leaves = False
+        try:
+            await self._hand_over()
+            leaves = True
+        except SwarmError as error:
+            if not force:
+                raise
+            leaves = True
+            warnings.append(f"left by force, with what it held: {error.message}")
+            _log.warning("leaving by force", why=error.message)
+        finally:
+            if not leaves and self.store is not None:
+                self.store.stay()
         self.stop()
         return warnings
+
+    async def _hand_over(self) -> None:
+        if self.store is not None:
+            await self.store.hand_over_seat(HAND_OVER_TIMEOUT_S)
+        if self.blobs is not None:
+            await self.blobs.custody.hand_over(BLOBS_TIMEOUT_S)
 
     # ---- for the app ------------------------------------------------------------------
 

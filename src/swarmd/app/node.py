@@ -41,6 +41,7 @@ from swarmd.observe import log, metrics
 from swarmd.state.blobs.service import open_blobs
 from swarmd.state.raft.messages import AuthorityEntry
 from swarmd.state.raft.service import Store, open_store
+from swarmd.tasks.gathering import current_references
 from swarmd.tasks.service import Tasks, open_tasks
 
 DRAIN_S: Final = 8.0
@@ -130,7 +131,7 @@ async def _serve(node: _Node, gateway: Gateway, control: NodeControl) -> None:
     async with _open_store(node, gateway) as (mesh, store):
         control.store = store
         _serve_joins(mesh, store)
-        async with _open_work(node, mesh, store) as tasks:
+        async with _open_work(node, mesh, store, control) as tasks:
             if node.beginning.first_entry is not None:
                 await _hand_out_first_token(store, node.beginning)
             control.now_ready()
@@ -174,7 +175,9 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
 
 
 @asynccontextmanager
-async def _open_work(node: _Node, mesh: Mesh, store: Store) -> AsyncIterator[Tasks]:
+async def _open_work(
+    node: _Node, mesh: Mesh, store: Store, control: NodeControl
+) -> AsyncIterator[Tasks]:
     """The upper half: blobs, agents and tasks."""
     config, services, link = node.config, node.services, mesh.link
     agents_folder = node.folder.path / "agents"
@@ -189,8 +192,10 @@ async def _open_work(node: _Node, mesh: Mesh, store: Store) -> AsyncIterator[Tas
                 voters=lambda: store.voters,
                 members=lambda: _remaining(mesh),
                 alive=lambda: tuple(mesh.membership.alive()),
+                referenced=lambda: current_references(store),
             )
         )
+        control.blobs = blobs
         bundles = BundleCache(agents_folder / "bundles", blobs)
         supervisor = await opened.enter_async_context(
             open_supervisor(

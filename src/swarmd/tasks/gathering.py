@@ -18,7 +18,7 @@ from swarmd.base.limits import INLINE_BYTES_MAX, KIB
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.tasks.messages import Row, Rows
 from swarmd.tasks.outbox import struct_bytes
-from swarmd.tasks.ports import Blobs, Replica
+from swarmd.tasks.ports import Blobs, Replica, Store
 from swarmd.tasks.spec import (
     JOB_PREFIX,
     TASK_PREFIX,
@@ -161,6 +161,22 @@ async def referenced_blobs(replica: Replica) -> set[bytes]:
             after = page[-1].key
             await trio.lowlevel.checkpoint()
     return found
+
+
+async def current_references(store: Store) -> set[bytes] | None:
+    """`referenced_blobs` of a state as new as this call; None on a node that is no voter.
+
+    A voter that was cut off for long must not take what it missed for what is not there.
+
+    Raises:
+        NoQuorum: this voter cannot know how new its copy is.
+        CorruptFile: a record cannot be read.
+    """
+    if not store.is_voter:
+        return None
+    await store.read_index()
+    replica = store.local
+    return await referenced_blobs(replica) if replica is not None else None
 
 
 def _refs_in(value: object) -> Iterator[BlobRef]:

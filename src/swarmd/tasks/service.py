@@ -35,7 +35,7 @@ from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
 from swarmd.tasks import messages as m
 from swarmd.tasks.config import TasksConfig
-from swarmd.tasks.gathering import as_value, for_each, referenced_blobs
+from swarmd.tasks.gathering import as_value, current_references, for_each
 from swarmd.tasks.messages import TASK, JobView, SubmittedItem, TaskView
 from swarmd.tasks.office import OfficeShell
 from swarmd.tasks.outbox import Outbox, struct_bytes
@@ -432,11 +432,9 @@ class Tasks:
         """On voters, which know every record: delete blobs that none refers to any more."""
         while True:
             await trio.sleep(self._config.blob_sweep_s)
-            replica = self._store.local
-            if replica is None or not self._store.is_voter:
-                continue
             try:
-                count = await self._blobs.keep(await referenced_blobs(replica))
+                hashes = await current_references(self._store)
+                count = await self._blobs.keep(hashes) if hashes is not None else 0
             except SwarmError as error:
                 _log.warning("blobs were not swept", error=error.message)
             else:

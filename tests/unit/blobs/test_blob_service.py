@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,26 @@ from swarmd.base.errors import (
     SwarmError,
     TooLarge,
     Unavailable,
+    WouldLoseData,
 )
 from swarmd.base.ids import NodeId, node_id_of
 from swarmd.base.limits import BLOB_BYTES_MAX, BLOB_CHUNK_BYTES, MIB
 from swarmd.mesh.transports.memory import MemoryNetwork
-from swarmd.state.blobs import service
+from swarmd.state.blobs import custody, service
 from swarmd.state.blobs.config import BlobsConfig
-from swarmd.state.blobs.messages import BLOB, BlobRef, Fetch, Got, Have, Offer, Piece, hash_of
+from swarmd.state.blobs.messages import (
+    BLOB,
+    BlobRef,
+    Fetch,
+    Got,
+    Have,
+    MissingAsk,
+    Offer,
+    Piece,
+    hash_of,
+)
 from swarmd.state.blobs.service import Blobs, open_blobs
+from swarmd.state.blobs.store import Upload
 
 SMALL = b"small" * 20_000
 LARGE = os.urandom(3 * BLOB_CHUNK_BYTES + 17)
@@ -57,6 +71,8 @@ class Swarm:
         self.links: list[Any] = []
         self.voters: list[NodeId] = []
         self.dead: set[NodeId] = set()
+        self.left: set[NodeId] = set()
+        self.named: set[bytes] = set()
 
     async def grow(
         self, stack: AsyncExitStack, count: int, voters: int, config: BlobsConfig | None
@@ -75,11 +91,16 @@ class Swarm:
                         config or BlobsConfig(put_timeout_s=5.0, chunk_timeout_s=1.0),
                         self.clock,
                         voters=lambda: self.voters,
-                        members=lambda: self.ids,
+                        members=lambda: [n for n in self.ids if n not in self.left],
                         alive=lambda: [n for n in self.ids if n not in self.dead],
+                        referenced=partial(self.references, node_id=link.node_id),
                     )
                 )
             )
+
+    async def references(self, node_id: NodeId) -> set[bytes] | None:
+        await trio.lowlevel.checkpoint()
+        return self.named if node_id in self.voters else None
 
     def cut_off(self, *numbers: int) -> None:
         for number in numbers:
@@ -96,6 +117,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disks are worker threads, which no mock clock waits for: so shorten the real waits."""
     for name, seconds in (("_RETRY_S", 0.3), ("_PAUSE_S", 0.02), ("_SWEEP_S", 0.05)):
         monkeypatch.setattr(service, name, seconds)
+    for name, seconds in (("_LOOK_S", 0.05), ("_AFTERWARDS_S", 0.2), ("_ROUND_PAUSE_S", 0.05)):
+        monkeypatch.setattr(custody, name, seconds)
 
 
 Grow = Callable[..., AbstractAsyncContextManager[Swarm]]
@@ -174,6 +197,14 @@ async def test_a_voter_that_comes_back_in_time_is_enough(grow: Grow) -> None:
         assert len(swarm.holders(SMALL)) == 2
 
 
+async def test_a_voter_that_was_stopped_still_counts(grow: Grow) -> None:
+    async with grow(3, voters=3) as swarm:
+        swarm.cut_off(1, 2)
+        swarm.left = {swarm.ids[1], swarm.ids[2]}
+        with pytest.raises(InsufficientCopies, match="0 of 1"):
+            await swarm.blobs[0].put(SMALL)
+
+
 async def test_voters_unknown_is_not_zero_voters(grow: Grow) -> None:
     async with grow(3, voters=0) as swarm:
         with pytest.raises(InsufficientCopies):
@@ -226,6 +257,91 @@ async def test_a_new_voter_brings_what_it_lacks(grow: Grow) -> None:
         named = {(await swarm.blobs[0].put(data)).hash for data in (SMALL, LARGE)}
         assert await swarm.blobs[3].repair(named | {hash_of(b"lost")}) == 1
         assert 3 in swarm.holders(SMALL) & swarm.holders(LARGE)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(5):
+        while True:
+            if condition():
+                return
+            await trio.sleep(0.02)
+
+
+async def test_when_the_voters_change_the_new_ones_fetch_what_records_name(grow: Grow) -> None:
+    async with grow(4, voters=1) as swarm:
+        for data in (SMALL, LARGE, b"unnamed"):
+            await swarm.blobs[0]._store(hash_of(data), data)  # As a node alone acknowledged it.
+        swarm.named = {hash_of(SMALL), hash_of(LARGE)}
+        swarm.voters = swarm.ids[:3]
+        await until(lambda: swarm.holders(SMALL) == swarm.holders(LARGE) == {0, 1, 2})
+        assert swarm.holders(b"unnamed") == {0}
+
+
+async def test_a_record_committed_during_the_change_is_looked_after_too(grow: Grow) -> None:
+    async with grow(4, voters=1) as swarm:
+        await swarm.blobs[0]._store(hash_of(SMALL), SMALL)
+        swarm.voters = swarm.ids[:3]
+        await trio.sleep(0.2)
+        swarm.named = {hash_of(SMALL)}
+        await until(lambda: swarm.holders(SMALL) == {0, 1, 2})
+
+
+async def test_a_node_that_leaves_first_gives_what_the_voters_lack(grow: Grow) -> None:
+    async with grow(3, voters=2) as swarm:
+        ready = {hash_of(data): data for data in (SMALL, LARGE)}
+        for blob_hash, data in ready.items():
+            await swarm.blobs[2]._store(blob_hash, data)
+        swarm.named = {*ready, hash_of(b"lost before")}
+        await swarm.blobs[2].custody.hand_over(5.0)
+        assert swarm.holders(SMALL) == swarm.holders(LARGE) == {0, 1, 2}
+
+
+async def test_a_node_that_leaves_is_told_when_nobody_can_take_what_it_holds(grow: Grow) -> None:
+    async with grow(4, voters=3) as swarm:
+        await swarm.blobs[3].custody.hand_over(0.3)  # It holds nothing.
+        await swarm.blobs[3]._store(hash_of(SMALL), SMALL)
+        swarm.named = {hash_of(SMALL)}
+        swarm.cut_off(0, 1)
+        with pytest.raises(WouldLoseData, match="1 of 3"):
+            await swarm.blobs[3].custody.hand_over(0.5)
+        swarm.network.heal()
+        await swarm.blobs[3].custody.hand_over(5.0)
+        assert len(swarm.holders(SMALL)) >= 3
+
+
+async def test_an_upload_that_a_thread_writes_to_is_not_closed_under_it(
+    grow: Grow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its descriptor could be another file's by the time the thread writes on."""
+    writing, go_on = trio.Event(), threading.Event()
+    failed: list[OSError] = []
+    append = Upload.append_file
+
+    def slow(upload: Upload, offset: int, data: bytes) -> None:
+        trio.from_thread.run_sync(writing.set)
+        go_on.wait(5)
+        try:
+            os.fstat(upload._fd)
+        except OSError as error:
+            failed.append(error)
+        append(upload, offset, data)
+
+    monkeypatch.setattr(Upload, "append_file", slow)
+    piece = Piece(hash_of(SMALL), len(SMALL), 0, SMALL)
+    async with grow(2, voters=1) as swarm, trio.open_nursery() as nursery:
+        ask = partial(swarm.links[0].request, BLOB, swarm.ids[1], piece, timeout_s=5.0)
+        nursery.start_soon(ask)
+        await writing.wait()
+        await swarm.blobs[1]._store(hash_of(SMALL), SMALL)  # It came another way meanwhile.
+        assert await ask() == Have(hash_of(SMALL))
+        go_on.set()
+    assert failed == []
+
+
+async def test_only_voters_know_what_is_missing(grow: Grow) -> None:
+    async with grow(2, voters=1) as swarm:
+        with pytest.raises(Unavailable):
+            await swarm.links[0].request(BLOB, swarm.ids[1], MissingAsk(b""), timeout_s=1.0)
 
 
 async def test_a_damaged_copy_is_replaced_from_another_node(grow: Grow) -> None:

@@ -133,6 +133,8 @@ class FakeStore:
 
     async def read_index(self, timeout_s: float = 5.0) -> int:
         await trio.lowlevel.checkpoint()
+        if self._log.broken:
+            raise NoQuorum("no majority")
         return self._log.revision
 
     def coordinator(self) -> NodeId | None:

@@ -381,3 +381,15 @@ async def test_blobs_that_nothing_refers_to_are_swept(autojump_clock: MockClock)
         await trio.sleep(6.0)
         assert b"o" * 32 not in swarm.pool
         assert len(swarm.pool) == 1
+
+
+async def test_a_voter_that_was_cut_off_deletes_no_blobs(autojump_clock: MockClock) -> None:
+    """What its old copy of the store does not name may be named by what it missed."""
+    async with swarm_of("a", config=TasksConfig(blob_sweep_s=5.0)) as swarm:
+        swarm.log.broken = True
+        swarm.pool[b"n" * 32] = b"named by what was missed"
+        await trio.sleep(11.0)
+        assert b"n" * 32 in swarm.pool
+        swarm.log.broken = False
+        await trio.sleep(6.0)
+        assert b"n" * 32 not in swarm.pool

@@ -3,6 +3,7 @@
 Upload: `Offer` -> `Have` or `Want`; then `Piece` after `Piece`, each answered by `Got`, the
 last by `Have`, which means: whole, verified and durable. A blob of one piece skips the offer.
 Download: `Fetch` -> `Piece`, one per chunk, or the error `not_found`.
+Leaving: `MissingAsk` -> `Missing`, page after page, from a voter that knows all references.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from swarmd.base.limits import BLOB_BYTES_MAX, BLOB_CHUNK_BYTES
 from swarmd.wire.codec import Family, Message
 
 HASH_BYTES = 32
+MISSING_MAX = 1_000
 Hash = Annotated[bytes, Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
 Size = Annotated[int, Meta(ge=0, le=BLOB_BYTES_MAX)]
 Chunk = Annotated[bytes, Meta(max_length=BLOB_CHUNK_BYTES)]
@@ -74,4 +76,15 @@ class Fetch(Message, frozen=True, tag=6):
     offset: Size
 
 
-BLOB = Family("blob", Offer, Have, Want, Piece, Got, Fetch)
+class MissingAsk(Message, frozen=True, tag=7):
+    """Which blobs with hashes above `after` do records name that are not on your disk?"""
+
+    after: Annotated[bytes, Meta(max_length=HASH_BYTES)]
+
+
+class Missing(Message, frozen=True, tag=8):
+    hashes: Annotated[tuple[Hash, ...], Meta(max_length=MISSING_MAX)]
+    more: bool
+
+
+BLOB = Family("blob", Offer, Have, Want, Piece, Got, Fetch, MissingAsk, Missing)

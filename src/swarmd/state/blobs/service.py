@@ -37,12 +37,14 @@ from swarmd.base.limits import BLOB_BYTES_MAX, BLOB_CHUNK_BYTES, MIB
 from swarmd.mesh.link import Inbound, Lane, Link
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.config import BlobsConfig
+from swarmd.state.blobs.custody import Custody, Referenced
 from swarmd.state.blobs.messages import (
     BLOB,
     BlobRef,
     Fetch,
     Got,
     Have,
+    MissingAsk,
     Offer,
     Piece,
     Want,
@@ -79,7 +81,9 @@ class Blobs:
         voters: Nodes,
         members: Nodes,
         alive: Nodes,
+        referenced: Referenced,
     ) -> None:
+        self.custody = Custody(link.node_id, self, voters=voters, referenced=referenced)
         self._link = link
         self._folder = folder
         self._config = config
@@ -161,8 +165,7 @@ class Blobs:
     async def repair(self, hashes: Set[bytes]) -> int:
         """Fetch those blobs that are missing here: how many still are.
 
-        For a voter, after the voters changed: what was placed on a majority of the old ones
-        must come to be on a majority of the new.
+        For a voter, after the voters changed; see `Custody`.
         """
         missing = 0
         for blob_hash in sorted(hashes):
@@ -172,6 +175,13 @@ class Blobs:
                 missing += 1
                 _log.warning("blob missing", blob=short(blob_hash), code=error.code)
         return missing
+
+    async def give(self, peer: NodeId, blob_hash: bytes) -> None:
+        """Have `peer` store a blob of this node, if it is whole. Raises SwarmError."""
+        data = await self._read(blob_hash)
+        if data is not None:
+            async with self._sending:
+                await self._push(peer, blob_hash, data)
 
     @property
     def count(self) -> int:
@@ -208,12 +218,13 @@ class Blobs:
     def _wanted(self) -> tuple[int, list[NodeId]]:
         """How many other nodes must take a blob, and which may, the likeliest first."""
         me = self._link.node_id
-        others = [node for node in self._members() if node != me]
+        voters = list(self._voters())
+        # A voter that was stopped says goodbye like one that leaves, and keeps its seat.
+        others = sorted({*self._members(), *voters}.difference({me}))
         if not others:
             return 0, []
         if len(others) == 1:
             return 1, others
-        voters = list(self._voters())
         if not voters:
             raise InsufficientCopies("this node does not know the voters yet; try again")
         alive = set(self._alive())
@@ -272,14 +283,14 @@ class Blobs:
         """Have one node store the blob. Raises SwarmError if it did not confirm."""
         size = len(data)
         if size > BLOB_CHUNK_BYTES:
-            answer = await self._ask(peer, Offer(blob_hash, size))
+            answer = await self.ask(peer, Offer(blob_hash, size))
             if isinstance(answer, Have):
                 return
         offset = 0
         while True:
             piece = data[offset : offset + BLOB_CHUNK_BYTES]
             last = offset + len(piece) == size
-            answer = await self._ask(peer, Piece(blob_hash, size, offset, piece), last=last)
+            answer = await self.ask(peer, Piece(blob_hash, size, offset, piece), last=last)
             offset += len(piece)
             if isinstance(answer, Have):
                 if answer.hash != blob_hash:
@@ -288,7 +299,8 @@ class Blobs:
             if last or not isinstance(answer, Got) or answer.received_bytes != offset:
                 raise RemoteError("a node lost its place in an upload")
 
-    async def _ask(self, peer: NodeId, message: Any, *, last: bool = False) -> Any:
+    async def ask(self, peer: NodeId, message: Any, *, last: bool = False) -> Any:
+        """One question to a peer and its answer. Raises SwarmError."""
         timeout_s = self._config.chunk_timeout_s * (_LAST_PIECE_FACTOR if last else 1)
         return await self._link.request(BLOB, peer, message, timeout_s=timeout_s, lane=Lane.BULK)
 
@@ -347,7 +359,7 @@ class Blobs:
         pieces: list[bytes] = []
         offset = 0
         while True:
-            answer = await self._ask(peer, Fetch(blob_hash, offset))
+            answer = await self.ask(peer, Fetch(blob_hash, offset))
             if not isinstance(answer, Piece) or answer.offset != offset:
                 raise RemoteError("a node answered another question")
             size = answer.size if size is None else size
@@ -387,6 +399,8 @@ class Blobs:
             return Have(message.hash) if held else Want(message.hash)
         if isinstance(message, Piece):
             return await self._take(peer, message)
+        if isinstance(message, MissingAsk):
+            return await self.custody.missing(message.after)
         raise RemoteError(f"{type(message).__name__} is not a question")
 
     async def _answer_fetch(self, message: Fetch) -> Piece:
@@ -406,10 +420,12 @@ class Blobs:
 
     async def _take(self, peer: NodeId, piece: Piece) -> Have | Got:
         """Add a piece to an upload; the last one makes it a blob."""
-        if self._folder.touch(piece.hash, self._clock.now()):
-            self._forget((peer, piece.hash))
-            return Have(piece.hash)
         key = (peer, piece.hash)
+        if self._folder.touch(piece.hash, self._clock.now()):
+            begun = self._uploads.get(key)
+            if begun is None or not begun.busy:  # Else a thread writes to it, and ends it.
+                self._forget(key)
+            return Have(piece.hash)
         if piece.offset == 0:
             self._begin(key, piece)
         upload = self._uploads.get(key)
@@ -481,6 +497,7 @@ async def open_blobs(
     voters: Nodes,
     members: Nodes,
     alive: Nodes,
+    referenced: Referenced,
 ) -> AsyncIterator[Blobs]:
     """Keep and serve blobs for as long as the block runs.
 
@@ -488,14 +505,26 @@ async def open_blobs(
         voters: the voters of the current epoch.
         members: every member that has not left, dead ones and this node included.
         alive: the members that answer.
+        referenced: every blob that a record names, read after whatever was acknowledged
+            before; None where no copy of the records is. It raises SwarmError if it cannot tell.
     """
     store = BlobFolder(folder, bytes_max=config.bytes_max)
     await trio.to_thread.run_sync(store.open_file, clock.now())
-    blobs = Blobs(link, store, config, clock, voters=voters, members=members, alive=alive)
+    blobs = Blobs(
+        link,
+        store,
+        config,
+        clock,
+        voters=voters,
+        members=members,
+        alive=alive,
+        referenced=referenced,
+    )
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(blobs._serve, link.open_inbox(BLOB))
             nursery.start_soon(blobs._sweep)
+            nursery.start_soon(blobs.custody.run)
             try:
                 yield blobs
             finally:
