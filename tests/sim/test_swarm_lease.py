@@ -1,4 +1,4 @@
-"""What the whole swarm's simulation found in a coordinator, told as small as it can be."""
+"""What the whole swarm's simulation found in single machines, told as small as it can be."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from swarmd.tasks.events import (
     TookOffice,
 )
 from swarmd.tasks.machine import CoordinatorMachine
-from swarmd.tasks.messages import Assign, Heartbeat, Settled
+from swarmd.tasks.messages import Assign, AssignItem, HandBack, Heartbeat, Settled
 from swarmd.tasks.spec import AgentRun, Inline, Mode, TaskSpec
+from swarmd.tasks.worker.machine import FromCoordinator, Start, WorkerMachine
 
 CONFIG = TasksConfig()
 WORKER = node_id_of(b"worker")
@@ -92,6 +93,21 @@ def test_no_lease_is_renewed_while_an_attempt_is_given_up() -> None:
 
 def test_a_worker_that_holds_only_its_own_is_renewed() -> None:
     assert any(isinstance(effect, Confirm) for effect in Bench(CoordinatorMachine).beat(1))
+
+
+def test_an_attempt_that_was_settled_before_it_came_does_not_begin() -> None:
+    """A large assignment waits behind other traffic; what says that it is over does not."""
+    machine = WorkerMachine(WORKER, BOOT, CONFIG)
+    item = AssignItem("task", 1, 20, Inline(b"\xc0"), ALONE, 10.0, Mode.DEFAULT)
+    coordinator = node_id_of(b"me")
+
+    def hear(message: Settled | Assign) -> list[Effect]:
+        return machine.handle(FromCoordinator(coordinator, message), 1.0)
+
+    hear(Settled(OFFICE, BOOT, (20,)))
+    out = hear(Assign(OFFICE, BOOT, (item,)))
+    assert not any(isinstance(effect, Start) for effect in out)
+    assert sent(out, HandBack)
 
 
 @pytest.mark.parametrize("name", OFFICE_MUTANTS)

@@ -307,6 +307,7 @@ class WorkerMachine:
         """The coordinator is done with this attempt, so it must not run on."""
         held = self._held.pop(fence, None)
         if held is None:
+            self._remember(fence)  # Its assignment may have been overtaken: it is not to begin.
             return
         if held.step is _Step.RUNNING:
             self._out.append(Kill(fence))
