@@ -7,6 +7,7 @@ import trio
 from store_swarm import Swarm, running_swarm
 
 from swarmd.base.errors import NoQuorum, WouldLoseData
+from swarmd.sim.disk import SimDisk
 from swarmd.state.raft.messages import Compare, Delete, OpResult, Put, Txn
 
 
@@ -226,6 +227,31 @@ async def test_who_handed_its_seat_over_is_not_offered_another_while_it_ends_its
         assert all(swarm.id(2) not in swarm.store(i).voters for i in range(3))
         swarm.store(2).stay()
         await swarm.voters_are(0, 1, 2)
+
+
+@pytest.mark.parametrize("more", [0, 1], ids=["alone", "with a spare"])
+async def test_a_voter_that_lost_its_disk_gets_its_seat_as_another_voter(
+    autojump_clock: trio.testing.MockClock, more: int
+) -> None:
+    async with running_swarm() as swarm:
+        await grown(swarm)
+        await swarm.start(*range(3, 3 + more))
+        await put(swarm, 0, b"a", b"1")
+        await swarm.crash(2)
+        swarm.nodes[2].disk = SimDisk(swarm.world, "another")
+        await swarm.start(2)
+        with trio.fail_after(20):
+            while True:
+                if swarm.store(2).is_voter and swarm.store(2).local is not None:
+                    break
+                await trio.sleep(0.1)
+        await swarm.voters_are(0, 1, 2)
+        epoch = swarm.store(0).epoch_number
+        await swarm.crash(1)  # Two of three are left, and one of them is the new one.
+        assert await value_at(swarm, 2, b"a") == b"1"
+        assert (await put(swarm, 2, b"a", b"2")).ok
+        await trio.sleep(20.0)
+        assert swarm.store(0).epoch_number == epoch
 
 
 async def test_leaving_reduces_and_the_last_voter_hands_over(

@@ -2,7 +2,9 @@
 
 Whom to seat is `voters.choose_voters`'s; this asks the chosen whether they are there and under
 which storage, and proposes the seal. What follows, each node does by itself (`keeper`). A
-member that stopped keeps its seat and is expected back; only one that leaves gives it away.
+member that stopped keeps its seat and is expected back; only one that leaves gives it away. One
+that is alive and yet takes no part may have lost its disk: then its seat is given to the storage
+that it has now, which is another voter.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from swarmd.base.errors import (
     Unavailable,
     WouldLoseData,
 )
-from swarmd.base.ids import NodeId, short
+from swarmd.base.ids import NodeId, short, to_text
 from swarmd.mesh.link import Link
 from swarmd.mesh.trust import Trust
 from swarmd.observe.log import get_logger
@@ -35,6 +37,8 @@ CHECK_S: Final = 0.5
 ENLIST_TIMEOUT_S: Final = 1.0
 # After an attempt, so that a flapping member cannot make epochs follow each other.
 PAUSE_S: Final = 2.0
+# A voter that is alive is expected to answer its leader within this.
+MUTE_AFTER_S: Final = 5.0
 _CHOICES_MAX: Final = 4
 _log = get_logger("raft")
 
@@ -136,9 +140,11 @@ class Seats:
         async with self._lock:
             for _ in range(_CHOICES_MAX):
                 chosen = choose_voters(members, current, leaving=leaving, size_held_s=size_held_s)
-                if chosen == current:
+                if chosen == current and not self._some_are_mute(replica):
                     return False
-                enlisted = await self._enlist(replica, chosen)
+                enlisted = await self._enlist(chosen)
+                if chosen == current and set(enlisted.values()) <= set(replica.epoch.voters):
+                    return False
                 silent = [v for v in chosen if v not in enlisted]
                 if not silent or self._can_do_without(silent, chosen, current):
                     await self._seal(replica, chosen, enlisted)
@@ -167,7 +173,16 @@ class Seats:
         if not result.ok:
             raise Conflict(f"epoch {number} was not begun: {result.message}")
 
-    async def _enlist(self, replica: Replica, chosen: tuple[NodeId, ...]) -> dict[NodeId, m.Voter]:
+    def _some_are_mute(self, replica: Replica) -> bool:
+        """Does a voter that is alive take no part?"""
+        silence_s = replica.status().silence_s
+        return any(
+            silence_s.get(to_text(voter), 0.0) > MUTE_AFTER_S
+            for voter in self._membership.alive()
+            if voter in replica.epoch.node_ids
+        )
+
+    async def _enlist(self, chosen: tuple[NodeId, ...]) -> dict[NodeId, m.Voter]:
         enlisted: dict[NodeId, m.Voter] = {}
 
         async def ask(peer: NodeId) -> None:
@@ -177,10 +192,7 @@ class Seats:
                 )
             except SwarmError:
                 return  # Missing, and named so by the caller.
-            if not isinstance(answer, m.Enlisted) or answer.voter.node_id != peer:
-                return
-            seat = replica.epoch.seat_of(peer)
-            if seat is None or seat == answer.voter:
+            if isinstance(answer, m.Enlisted) and answer.voter.node_id == peer:
                 enlisted[peer] = answer.voter
 
         async with trio.open_nursery() as nursery:
