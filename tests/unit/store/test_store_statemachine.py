@@ -350,3 +350,12 @@ def test_the_state_agrees_with_a_plain_model(ops: list[Operation]) -> None:
     assert found == model
     assert [e.key for e in applier.state.range(b"")] == sorted(model)
     assert applier.state.revision == revision
+
+
+@pytest.mark.parametrize("first", [2**64 - 1, -1])
+def test_no_number_of_a_client_can_spoil_the_snapshot(applier: Applier, first: int) -> None:
+    applier.do(OpenSession(SESSION))
+    [refused] = applier.in_session(first, Put(b"a", b"1"), Put(b"b", b"2"))
+    assert refused.code == "malformed"
+    assert len(applier.state) == 0
+    StateMachine(GENESIS).restore(applier.state.snapshot()())

@@ -13,9 +13,10 @@ A batch is not atomic, a `Txn` is. Each changing operation or transaction takes 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 
 from swarmd.base.errors import BadRequest, MalformedMessage, SwarmError, TooLarge, from_code
 from swarmd.base.ids import NodeId, node_id_of
@@ -124,12 +125,16 @@ class Seal(Message, frozen=True, tag=7):
 Operation = Put | Delete | Txn | AuthorityEntry | OpenSession | TakeOffice | Seal
 
 
+# A client counts its operations; what is kept of them must fit msgpack's integers, with room.
+OperationNumber = Annotated[int, Meta(ge=0, le=2**62)]
+
+
 class Group(_Part, frozen=True):
     """Operations of one client call, in order."""
 
     session: bytes
-    low: int
-    first: int
+    low: OperationNumber
+    first: OperationNumber
     ops: tuple[Operation, ...]
 
 
