@@ -6,9 +6,10 @@ import pytest
 import trio
 from store_swarm import Swarm, running_swarm
 
-from swarmd.base.errors import NoQuorum, WouldLoseData
+from swarmd.base.errors import BadRequest, NoQuorum, WouldLoseData
 from swarmd.sim.disk import SimDisk
 from swarmd.state.raft.messages import Compare, Delete, OpResult, Put, Txn
+from swarmd.state.raft.statemachine import StateMachine
 
 
 async def put(swarm: Swarm, node: int, key: bytes, value: bytes, **options: float) -> OpResult:
@@ -443,3 +444,17 @@ async def test_many_operations_in_one_call(autojump_clock: trio.testing.MockCloc
             entries = await swarm.store(node).range(b"k", limit=5_000)
             assert len(entries) == 3_000
             assert len(await swarm.store(node).range(b"k", limit=1_500)) == 1_500
+
+
+async def test_an_operation_that_cannot_be_applied_is_refused_and_ends_nobody(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_swarm() as swarm:
+        await grown(swarm)
+        with monkeypatch.context() as patch:
+            patch.setattr(StateMachine, "_apply_put", lambda *_: 1 // 0)
+            for node in range(3):
+                with pytest.raises(BadRequest):
+                    await put(swarm, node, b"a", b"1")
+        for node in range(3):
+            assert (await put(swarm, node, b"a", b"2")).ok

@@ -14,6 +14,7 @@ import trio
 
 from swarmd.base.clock import Clock
 from swarmd.base.errors import (
+    BadRequest,
     Busy,
     DiskFault,
     Moved,
@@ -180,6 +181,7 @@ class Replica:
         """Commit and apply one batch; results per group and operation.
 
         Raises:
+            BadRequest: applying it failed, on every voter alike.
             NotCoordinator, Busy, Moved, Unavailable: ask again, elsewhere or later. After
                 `Unavailable` and `Moved` the outcome is unknown.
             TooLarge: the batch exceeds what the log takes.
@@ -258,7 +260,10 @@ class Replica:
         waiting = self._pending.pop(effect.tag, None)
         if waiting is None:
             return
-        if effect.ok:
+        if isinstance(effect.result, Exception):
+            _log.error("a batch could not be applied", error=repr(effect.result))
+            waiting.end(BadRequest("the state machine could not apply these operations"))
+        elif effect.ok:
             waiting.results = effect.result
             waiting.done.set()
         else:
