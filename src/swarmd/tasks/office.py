@@ -232,7 +232,15 @@ class OfficeShell:
         )
 
     def feed(self, event: Event) -> None:
+        """Raises Busy: too many events wait."""
         self._driver.feed(event)
+
+    def _tell(self, event: Event) -> None:
+        """What may not be lost: where there is no room for it, the next office reads it."""
+        try:
+            self.feed(event)
+        except Busy as error:
+            self.end(error.message)
 
     def hear(self, peer: NodeId, message: Any) -> None:
         """A message from a worker."""
@@ -290,7 +298,7 @@ class OfficeShell:
         return payload
 
     def _committed(self, results: tuple[e.Commit, ...]) -> None:
-        self.feed(e.Committed(results))
+        self._tell(e.Committed(results))
 
     def _unknown(self, error: SwarmError) -> None:
         self.end(f"a write has an unknown outcome: {error.message}")
@@ -301,25 +309,25 @@ class OfficeShell:
             held = entry is not None and entry.mod_revision == self.machine.office
         except SwarmError:
             held = False
-        self.feed(e.Confirmed(tag, held))
+        self._tell(e.Confirmed(tag, held))
 
     async def _name_items(self, effect: e.NameItems) -> None:
         try:
             items = decode_manifest(await self._blobs.get(effect.manifest))
         except MalformedMessage as error:
-            self.feed(e.ItemsUnreadable(effect.job_id, error.message, final=True))
+            self._tell(e.ItemsUnreadable(effect.job_id, error.message, final=True))
         except SwarmError as error:
-            self.feed(e.ItemsUnreadable(effect.job_id, error.message, final=False))
+            self._tell(e.ItemsUnreadable(effect.job_id, error.message, final=False))
         else:
             self._items[effect.job_id] = items
             self._send_held(effect.job_id)
-            self.feed(e.ItemsNamed(effect.job_id, tuple(item.name for item in items)))
+            self._tell(e.ItemsNamed(effect.job_id, tuple(item.name for item in items)))
 
     async def _collect(self, job_id: str) -> None:
-        """Until it works: the job cannot end before its outcomes are stored."""
+        """Until it works: the job cannot succeed before its outcomes are stored."""
         job = self.machine.board.jobs[job_id]
         stage = len(job.record.spec.stages)
-        while True:
+        while not job.record.final:
             try:
                 rows = [row async for page in self.rows(job_id, stage) for row in page.rows]
                 value = await as_value(await compose(rows, self._blobs), self._blobs)
@@ -331,7 +339,9 @@ class OfficeShell:
                 await trio.sleep(_TROUBLE_PAUSE_S)
             else:
                 break
-        self.feed(e.Collected(job_id, value))
+        else:
+            return
+        self._tell(e.Collected(job_id, value))
 
     # ---- what happens around ----------------------------------------------------------
 
@@ -346,12 +356,12 @@ class OfficeShell:
                 if member is not None and _works(member):
                     gone = change.after is None
                     liveness = e.Liveness.LEFT if gone else _liveness(member)
-                    self.feed(e.MemberChanged(member.node_id, liveness))
+                    self._tell(e.MemberChanged(member.node_id, liveness))
 
     def _tell_all_members(self) -> None:
         for member in filter(_works, self._membership.members()):
             if self.machine.board.members.get(member.node_id) is not _liveness(member):
-                self.feed(e.MemberChanged(member.node_id, _liveness(member)))
+                self._tell(e.MemberChanged(member.node_id, _liveness(member)))
 
     async def _follow_agents(self) -> None:
         """Deployed and removed agents, as the store changes."""
@@ -378,7 +388,7 @@ class OfficeShell:
             _log.error("an agent is left alone", agent=name, error=error.message)
             return
         if self.machine.board.desk(name).run != run:
-            self.feed(e.AgentChanged(name, run))
+            self._tell(e.AgentChanged(name, run))
 
     async def _tell_all_agents(self) -> None:
         replica = self._store.local

@@ -160,13 +160,17 @@ class FakeBlobs:
     def __init__(self, pool: dict[bytes, bytes]) -> None:
         self.pool = pool
         self.get_delay_s = 0.0
+        self.forgets = False
+        self.gets = 0
 
     async def put(self, data: bytes) -> BlobRef:
         await trio.lowlevel.checkpoint()
-        self.pool[hash_of(data)] = data
+        if not self.forgets:
+            self.pool[hash_of(data)] = data
         return BlobRef(hash_of(data), len(data))
 
     async def get(self, ref: BlobRef) -> bytes:
+        self.gets += 1
         await trio.sleep(self.get_delay_s)
         if ref.hash not in self.pool:
             raise NotFound("no such blob")

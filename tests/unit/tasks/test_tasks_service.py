@@ -393,3 +393,40 @@ async def test_a_voter_that_was_cut_off_deletes_no_blobs(autojump_clock: MockClo
         swarm.log.broken = False
         await trio.sleep(6.0)
         assert b"n" * 32 not in swarm.pool
+
+
+async def test_a_coordinator_without_room_for_what_happens_begins_anew(
+    autojump_clock: MockClock,
+) -> None:
+    async with swarm_of("a", "b") as swarm:
+        await submit(swarm.nodes["a"], [task(1, "k1")])
+        office = swarm.nodes["a"]._office
+        assert office is not None
+        office._driver._inbox_max = 0
+        swarm.membership.set(swarm.id_of("b"), MemberState.DEAD)
+        [task_id] = await submit(swarm.nodes["b"], [task(2, "k2")])
+        assert (await finals(swarm.nodes["b"], [task_id]))[task_id].state is State.SUCCEEDED
+        assert swarm.nodes["a"]._office is not office
+
+
+async def test_outcomes_of_a_job_that_was_cancelled_are_not_collected_for_ever(
+    autojump_clock: MockClock,
+) -> None:
+    async with swarm_of("a") as swarm:
+        items = [Item("i0", Inline(pack("y" * (INLINE_BYTES_MAX - 10))))]
+        swarm.agents["echo"] = twice
+        spec = await put_job(swarm, (StageSpec("one", "echo", StageKind.MAP),), items)
+        swarm.blobs.forgets = True
+        job = await swarm.nodes["a"].submit_job(spec)
+        await trio.sleep(5.0)
+        assert (await swarm.nodes["a"].job(job.job_id)).state is JobState.RUNNING
+        await swarm.nodes["a"].cancel_job(job.job_id)
+        await trio.sleep(2.0)
+        asked = swarm.blobs.gets
+        await trio.sleep(10.0)
+        assert swarm.blobs.gets == asked
+
+
+async def twice(value: Any, _: Any) -> Any:
+    await trio.lowlevel.checkpoint()
+    return value * 2
