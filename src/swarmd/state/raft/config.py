@@ -31,12 +31,13 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     snapshot_chunk_bytes: int = 256 * KIB
     # Largest snapshot accepted from a peer; bounds the memory of an install.
     snapshot_bytes_max: int = 512 * MIB
-    # The log is compacted into a snapshot after this many entries or bytes. Lower restarts
-    # faster and uses less memory; higher writes fewer snapshots.
+    # The log is compacted into a snapshot after this many entries or bytes; until then it is
+    # in memory, too. Lower restarts faster and uses less memory; higher writes fewer snapshots.
     compact_entries: int = 10_000
-    compact_bytes: int = 64 * MIB
+    compact_bytes: int = 8 * MIB
     # Entries kept behind a snapshot, so that a follower that lags a little needs no snapshot.
-    keep_entries: int = 1_000
+    # Busy ones have about 10 KB.
+    keep_entries: int = 250
     # Proposals that may wait for their commit; beyond it new ones are answered `busy`.
     proposals_max: int = 10_000
     # Entries applied per step; more finishes a restart sooner, less keeps heartbeats timely.

@@ -258,13 +258,14 @@ class StateMachine:
         for inner in branch:
             if inner.expect is not None and not self._at(inner.key, inner.expect):
                 return self._conflict(inner.key, inner.expect)
-        if any(isinstance(inner, Put) or inner.key in self._entries for inner in branch):
-            self.revision += 1
-            for inner in branch:
-                if isinstance(inner, Put):
-                    self._set(inner.key, inner.value)
-                elif inner.key in self._entries:
-                    self._unset(inner.key)
+        before = self.revision
+        for inner in branch:
+            if isinstance(inner, Put):
+                self.revision = before + 1
+                self._set(inner.key, inner.value)
+            elif inner.key in self._entries:
+                self.revision = before + 1
+                self._unset(inner.key)
         if failed is None:
             return OpResult(True, self.revision)
         return self._conflict(failed.key, failed.revision)
