@@ -82,7 +82,8 @@ def query_int(request: Request, name: str, default: int, least: int, most: int) 
     text = request.query_params.get(name, "")
     if not text:
         return default
-    if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+    digits = text.isascii() and text.isdigit() and len(text) <= len(str(most))
+    if not digits or not least <= int(text) <= most:
         raise BadRequest(f"{name} must be a whole number from {least} to {most}, not {text!r}")
     return int(text)
 

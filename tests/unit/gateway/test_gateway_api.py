@@ -239,6 +239,9 @@ def test_keys_over_json_take_text_base64_and_octets(live: LiveGateway) -> None:
     ("method", "target", "body", "status", "says"),
     [
         ("GET", "/api/v1/kv?limit=0", b"", 400, "limit must be a whole number"),
+        pytest.param(
+            "GET", f"/api/v1/kv?limit={'9' * 5_000}", b"", 400, "limit must be", id="many digits"
+        ),
         ("GET", "/api/v1/kv/" + "k" * 1023, b"", 413, "at most 1022 bytes"),
         ("GET", "/api/v1/kv/x?stale=maybe", b"", 400, "stale must be 1 or 0"),
         ("PUT", "/api/v1/kv/x", b"{}", 400, "either value or text"),
