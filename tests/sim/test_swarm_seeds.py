@@ -27,7 +27,7 @@ MANY = range(4, 124)
 # given up, and the worker began that attempt while another one was granted.
 ONCE_FAILED = (1241, 2093)
 # One of each room; all of them are taken away in the long sweep.
-FEW_MUTANTS = ("swim.stale_timer", "W2-persist-first", "fence_check")
+FEW_MUTANTS = ("swim.stale_timer", "W2-persist-first", "repeated_assign")
 
 
 def test_a_few_seeds_are_clean_and_saw_every_fault() -> None:

@@ -76,27 +76,27 @@ _RAFT: Final[dict[str, How]] = {
     for guard in Guard
 }
 _TASKS: Final[dict[str, How]] = {
-    "assign_repeat": BySeed("all", 0),
+    "assign_repeat": BySeed("all", 4),
     "at_most_once": BySeed("all", 0),
     "attempt_bound": BySeed("all", 0),
     "boot_check": BySeed("all", 0),
     "cancel_finality": BySeed("all", 0),
     "content_check": BySeed("all", 0),
-    "fence_check": BySeed("all", 7),
+    "fence_check": BySeed("all", 12),
     "idempotent_create": _task("idempotent_create"),
     "lease_confirm": _task("lease_confirm"),
     "lease_lapse": BySeed("all", 4),
     "lease_margin": BySeed("all", 2),
-    "office_check": BySeed("all", 0),
+    "office_check": BySeed("all", 2),
     "repeated_assign": BySeed("all", 0),
-    "result_repeat": BySeed("all", 9),
+    "result_repeat": BySeed("all", 4),
     "stale_office": _task("stale_office"),
     "stale_timer": _task("stale_timer"),
     "worker_boot_check": _task("worker_boot_check"),
 }
 _SWARM: Final[dict[str, How]] = {
-    Guard.W2_PERSIST_FIRST.value: BySeed("all", 1),
-    Guard.W2_REWRITE_AFTER_FAULT.value: BySeed("all", 7),
+    Guard.W2_PERSIST_FIRST.value: BySeed("all", 0),
+    Guard.W2_REWRITE_AFTER_FAULT.value: BySeed("all", 5),
     "tasks.lease_disowned": ByTest(f"{_LEASE_TESTS}[tasks.lease_disowned]"),
 }
 
