@@ -126,6 +126,15 @@ class Collected(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Uncollectable(Event):
+    """The outcomes of a job without a reduce can never be one value."""
+
+    job_id: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """What became of one proposal. `conflict`: the store is not as this office believed."""
 

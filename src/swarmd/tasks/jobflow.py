@@ -25,6 +25,7 @@ from swarmd.tasks.events import (
     NameItems,
     NamesDue,
     Refuse,
+    Uncollectable,
 )
 from swarmd.tasks.flow import TaskFlow
 from swarmd.tasks.messages import JobView, SeenJobs, StageView, SubmittedJob
@@ -212,6 +213,12 @@ class JobFlow(TaskFlow):
         job = self.board.jobs.get(event.job_id)
         if job is not None and not job.record.final:
             self._end_job(job, JobState.SUCCEEDED, event.value, "", "")
+
+    def uncollectable(self, event: Uncollectable) -> None:
+        """They cannot be put into one value: the job must not pass for one that gave nothing."""
+        job = self.board.jobs.get(event.job_id)
+        if job is not None and not job.record.final:
+            self._end_job(job, JobState.FAILED, None, event.code, event.message)
 
     def _end_job(
         self, job: Job, state: JobState, result: Inline | Stored | None, code: str, message: str

@@ -45,6 +45,7 @@ from swarmd.tasks.events import (
     SubmitJobAsked,
     Tick,
     TookOffice,
+    Uncollectable,
 )
 from swarmd.tasks.jobflow import JobFlow
 from swarmd.tasks.messages import HandBack, Heartbeat, Hello, Renewed, Results
@@ -83,6 +84,7 @@ class CoordinatorMachine(JobFlow):
             ItemsUnreadable: self.items_unreadable,
             NamesDue: lambda e: self.names_due(e.job_id),
             Collected: self.collected,
+            Uncollectable: self.uncollectable,
             Committed: self._on_committed,
             Confirmed: self._on_confirmed,
             RetryDue: self.retry_due,

@@ -334,14 +334,12 @@ class OfficeShell:
             except SwarmError as error:
                 _log.warning("outcomes of a job cannot be stored", job=job_id, error=error.message)
                 if not error.retryable and not isinstance(error, NotFound):
-                    value = _NOTHING
-                    break
+                    self._tell(e.Uncollectable(job_id, error.code, error.message))
+                    return
                 await trio.sleep(_TROUBLE_PAUSE_S)
             else:
-                break
-        else:
-            return
-        self._tell(e.Collected(job_id, value))
+                self._tell(e.Collected(job_id, value))
+                return
 
     # ---- what happens around ----------------------------------------------------------
 

@@ -17,6 +17,7 @@ from swarmd.base.errors import (
     MalformedMessage,
     NoQuorum,
     NotFound,
+    TooLarge,
 )
 from swarmd.base.limits import INLINE_BYTES_MAX
 from swarmd.mesh.swim.messages import MemberState
@@ -425,6 +426,22 @@ async def test_outcomes_of_a_job_that_was_cancelled_are_not_collected_for_ever(
         asked = swarm.blobs.gets
         await trio.sleep(10.0)
         assert swarm.blobs.gets == asked
+
+
+async def test_outcomes_too_large_for_one_value_fail_the_job_by_name(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(data: bytes) -> BlobRef:
+        raise TooLarge("a blob of 65 MiB")
+
+    async with swarm_of("a") as swarm:
+        monkeypatch.setattr(swarm.blobs, "put", refuse)
+        items = [Item(f"i{i}", Inline(pack("y" * 9_000))) for i in range(20)]
+        spec = await put_job(swarm, (StageSpec("one", "echo", StageKind.MAP),), items)
+        job = await swarm.nodes["a"].submit_job(spec)
+        await trio.sleep(5.0)
+        view = await swarm.nodes["a"].job(job.job_id)
+        assert (view.state, view.code, view.result) == (JobState.FAILED, "too_large", None)
 
 
 async def twice(value: Any, _: Any) -> Any:
