@@ -141,12 +141,22 @@ class _Watch:
         self.leaders: dict[int, str] = {}
         self.acknowledged: dict[int, bytes] = {}
         self.floor = 0  # The highest index that a client knows of.
+        self._committed_by: dict[int, int] = {}  # index -> a term by which it was committed
+        self._fresh: list[int] = []
 
     def applied(self, host: str, index: int, term: int, command: bytes, chain: bytes) -> None:
         self._world.note(host, index, chain)
         known = self.log.setdefault(index, (term, command, chain))
         if known != (term, command, chain):
             self._world.violate(f"{host} applied another entry or history at {index}")
+        if index not in self._committed_by:
+            self._fresh.append(index)
+
+    def stepped(self, term: int) -> None:
+        """What was first applied in the step that ends was committed in `term` or before."""
+        for index in self._fresh:
+            self._committed_by[index] = term
+        self._fresh.clear()
 
     def restored(self, host: str, index: int, chain: bytes, *, live: bool) -> None:
         if live:
@@ -155,6 +165,11 @@ class _Watch:
             self._world.violate(f"{host} restored a state that never was at {index}")
 
     def leads(self, host: str, term: int, machine: RaftMachine) -> None:
+        """A voter leads `term`: it must hold what was committed in the terms before.
+
+        It may learn late that it won, when later terms have committed more: that is not its
+        duty to hold (Raft, section 5.4.3, speaks of earlier terms).
+        """
         known = self.leaders.get(term)
         if known == host:
             return
@@ -163,7 +178,9 @@ class _Watch:
             return
         self.leaders[term] = host
         self._world.count("election")
-        for index in sorted(self.log)[-200:]:
+        for index in sorted(self._committed_by)[-200:]:
+            if self._committed_by[index] >= term:
+                continue
             held = machine.term_at(index)
             covered = held is None and index <= machine.applied_index
             if held != self.log[index][0] and not covered:
@@ -350,6 +367,7 @@ class RaftWorld:
 
     def _perform(self, host: _Host, effects: list[Effect]) -> None:
         assert host.machine is not None
+        self.watch.stepped(host.machine.office.term)
         for effect in effects:
             match effect:
                 case SendRaft(peer, data):
