@@ -80,12 +80,12 @@ MUTANT_SEEDS: Final[dict[Guard, int]] = {
     Guard.W2_PERSIST_FIRST: 0,
     Guard.H3_SKIP_PREFIX: 2,
     Guard.H4_NO_COMMIT_FROM_SNAPSHOT: 0,
-    Guard.H8_SPLIT_LARGE: 1,
+    Guard.H8_SPLIT_LARGE: 0,
     Guard.H10_VERIFY_SNAPSHOT: 0,
     Guard.H11_ERRORS_ARE_RESULTS: 0,
-    Guard.H14_NO_OLD_SNAPSHOT: 2,
+    Guard.H14_NO_OLD_SNAPSHOT: 31,
     Guard.R1_READ_ROUND: 2,
-    Guard.R2_READ_OWN_TERM: 1,
+    Guard.R2_READ_OWN_TERM: 2,
 }
 
 
