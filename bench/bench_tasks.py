@@ -20,7 +20,7 @@ from localswarm import LocalSwarm
 from swarmd.client import Client
 
 HERE = Path(__file__).resolve().parent
-TASKS = 6_000
+TASKS = 3_000
 BATCH = 500
 SINGLE = 200
 KILLS = 3
