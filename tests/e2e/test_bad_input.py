@@ -208,6 +208,7 @@ def test_tokens_that_are_no_good_are_refused_and_nothing_is_written(lab: LocalSw
     assert view(lab) == before
 
 
+@pytest.mark.long
 def test_a_token_is_used_up_and_of_one_swarm(lab: LocalSwarm, folder: Path) -> None:
     """A token typed bare joins with a warning; after that it is spent, for others as well."""
     token = lab[0].json("token", "create", "--uses", "1")["token"]
@@ -479,6 +480,7 @@ def test_a_token_needs_the_swarm_s_own_admin_key(lab: LocalSwarm, tmp_path: Path
 # ---- no majority ----------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_without_a_majority_everything_is_answered_in_time(lab: LocalSwarm, tmp_path: Path) -> None:
     """`no_quorum` within 5 s and exit code 4, not a hang; afterwards all is as before."""
     first, *others = lab.daemons

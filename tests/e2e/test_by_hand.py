@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from localswarm import BIN, LocalSwarm, wait_until
 
 DOCUMENTS = Path(__file__).resolve().parents[2] / "examples" / "documents"
@@ -130,6 +131,7 @@ def busy_instances(swarm: LocalSwarm) -> list[str]:
     return [one["agent"] for one in live if one["tasks"]]
 
 
+@pytest.mark.long
 def test_sigterm_hands_work_back_and_no_worker_stays(folder: Path) -> None:
     """A daemon that is told to end does so within 10 s and leaves no process behind."""
     agents = Path(__file__).parent / "agents"
