@@ -21,10 +21,8 @@ from swarmd.identity.genesis import check_name, init_swarm
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.tokens import Token, decode_token, encode_token
 from swarmd.mesh.addresses import Address
-from swarmd.mesh.config import DEFAULT_PORT
-from swarmd.mesh.discovery.mdns import find, swarm_hint
-from swarmd.mesh.discovery.static import parse_address, resolve
 from swarmd.mesh.join import join_swarm
+from swarmd.mesh.service import find_swarm
 from swarmd.mesh.sockets import bind
 from swarmd.mesh.trust import Trust, has_trust, open_trust
 
@@ -134,25 +132,10 @@ def _save(path: Path, key: SigningKey) -> None:
 async def _join(
     config: Config, folder: DataFolder, disk: Disk, token: Token, say: Say
 ) -> Beginning:
-    addresses = await _candidates(config, token, say)
+    if config.mesh.mdns and not config.mesh.seeds:
+        say("looking for the swarm by mDNS ...")
+    addresses = await find_swarm(config.mesh, token.swarm_id, timeout_s=_FIND_TIMEOUT_S)
     result = await join_swarm(addresses, token, folder.key, config.node_name)
     trust = open_trust(disk, result.genesis, result.records)
     say(f"joined the swarm {trust.genesis.name} ({short(trust.swarm_id)}) as {config.node_name}")
     return Beginning(trust, epochs=result.epochs, seeds=result.seeds)
-
-
-async def _candidates(config: Config, token: Token, say: Say) -> list[Address]:
-    """Where members may be: the seeds that were given, else whoever multicast finds."""
-    seeds = [parse_address(text, default_port=DEFAULT_PORT) for text in config.mesh.seeds]
-    if seeds:
-        found, failures = await resolve(seeds)
-        for failure in failures:
-            say(failure)
-        if found or not config.mesh.mdns:
-            return found
-    if not config.mesh.mdns:
-        return []
-    say("looking for the swarm by mDNS ...")
-    return await find(
-        swarm_hint(token.swarm_id), interfaces=config.mesh.interfaces, timeout_s=_FIND_TIMEOUT_S
-    )
