@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,14 +23,14 @@ Start = Callable[..., tuple[int, str, str]]
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Any]]:
     """What the daemon was started with."""
     calls: list[tuple[Config, Any]] = []
-    app = ModuleType("swarmd.app")
 
     def run(config: Config, start: Any) -> int:
         calls.append((config, start))
         return 0
 
-    app.run = run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "swarmd.app", app)
+    monkeypatch.setattr("swarmd.app.run", run)
+    # The collector that it would calm is that of the tests.
+    monkeypatch.setattr("swarmd.app.memory.calm_collector", lambda: None)
     return calls
 
 
@@ -132,7 +131,7 @@ def test_errors_at_start_are_one_line(
     def run(config: Config, mode: Any) -> int:
         raise error
 
-    monkeypatch.setattr(sys.modules["swarmd.app"], "run", run)
+    monkeypatch.setattr("swarmd.app.run", run)
     assert start() == (code, "", f"swarmd: {error}\n")
 
 
