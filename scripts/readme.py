@@ -39,12 +39,12 @@ def with_block(text: str, name: str, body: str) -> str:
 
 
 def masked(body: str) -> str:
-    """What must not change: words, order and shape."""
+    """What must not change: words, order and shape. Who coordinates may: voters elect."""
+    body = re.sub(r"(?:coordinator|voter),worker", "ROLES", body)
     body = re.sub(r"\b[a-z2-7]{26}\b", "ID", body)
     body = re.sub(r"\(([a-z2-7]{8})\)", "(ID)", body)
     body = re.sub(r"(?m)^  [a-z]+ #.*$", "  TERMS", re.sub(r"[\d.,]+", "#", body))
     body = re.sub(r"\b(?:n|host)#", "NODE", body)
-    body = re.sub(r"(?:coordinator|voter),worker", "ROLES", body)
     return re.sub(r"[ \t]+", " ", body)
 
 

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from readme import README, block_of, masked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,6 +41,19 @@ def pdf_of(lines: list[str]) -> bytes:
         xref,
     )
     return out
+
+
+def test_the_readme_may_show_any_coordinator_and_no_other_words() -> None:
+    """Voters elect whom they like; who it was must not make the comparison fail."""
+    shown = block_of(README.read_text(), "hands")
+    elsewhere = shown.replace("coordinator,worker  ", "X").replace(
+        "voter,worker        ", "coordinator,worker  ", 1
+    )
+    elsewhere = elsewhere.replace("X", "voter,worker        ")
+    assert elsewhere != shown
+    assert masked(elsewhere) == masked(shown)
+    assert masked(shown.replace("blue", "red")) != masked(shown)
+    assert masked(shown.replace("voter,worker", "observer", 1)) != masked(shown)
 
 
 @pytest.mark.long
