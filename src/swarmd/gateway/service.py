@@ -12,6 +12,7 @@ import grp
 import os
 import socket
 import stat
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -189,6 +190,8 @@ class Gateway:
 def _http_config() -> HypercornConfig:
     config = HypercornConfig()
     config.keep_alive_timeout = _IDLE_CLOSE_S
+    # A connection ends by a pause. By a count it would end unannounced, under a request.
+    config.keep_alive_max_requests = sys.maxsize
     config.accesslog = None
     config.errorlog = None
     config.include_server_header = False

@@ -211,6 +211,24 @@ def test_replayed_hellos_keep_a_bounded_number_of_pending_sessions() -> None:
     assert len(b.sessions._by_id) <= 6
 
 
+def test_a_repeated_hello_does_not_push_out_the_session_that_is_being_made() -> None:
+    """Somebody repeats an old hello while the member that once sent it says a new one."""
+    net, a, b, _ = talking()
+    _, _, old = next(c for c in net.captured if c[2][:1] == b"\x01")
+    a.sessions.hello(b.address, net.now)
+    (_, hello), *_ = a.sessions.outgoing
+    a.sessions.outgoing.clear()
+    net.carry(a.address, b.address, hello)
+    for _ in range(50):
+        net.carry(("10.6.6.6", 6), b.address, old)
+    (_, reply) = b.sessions.outgoing.popleft()
+    b.sessions.outgoing.clear()
+    net.carry(b.address, a.address, reply)
+    a.send(b, b"over the new session")
+    net.settle()
+    assert b.got() == [(a.id, b"over the new session")]
+
+
 def test_altered_packets_change_nothing_and_are_counted() -> None:
     net, a, b, _ = talking()
     before = picture(a), picture(b)

@@ -10,6 +10,7 @@ The rules:
 - No reply is larger than its request, so nobody can aim us at a third party.
 - A hello makes a *pending* session, replayed or not; only a packet that opens under its key,
   which takes the ephemeral secret, makes it the one that is used. So a replay changes nothing.
+  A hello that comes again gets its reply again: repeats cannot push out what others wait for.
 - A counter is taken once: behind a window of 1,024 it is too old (RFC 6479 has the idea).
 - A session is known by the id its receiver chose, not by an address, so a member may move.
   Packets for a session that a restart has forgotten make us say hello to the address they
@@ -114,6 +115,8 @@ class _Session:
     sealer: Aead
     opener: Aead
     address: Address
+    hello: bytes = b""  # Digest of the hello that it answers, while pending.
+    reply: bytes = b""
     unanswered_since: float | None = None
     counter: int = 0
     window: ReplayWindow = field(default_factory=ReplayWindow)
@@ -296,22 +299,33 @@ class Sessions:
         if not self._may_answer(now):
             _dropped("hellos_per_s")
             return
+        name = digest(raw)
         peer, payload = self._opened(body, _HELLO_DOMAIN)
         hello: DatagramHello = _HELLOS.decode(payload)
         if hello.receiver not in (_ANYBODY, self._key.key_id) or len(hello.session) != _ID_BYTES:
             raise BadSignature("a hello for somebody else")
-        exchange, mine = Exchange(), os.urandom(_ID_BYTES)
         state = self._peers.setdefault(peer, _Peer())
+        session = next((s for s in state.pending if s.hello == name), None)
+        if session is None:
+            session = self._answer(peer, hello, name, address)
+            assert len(session.reply) <= len(raw), "a reply must not be larger than its request"
+            state.pending.append(session)
+            if len(state.pending) > _PENDING_PER_PEER_MAX:
+                del self._by_id[state.pending.popleft().mine]
+        self.outgoing.append((address, session.reply))
+
+    def _answer(
+        self, peer: NodeId, hello: DatagramHello, name: bytes, address: Address
+    ) -> _Session:
+        """A session that waits for the sender of `hello` to prove that it is there."""
+        exchange, mine = Exchange(), os.urandom(_ID_BYTES)
         session = self._session(
             peer, exchange, hello.exchange, mine, hello.session, address, opener=False
         )
-        state.pending.append(session)
-        if len(state.pending) > _PENDING_PER_PEER_MAX:
-            del self._by_id[state.pending.popleft().mine]
-        reply = DatagramReply(peer, exchange.public, mine, digest(raw))
-        packet = self._signed(_REPLY, _REPLY_DOMAIN, _REPLIES.encode(reply))
-        assert len(packet) <= len(raw), "a reply must not be larger than its request"
-        self.outgoing.append((address, packet))
+        reply = DatagramReply(peer, exchange.public, mine, name)
+        session.hello = name
+        session.reply = self._signed(_REPLY, _REPLY_DOMAIN, _REPLIES.encode(reply))
+        return session
 
     def _receive_reply(self, body: bytes, address: Address) -> None:
         peer, payload = self._opened(body, _REPLY_DOMAIN)
