@@ -39,6 +39,7 @@ from swarmd.base.errors import (
     Untrusted,
 )
 from swarmd.base.ids import NodeId, digest, short
+from swarmd.base.machine import Effect
 from swarmd.identity.genesis import Genesis
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.signing import sign_envelope, verify_envelope
@@ -261,7 +262,7 @@ class Ballot:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Step(Effect):
     """Something to do; subclasses say what. Doing it twice is harmless."""
 
 

@@ -402,7 +402,7 @@ class Store:
         self._applied = trio.Event()
         if replica.state.sealed is not None:
             self._set_office(None)
-            self._keeper.poke()
+            self._keeper.seal_applied(replica)
 
     def _feed_trust(self) -> None:
         replica = self._keeper.replica

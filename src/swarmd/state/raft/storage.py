@@ -15,6 +15,7 @@ from swarmd.base.disk import Disk, open_body, seal_body
 from swarmd.base.errors import CorruptFile
 from swarmd.observe.log import get_logger
 from swarmd.state.raft.epoch import Chain, Epoch, founder_storage
+from swarmd.state.raft.epoch_machine import OnDisk
 from swarmd.state.raft.messages import STORAGE_BYTES
 from swarmd.state.raft.statemachine import state_digest
 
@@ -104,8 +105,8 @@ class EpochFiles:
             return False
         return body is not None and state_digest(body) == expected
 
-    def states(self) -> frozenset[int]:
-        return frozenset(self._states)
+    def on_disk(self) -> OnDisk:
+        return OnDisk(tuple(sorted(self._states)), tuple(self._numbers()))
 
     def state(self, number: int) -> bytes | None:
         """The first state of epoch `number`. Raises CorruptFile."""
@@ -119,10 +120,6 @@ class EpochFiles:
 
     def log_disk(self, epoch: Epoch) -> PrefixDisk:
         return PrefixDisk(self._disk, f"raft.e{epoch.number}.log.")
-
-    def leftovers(self, below: int) -> tuple[int, ...]:
-        """Epochs with a number less than `below` of which a file is here."""
-        return tuple(n for n in self._numbers() if n < below)
 
     def drop(self, number: int) -> None:
         """Delete every file of an epoch."""

@@ -1,0 +1,633 @@
+"""One node's part in the chain of epochs, as a machine: does what `epoch.decide` says, in order.
+
+Everything that it learns is an event: certificates, signatures, answers, pieces of a state,
+that the replica applied its seal, that a file is durable. What takes time (a file to write, an
+epoch to start or stop) is an effect, one at a time, whose end comes back as an event; nothing
+is decided in between. So a shell and a simulator need no judgement of their own.
+
+Rules:
+- The newest certificate is durable before anything is done because of it.
+- After a restart the signature on a seal is made afresh, from the state as it is then.
+- Certificates spread three ways: whoever assembles one sends it to every member alive, a packet
+  of an ended epoch is answered with its successor's, and every few seconds each node asks
+  another whether there is a newer epoch.
+- A question is asked again after a while, never at once; so is a write that failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from swarmd.base.errors import (
+    BadRequest,
+    Diverged,
+    Forbidden,
+    NotFound,
+    RemoteError,
+    ShuttingDown,
+    SwarmError,
+)
+from swarmd.base.ids import NodeId, short
+from swarmd.base.limits import CHECKED_FILE_BYTES_MAX
+from swarmd.base.machine import Effect, Event, Send, SetTimer
+from swarmd.identity.keys import SigningKey
+from swarmd.state.raft import messages as m
+from swarmd.state.raft.epoch import (
+    AskInstalled,
+    Ballot,
+    Chain,
+    EpochFork,
+    Facts,
+    FetchState,
+    SignSeal,
+    decide,
+    statement_of,
+)
+
+# The token of a wake that is never stale.
+START: Final = 0
+TICK_BUSY_S: Final = 0.2
+TICK_IDLE_S: Final = 5.0
+CERTIFICATES_MAX: Final = 100
+_TOLD_AGAIN_S: Final = 0.5
+_TOLD_PEERS_MAX: Final = 256
+_TOLD_EPOCHS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class OnDisk:
+    """`states`: epochs whose first state is durable here; `epochs`: those that have any file."""
+
+    states: tuple[int, ...] = ()
+    epochs: tuple[int, ...] = ()
+
+
+# ---- events ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Wake(Event):
+    """A timer that this machine set, or `Wake(START)`, which starts it."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heard(Event):
+    """A message of the epoch family. With a `tag`, `Answer`, `Refuse` or `ReadPiece` follows."""
+
+    peer: NodeId
+    message: Any
+    tag: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answered(Event):
+    """What came of an `Ask`: exactly one per tag; None if no answer came in time."""
+
+    tag: int
+    message: Any
+
+
+@dataclass(frozen=True, slots=True)
+class StrayPacket(Event):
+    """A packet of the log of an epoch that does not run here."""
+
+    peer: NodeId
+    epoch: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SealApplied(Event):
+    """The replica of `epoch` applied the seal at `index`: `number` follows, with `voters`."""
+
+    epoch: int
+    number: int
+    index: int
+    voters: tuple[m.Voter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChainSaved(Event):
+    """The certificates up to epoch `number` are durable."""
+
+    number: int
+    disk: OnDisk
+
+
+@dataclass(frozen=True, slots=True)
+class StateKept(Event):
+    """The first state of `number`, with this digest, is durable."""
+
+    number: int
+    digest: bytes
+    disk: OnDisk
+
+
+@dataclass(frozen=True, slots=True)
+class StateRefused(Event):
+    """The pieces of the first state of `number` do not make up what its certificate says."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class EpochStarted(Event):
+    """The log of `number` runs; `seal` if it held one already."""
+
+    number: int
+    seal: SealApplied | None
+    disk: OnDisk
+
+
+@dataclass(frozen=True, slots=True)
+class EpochStopped(Event):
+    """Nothing of the log of `number` runs any more."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class EpochsDropped(Event):
+    disk: OnDisk
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFailed(Event):
+    """The disk refused what the effect under way was to write."""
+
+
+# ---- effects ---------------------------------------------------------------------------
+# Besides these the steps of `epoch` whose end is an event: StopEpoch, KeepSealedState,
+# StartEpoch and DropEpochs.
+
+
+@dataclass(frozen=True, slots=True)
+class SaveChain(Effect):
+    """Make the chain durable up to `number` at least; look which states its digests prove."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeepPiece(Effect):
+    """Keep bytes of the first state of `number` for now; at offset 0 it begins anew."""
+
+    number: int
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeepState(Effect):
+    """Make the pieces durable, if `digest` is theirs: `StateKept` or `StateRefused` follows."""
+
+    number: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ask(Effect):
+    """Ask `peer`; `Answered` with this tag follows, within a bounded time."""
+
+    tag: int
+    peer: NodeId
+    message: Any
+
+
+@dataclass(frozen=True, slots=True)
+class AskAnybody(Effect):
+    """Ask a member alive, chosen by chance, for certificates; what it sends is `Heard`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendAlive(Effect):
+    """Send to every member alive but the `told`, who know."""
+
+    message: Any
+    told: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Effect):
+    tag: int
+    message: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse(Effect):
+    tag: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPiece(Effect):
+    """Answer with the piece at `offset` of the first state of `number`."""
+
+    tag: int
+    number: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changed(Effect):
+    """The chain grew, more is known of who holds its first state, or old epochs went."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped(Effect):
+    """Something was not taken; to be counted."""
+
+    why: str
+
+
+@dataclass(slots=True)
+class _Fetch:
+    """The first state of an epoch on its way from one source after the other."""
+
+    number: int
+    digest: bytes
+    sources: tuple[NodeId, ...]
+    source: int = 0
+    offset: int = 0
+    tag: int = 0
+
+
+class EpochMachine:
+    """See the module.
+
+    Args:
+        chain: what is durable of it; the machine extends it.
+        me: this node's seat, if it has one.
+        disk: what is durable besides.
+
+    While `leaving`, this node takes no seat: the one it gave up would be offered to it again.
+    """
+
+    def __init__(self, chain: Chain, me: m.Voter, key: SigningKey, disk: OnDisk) -> None:
+        self.chain = chain
+        self.me = me
+        self.waits_for: str | None = None
+        self.leaving = False
+        self._key = key
+        self._disk = disk
+        self._saved = chain.head.number
+        self._running: int | None = None
+        self._seal: SealApplied | None = None
+        self._ballot: Ballot | None = None
+        self._installed: dict[NodeId, None] = {}
+        self._fetch: _Fetch | None = None
+        self._asked: dict[int, NodeId] = {}  # tag -> who was asked whether it installed
+        self._doing: Effect | None = None
+        self._paused = False
+        self._ask_again = True
+        self._busy = False
+        self._tag = 0
+        self._now = 0.0
+        self._told: dict[NodeId, float] = {}
+        self._due: float | None = None
+        self._token = START
+        self._out: list[Effect] = []
+
+    # ---- what can be seen --------------------------------------------------------------
+
+    @property
+    def has_seat(self) -> bool:
+        return self.chain.head.seat_of(self.me.node_id) == self.me
+
+    @property
+    def settled(self) -> bool:
+        """Does a majority of the newest epoch's voters hold its first state, as known here?"""
+        head = self.chain.head
+        holders = dict(self._installed)
+        if self.has_seat and head.number in self._disk.states:
+            holders[self.me.node_id] = None
+        return head.number == 1 or sum(v in holders for v in head.node_ids) >= head.majority
+
+    @property
+    def is_free(self) -> bool:
+        """Has this node no seat, and nothing on its disk that somebody may still need?"""
+        return not self.has_seat and self._running is None and not self._leftovers()
+
+    def _leftovers(self) -> tuple[int, ...]:
+        below = self.chain.head.number + (0 if self.has_seat else 1)
+        return tuple(n for n in self._disk.epochs if n < below)
+
+    # ---- steps -------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> Sequence[Effect]:
+        """Take one event.
+
+        Raises:
+            EpochFork: the swarm's history has split; the node must stop.
+            Diverged: voters sealed an epoch with different states; the node must stop.
+        """
+        self._now = now
+        match event:
+            case Heard():
+                self._heard(event)
+            case Answered(tag, message):
+                self._answered(tag, message)
+            case StrayPacket(peer, key):
+                self._stray(peer, key)
+            case SealApplied():
+                self._sealed(event)
+            case Wake(token):
+                self._woke(token)
+            case _:
+                self._performed(event)
+        self._advance()
+        self._arm()
+        out, self._out = self._out, []
+        return out
+
+    def _woke(self, token: int) -> None:
+        if token not in (START, self._token):
+            return
+        if token != START:
+            self._due = None
+        if not self._busy:
+            self._out.append(AskAnybody())
+        self._paused = False
+        self._ask_again = True
+
+    def _arm(self) -> None:
+        due = self._now + (TICK_BUSY_S if self._busy else TICK_IDLE_S)
+        if self._due is None or due < self._due:
+            self._due = due
+            self._token += 1
+            self._out.append(SetTimer(due - self._now, Wake(self._token)))
+
+    def _sealed(self, seal: SealApplied) -> None:
+        if seal.epoch == self._running:
+            self._seal = seal
+
+    def _performed(self, event: Event) -> None:
+        """What was under way has ended."""
+        self._doing = None
+        match event:
+            case ChainSaved(number, disk):
+                self._saved, self._disk = max(self._saved, number), disk
+            case StateKept(number, digest, disk):
+                self._disk = disk
+                self._state_kept(number, digest)
+            case StateRefused():
+                self._out.append(Dropped("wrong_digest"))
+                self._try_next_source()
+            case EpochStarted(number, seal, disk):
+                self._running, self._seal = number, seal
+                self._disk = OnDisk(disk.states, tuple(sorted({*disk.epochs, number})))
+            case EpochStopped():
+                self._running = self._seal = self._ballot = None
+                self._out.append(Changed())
+            case EpochsDropped(disk):
+                self._disk = disk
+                self._out.append(Changed())
+            case WriteFailed():
+                self._paused = True
+
+    def _state_kept(self, number: int, digest: bytes) -> None:
+        self._fetch = None
+        self._out.append(Changed())
+        seal = self._seal
+        if seal is None or seal.number != number:
+            return
+        epoch = self.chain.epoch(seal.epoch)
+        assert epoch is not None
+        statement = statement_of(epoch, number, seal.index, digest, seal.voters)
+        self._ballot = Ballot(self.chain.swarm_id, epoch, statement, self._key)
+        self._ask_again = True
+
+    # ---- what to do next ---------------------------------------------------------------
+
+    def _advance(self) -> None:
+        if self._doing is not None or self._paused:
+            self._busy = True
+            return None
+        self.waits_for = None
+        head = self.chain.head.number
+        if self._saved < head:
+            return self._begin(SaveChain(head))
+        steps = decide(self._facts())
+        self._busy = bool(steps)
+        if not steps:
+            return None
+        match steps[0]:
+            case SignSeal(to):
+                self._sign(to)
+            case FetchState(number, sources):
+                self._fetch_state(number, sources)
+            case AskInstalled(number, of):
+                self._ask_installed(number, of)
+            case step:
+                self._begin(step)
+        return None
+
+    def _begin(self, effect: Effect) -> None:
+        self._busy = True
+        self._doing = effect
+        self._out.append(effect)
+
+    def _facts(self) -> Facts:
+        chain, head = self.chain, self.chain.head
+        states = frozenset(self._disk.states)
+        sealed = self._seal.number if self._seal is not None else None
+        if self._ballot is None and sealed is not None:
+            states -= {sealed}  # After a restart the signature is made afresh.
+        return Facts(
+            head=head,
+            before=chain.epoch(head.number - 1),
+            me=self.me,
+            running=self._running,
+            sealed=sealed,
+            states=states,
+            leftovers=self._leftovers(),
+            installed=frozenset(self._installed),
+        )
+
+    def _sign(self, to: tuple[NodeId, ...]) -> None:
+        ballot = self._ballot
+        assert ballot is not None
+        certificate = ballot.certificate()
+        if certificate is not None:
+            self._learn((certificate,), push=True)
+            return self._advance()
+        self.waits_for = "signatures of the voters of the ended epoch"
+        if self._ask_again:
+            self._ask_again = False
+            self._send_each(to, m.Signed(ballot.own))
+        return None
+
+    def _ask_installed(self, number: int, of: tuple[NodeId, ...]) -> None:
+        if self._asked or not self._ask_again:
+            return
+        self._ask_again = False
+        for peer in of:
+            self._asked[self._ask(peer, m.InstalledAsk(number))] = peer
+
+    def _ask(self, peer: NodeId, message: Any) -> int:
+        self._tag += 1
+        self._out.append(Ask(self._tag, peer, message))
+        return self._tag
+
+    def _send_each(self, to: Sequence[NodeId], message: Any) -> None:
+        self._out += [Send(peer, message) for peer in to if peer != self.me.node_id]
+
+    # ---- fetching the first state ------------------------------------------------------
+
+    def _fetch_state(self, number: int, sources: tuple[NodeId, ...]) -> None:
+        self.waits_for = f"the state that epoch {number} begins with"
+        if self._fetch is not None or not sources:
+            return
+        epoch = self.chain.epoch(number)
+        assert epoch is not None
+        assert epoch.digest is not None
+        fetch = self._fetch = _Fetch(number, epoch.digest, sources)
+        fetch.tag = self._ask(sources[0], m.StateAsk(number, 0))
+
+    def _try_next_source(self) -> None:
+        fetch = self._fetch
+        if fetch is None:
+            return
+        fetch.source += 1
+        fetch.offset = 0
+        if fetch.source < len(fetch.sources):
+            fetch.tag = self._ask(fetch.sources[fetch.source], m.StateAsk(fetch.number, 0))
+        else:
+            self._fetch = None
+            self._paused = True
+
+    def _take_piece(self, fetch: _Fetch, piece: Any) -> None:
+        sound = isinstance(piece, m.StatePiece) and piece.data
+        if not sound or piece.total > CHECKED_FILE_BYTES_MAX:
+            return self._try_next_source()
+        self._out.append(KeepPiece(fetch.number, fetch.offset, piece.data))
+        fetch.offset += len(piece.data)
+        if fetch.offset >= piece.total:
+            return self._begin(KeepState(fetch.number, fetch.digest))
+        source = fetch.sources[fetch.source]
+        fetch.tag = self._ask(source, m.StateAsk(fetch.number, fetch.offset))
+        return None
+
+    # ---- answers -----------------------------------------------------------------------
+
+    def _answered(self, tag: int, message: Any) -> None:
+        peer = self._asked.pop(tag, None)
+        if peer is not None:
+            self._take_installed(peer, message)
+        elif self._fetch is not None and self._fetch.tag == tag:
+            self._take_piece(self._fetch, message)
+
+    def _take_installed(self, peer: NodeId, answer: Any) -> None:
+        if not isinstance(answer, m.Installed):
+            return  # Away: it is asked again.
+        number = self.chain.head.number
+        if answer.number == number and answer.installed:
+            if peer not in self._installed:
+                self._installed[peer] = None
+                self._out.append(Changed())
+        elif answer.number < number:
+            self._tell(peer, answer.number)
+
+    # ---- certificates ------------------------------------------------------------------
+
+    def _learn(self, certificates: tuple[bytes, ...], *, push: bool = False) -> None:
+        """Take certificates; those before one that is not acceptable are taken. Raises."""
+        grown = False
+        try:
+            for certificate in certificates[:CERTIFICATES_MAX]:
+                grown = self.chain.extend(certificate) or grown
+        finally:
+            if grown:
+                self._installed.clear()
+                self._asked.clear()
+                self._told.clear()
+                self._fetch = None
+                self._paused = False
+                self._ask_again = True
+                self._spread(certificates, push)
+                self._out.append(Changed())
+
+    def _spread(self, certificates: tuple[bytes, ...], push: bool) -> None:
+        head = self.chain.head
+        before = self.chain.epoch(head.number - 1)
+        to = tuple(dict.fromkeys((*head.node_ids, *(before.node_ids if before else ()))))
+        message = m.Certificates(certificates)
+        self._send_each(to, message)
+        if push:
+            self._out.append(SendAlive(message, to))
+
+    def _tell(self, peer: NodeId, number: int) -> None:
+        """Send `peer`, who is at epoch `number`, what follows; not too often."""
+        if self._now - self._told.get(peer, -_TOLD_AGAIN_S) < _TOLD_AGAIN_S:
+            return
+        if len(self._told) >= _TOLD_PEERS_MAX:
+            self._told.clear()
+        self._told[peer] = self._now
+        following = self.chain.certificates_from(number, CERTIFICATES_MAX)
+        if following:
+            self._out.append(Send(peer, m.Certificates(following)))
+
+    def _stray(self, peer: NodeId, key: bytes) -> None:
+        number = self.chain.number_of(key)
+        if number is None:
+            # Of an epoch not heard of yet; its certificate is on the way, or is asked for.
+            self._out.append(Dropped("unknown_epoch"))
+        elif number < self.chain.head.number:
+            self._tell(peer, number)
+
+    # ---- what others ask ---------------------------------------------------------------
+
+    def _heard(self, event: Heard) -> None:
+        try:
+            effect = self._reply(event.peer, event.message, event.tag)
+        except (EpochFork, Diverged):
+            raise
+        except SwarmError as error:
+            self._out.append(Dropped(error.code))
+            effect = Refuse(event.tag, error.code, error.message)
+        if event.tag:
+            self._out.append(effect)
+
+    def _reply(self, peer: NodeId, message: Any, tag: int) -> Effect:
+        match message:
+            case m.Certificates(certificates):
+                self._learn(certificates)
+            case m.Signed(envelope):
+                self._take_signature(peer, envelope)
+            case m.ChainAsk(number):
+                known = self.chain.certificates_from(number, CERTIFICATES_MAX)
+                return Answer(tag, m.Certificates(known))
+            case m.InstalledAsk(number):
+                head = self.chain.head.number
+                holds = number in self._disk.states and self.has_seat and number == head
+                return Answer(tag, m.Installed(head, holds))
+            case m.Enlist():
+                if self.leaving:
+                    raise ShuttingDown("this node is about to leave the swarm")
+                return Answer(tag, m.Enlisted(self.me, self.chain.head.number))
+            case m.StateAsk(number, offset):
+                return self._piece(peer, tag, number, offset)
+            case m.StatePiece() | m.Installed() | m.Enlisted():
+                raise RemoteError("an answer to no question")
+            case _:
+                raise BadRequest("not a question about epochs")
+        return Refuse(tag, BadRequest.code, "that is no question")
+
+    def _take_signature(self, peer: NodeId, envelope: bytes) -> None:
+        if self._ballot is not None:
+            self._ballot.add(envelope)
+        elif self._running is None or self._running == self.chain.head.number:
+            # Its epoch ended some time ago, unless this voter lags behind it.
+            self._tell(peer, max(1, self.chain.head.number - _TOLD_EPOCHS))
+
+    def _piece(self, peer: NodeId, tag: int, number: int, offset: int) -> Effect:
+        epoch = self.chain.epoch(number)
+        if epoch is None or number not in self._disk.states:
+            raise NotFound(f"the state of epoch {number} is not here")
+        if peer not in epoch.node_ids:
+            raise Forbidden(f"{short(peer)} is no voter of epoch {number}")
+        return ReadPiece(tag, number, offset)
