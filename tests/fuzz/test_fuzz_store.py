@@ -33,6 +33,12 @@ BATCH = m.encode_batch(
                     m.Delete(b"a"),
                     m.Txn((m.Compare(b"a", 0),), (m.Put(b"b", b"2"),)),
                     m.AuthorityEntry(b"junk"),
+                    m.GrantLease(5_000),
+                    m.Put(b"u/l", b"1", None, 4),
+                    m.RenewLease(4),
+                    m.Add(b"u/n", 3),
+                    m.Txn((m.Compare(b"u/n", None, b"3"),), (), (m.Delete(b"u/n"),)),
+                    m.RevokeLease(9),
                 ),
             ),
         ),
@@ -68,7 +74,7 @@ damage = st.tuples(
 @given(raw=st.binary(max_size=200), prefixed=st.booleans())
 def test_any_bytes_are_a_message_or_malformed(family, raw: bytes, prefixed: bool) -> None:  # type: ignore[no-untyped-def]
     try:
-        message = family.decode(b"\x01" + raw if prefixed else raw)
+        message = family.decode(bytes([family.format_number]) + raw if prefixed else raw)
     except MalformedMessage:
         return
     assert isinstance(message, family.types)

@@ -53,6 +53,12 @@ class Conflict(BadRequest):
     code = "conflict"
 
 
+class LeaseExpired(Conflict):
+    """The lease has ended or never was: its keys are gone or will be. Grant another one."""
+
+    code = "lease_expired"
+
+
 class IdempotencyConflict(Conflict):
     code = "idempotency_conflict"
 
@@ -69,6 +75,44 @@ class VersionExists(Conflict):
 
 class TooLarge(BadRequest):
     code = "too_large"
+
+
+class ValueTooLarge(TooLarge):
+    code = "value_too_large"
+
+
+class KeyTooLong(TooLarge):
+    code = "key_too_long"
+
+
+class TooManyLeases(TooLarge):
+    code = "too_many_leases"
+
+
+class LeaseFull(TooLarge):
+    """The lease has as many keys as it may."""
+
+    code = "lease_full"
+
+
+class EmptyKey(BadRequest):
+    code = "empty_key"
+
+
+class BadTtl(BadRequest):
+    """A lease that would be too short or too long."""
+
+    code = "bad_ttl"
+
+
+class UnknownOperation(BadRequest):
+    code = "unknown_operation"
+
+
+class Compacted(BadRequest):
+    """The changes asked for are no longer kept: read the keys, then watch from there."""
+
+    code = "compacted"
 
 
 class Forbidden(BadRequest):

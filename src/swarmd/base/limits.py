@@ -24,6 +24,13 @@ BATCH_BYTES_MAX: Final = 1 * MIB
 # One value at its largest must fit a batch; a batch travels in several frames if it must.
 ENTRY_BYTES_MAX: Final = VALUE_BYTES_MAX + 64 * KIB
 SESSIONS_MAX: Final = 10_000
+LEASES_MAX: Final = 10_000
+LEASE_KEYS_MAX: Final = 10_000
+LEASE_TTL_MIN_MS: Final = 1_000
+LEASE_TTL_MAX_MS: Final = 24 * 3_600 * 1_000
+# What watches can go back to. The newest revision is kept whole, whatever its size.
+HISTORY_CHANGES_MAX: Final = 10_000
+HISTORY_BYTES_MAX: Final = 4 * MIB
 
 # Work. What is above INLINE_BYTES_MAX is stored as a blob.
 INLINE_BYTES_MAX: Final = 64 * KIB
@@ -42,6 +49,8 @@ assert MESSAGE_BYTES_MAX < FRAME_BYTES_MAX
 assert BLOB_CHUNK_BYTES < MESSAGE_BYTES_MAX
 assert INLINE_BYTES_MAX < VALUE_BYTES_MAX < ENTRY_BYTES_MAX
 assert BATCH_BYTES_MAX <= ENTRY_BYTES_MAX
+assert ENTRY_BYTES_MAX < HISTORY_BYTES_MAX
+assert 0 < LEASE_TTL_MIN_MS < LEASE_TTL_MAX_MS
 assert INLINE_BYTES_MAX < BLOB_BYTES_MAX
 assert NAME_BYTES_MAX < KEY_BYTES_MAX
 assert DATAGRAM_BYTES_MAX < MESSAGE_BYTES_MAX

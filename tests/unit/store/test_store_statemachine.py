@@ -5,52 +5,33 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
+from store_applier import ADMIN_KEY, GENESIS, SESSION, VOTER, Applier
 
 from swarmd.base.errors import BadRequest, Conflict, CorruptFile, TooLarge
 from swarmd.base.limits import SESSIONS_MAX, VALUE_BYTES_MAX
 from swarmd.identity.entries import AddToken, decode_record, sign_entry
-from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
+from swarmd.state.raft import sessions
 from swarmd.state.raft import statemachine as sm
 from swarmd.state.raft.messages import (
+    RAN_OTHERWISE,
+    Add,
     AuthorityEntry,
-    Batch,
     Compare,
     Delete,
+    GrantLease,
     Group,
     OpenSession,
     Operation,
     OpResult,
     Put,
+    RenewLease,
+    RevokeLease,
     Seal,
     TakeOffice,
     Txn,
-    Voter,
-    encode_batch,
 )
 from swarmd.state.raft.statemachine import Change, StateMachine, state_digest
-
-GENESIS, NODE_KEY, ADMIN_KEY, _ = init_swarm("lab", "one", node_key=SigningKey.from_seed(b"n" * 32))
-SESSION = b"s" * 16
-VOTER = Voter(NODE_KEY.public, b"v" * 16)
-
-
-class Applier:
-    """Applies batches with rising indices."""
-
-    def __init__(self) -> None:
-        self.state = StateMachine(GENESIS)
-        self.index = 0
-
-    def batch(self, *groups: Group, stamp_ms: int = 0) -> list[list[OpResult]]:
-        self.index += 1
-        return self.state.apply(encode_batch(Batch(stamp_ms, groups)), self.index, 1)
-
-    def do(self, *ops: Operation, stamp_ms: int = 0) -> list[OpResult]:
-        return self.batch(Group(b"", 0, 0, ops), stamp_ms=stamp_ms)[0]
-
-    def in_session(self, first: int, *ops: Operation, low: int = 0) -> list[OpResult]:
-        return self.batch(Group(SESSION, low, first, ops))[0]
 
 
 @pytest.fixture
@@ -94,9 +75,66 @@ def test_txn_takes_one_revision_and_one_branch(applier: Applier) -> None:
 
 def test_txn_with_a_failed_expect_changes_nothing(applier: Applier) -> None:
     result = applier.do(Txn((), (Put(b"a", b"1"), Put(b"b", b"1", expect=9))))[0]
-    assert result.code == "conflict"
+    assert (result.code, result.value) == ("conflict", None)
     assert len(applier.state) == 0
     assert applier.state.revision == 0
+
+
+def test_a_txn_tells_which_branch_ran(applier: Applier) -> None:
+    then = applier.do(Txn((), (Put(b"a", b"1"),)))[0]
+    otherwise = applier.do(Txn((Compare(b"a", 0),), (), (Put(b"b", b"1"),)))[0]
+    neither = applier.do(Txn((Compare(b"a", 0),), (), (Put(b"b", b"1", expect=0),)))[0]
+    assert [(r.ok, r.revision, r.value) for r in (then, otherwise, neither)] == [
+        (True, 1, None),
+        (False, 2, RAN_OTHERWISE),
+        (False, 2, None),
+    ]
+    assert otherwise.message == "key 'a' is at revision 1; expected no such key"
+
+
+@pytest.mark.parametrize(
+    ("compare", "unmet"),
+    [
+        (Compare(b"a"), ""),
+        (Compare(b"a", value=b"1"), ""),
+        (Compare(b"a", 1, b"1"), ""),
+        (Compare(b"none", 0), ""),
+        (Compare(b"none"), "key 'none' does not exist"),
+        (Compare(b"a", value=b"2"), "key 'a' holds another value"),
+        (Compare(b"none", value=b""), "key 'none' does not exist"),
+        (Compare(b"a", 2, b"1"), "key 'a' is at revision 1; expected revision 2"),
+        (Compare(b"a", 1, b"2"), "key 'a' holds another value"),
+        (Compare(b"none", 0, b""), "key 'none' does not exist"),
+    ],
+)
+def test_compares_by_existence_value_and_revision(
+    applier: Applier, compare: Compare, unmet: str
+) -> None:
+    applier.do(Put(b"a", b"1"))
+    result = applier.do(Txn((compare,), (Put(b"b", b"1"),)))[0]
+    assert (result.ok, result.message) == (not unmet, unmet)
+
+
+# ---- counters --------------------------------------------------------------------------
+
+
+def test_a_counter_counts(applier: Applier) -> None:
+    results = applier.do(Add(b"n", 5), Add(b"n", -7), Add(b"n", 0))
+    assert [(r.value, r.revision) for r in results] == [(b"5", 1), (b"-2", 2), (b"-2", 3)]
+    assert applier.state.get(b"n").value == b"-2"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("value", [b"", b"-", b"1.0", b" 1", b"+1", b"1" * 20, "٣".encode()])
+def test_only_a_decimal_integer_counts(applier: Applier, value: bytes) -> None:
+    applier.do(Put(b"n", value))
+    assert applier.do(Add(b"n", 1))[0].code == "conflict"
+    assert applier.state.revision == 1
+
+
+def test_a_counter_stays_within_64_bits(applier: Applier) -> None:
+    applier.do(Add(b"n", 2**63 - 1))
+    assert applier.do(Add(b"n", 1))[0].code == TooLarge.code
+    assert applier.do(Add(b"n", -1))[0].value == b"%d" % (2**63 - 2)
 
 
 def test_range_is_sorted_bounded_and_resumes(applier: Applier) -> None:
@@ -111,14 +149,25 @@ def test_range_is_sorted_bounded_and_resumes(applier: Applier) -> None:
 @pytest.mark.parametrize(
     ("op", "code"),
     [
-        (Put(b"", b"x"), BadRequest.code),
-        (Put(b"k" * 1025, b"x"), TooLarge.code),
-        (Put(b"k", b"x" * (VALUE_BYTES_MAX + 1)), TooLarge.code),
+        (Put(b"", b"x"), "empty_key"),
+        (Put(b"k" * 1025, b"x"), "key_too_long"),
+        (Put(b"k", b"x" * (VALUE_BYTES_MAX + 1)), "value_too_large"),
         (Put(b"k", b"x", expect=-1), BadRequest.code),
-        (Delete(b""), BadRequest.code),
-        (Txn((), (Put(b"", b""),)), BadRequest.code),
+        (Put(b"k", b"x", lease=7), "lease_expired"),
+        (Delete(b""), "empty_key"),
+        (Txn((), (Put(b"", b""),)), "empty_key"),
+        (Txn((Compare(b"k" * 1025),), ()), "key_too_long"),
+        (Txn((Compare(b"k", value=b"x" * (VALUE_BYTES_MAX + 1)),), ()), "value_too_large"),
+        (Txn((Compare(b"k", 0),), (Put(b"k", b""), Put(b"l", b"", lease=7))), "lease_expired"),
+        (Txn((), (Put(b"k", b"x" * 600_000), Put(b"l", b"x" * 600_000))), TooLarge.code),
         (Txn((), tuple(Put(b"%d" % i, b"") for i in range(300))), TooLarge.code),
         (OpenSession(b"short"), BadRequest.code),
+        (Add(b"", 1), "empty_key"),
+        (Add(b"n", 2**63), TooLarge.code),
+        (GrantLease(999), "bad_ttl"),
+        (GrantLease(24 * 3_600_000 + 1), "bad_ttl"),
+        (RenewLease(1), "lease_expired"),
+        (RevokeLease(1), "lease_expired"),
         (Seal(2, ()), BadRequest.code),
         (Seal(2, (VOTER, VOTER)), BadRequest.code),
         (Seal(3, (VOTER,)), Conflict.code),
@@ -183,7 +232,7 @@ def test_sessions_are_bounded(applier: Applier) -> None:
 
 
 def test_results_kept_are_bounded(applier: Applier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sm, "SESSION_RESULTS_MAX", 3)
+    monkeypatch.setattr(sessions, "SESSION_RESULTS_MAX", 3)
     applier.do(OpenSession(SESSION))
     applier.in_session(0, *(Put(b"k%d" % i, b"") for i in range(5)))
     assert applier.in_session(0, Put(b"k0", b""))[0].code == "session_expired"
@@ -298,9 +347,12 @@ _expects = st.none() | st.integers(0, 8)
 _simple = st.builds(Put, _keys, st.binary(max_size=3), _expects) | st.builds(
     Delete, _keys, _expects
 )
+_compares = st.builds(
+    Compare, _keys, st.none() | st.integers(0, 8), st.none() | st.binary(max_size=1)
+)
 _txns = st.builds(
     Txn,
-    st.lists(st.builds(Compare, _keys, st.integers(0, 8)), max_size=2).map(tuple),
+    st.lists(_compares, max_size=2).map(tuple),
     st.lists(_simple, max_size=3).map(tuple),
     st.lists(_simple, max_size=2).map(tuple),
 )
@@ -329,10 +381,18 @@ def test_the_state_agrees_with_a_plain_model(ops: list[Operation]) -> None:
     def at(key: bytes, expect: int | None) -> bool:
         return expect is None or model.get(key, (b"", 0))[1] == expect
 
+    def holds(compare: Compare) -> bool:
+        if compare.revision is None or compare.value is not None:
+            if compare.key not in model:
+                return False
+            if compare.value is not None and model[compare.key][0] != compare.value:
+                return False
+        return at(compare.key, compare.revision)
+
     for op in ops:
         branch: tuple[Put | Delete, ...]
         if isinstance(op, Txn):
-            held = all(at(c.key, c.revision) for c in op.compares)
+            held = all(map(holds, op.compares))
             branch = op.then if held else op.otherwise
         else:
             assert isinstance(op, Put | Delete)

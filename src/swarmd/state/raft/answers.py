@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
+import msgspec
 import trio
 
 from swarmd.base.errors import BadRequest, Busy, Conflict, Forbidden, NotFound, SwarmError, TooLarge
@@ -176,7 +177,7 @@ def _got(entries: list[m.Entry], *, more: bool) -> m.Got:
             if fitting:
                 return m.Got(tuple(fitting), True)
             large.append((0, len(entry.value)))
-            bare = m.Entry(entry.key, b"", entry.create_revision, entry.mod_revision)
+            bare = msgspec.structs.replace(entry, value=b"")
             return m.Got((bare,), more or len(entries) > 1, tuple(large))
         fitting.append(entry)
     return m.Got(tuple(fitting), more)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import msgspec
 import trio
 
 from swarmd.base.errors import NotCoordinator, RemoteError, SwarmError, Unavailable
@@ -162,4 +163,4 @@ class Caller:
             pieces.append(piece.data)
             have += len(piece.data)
         value = b"".join(pieces)
-        return Entry(entry.key, value, entry.create_revision, entry.mod_revision)
+        return msgspec.structs.replace(entry, value=value)

@@ -18,15 +18,9 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
-from swarmd.base.errors import BadRequest, MalformedMessage, SwarmError, TooLarge, from_code
+from swarmd.base.errors import MalformedMessage, SwarmError, from_code
 from swarmd.base.ids import NodeId, node_id_of
-from swarmd.base.limits import (
-    BATCH_OPERATIONS_MAX,
-    ENTRY_BYTES_MAX,
-    KEY_BYTES_MAX,
-    KIB,
-    VALUE_BYTES_MAX,
-)
+from swarmd.base.limits import BATCH_OPERATIONS_MAX, KIB
 from swarmd.wire.codec import Family, Message, decode_struct
 
 SESSION_BYTES: Final = 16
@@ -34,11 +28,18 @@ STORAGE_BYTES: Final = 16
 PUBLIC_BYTES: Final = 32
 TXN_OPERATIONS_MAX: Final = 256
 VOTERS_MAX: Final = 9
-AUTHORITY_BYTES_MAX: Final = 64 * KIB
 # What one message carries of a state, a large value or a large packet.
 PIECE_BYTES: Final = 256 * KIB
 # Requests and answers up to this size travel whole.
 WHOLE_BYTES_MAX: Final = 512 * KIB
+
+# Users' keys, and those of the recipes made for them (locks, barriers). The swarm's own
+# records live under other prefixes. Watches see these two and no others.
+USER_PREFIX: Final = b"u/"
+RECIPE_PREFIX: Final = b"c/"
+WATCHED_PREFIXES: Final = (USER_PREFIX, RECIPE_PREFIX)
+# What the result of a `Txn` carries as its value if `otherwise` was applied.
+RAN_OTHERWISE: Final = b"else"
 
 
 class _Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -64,11 +65,15 @@ class Voter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 
 class Put(Message, frozen=True, tag=1):
-    """Set a key. `expect` is the modification revision it must have now; 0: must not exist."""
+    """Set a key. `expect` is the modification revision it must have now; 0: must not exist.
+
+    The key goes with `lease` when that ends, 0: with none. Each put says so anew.
+    """
 
     key: bytes
     value: bytes
     expect: int | None = None
+    lease: int = 0
 
 
 class Delete(Message, frozen=True, tag=2):
@@ -79,17 +84,21 @@ class Delete(Message, frozen=True, tag=2):
 
 
 class Compare(_Part, frozen=True):
-    """Holds if the key's modification revision is `revision`; 0: the key does not exist."""
+    """Holds if the key's modification revision is `revision` (0: the key does not exist) and
+    its value is `value`, as far as they are given; with neither, if the key exists.
+    """
 
     key: bytes
-    revision: int
+    revision: int | None = None
+    value: bytes | None = None
 
 
 class Txn(Message, frozen=True, tag=3):
     """All of `then` if every compare holds, else all of `otherwise`; under one revision.
 
-    The result's `ok` says which. An `expect` inside the branch that does not hold undoes it
-    all: `conflict`.
+    The result is `ok` after `then`, else `conflict`, with the value `RAN_OTHERWISE` after
+    `otherwise`. Without that value nothing was applied: an `expect` inside the branch did not
+    hold.
     """
 
     compares: tuple[Compare, ...]
@@ -110,7 +119,11 @@ class OpenSession(Message, frozen=True, tag=5):
 
 
 class TakeOffice(Message, frozen=True, tag=6):
-    """A new coordinator's first operation; its revision is the fence of the office."""
+    """A new coordinator's first operation; its revision is the fence of the office.
+
+    It comes first in its batch, and every lease gets a whole TTL from there on: renewals found
+    nobody for a while.
+    """
 
     node: bytes
 
@@ -122,7 +135,47 @@ class Seal(Message, frozen=True, tag=7):
     voters: tuple[Voter, ...]
 
 
-Operation = Put | Delete | Txn | AuthorityEntry | OpenSession | TakeOffice | Seal
+class GrantLease(Message, frozen=True, tag=8):
+    """Begin a lease; the revision of the result is its id and its fence."""
+
+    ttl_ms: int
+
+
+class RenewLease(Message, frozen=True, tag=9):
+    """Give a lease its whole TTL again; the result's value is that TTL in ms, in decimal."""
+
+    lease: int
+
+
+class RevokeLease(Message, frozen=True, tag=10):
+    """End a lease; the keys attached to it go under one revision."""
+
+    lease: int
+
+
+class Add(Message, frozen=True, tag=11):
+    """Add to the decimal integer that a key holds; an absent key holds 0.
+
+    The result's value is the new one. The key stays with the lease that it has.
+    """
+
+    key: bytes
+    delta: int
+
+
+Operation = (
+    Put
+    | Delete
+    | Txn
+    | AuthorityEntry
+    | OpenSession
+    | TakeOffice
+    | Seal
+    | GrantLease
+    | RenewLease
+    | RevokeLease
+    | Add
+)
 
 
 # A client counts its operations; what is kept of them must fit msgpack's integers, with room.
@@ -184,85 +237,6 @@ def decode_batch(raw: bytes) -> Batch:
         return _BATCH_DECODER.decode(raw)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
         raise MalformedMessage(f"not a batch: {error}") from error
-
-
-def operation_bytes(op: Operation) -> int:
-    """About how many bytes `op` takes in a batch."""
-    if isinstance(op, Put):
-        return len(op.key) + len(op.value) + 16
-    if isinstance(op, Txn):
-        inner = sum(map(operation_bytes, op.then)) + sum(map(operation_bytes, op.otherwise))
-        return 32 + inner + sum(len(c.key) + 12 for c in op.compares)
-    if isinstance(op, Delete):
-        return len(op.key) + 16
-    if isinstance(op, AuthorityEntry):
-        return len(op.envelope) + 16
-    return 1024
-
-
-def problem_of(op: Operation) -> SwarmError | None:
-    """What forbids `op` whatever the state is, or None. Clients ask before proposing, apply too."""
-    if isinstance(op, Put):
-        return _put_problem(op)
-    if isinstance(op, Delete):
-        return _key_problem(op.key, op.expect)
-    if isinstance(op, Txn):
-        return _txn_problem(op)
-    if isinstance(op, AuthorityEntry) and len(op.envelope) > AUTHORITY_BYTES_MAX:
-        return TooLarge(f"an authority entry has at most {AUTHORITY_BYTES_MAX} bytes")
-    if isinstance(op, OpenSession) and len(op.session) != SESSION_BYTES:
-        return BadRequest(f"a session is named by {SESSION_BYTES} bytes")
-    if isinstance(op, Seal):
-        return _seal_problem(op)
-    return None
-
-
-def _key_problem(key: bytes, expect: int | None) -> SwarmError | None:
-    if not key:
-        return BadRequest("a key has at least one byte")
-    if len(key) > KEY_BYTES_MAX:
-        return TooLarge(f"a key of {len(key)} bytes; at most {KEY_BYTES_MAX} are allowed")
-    if expect is not None and expect < 0:
-        return BadRequest(f"expected revision {expect} is negative; 0 means: must not exist")
-    return None
-
-
-def _put_problem(op: Put) -> SwarmError | None:
-    if len(op.value) > VALUE_BYTES_MAX:
-        return TooLarge(f"a value of {len(op.value)} bytes; at most {VALUE_BYTES_MAX} are allowed")
-    return _key_problem(op.key, op.expect)
-
-
-def _txn_problem(op: Txn) -> SwarmError | None:
-    if len(op.compares) + len(op.then) + len(op.otherwise) > TXN_OPERATIONS_MAX:
-        return TooLarge(f"a transaction has at most {TXN_OPERATIONS_MAX} compares and operations")
-    # Spelled out and in one pass: every task passes here six times on its way.
-    size = 32
-    for compare in op.compares:
-        size += len(compare.key) + 12
-        if not 0 < len(compare.key) <= KEY_BYTES_MAX or compare.revision < 0:
-            return _key_problem(compare.key, compare.revision)
-    for inner in op.then + op.otherwise if op.otherwise else op.then:
-        size += len(inner.key) + 16
-        if not 0 < len(inner.key) <= KEY_BYTES_MAX or (inner.expect or 0) < 0:
-            return _key_problem(inner.key, inner.expect)
-        if isinstance(inner, Put):
-            size += len(inner.value)
-            if len(inner.value) > VALUE_BYTES_MAX:
-                return _put_problem(inner)
-    if size > ENTRY_BYTES_MAX - KIB:
-        return TooLarge(f"a transaction of {size} bytes; at most {ENTRY_BYTES_MAX - KIB} fit")
-    return None
-
-
-def _seal_problem(op: Seal) -> SwarmError | None:
-    if not 1 <= len(op.voters) <= VOTERS_MAX:
-        return BadRequest(f"an epoch has 1 to {VOTERS_MAX} voters, not {len(op.voters)}")
-    if any(len(v.public) != PUBLIC_BYTES or len(v.storage) != STORAGE_BYTES for v in op.voters):
-        return BadRequest("a voter is a key of 32 bytes and a storage of 16")
-    if len({v.public for v in op.voters}) != len(op.voters):
-        return BadRequest("a node has one seat")
-    return None
 
 
 # ---- between nodes: requests of the store ---------------------------------------------
@@ -331,12 +305,13 @@ class RangeAsk(Message, frozen=True, tag=9):
 
 
 class Entry(_Part, frozen=True):
-    """A key with its value and its two revisions."""
+    """A key with its value, its two revisions and the lease it goes with; 0: none."""
 
     key: bytes
     value: bytes
     create_revision: int
     mod_revision: int
+    lease: int = 0
 
 
 class Got(Message, frozen=True, tag=10):
@@ -392,6 +367,7 @@ STORE: Final = Family(
     HandOver,
     Done,
     LeaderAsk,
+    format_number=2,
 )
 
 
@@ -405,7 +381,8 @@ class Packet(Message, frozen=True, tag=1):
     data: bytes
 
 
-RAFT: Final = Family("raft", Packet, alpn="swarmd-raft/1")
+# Format 2: entries of the log may hold leases and counters, which format 1 does not know.
+RAFT: Final = Family("raft", Packet, alpn="swarmd-raft/1", format_number=2)
 
 
 # ---- between any two members: epochs --------------------------------------------------

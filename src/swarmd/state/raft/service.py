@@ -41,6 +41,7 @@ from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.epoch import Chain
 from swarmd.state.raft.feed import Feed
 from swarmd.state.raft.keeper import Keeper, MembersView
+from swarmd.state.raft.leaseclock import run_lease_clock
 from swarmd.state.raft.messages import Entry, Operation, OpResult
 from swarmd.state.raft.pipe import RETRY_MAX_S, RETRY_MIN_S, Pipe, no_quorum
 from swarmd.state.raft.replica import Replica
@@ -548,6 +549,7 @@ class Store:
         nursery.start_soon(keeper.run)
         nursery.start_soon(self._pipe.run)
         nursery.start_soon(self._seats.run)
+        nursery.start_soon(run_lease_clock, self)
 
     def stop(self) -> None:
         self._feed.close()

@@ -1,10 +1,14 @@
-"""What every voter computes from the log: keys, revisions, sessions, the authority log, a seal.
+"""What every voter computes from the log: keys, leases, sessions, the authority log, a seal.
 
 Rules:
 - Deterministic: the state is a function of the batches applied, in order. No clock, no
   chance, no iteration over sets. Store time is the highest stamp seen and never falls.
 - `apply` never raises: what is wrong with an operation is its result.
-- A changing operation takes the next revision; a transaction takes one for all it changes.
+- A changing operation takes the next revision; a transaction takes one for all it changes, and
+  so does the end of a lease.
+- Leases whose deadline a stamp has passed end before the first operation of its batch, as many
+  as make up `SWEEP_KEYS_MAX` keys; the rest with the next batches. Only where the batch takes
+  office, what lived until then is renewed first.
 - An operation with (session, sequence) that was applied before answers its first result
   (Ongaro, *Consensus: Bridging Theory and Practice*, section 6.3). One below the session's
   `low`, or of a session that ended, answers `session_expired` and changes nothing.
@@ -25,45 +29,48 @@ from sortedcontainers import SortedList
 
 from swarmd.base.errors import CorruptFile, SwarmError
 from swarmd.base.ids import digest
-from swarmd.base.limits import SESSIONS_MAX
+from swarmd.base.limits import LEASE_KEYS_MAX, LEASES_MAX, SESSIONS_MAX
 from swarmd.identity.authority import RECORDS_MAX, AuthorityState
 from swarmd.identity.entries import encode_record
 from swarmd.identity.genesis import Genesis
+from swarmd.state.raft.bounds import NUMBER_MAX, problem_of
+from swarmd.state.raft.history import Change, History
+from swarmd.state.raft.leases import Lease, LeaseDump, Leases
 from swarmd.state.raft.messages import (
+    RAN_OTHERWISE,
+    Add,
     AuthorityEntry,
+    Batch,
     Compare,
     Delete,
     Entry,
+    GrantLease,
     Group,
     OpenSession,
     Operation,
     OpResult,
     Put,
+    RenewLease,
+    RevokeLease,
     Seal,
     TakeOffice,
     Txn,
     Voter,
     decode_batch,
-    problem_of,
 )
+from swarmd.state.raft.sessions import Session, SessionDump
 
 __all__ = ["Change", "Entry", "Sealed", "StateMachine"]
 
 SESSION_TTL_MS: Final = 600_000
-SESSION_RESULTS_MAX: Final = 65_536
 CHANGES_MAX: Final = 100_000
-STATE_FORMAT: Final = 1
+# Keys that go with ended leases per batch, about; more would hold up the loop.
+SWEEP_KEYS_MAX: Final = 1_000
+STATE_FORMAT: Final = 2
+_DIGITS_MAX: Final = len(str(NUMBER_MAX))
 
 _EXPIRED: Final = "the session has ended: the outcome of this operation is unknown"
 _MOVED: Final = "the epoch is sealed: ask the voters of the next one"
-
-
-class Change(msgspec.Struct, frozen=True, array_like=True):
-    """A key got a value (None: was deleted) at a revision."""
-
-    revision: int
-    key: bytes
-    value: bytes | None
 
 
 class Sealed(msgspec.Struct, frozen=True, array_like=True):
@@ -74,50 +81,19 @@ class Sealed(msgspec.Struct, frozen=True, array_like=True):
     index: int
 
 
-class _SessionDump(msgspec.Struct, frozen=True, array_like=True):
-    session: bytes
-    used_ms: int
-    low: int
-    results: list[tuple[int, OpResult]]
-
-
 class _StateDump(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     format: int
     epoch: int
     revision: int
     time_ms: int
     entries: list[Entry]
-    sessions: list[_SessionDump]
+    sessions: list[SessionDump]
     records: list[bytes]
     office: tuple[bytes, int]
     sealed: Sealed | None
-
-
-class _Session:
-    """One client's recent results, oldest first."""
-
-    __slots__ = ("low", "results", "used_ms")
-
-    def __init__(self, used_ms: int, low: int = 0) -> None:
-        self.used_ms = used_ms
-        self.low = low
-        self.results: dict[int, OpResult] = {}
-
-    def forget_below(self, low: int) -> None:
-        if low <= self.low:
-            return
-        self.low = low
-        results = self.results
-        # Sequences enter nearly in order; one that stands behind a later one goes with it.
-        while results and (oldest := next(iter(results))) < low:
-            del results[oldest]
-
-    def keep(self, sequence: int, result: OpResult) -> None:
-        self.results[sequence] = result
-        if len(self.results) > SESSION_RESULTS_MAX:
-            oldest = min(self.results)
-            del self.results[oldest]
-            self.low = max(self.low, oldest + 1)
+    leases: list[LeaseDump]
+    compacted: int
+    history: list[Change]
 
 
 class StateMachine:
@@ -134,9 +110,11 @@ class StateMachine:
         self.office: tuple[bytes, int] = (b"", 0)
         self.sealed: Sealed | None = None
         self.authority = AuthorityState(self._genesis)
+        self.leases = Leases()
+        self.history = History()
         self._entries: dict[bytes, Entry] = {}
         self._keys: SortedList[bytes] = SortedList()
-        self._sessions: dict[bytes, _Session] = {}
+        self._sessions: dict[bytes, Session] = {}
         self._changes: list[Change] = []
         self._changes_lost = False
 
@@ -181,10 +159,17 @@ class StateMachine:
             batch = decode_batch(command)
         except SwarmError as error:
             return [[OpResult(False, self.revision, error.code, error.message)]]
-        if self.sealed is None and batch.stamp_ms > self.time_ms:
-            self.time_ms = batch.stamp_ms
-            self._expire_sessions()
+        if self.sealed is None:
+            self._move_time(batch)
         return [self._apply_group(group, index) for group in batch.groups]
+
+    def _move_time(self, batch: Batch) -> None:
+        now_ms = max(self.time_ms, batch.stamp_ms)
+        if _takes_office(batch):
+            self.leases.extend(self.time_ms, now_ms)
+        self.time_ms = now_ms
+        self._expire_sessions()
+        self._expire_leases()
 
     def _apply_group(self, group: Group, index: int) -> list[OpResult]:
         if not group.session:
@@ -228,6 +213,14 @@ class StateMachine:
             return self._apply_authority(op)
         if isinstance(op, OpenSession):
             return self._apply_open(op)
+        if isinstance(op, Add):
+            return self._apply_add(op)
+        if isinstance(op, GrantLease):
+            return self._apply_grant(op)
+        if isinstance(op, RenewLease):
+            return self._apply_renew(op)
+        if isinstance(op, RevokeLease):
+            return self._apply_revoke(op)
         if isinstance(op, TakeOffice):
             self.revision += 1
             self.office = (op.node, self.revision)
@@ -240,8 +233,10 @@ class StateMachine:
     def _apply_put(self, op: Put) -> OpResult:
         if op.expect is not None and not self._at(op.key, op.expect):
             return self._conflict(op.key, op.expect)
+        if op.lease and (refused := self._lease_refuses((op,))):
+            return refused
         self.revision += 1
-        self._set(op.key, op.value)
+        self._set(op.key, op.value, op.lease)
         return OpResult(True, self.revision)
 
     def _apply_delete(self, op: Delete) -> OpResult:
@@ -258,23 +253,38 @@ class StateMachine:
         for inner in branch:
             if inner.expect is not None and not self._at(inner.key, inner.expect):
                 return self._conflict(inner.key, inner.expect)
+        if refused := self._lease_refuses(branch):
+            return refused
+        unmet = None if failed is None else self._unmet(failed)
         before = self.revision
         for inner in branch:
             if isinstance(inner, Put):
                 self.revision = before + 1
-                self._set(inner.key, inner.value)
+                self._set(inner.key, inner.value, inner.lease)
             elif inner.key in self._entries:
                 self.revision = before + 1
                 self._unset(inner.key)
-        if failed is None:
+        if unmet is None:
             return OpResult(True, self.revision)
-        return self._conflict(failed.key, failed.revision)
+        return msgspec.structs.replace(unmet, revision=self.revision, value=RAN_OTHERWISE)
 
     def _first_failed(self, compares: tuple[Compare, ...]) -> Compare | None:
         for compare in compares:
-            if not self._at(compare.key, compare.revision):
+            if compare.value is None and compare.revision is not None:
+                held = self._at(compare.key, compare.revision)
+            else:
+                held = self._holds(compare)
+            if not held:
                 return compare
         return None
+
+    def _holds(self, compare: Compare) -> bool:
+        entry = self._entries.get(compare.key)
+        if entry is None:
+            return False
+        if compare.revision is not None and entry.mod_revision != compare.revision:
+            return False
+        return compare.value is None or entry.value == compare.value
 
     def _at(self, key: bytes, revision: int) -> bool:
         entry = self._entries.get(key)
@@ -282,27 +292,59 @@ class StateMachine:
 
     def _conflict(self, key: bytes, expect: int) -> OpResult:
         entry = self._entries.get(key)
-        name = key[:80].decode("utf-8", "backslashreplace")
         found = f"is at revision {entry.mod_revision}" if entry is not None else "does not exist"
         wanted = f"revision {expect}" if expect else "no such key"
-        return self._refused("conflict", f"key {name!r} {found}; expected {wanted}")
+        return self._refused("conflict", f"key {_shown(key)} {found}; expected {wanted}")
 
-    def _set(self, key: bytes, value: bytes) -> None:
+    def _unmet(self, compare: Compare) -> OpResult:
+        revision = compare.revision
+        if revision is not None and not self._at(compare.key, revision):
+            return self._conflict(compare.key, revision)
+        found = "holds another value" if compare.key in self._entries else "does not exist"
+        return self._refused("conflict", f"key {_shown(compare.key)} {found}")
+
+    def _apply_add(self, op: Add) -> OpResult:
+        entry = self._entries.get(op.key)
+        number = 0 if entry is None else _integer(entry.value)
+        if number is None:
+            return self._refused("conflict", f"key {_shown(op.key)} holds no decimal integer")
+        number += op.delta
+        if abs(number) > NUMBER_MAX:
+            return self._refused("too_large", f"the counter {_shown(op.key)} would leave 64 bits")
+        value = b"%d" % number
+        self.revision += 1
+        self._set(op.key, value, 0 if entry is None else entry.lease)
+        return OpResult(True, self.revision, value=value)
+
+    # ---- entries ---------------------------------------------------------------------
+
+    def _set(self, key: bytes, value: bytes, lease: int) -> None:
         before = self._entries.get(key)
         if before is None:
             self._keys.add(key)
-            created = self.revision
+            created, attached = self.revision, 0
         else:
-            created = before.create_revision
-        self._entries[key] = Entry(key, value, created, self.revision)
+            created, attached = before.create_revision, before.lease
+        if attached != lease:
+            self._attach(key, attached, lease)
+        self._entries[key] = Entry(key, value, created, self.revision, lease)
         self._note(Change(self.revision, key, value))
 
     def _unset(self, key: bytes) -> None:
-        del self._entries[key]
+        entry = self._entries.pop(key)
         self._keys.remove(key)
+        if entry.lease:
+            self.leases.detach(key, entry.lease)
         self._note(Change(self.revision, key, None))
 
+    def _attach(self, key: bytes, before: int, lease: int) -> None:
+        if before:
+            self.leases.detach(key, before)
+        if lease:
+            self.leases.attach(key, lease)
+
     def _note(self, change: Change) -> None:
+        self.history.note(change)
         if len(self._changes) >= CHANGES_MAX:
             self._changes = []
             self._changes_lost = True
@@ -321,7 +363,7 @@ class StateMachine:
         if op.session not in self._sessions:
             if len(self._sessions) >= SESSIONS_MAX:
                 del self._sessions[next(iter(self._sessions))]
-            self._sessions[op.session] = _Session(self.time_ms)
+            self._sessions[op.session] = Session(self.time_ms)
         return OpResult(True, self.revision)
 
     def _expire_sessions(self) -> None:
@@ -339,6 +381,63 @@ class StateMachine:
         self.sealed = Sealed(op.number, op.voters, index)
         return OpResult(True, self.revision)
 
+    # ---- leases ----------------------------------------------------------------------
+
+    def _apply_grant(self, op: GrantLease) -> OpResult:
+        if len(self.leases) >= LEASES_MAX:
+            return self._refused("too_many_leases", f"there are {LEASES_MAX} leases already")
+        self.revision += 1
+        self.leases.grant(self.revision, op.ttl_ms, self.time_ms)
+        return OpResult(True, self.revision)
+
+    def _apply_renew(self, op: RenewLease) -> OpResult:
+        lease = self.leases.living(op.lease, self.time_ms)
+        if lease is None:
+            return self._lease_expired(op.lease)
+        self.leases.renew(lease, self.time_ms)
+        return OpResult(True, self.revision, value=b"%d" % lease.ttl_ms)
+
+    def _apply_revoke(self, op: RevokeLease) -> OpResult:
+        lease = self.leases.living(op.lease, self.time_ms)
+        if lease is None:
+            return self._lease_expired(op.lease)
+        self._end_lease(lease)
+        return OpResult(True, self.revision)
+
+    def _end_lease(self, lease: Lease) -> None:
+        keys = self.leases.end(lease)
+        if keys:
+            self.revision += 1
+        for key in keys:
+            self._unset(key)
+
+    def _expire_leases(self) -> None:
+        left = SWEEP_KEYS_MAX
+        while left > 0 and (lease := self.leases.first_due(self.time_ms)) is not None:
+            left -= 1 + len(lease.keys)
+            self._end_lease(lease)
+
+    def _lease_refuses(self, branch: tuple[Put | Delete, ...]) -> OpResult | None:
+        """What forbids attaching what `branch` puts, all of it together."""
+        new: dict[int, set[bytes]] = {}
+        for op in branch:
+            if not isinstance(op, Put) or not op.lease:
+                continue
+            lease = self.leases.living(op.lease, self.time_ms)
+            if lease is None:
+                return self._lease_expired(op.lease)
+            if op.key not in lease.keys:
+                added = new.setdefault(op.lease, set())
+                added.add(op.key)
+                if len(lease.keys) + len(added) > LEASE_KEYS_MAX:
+                    message = f"lease {op.lease} has {LEASE_KEYS_MAX} keys, as many as it may"
+                    return self._refused("lease_full", message)
+        return None
+
+    def _lease_expired(self, lease: int) -> OpResult:
+        message = f"lease {lease} has ended or never was: grant another one"
+        return self._refused("lease_expired", message)
+
     # ---- whole state -----------------------------------------------------------------
 
     def snapshot(self) -> Callable[[], bytes]:
@@ -353,11 +452,13 @@ class StateMachine:
     def _freeze(self, epoch: int, sealed: Sealed | None) -> Callable[[], bytes]:
         entries = dict(self._entries)
         sessions = [
-            _SessionDump(name, s.used_ms, s.low, list(s.results.items()))
+            SessionDump(name, s.used_ms, s.low, list(s.results.items()))
             for name, s in self._sessions.items()
         ]
         records = self.authority.dump()
         revision, time_ms, office = self.revision, self.time_ms, self.office
+        leases = self.leases.dump()
+        compacted, history = self.history.compacted, self.history.dump()
 
         def encode() -> bytes:
             ordered = [entries[key] for key in sorted(entries)]
@@ -372,6 +473,9 @@ class StateMachine:
                     records,
                     office,
                     sealed,
+                    leases,
+                    compacted,
+                    history,
                 )
             )
 
@@ -388,14 +492,17 @@ class StateMachine:
             authority = AuthorityState.load(self._genesis, dump.records)
         except SwarmError as error:
             raise CorruptFile(f"the stored authority log is not sound: {error}") from error
+        leases = _leases_of(dump)
         self._clear()
         self.authority = authority
         self.epoch, self.revision, self.time_ms = dump.epoch, dump.revision, dump.time_ms
         self.office, self.sealed = dump.office, dump.sealed
         self._entries = {entry.key: entry for entry in dump.entries}
         self._keys = SortedList(self._entries)
+        self.leases = leases
+        self.history = History(dump.compacted, dump.history)
         for stored in dump.sessions:
-            session = _Session(stored.used_ms, stored.low)
+            session = Session(stored.used_ms, stored.low)
             session.results = dict(stored.results)
             self._sessions[stored.session] = session
         self._changes_lost = True
@@ -411,7 +518,36 @@ def _decode_state(raw: bytes) -> _StateDump:
         raise CorruptFile(f"a state of format {state.format}; this version reads {STATE_FORMAT}")
     if len(state.sessions) > SESSIONS_MAX or len(state.records) > RECORDS_MAX:
         raise CorruptFile("a state with more sessions or records than are allowed")
+    if len(state.leases) > LEASES_MAX:
+        raise CorruptFile("a state with more leases than are allowed")
     return state
+
+
+def _leases_of(dump: _StateDump) -> Leases:
+    leases = Leases(dump.leases)
+    for entry in dump.entries:
+        if entry.lease:
+            if leases.get(entry.lease) is None:
+                raise CorruptFile("a state with a key of a lease that it does not hold")
+            leases.attach(entry.key, entry.lease)
+    return leases
+
+
+def _takes_office(batch: Batch) -> bool:
+    group = batch.groups[0] if batch.groups else None
+    return group is not None and bool(group.ops) and isinstance(group.ops[0], TakeOffice)
+
+
+def _shown(key: bytes) -> str:
+    return repr(key[:80].decode("utf-8", "backslashreplace"))
+
+
+def _integer(value: bytes) -> int | None:
+    """The decimal integer in `value`, as `Add` writes it; None if it is something else."""
+    digits = value[1:] if value[:1] == b"-" else value
+    if not digits.isdigit() or len(digits) > _DIGITS_MAX:
+        return None
+    return int(value)
 
 
 def state_digest(body: bytes) -> bytes:

@@ -1,0 +1,94 @@
+"""The latest changes of watched keys: what a watch can go back to.
+
+Rules:
+- It is part of the replicated state: which changes are kept is a function of the log alone,
+  so every voter answers a watch alike and snapshots and epochs carry it.
+- Only keys under `WATCHED_PREFIXES` are kept, so that the churn of task records does not push
+  users' changes out.
+- Changes are dropped by whole revisions, oldest first, and the newest revision never. What is
+  at or below `compacted` may be gone; above it nothing is missing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+import msgspec
+
+from swarmd.base.errors import Compacted
+from swarmd.base.limits import HISTORY_BYTES_MAX, HISTORY_CHANGES_MAX
+from swarmd.state.raft.messages import WATCHED_PREFIXES
+
+
+class Change(msgspec.Struct, frozen=True, array_like=True):
+    """A key got a value (None: was deleted) at a revision."""
+
+    revision: int
+    key: bytes
+    value: bytes | None
+
+
+class History:
+    """See the module."""
+
+    def __init__(self, compacted: int = 0, changes: Iterable[Change] = ()) -> None:
+        self.compacted = compacted
+        self._changes = deque(changes)
+        self._bytes = sum(map(_size, self._changes))
+
+    @property
+    def newest(self) -> int:
+        """The revision of the newest change that is or was kept."""
+        return self._changes[-1].revision if self._changes else self.compacted
+
+    def note(self, change: Change) -> None:
+        """Keep `change` if it is watched, and drop what is then too much."""
+        if not change.key.startswith(WATCHED_PREFIXES):
+            return
+        changes = self._changes
+        changes.append(change)
+        self._bytes += _size(change)
+        while len(changes) > HISTORY_CHANGES_MAX or self._bytes > HISTORY_BYTES_MAX:
+            oldest = changes[0].revision
+            if oldest == change.revision:
+                return
+            self.compacted = oldest
+            while changes[0].revision == oldest:
+                self._bytes -= _size(changes.popleft())
+
+    def since(self, revision: int, prefix: bytes) -> list[Change]:
+        """Changes of keys under `prefix` from `revision` on, in order.
+
+        Raises:
+            Compacted: some of them are no longer kept.
+        """
+        if revision <= self.compacted:
+            raise Compacted(
+                f"changes up to revision {self.compacted} are no longer kept; the oldest that "
+                f"can be had is {self.compacted + 1}: read the keys, then watch from there"
+            )
+        found: list[Change] = []
+        for change in reversed(self._changes):
+            if change.revision < revision:
+                break
+            if change.key.startswith(prefix):
+                found.append(change)
+        found.reverse()
+        return found
+
+    def at(self, revision: int, key: bytes) -> Change | None:
+        """The change of `key` at `revision`, if it is kept."""
+        for change in reversed(self._changes):
+            if change.revision < revision:
+                break
+            if change.revision == revision and change.key == key:
+                return change
+        return None
+
+    def dump(self) -> list[Change]:
+        return list(self._changes)
+
+
+def _size(change: Change) -> int:
+    return len(change.key) + len(change.value or b"")
