@@ -24,7 +24,8 @@ from swarmd.base.errors import (
     TimedOut,
     Unreachable,
 )
-from swarmd.client import MSGPACK, ApiError, Client, TaskInput, default_socket
+from swarmd.client import ApiError, Client, TaskInput, default_socket
+from swarmd.client.requests import MSGPACK
 
 
 class Scripted:
@@ -175,8 +176,8 @@ def test_no_quorum_is_told_at_once_unless_asked_to_wait(
 def test_many_and_large_tasks_go_in_several_requests(
     pair: tuple[LiveGateway, LiveGateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("swarmd.client.REQUEST_BYTES", 1_000)
-    monkeypatch.setattr("swarmd.client.SUBMIT_TASKS_MAX", 4)
+    monkeypatch.setattr("swarmd.client.calls.REQUEST_BYTES", 1_000)
+    monkeypatch.setattr("swarmd.client.calls.SUBMIT_TASKS_MAX", 4)
     client = Client(pair[0].socket)
     found = client.submit([{"agent": "echo", "input": "x" * 300} for _ in range(9)])
     assert len({one.id for one in found}) == 9

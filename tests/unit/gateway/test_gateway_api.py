@@ -474,7 +474,7 @@ def test_many_inputs_are_stored_ahead_of_the_job(
     client: Client, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What does not fit one request travels as blobs, the largest first."""
-    monkeypatch.setattr("swarmd.client.REQUEST_BYTES", 2_000)
+    monkeypatch.setattr("swarmd.client.calls.REQUEST_BYTES", 2_000)
     items = [ItemInput(name=str(n), input="x" * 100 * n) for n in range(1, 10)]
     client.submit_job(JOB, items)
     assert isinstance(services.tasks, FakeTasks)
