@@ -48,6 +48,8 @@ MESSAGES = [
     (m.STORE, m.Forward((m.Group(SESSION, 1, 2, (m.Put(b"k", b"v"),)),))),
     (m.STORE, m.Results(((m.OpResult(True, 1),),))),
     (m.STORE, m.Got((m.Entry(b"k", b"v", 1, 2),), True, ((0, 5),))),
+    (m.STORE, m.Watched((m.Change(3, b"u/k", b"v"), m.Change(3, b"u/l", None)), 3, ((0, 5),))),
+    (m.STORE, m.LeasesGot((m.LeaseInfo(4, 5_000, 20, 1),), (b"u/k",))),
     (m.STORE, m.Redirect(b"n", 1, "x")),
     (m.RAFT, m.Packet(b"e" * 16, b"data")),
     (m.EPOCH, m.Certificates((b"c",))),

@@ -6,6 +6,7 @@ import pytest
 import trio
 from store_swarm import Swarm, running_swarm
 
+from swarmd.base.errors import LeaseExpired
 from swarmd.state.raft.messages import GrantLease, Operation, OpResult, Put, RenewLease
 from swarmd.state.raft.replica import Replica
 
@@ -65,6 +66,30 @@ async def test_renewals_from_a_node_without_a_seat_keep_it(
             assert (await do(swarm, 1, RenewLease(lease))).ok
         assert 1.5 < await gone_after(swarm, 1, b"u/a") < 2.5
         assert (await do(swarm, 1, RenewLease(lease))).code == "lease_expired"
+
+
+@pytest.mark.parametrize("node", [0, 1, 2, 3])
+async def test_leases_are_seen_from_each_node(
+    autojump_clock: trio.testing.MockClock, node: int
+) -> None:
+    async with running_swarm() as swarm:
+        await swarm.start(0, 1, 2)
+        await swarm.voters_are(0, 1, 2)
+        await swarm.start(3)
+        assert await swarm.store(node).leases() == []
+        first = await leased(swarm, 0, b"u/b", 10_000)
+        await swarm.store(0).propose([Put(b"u/a", b"", lease=first)])
+        second = await leased(swarm, 0, b"c/x", 3_600_000)
+        infos = await swarm.store(node).leases()
+        assert [(one.id, one.ttl_ms, one.keys) for one in infos] == [
+            (first, 10_000, 2),
+            (second, 3_600_000, 1),
+        ]
+        assert 9_000 < infos[0].left_ms <= 10_000
+        info, keys = await swarm.store(node).lease(first)
+        assert (info.id, keys) == (first, (b"u/a", b"u/b"))
+        with pytest.raises(LeaseExpired, match="lease 7777 has ended or never was"):
+            await swarm.store(node).lease(7777)
 
 
 async def test_an_idle_store_proposes_nothing(

@@ -14,7 +14,9 @@ from swarmd.base.limits import BATCH_OPERATIONS_MAX, ENTRY_BYTES_MAX, KIB
 from swarmd.mesh.link import Inbound
 from swarmd.observe.metrics import DROPPED
 from swarmd.state.raft import messages as m
+from swarmd.state.raft.reads import leases_in
 from swarmd.state.raft.replica import Replica
+from swarmd.state.raft.watching import Watches
 from swarmd.wire.codec import Message
 
 REQUESTS_MAX: Final = 2_000
@@ -49,8 +51,9 @@ class Asked(Protocol):
 class Answers:
     """Serves the `store` family; a bounded number of requests at a time."""
 
-    def __init__(self, store: Asked, nursery: trio.Nursery) -> None:
+    def __init__(self, store: Asked, watches: Watches, nursery: trio.Nursery) -> None:
         self._store = store
+        self._watches = watches
         self._nursery = nursery
         self._running = 0
         # (peer, upload) -> pieces so far; the oldest goes when there are too many.
@@ -94,6 +97,11 @@ class Answers:
             case m.ReadIndexAsk():
                 time_ms = self._store.store_time_ms
                 return await self._read(False, lambda s: m.Revision(s.revision, time_ms()))
+            case m.WatchAsk():
+                return await self._watches.answer(message) or self._redirect("not_a_voter")
+            case m.LeasesAsk(lease):
+                time_ms = self._store.store_time_ms
+                return await self._read(False, lambda s: leases_in(s, lease, time_ms()))
             case m.HandOver():
                 if self._store.serving() is None:
                     return self._redirect("not_coordinator")
@@ -184,9 +192,18 @@ def _got(entries: list[m.Entry], *, more: bool) -> m.Got:
 
 
 def _piece(state: Any, key: bytes, revision: int, offset: int) -> m.Piece:
-    entry = state.get(key) if state is not None else None
-    if entry is None or entry.mod_revision != revision:
+    value = _value_at(state, key, revision) if state is not None else None
+    if value is None:
         raise Conflict("the value has changed since")
-    if not 0 <= offset < len(entry.value):
-        raise BadRequest(f"a value of {len(entry.value)} bytes has no offset {offset}")
-    return m.Piece(len(entry.value), entry.value[offset : offset + m.PIECE_BYTES])
+    if not 0 <= offset < len(value):
+        raise BadRequest(f"a value of {len(value)} bytes has no offset {offset}")
+    return m.Piece(len(value), value[offset : offset + m.PIECE_BYTES])
+
+
+def _value_at(state: Any, key: bytes, revision: int) -> bytes | None:
+    """The value that `key` got at `revision`, if it has it still or the history keeps it."""
+    entry: m.Entry | None = state.get(key)
+    if entry is not None and entry.mod_revision == revision:
+        return entry.value
+    change: m.Change | None = state.history.at(revision, key)
+    return None if change is None else change.value

@@ -7,13 +7,12 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from swarmd.base.errors import NotCoordinator, RemoteError, SwarmError, Unavailable
+from swarmd.base.errors import NotCoordinator, RemoteError, SwarmError, Unavailable, Unreachable
 from swarmd.base.ids import NodeId
 from swarmd.base.rng import Rng
 from swarmd.mesh.link import Lane, Link
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.keeper import Keeper
-from swarmd.state.raft.messages import Entry
 from swarmd.wire.codec import Message
 
 # One try; a coordinator that answers no sooner is asked again, or another one is.
@@ -115,6 +114,24 @@ class Caller:
         if redirect.number > self._keeper.chain.head.number:
             await self._keeper.ask_chain(peer)
 
+    def other_voter(self, voter: NodeId | None) -> NodeId | None:
+        """A voter that is neither this node nor, if there is a choice, `voter`."""
+        voters = [v for v in self._keeper.chain.head.node_ids if v != self._link.node_id]
+        others = [v for v in voters if v != voter] or voters
+        return self._rng.choice(others) if others else None
+
+    async def ask_voter(self, voter: NodeId, message: Message, timeout_s: float) -> Any:
+        """Ask a certain voter. One that is none any more, or not there, is Unavailable."""
+        try:
+            answer = await self._link.request(m.STORE, voter, message, timeout_s=timeout_s)
+        except Unreachable:
+            await self._keeper.ask_somebody()  # The voters may be others by now.
+            raise
+        if isinstance(answer, m.Redirect):
+            await self._redirected(voter, answer)
+            raise NotCoordinator("that node holds no copy of the strong store now")
+        return answer
+
     async def ask_any_voter(self, message: Message) -> tuple[Any, NodeId]:
         voters = [v for v in self._keeper.chain.head.node_ids if v != self._link.node_id]
         self._rng.shuffle(voters)
@@ -149,18 +166,19 @@ class Caller:
         for position, size in answer.large:
             if not 0 <= position < len(entries):
                 raise RemoteError("a large value of no entry")
-            entries[position] = await self._fetch_large(peer, entries[position], size)
+            entry = entries[position]
+            value = await self.fetch_value(peer, entry.key, entry.mod_revision, size)
+            entries[position] = msgspec.structs.replace(entry, value=value)
         return m.Got(tuple(entries), answer.more)
 
-    async def _fetch_large(self, peer: NodeId, entry: Entry, size: int) -> Entry:
+    async def fetch_value(self, peer: NodeId, key: bytes, revision: int, size: int) -> bytes:
+        """The value that `key` got at `revision`, piece by piece."""
         pieces: list[bytes] = []
         have = 0
         while have < size:
-            ask = m.PieceAsk(entry.key, entry.mod_revision, have)
-            piece = await self._ask(peer, ask)
+            piece = await self._ask(peer, m.PieceAsk(key, revision, have))
             if not isinstance(piece, m.Piece) or not piece.data or piece.total != size:
                 raise RemoteError("a value that does not continue")
             pieces.append(piece.data)
             have += len(piece.data)
-        value = b"".join(pieces)
-        return msgspec.structs.replace(entry, value=value)
+        return b"".join(pieces)

@@ -14,19 +14,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-import msgspec
-
 from swarmd.base.errors import Compacted
 from swarmd.base.limits import HISTORY_BYTES_MAX, HISTORY_CHANGES_MAX
-from swarmd.state.raft.messages import WATCHED_PREFIXES
-
-
-class Change(msgspec.Struct, frozen=True, array_like=True):
-    """A key got a value (None: was deleted) at a revision."""
-
-    revision: int
-    key: bytes
-    value: bytes | None
+from swarmd.state.raft.messages import WATCHED_PREFIXES, Change
 
 
 class History:

@@ -326,7 +326,7 @@ class Got(Message, frozen=True, tag=10):
 
 
 class PieceAsk(Message, frozen=True, tag=11):
-    """Bytes of the value that `key` has since `revision`; answered by `Piece`."""
+    """Bytes of the value that `key` got at `revision`; answered by `Piece`."""
 
     key: bytes
     revision: int
@@ -350,6 +350,60 @@ class LeaderAsk(Message, frozen=True, tag=15):
     """Answered by `Redirect`."""
 
 
+class Change(_Part, frozen=True):
+    """A key got a value (None: was deleted) at a revision."""
+
+    revision: int
+    key: bytes
+    value: bytes | None
+
+
+class WatchAsk(Message, frozen=True, tag=16):
+    """Changes under `prefix` from `revision` on, without the first `skip` of that revision.
+
+    Answered by `Watched` as soon as there are any, or after `wait_ms`.
+    """
+
+    prefix: bytes
+    revision: int
+    skip: int
+    wait_ms: int
+
+
+class Watched(Message, frozen=True, tag=17):
+    """Changes in order; with them, and those skipped, all up to `revision` is told.
+
+    Changes above `revision` are the beginning of the one that follows. A value that would not
+    fit is left empty and named in `large` by (position, bytes).
+    """
+
+    changes: tuple[Change, ...]
+    revision: int
+    large: tuple[tuple[int, int], ...] = ()
+
+
+class LeasesAsk(Message, frozen=True, tag=18):
+    """The lease of this id and its keys; 0: all leases. Answered by `LeasesGot`."""
+
+    lease: int
+
+
+class LeaseInfo(_Part, frozen=True):
+    """A lease: how long it has, and how many keys go with it."""
+
+    id: int
+    ttl_ms: int
+    left_ms: int
+    keys: int
+
+
+class LeasesGot(Message, frozen=True, tag=19):
+    """Leases, the oldest first. `keys` are the first ones, sorted, of the one asked for."""
+
+    leases: tuple[LeaseInfo, ...]
+    keys: tuple[bytes, ...] = ()
+
+
 STORE: Final = Family(
     "store",
     Forward,
@@ -367,6 +421,10 @@ STORE: Final = Family(
     HandOver,
     Done,
     LeaderAsk,
+    WatchAsk,
+    Watched,
+    LeasesAsk,
+    LeasesGot,
     format_number=2,
 )
 

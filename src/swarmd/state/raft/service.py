@@ -3,8 +3,6 @@
 Rules:
 - Only the coordinator proposes: the leader that has applied its own `TakeOffice`, whose
   revision is the fence of the office. Every other node forwards to it.
-- A linearizable read asks the coordinator, which answers after a read round, unless the epoch
-  was sealed meanwhile: that is looked at last, just before the answer.
 - Nothing waits longer than its timeout; then it raises `NoQuorum`.
 - Store time is the last stamp of the state plus this coordinator's monotonic time since it
   took office. It never falls and knows no wall clock.
@@ -12,17 +10,16 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, TypeVar
+from typing import Final
 
 import trio
 
 from swarmd.base.clock import Clock
 from swarmd.base.disk import Disk
 from swarmd.base.errors import (
-    Conflict,
-    Moved,
+    LeaseExpired,
     RemoteError,
     SwarmError,
     TimedOut,
@@ -44,18 +41,17 @@ from swarmd.state.raft.keeper import Keeper, MembersView
 from swarmd.state.raft.leaseclock import run_lease_clock
 from swarmd.state.raft.messages import Entry, Operation, OpResult
 from swarmd.state.raft.pipe import RETRY_MAX_S, RETRY_MIN_S, Pipe, no_quorum
+from swarmd.state.raft.reads import Reads
 from swarmd.state.raft.replica import Replica
 from swarmd.state.raft.seats import Seats
 from swarmd.state.raft.statemachine import Change, StateMachine
 from swarmd.state.raft.storage import EpochFiles
 from swarmd.state.raft.views import Office, StoreStatus
+from swarmd.state.raft.watching import Watches
 
 __all__ = ["Change", "Entry", "Office", "Store", "StoreStatus", "open_store"]
 
-T = TypeVar("T")
-
 DEFAULT_TIMEOUT_S: Final = 5.0
-PAGE_ENTRIES_MAX: Final = 1_000
 CHANGES_WAITING_MAX: Final = 1_000
 OFFICES_WAITING_MAX: Final = 100
 _log = get_logger("raft")
@@ -91,7 +87,6 @@ class Store:
         self._offices: Feed[Office | None] = Feed(OFFICES_WAITING_MAX)
         self._feed: Feed[list[Change]] = Feed(CHANGES_WAITING_MAX)
         self._emitted_revision = 0
-        self._applied = trio.Event()
         self._time_base: tuple[int, float] = (0, clock.now())
         genesis = trust.genesis
         chain = Chain(genesis)
@@ -121,6 +116,10 @@ class Store:
             on_applied=self._on_applied,
         )
         self._caller = Caller(self._keeper, link, derive(rng, "caller"), nursery)
+        self._reads = Reads(
+            self._keeper, self._caller, self.serving, self.store_time_ms, derive(rng, "reads")
+        )
+        self._watches = Watches(self._keeper, self._caller, self._reads, derive(rng, "watches"))
         self._pipe = Pipe(self._submit, clock=clock, rng=derive(rng, "pipe"), nursery=nursery)
         self._seats = Seats(
             keeper=self._keeper,
@@ -186,55 +185,17 @@ class Store:
 
         On a voter, `local` has reached it on return. Raises NoQuorum.
         """
-        return await self._until(self._try_read_index, timeout_s)
+        return await self._reads.read_index(timeout_s)
 
     async def read_time_ms(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
         """Store time at the coordinator, in milliseconds, from any node. Raises NoQuorum."""
-
-        async def attempt() -> int:
-            replica = self.serving()
-            if replica is not None:
-                await self.barrier(replica)
-                return self.store_time_ms()
-            answer = await self._caller.ask_coordinator(m.ReadIndexAsk())
-            if not isinstance(answer, m.Revision):
-                raise RemoteError("not a revision")
-            return answer.time_ms
-
-        return await self._until(attempt, timeout_s)
-
-    async def _try_read_index(self) -> int:
-        replica = self.serving()
-        if replica is not None:
-            await self.barrier(replica)
-            return replica.state.revision
-        answer = await self._caller.ask_coordinator(m.ReadIndexAsk())
-        if not isinstance(answer, m.Revision):
-            raise RemoteError("not a revision")
-        replica = self._keeper.replica
-        while replica is not None and replica.state.revision < answer.revision:
-            if replica.state.sealed is not None:
-                raise Moved("the epoch was sealed")
-            with trio.move_on_after(ATTEMPT_TIMEOUT_S) as scope:
-                await self._applied.wait()
-            if scope.cancelled_caught:
-                raise TimedOut("this voter lags behind")
-            replica = self._keeper.replica
-        return answer.revision
+        return await self._reads.read_time_ms(timeout_s)
 
     async def get(
         self, key: bytes, *, stale: bool = False, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> Entry | None:
         """The entry of `key`, or None; linearizable unless `stale`. Raises NoQuorum."""
-
-        async def attempt() -> Entry | None:
-            here = await self._readable_here(stale)
-            if here is not None:
-                return here.get(key)
-            got = await self._caller.ask_entries(m.GetAsk(key, stale), stale)
-            return got.entries[0] if got.entries else None
-
-        return await self._until(attempt, timeout_s)
+        return await self._reads.get(key, stale, timeout_s)
 
     async def range(
         self,
@@ -250,60 +211,35 @@ class Store:
         Linearizable unless `stale`; a range that takes several answers is linearizable page
         by page. Raises NoQuorum.
         """
-        found: list[Entry] = []
+        return await self._reads.range(prefix, after, limit, stale, timeout_s)
 
-        async def attempt() -> bool:
-            nonlocal after
-            wanted = limit - len(found)
-            here = await self._readable_here(stale)
-            if here is not None:
-                found.extend(here.range(prefix, after, wanted))
-                return True
-            ask = m.RangeAsk(prefix, after, min(wanted, PAGE_ENTRIES_MAX), stale)
-            got = await self._caller.ask_entries(ask, stale)
-            found.extend(got.entries)
-            if got.entries:
-                after = got.entries[-1].key
-            return not got.more or len(found) >= limit
+    async def leases(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> list[m.LeaseInfo]:
+        """Every lease that lives, the oldest first; linearizable. Raises NoQuorum."""
+        return list((await self._reads.leases(0, timeout_s)).leases)
 
-        with trio.move_on_after(timeout_s):
-            while limit > 0 and not await self._until(attempt, timeout_s):
-                pass
-            return found
-        raise no_quorum(timeout_s, None)
+    async def lease(
+        self, lease: int, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> tuple[m.LeaseInfo, tuple[bytes, ...]]:
+        """One lease and the first of its keys, sorted; linearizable.
 
-    async def _readable_here(self, stale: bool) -> StateMachine | None:
-        """The state to read from on this node, if it can answer."""
-        replica = self._keeper.replica
-        if stale:
-            return replica.state if replica is not None else None
-        replica = self.serving()
-        if replica is None:
-            return None
-        await self.barrier(replica)
-        return replica.state
+        Raises:
+            LeaseExpired: it has ended or never was.
+            NoQuorum: no majority within `timeout_s`.
+        """
+        got = await self._reads.leases(lease, timeout_s)
+        if not got.leases:
+            raise LeaseExpired(f"lease {lease} has ended or never was: grant another one")
+        return got.leases[0], got.keys
+
+    def watch(
+        self, prefix: bytes, from_revision: int | None = None
+    ) -> AsyncGenerator[tuple[list[Change], int], None]:
+        """Changes of keys under `prefix`, from a revision on, for ever. See `Watches.watch`."""
+        return self._watches.watch(prefix, from_revision)
 
     async def barrier(self, replica: Replica) -> None:
         """Wait until `replica` may be read linearizably. Raises Unavailable."""
-        with trio.move_on_after(ATTEMPT_TIMEOUT_S) as scope:
-            await replica.barrier()
-        if scope.cancelled_caught:
-            raise TimedOut("the voters did not answer in time")
-        if replica is not self._keeper.replica or replica.state.sealed is not None:
-            raise Moved("the epoch was sealed")
-
-    async def _until(self, attempt: Callable[[], Awaitable[T]], timeout_s: float) -> T:
-        trouble: SwarmError | None = None
-        delay_s = RETRY_MIN_S
-        with trio.move_on_after(timeout_s):
-            while True:
-                try:
-                    return await attempt()
-                except (Unavailable, RemoteError, Conflict) as error:
-                    trouble = error
-                await trio.sleep(delay_s * self._rng.uniform(0.5, 1.0))
-                delay_s = min(delay_s * 1.6, RETRY_MAX_S)
-        raise no_quorum(timeout_s, trouble)
+        await self._reads.barrier(replica)
 
     # ---- who coordinates -----------------------------------------------------------------
 
@@ -350,6 +286,7 @@ class Store:
             self._candidacy = (replica.epoch.number, office.term)
             self._nursery.start_soon(self._take_office, replica, office.term)
         self._caller.leader_changed(replica.leader)
+        self._watches.wake()
 
     async def _take_office(self, replica: Replica, term: int) -> None:
         self._time_base = (replica.state.time_ms, self._clock.now())
@@ -386,8 +323,8 @@ class Store:
             self._feed.close()
             self._emitted_revision = replica.state.revision
         self._feed_trust()
-        self._applied.set()
-        self._applied = trio.Event()
+        self._reads.state_moved()
+        self._watches.wake()
 
     def _on_applied(self, replica: Replica) -> None:
         if replica is not self._keeper.replica:
@@ -399,8 +336,8 @@ class Store:
         elif changes:
             self._feed.emit(changes)
         self._feed_trust()
-        self._applied.set()
-        self._applied = trio.Event()
+        self._reads.state_moved()
+        self._watches.state_moved()
         if replica.state.sealed is not None:
             self._set_office(None)
             self._keeper.seal_applied(replica)
@@ -542,7 +479,7 @@ class Store:
     def start(self) -> None:
         """Open the inboxes and start every loop."""
         nursery, keeper, link = self._nursery, self._keeper, self._link
-        answers = Answers(self, nursery)
+        answers = Answers(self, self._watches, nursery)
         nursery.start_soon(keeper.receive_packets, link.open_inbox(m.RAFT, size=1_000))
         nursery.start_soon(keeper.receive, link.open_inbox(m.EPOCH, size=200))
         nursery.start_soon(answers.run, link.open_inbox(m.STORE, size=1_000))

@@ -34,13 +34,14 @@ from swarmd.identity.authority import RECORDS_MAX, AuthorityState
 from swarmd.identity.entries import encode_record
 from swarmd.identity.genesis import Genesis
 from swarmd.state.raft.bounds import NUMBER_MAX, problem_of
-from swarmd.state.raft.history import Change, History
+from swarmd.state.raft.history import History
 from swarmd.state.raft.leases import Lease, LeaseDump, Leases
 from swarmd.state.raft.messages import (
     RAN_OTHERWISE,
     Add,
     AuthorityEntry,
     Batch,
+    Change,
     Compare,
     Delete,
     Entry,
