@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import msgspec
@@ -15,6 +15,9 @@ from swarmd.base.limits import SUBMIT_TASKS_MAX
 from swarmd.client.requests import RETRY_PAUSE_S, Requests
 from swarmd.gateway import shapes
 from swarmd.gateway.shapes import ItemInput, TaskInput
+
+if TYPE_CHECKING:
+    from swarmd.client.keystream import KeyStream
 
 # Requests are cut at about this size, so that neither side holds more of them in memory.
 REQUEST_BYTES: Final = 16 * 1024 * 1024
@@ -104,6 +107,16 @@ class Client(Requests):
     ) -> list[shapes.KvEntry]:
         query = {"prefix": prefix, "after": after, "limit": str(limit)}
         return self._get("/kv", list[shapes.KvEntry], query)
+
+    def key_stream(self) -> KeyStream:
+        """Many operations on keys under way at once, each with its own answer.
+
+        On a connection of its own to the first daemon that answers, which forwards to the
+        coordinator by itself, so `node` does not apply. Raises DaemonDown.
+        """
+        from swarmd.client.keystream import KeyStream
+
+        return KeyStream(self._connect(), timeout_s=self._timeout_s)
 
     # ---- agents ----------------------------------------------------------------------
 

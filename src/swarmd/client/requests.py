@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -193,6 +194,21 @@ class Requests:
             return response
         if broke:
             raise Unreachable(f"the daemon at {broke} went away during the request")
+        raise DaemonDown("no swarmd answers at " + ", ".join(tried))
+
+    def _connect(self) -> socket.socket:
+        """A socket of its own to the first daemon that answers. Raises DaemonDown."""
+        tried: list[str] = []
+        for path in self._sockets[self._current :] + self._sockets[: self._current]:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.settimeout(self._timeout_s)
+            try:
+                connection.connect(path)
+            except OSError as error:
+                connection.close()
+                tried.append(f"{path} ({why_broken(error)})")
+            else:
+                return connection
         raise DaemonDown("no swarmd answers at " + ", ".join(tried))
 
     @property

@@ -14,6 +14,7 @@ from swarmd.gateway.http import drain, error_answer
 from swarmd.gateway.routes.agents import AgentRoutes
 from swarmd.gateway.routes.cluster import Cluster
 from swarmd.gateway.routes.jobs import JobRoutes
+from swarmd.gateway.routes.keystream import KeyStreams
 from swarmd.gateway.routes.kv import Kv
 from swarmd.gateway.routes.tasks import TaskRoutes
 from swarmd.observe.log import get_logger
@@ -37,6 +38,7 @@ class Api:
             *TaskRoutes(context).routes(),
             *Cluster(context).routes(),
             *Kv(context).routes(),
+            *KeyStreams(context).routes(),
             *AgentRoutes(context).routes(),
             *JobRoutes(context).routes(),
         ]

@@ -162,6 +162,11 @@ async def drain(request: Request, budget: Budget) -> None:
             state[_READ] = not message.get("more_body", False)
 
 
+def leave_body(request: Request) -> None:
+    """Have nobody but the answer itself read the body, while it runs."""
+    request.scope.setdefault("swarmd", {})[_READ] = True
+
+
 def release_body(scope: Scope, budget: Budget) -> None:
     """Give back what the request's body took."""
     budget.give_back(scope.get("swarmd", {}).pop(_HELD, 0))
@@ -235,7 +240,14 @@ def error_answer(request: Request, error: SwarmError) -> Response:
     return answer(request, error_body(error), status=status_of(error))
 
 
-class Stream:
+class Running:
+    """A response that goes on for long: it counts as a request until it has ended."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise NotImplementedError
+
+
+class Stream(Running):
     """An answer in many messages; an ASGI response.
 
     It starts with the first message, so that an error before it gets its own status. It ends
@@ -375,7 +387,7 @@ def guarded(endpoint: Endpoint, budget: Budget) -> Endpoint:
             with budget:
                 try:
                     response = await endpoint(request)
-                    if isinstance(response, Stream):
+                    if isinstance(response, Running):
                         release_body(request.scope, budget)
                         return _Counted(response, budget)
                     return response
@@ -395,7 +407,7 @@ def guarded(endpoint: Endpoint, budget: Budget) -> Endpoint:
 class _Counted:
     """A stream that counts as a request while it runs."""
 
-    def __init__(self, stream: Stream, budget: Budget) -> None:
+    def __init__(self, stream: Running, budget: Budget) -> None:
         self._stream = stream
         self._budget = budget
 

@@ -84,11 +84,27 @@ class SettingInfo(Struct, frozen=True, kw_only=True):
     source: str
 
 
+class ErrorInfo(Struct, frozen=True, kw_only=True):
+    code: str
+    message: str
+    retryable: bool = False
+
+
 class KvEntry(Struct, frozen=True, kw_only=True):
     key: str
     value: bytes
     create_revision: int
     mod_revision: int
+
+
+class KeyDone(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of one operation of a stream of them."""
+
+    id: int
+    revision: int = 0
+    """The one that it was given; for a get, the key's."""
+    value: bytes | None = None
+    error: ErrorInfo | None = None
 
 
 class AgentInfo(Struct, frozen=True, kw_only=True):
@@ -122,12 +138,6 @@ class Instances(Struct, frozen=True, kw_only=True):
 class BlobInfo(Struct, frozen=True, kw_only=True):
     hash: bytes
     size: int
-
-
-class ErrorInfo(Struct, frozen=True, kw_only=True):
-    code: str
-    message: str
-    retryable: bool = False
 
 
 class Submitted(Struct, frozen=True, kw_only=True):

@@ -83,8 +83,13 @@ class StoreEntry:
 
 
 class FakeStore:
+    """One that answers at once, unless it is told to wait at `gate`."""
+
     def __init__(self, voters: Sequence[str]) -> None:
         self.entries: dict[bytes, StoreEntry] = {}
+        self.gate: trio.Event | None = None
+        self.batches: list[int] = []
+        self.is_voter = True
         self.revision = 0
         self.no_quorum = False
         self.authority: list[bytes] = []
@@ -112,7 +117,19 @@ class FakeStore:
     async def propose(self, ops: Sequence[Any], *, timeout_s: float = 5.0) -> list[OpResult]:
         if self.no_quorum:
             raise NoQuorum("no majority of the voters answers")
+        self.batches.append(len(ops))
+        if self.gate is not None:
+            await self.gate.wait()
         return [self._apply(op) for op in ops]
+
+    @property
+    def local(self) -> Any:
+        return self.entries if self.is_voter else None
+
+    async def read_index(self) -> int:
+        if self.no_quorum:
+            raise NoQuorum("no majority of the voters answers")
+        return self.revision
 
     def _apply(self, op: Any) -> OpResult:
         self.revision += 1

@@ -61,7 +61,7 @@ class Kv:
     async def get(self, request: Request) -> Response:
         store = self._services.need(self._services.store)
         key = request.path_params["key"]
-        found = await store.get(_key(key), stale=query_flag(request, "stale"))
+        found = await store.get(user_key(key), stale=query_flag(request, "stale"))
         if found is None:
             raise NotFound(f"there is no key {key!r}")
         return answer(request, _shape(found))
@@ -69,7 +69,7 @@ class Kv:
     async def put(self, request: Request) -> Response:
         """Write a value: raw octets with ?expect=, or a `PutBody`."""
         key = request.path_params["key"]
-        raw_key = _key(key)
+        raw_key = user_key(key)
         if request.headers.get("content-type", "") == _OCTETS and not is_msgpack(request):
             value = await read_body(request, self._context.budget)
             expect = _expect(request)
@@ -89,9 +89,9 @@ class Kv:
         key = request.path_params["key"]
         store = self._services.need(self._services.store)
         expect = _expect(request)
-        if expect is None and await store.get(_key(key)) is None:
+        if expect is None and await store.get(user_key(key)) is None:
             raise NotFound(f"there is no key {key!r}")
-        await self._propose(Delete(_key(key), expect))
+        await self._propose(Delete(user_key(key), expect))
         return answer(request, shapes.Done(message=f"{key} is deleted"))
 
     async def _propose(self, op: Operation) -> OpResult:
@@ -113,7 +113,8 @@ def _encode(text: str) -> bytes:
         raise BadRequest("a key is valid Unicode text") from error
 
 
-def _key(text: str) -> bytes:
+def user_key(text: str) -> bytes:
+    """Where a user's key is in the store. Raises BadRequest, TooLarge."""
     if not text:
         raise BadRequest("a key has at least one character")
     raw = PREFIX + _encode(text)
