@@ -38,6 +38,7 @@ from swarmd.gateway.services import Services
 from swarmd.mesh.service import Mesh, open_mesh
 from swarmd.mesh.swim.service import MemberState
 from swarmd.observe import log, metrics
+from swarmd.observe.loop import LoopWatch
 from swarmd.state.blobs.service import open_blobs
 from swarmd.state.raft.messages import AuthorityEntry
 from swarmd.state.raft.service import Store, open_store
@@ -99,6 +100,7 @@ async def _main(config: Config, folder: DataFolder, start: StartMode) -> None:
         started_at=clock.now(),
         metrics=metrics.render,
     )
+    trio.lowlevel.add_instrument(LoopWatch())
     async with trio.open_nursery() as nursery:
         await nursery.start(_watch_signals, control)
         async with open_gateway(config.gateway, services) as gateway:

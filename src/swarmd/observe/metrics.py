@@ -36,6 +36,11 @@ BYTES = Counter(
 )
 MEMBERS = Gauge("swarmd_members", "Members by state, as seen here", ["state"], registry=REGISTRY)
 TASKS = Gauge("swarmd_tasks", "Tasks by state", ["state"], registry=REGISTRY)
+LOOP_LONGEST_PASS = Gauge(
+    "swarmd_loop_longest_pass_seconds",
+    "Longest time that the node's loop was held up within the last 20 s",
+    registry=REGISTRY,
+)
 
 
 def render() -> bytes:
