@@ -157,6 +157,11 @@ class Journal:
         return self._entries[-1][2]
 
     @property
+    def file_bytes(self) -> int:
+        """Bytes of the file, what was not synced yet included."""
+        return self._position
+
+    @property
     def entry_bytes(self) -> int:
         """Bytes of the entries held, framing included."""
         return self._bytes

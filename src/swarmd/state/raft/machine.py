@@ -152,6 +152,7 @@ class RaftStatus:
     applied_index: int
     last_index: int
     snapshot_index: int
+    journal_bytes: int
     matched: dict[str, int]
     silence_s: dict[str, float]
 
@@ -222,6 +223,7 @@ class RaftMachine:
             core.applied_index,
             core.journal.last_index,
             core.snapshots.index,
+            core.journal.file_bytes,
             dict(sender.match) if leads else {},
             {peer: now - at for peer, at in sender.heard_at.items()} if leads else {},
         )

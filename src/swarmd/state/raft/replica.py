@@ -49,6 +49,7 @@ from swarmd.state.raft.machine import (
 from swarmd.state.raft.messages import RAFT, Batch, Group, OpResult, Packet, encode_batch
 from swarmd.state.raft.statemachine import StateMachine
 from swarmd.state.raft.storage import PrefixDisk
+from swarmd.state.raft.views import Follower, VoterLog
 
 DISK_RETRY_S: Final = 1.0
 _log = get_logger("raft")
@@ -98,6 +99,7 @@ class Replica:
         self.epoch = epoch
         self.state = state
         self.disk_fault = False
+        self._sync_last_s = self._sync_slowest_s = 0.0
         self._link = link
         self._clock = clock
         self._on_office = on_office
@@ -147,6 +149,26 @@ class Replica:
 
     def status(self) -> RaftStatus:
         return self._machine.status(self._clock.now())
+
+    def log(self) -> VoterLog:
+        """How the log is, as told to people."""
+        found = self.status()
+        return VoterLog(
+            role=found.role,
+            term=found.term,
+            fence=self.state.office[1],
+            commit=found.commit_index,
+            applied=found.applied_index,
+            last=found.last_index,
+            snapshot=found.snapshot_index,
+            journal_bytes=found.journal_bytes,
+            sync_last_s=self._sync_last_s,
+            sync_slowest_s=self._sync_slowest_s,
+            followers={
+                self._ids[name]: Follower(found.last_index - held, found.silence_s[name])
+                for name, held in found.matched.items()
+            },
+        )
 
     # ---- running -----------------------------------------------------------------------
 
@@ -238,6 +260,7 @@ class Replica:
     async def _persist(self) -> None:
         """Sync; while the disk refuses, take no step: nothing unsynced is ever relied on."""
         while True:
+            began = self._clock.now()
             try:
                 self._machine.sync()
             except DiskFault as error:
@@ -249,6 +272,8 @@ class Replica:
                 if self.disk_fault:
                     _log.info("the log is durable again")
                 self.disk_fault = False
+                self._sync_last_s = self._clock.now() - began
+                self._sync_slowest_s = max(self._sync_slowest_s, self._sync_last_s)
                 return
 
     def _send(self, effect: SendRaft) -> None:

@@ -409,6 +409,7 @@ class Store:
             may_lose=living - head.majority,
             state=state,
             detail=detail,
+            log=replica.log() if replica is not None else None,
         )
 
     def _health(self, living: int) -> tuple[str, str]:
