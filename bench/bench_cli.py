@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from localswarm import LocalSwarm
+from run import Options
 
 RUNS = 15
 
 
-def run() -> Iterator[tuple[str, float]]:
+def run(options: Options) -> Iterator[tuple[str, float]]:
     root = Path(tempfile.mkdtemp(prefix="swarmd-bench-"))
     try:
         with LocalSwarm(root, 1) as swarm:

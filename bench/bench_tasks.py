@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 from localswarm import LocalSwarm
+from run import Options
 
 from swarmd.client import Client
 
@@ -101,7 +102,7 @@ def recovery(swarm: LocalSwarm) -> Iterator[tuple[str, float]]:
     yield "coordinator_killed_next_task_s", max(times)
 
 
-def run() -> Iterator[tuple[str, float]]:
+def run(options: Options) -> Iterator[tuple[str, float]]:
     root = Path(tempfile.mkdtemp(prefix="swarmd-bench-"))
     try:
         with LocalSwarm(root, 3) as swarm:
