@@ -89,9 +89,9 @@ def test_operations_that_arrive_together_travel_together(keys: KeyStream, store:
 
 def test_one_bad_operation_fails_alone(keys: KeyStream) -> None:
     codes = {
-        keys.put("", b"x"): "bad_request",
-        keys.put("long" * 500, b"x"): "too_large",
-        keys.put("large", b"x" * (MIB + 1)): "too_large",
+        keys.put("", b"x"): "empty_key",
+        keys.put("long" * 500, b"x"): "key_too_long",
+        keys.put("large", b"x" * (MIB + 1)): "value_too_large",
         keys.put("good", b"x"): None,
     }
     found = {one.id: one.error and one.error.code for one in keys.take_all()}

@@ -22,7 +22,8 @@ from swarmd.gateway.http import guarded
 from swarmd.gateway.routes.kv import user_key
 from swarmd.gateway.services import Store, StoreEntry
 from swarmd.gateway.shapes import ErrorInfo, KeyDone
-from swarmd.state.raft.messages import Delete, Operation, OpResult, Put, error_of, problem_of
+from swarmd.state.raft.bounds import problem_of
+from swarmd.state.raft.messages import Delete, Operation, OpResult, Put, error_of
 
 
 class KeyOp(msgspec.Struct, forbid_unknown_fields=True):

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from swarmd.base.errors import BadRequest, NotFound, TooLarge
+from swarmd.base.errors import BadRequest, EmptyKey, KeyTooLong, NotFound
 from swarmd.base.limits import KEY_BYTES_MAX
 from swarmd.gateway import shapes
 from swarmd.gateway.context import Context, query_flag, query_int
@@ -114,12 +114,12 @@ def _encode(text: str) -> bytes:
 
 
 def user_key(text: str) -> bytes:
-    """Where a user's key is in the store. Raises BadRequest, TooLarge."""
+    """Where a user's key is in the store. Raises EmptyKey, KeyTooLong, BadRequest."""
     if not text:
-        raise BadRequest("a key has at least one character")
+        raise EmptyKey("a key has at least one character")
     raw = PREFIX + _encode(text)
     if len(raw) > KEY_BYTES_MAX:
-        raise TooLarge(f"a key has at most {KEY_BYTES_MAX - len(PREFIX)} bytes")
+        raise KeyTooLong(f"a key has at most {KEY_BYTES_MAX - len(PREFIX)} bytes")
     return raw
 
 
