@@ -21,6 +21,7 @@ import click
 
 from swarmd.base.errors import (
     BadRequest,
+    Compacted,
     ConfigError,
     Conflict,
     DataFolderRefused,
@@ -297,6 +298,12 @@ def complete_tasks(
     return _completed(ctx, incomplete, lambda client: [one.id for one in client.tasks().tasks])
 
 
+def complete_leases(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    return _completed(ctx, incomplete, lambda client: [str(one.id) for one in client.leases()])
+
+
 def complete_jobs(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
@@ -312,7 +319,7 @@ def exit_code_of(error: SwarmError) -> int:
         return EXIT_DAEMON_DOWN
     if isinstance(error, Unavailable):
         return EXIT_NO_QUORUM
-    if isinstance(error, NotFound | Conflict):
+    if isinstance(error, NotFound | Conflict | Compacted):
         return EXIT_FAILED
     if isinstance(error, BadRequest | DataFolderRefused | PortTaken | TokenRefused):
         return EXIT_USAGE

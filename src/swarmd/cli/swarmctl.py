@@ -23,6 +23,7 @@ LAZY: Final = {
     "task": (f"{_COMMANDS}.task:task", "Single tasks."),
     "agent": (f"{_COMMANDS}.agent:agent", "Deploy, list, remove agents; read their logs."),
     "kv": (f"{_COMMANDS}.kv:kv", "The swarm's strongly consistent keys."),
+    "lease": (f"{_COMMANDS}.lease:lease", "Rights that end by themselves, and their keys."),
     "token": (f"{_COMMANDS}.token:token", "Tokens that let new nodes join."),
     "stop": (f"{_COMMANDS}.cluster:stop", "End the daemon; it keeps its seat and may return."),
     "leave": (f"{_COMMANDS}.cluster:leave", "End the daemon and hand its voter seat on."),

@@ -74,6 +74,17 @@ def _line(cells: Sequence[str], widths: Sequence[int], *, plain: bool) -> str:
     return (" " * _GAP).join(parts).rstrip()
 
 
+def printable(text: str) -> str:
+    """`text` on one line, with what a terminal would obey shown instead of sent."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    return repr(character)[1:-1]
+
+
 def facts(rows: Sequence[tuple[str, str]]) -> str:
     """Names and what is so, one below the other; long values wrap under themselves."""
     import textwrap

@@ -20,6 +20,15 @@ from __future__ import annotations
 
 from swarmd.client.calls import Client
 from swarmd.client.requests import ApiError, DaemonDown, default_socket
-from swarmd.gateway.shapes import ItemInput, TaskInput
+from swarmd.gateway.shapes import ItemInput, KvCompare, KvOperation, TaskInput
 
-__all__ = ["ApiError", "Client", "DaemonDown", "ItemInput", "TaskInput", "default_socket"]
+__all__ = [
+    "ApiError",
+    "Client",
+    "DaemonDown",
+    "ItemInput",
+    "KvCompare",
+    "KvOperation",
+    "TaskInput",
+    "default_socket",
+]

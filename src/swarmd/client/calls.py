@@ -14,7 +14,7 @@ from swarmd.base.errors import SwarmError, Unreachable
 from swarmd.base.limits import SUBMIT_TASKS_MAX
 from swarmd.client.requests import RETRY_PAUSE_S, Requests
 from swarmd.gateway import shapes
-from swarmd.gateway.shapes import ItemInput, TaskInput
+from swarmd.gateway.shapes import ItemInput, KvCompare, KvOperation, KvTxn, TaskInput
 
 if TYPE_CHECKING:
     from swarmd.client.keystream import KeyStream
@@ -93,9 +93,14 @@ class Client(Requests):
         query = {"stale": "1"} if stale else {}
         return self._get(f"/kv/{quote(key, safe='/')}", shapes.KvEntry, query)
 
-    def kv_put(self, key: str, value: bytes, *, expect: int | None = None) -> shapes.KvEntry:
-        """Write; with `expect` only if the key's revision is that (0: if it does not exist)."""
-        body = {"value": value, "expect": expect}
+    def kv_put(
+        self, key: str, value: bytes, *, expect: int | None = None, lease: int = 0
+    ) -> shapes.KvEntry:
+        """Write; with `expect` only if the key's revision is that (0: if it does not exist).
+
+        With `lease` the key goes when that lease ends. Raises LeaseExpired: it has ended.
+        """
+        body = {"value": value, "expect": expect, "lease": lease}
         return self._call("PUT", f"/kv/{quote(key, safe='/')}", body, kind=shapes.KvEntry)
 
     def kv_delete(self, key: str, *, expect: int | None = None) -> shapes.Done:
@@ -117,6 +122,73 @@ class Client(Requests):
         from swarmd.client.keystream import KeyStream
 
         return KeyStream(self._connect(), timeout_s=self._timeout_s)
+
+    def kv_txn(
+        self,
+        compares: Sequence[KvCompare],
+        then: Sequence[KvOperation],
+        otherwise: Sequence[KvOperation] = (),
+    ) -> shapes.KvTxnDone:
+        """All of `then` if every compare holds, else all of `otherwise`, under one revision.
+
+        Raises:
+            Conflict: an `expect` in the branch did not hold; nothing was applied.
+        """
+        body = KvTxn(compares=list(compares), then=list(then), otherwise=list(otherwise))
+        return self._call("POST", "/txn", body, kind=shapes.KvTxnDone)
+
+    def kv_watch(
+        self, prefix: str = "", *, from_revision: int | None = None, retry_s: float = 30.0
+    ) -> Iterator[shapes.KvChanges]:
+        """Changes of keys that begin with `prefix`, for ever; each once and in order.
+
+        It begins at `from_revision`, or now, with a mark that says where that is. If the
+        daemon goes it is taken up where it was, by the next one or the same.
+
+        Raises:
+            Compacted: the revision is no longer kept: read the keys, then watch from there.
+            SwarmError: no daemon could be asked for `retry_s` seconds, or at first.
+        """
+        begun = False
+        deadline = 0.0
+        while True:
+            query = {"prefix": prefix}
+            if from_revision is not None:
+                query["from"] = str(from_revision)
+            try:
+                for told in self._stream("GET", "/watch", None, shapes.KvChanges, query):
+                    begun = True
+                    deadline = time.monotonic() + retry_s
+                    from_revision = told.revision + 1
+                    yield told
+                raise Unreachable("the stream of changes ended early")
+            except SwarmError as error:
+                if not begun or not error.retryable or time.monotonic() >= deadline:
+                    raise
+                self._next_socket()
+                time.sleep(RETRY_PAUSE_S)
+
+    # ---- leases ----------------------------------------------------------------------
+
+    def lease_grant(self, ttl_s: float) -> shapes.LeaseInfo:
+        """Begin a lease. Raises BadTtl, TooManyLeases."""
+        return self._call("POST", "/leases", {"ttl_s": ttl_s}, kind=shapes.LeaseInfo)
+
+    def lease_renew(self, lease: int) -> shapes.LeaseInfo:
+        """Give the lease its whole time again. Raises LeaseExpired: it has ended."""
+        path = f"/leases/{lease}/renew"
+        return self._call("POST", path, {}, kind=shapes.LeaseInfo, safe=True)
+
+    def lease_revoke(self, lease: int) -> shapes.Done:
+        """End the lease; its keys go with it, under one revision."""
+        return self._call("DELETE", f"/leases/{lease}", kind=shapes.Done)
+
+    def leases(self) -> list[shapes.LeaseInfo]:
+        return self._get("/leases", list[shapes.LeaseInfo])
+
+    def lease(self, lease: int) -> shapes.LeaseInfo:
+        """One lease with the first of its keys. Raises LeaseExpired."""
+        return self._get(f"/leases/{lease}", shapes.LeaseInfo)
 
     # ---- agents ----------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from swarmd.gateway.routes.cluster import Cluster
 from swarmd.gateway.routes.jobs import JobRoutes
 from swarmd.gateway.routes.keystream import KeyStreams
 from swarmd.gateway.routes.kv import Kv
+from swarmd.gateway.routes.leases import LeaseRoutes
 from swarmd.gateway.routes.tasks import TaskRoutes
 from swarmd.observe.log import get_logger
 
@@ -39,6 +40,7 @@ class Api:
             *Cluster(context).routes(),
             *Kv(context).routes(),
             *KeyStreams(context).routes(),
+            *LeaseRoutes(context).routes(),
             *AgentRoutes(context).routes(),
             *JobRoutes(context).routes(),
         ]

@@ -37,8 +37,15 @@ class Context:
         """The body as `kind`. Raises BadRequest, TooLarge, Busy."""
         return await read(request, kind, self.budget)
 
-    def stream(self, request: Request, items: Items) -> Stream:
-        return Stream(request, items, keepalive_s=self.config.keepalive_s, stopping=self.stopping)
+    def stream(self, request: Request, items: Items, *, items_max: int = 256) -> Stream:
+        """`items` as an answer; at most `items_max` wait for a client that reads slowly."""
+        return Stream(
+            request,
+            items,
+            keepalive_s=self.config.keepalive_s,
+            stopping=self.stopping,
+            items_max=items_max,
+        )
 
     async def values_of(
         self, request: Request, inputs: Sequence[tuple[msgspec.Raw | None, BlobRef | None]]

@@ -27,6 +27,7 @@ from swarmd.base.errors import (
     AlreadyExists,
     BadRequest,
     Busy,
+    Compacted,
     Conflict,
     Forbidden,
     MalformedMessage,
@@ -47,7 +48,6 @@ FRAMES: Final = "application/vnd.swarmd.frames"
 NDJSON: Final = "application/x-ndjson"
 LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
-_STREAM_ITEMS_MAX: Final = 256
 _STREAM_BYTES: Final = 256 * 1024
 # Set in a request's state once its body is at its end.
 _READ: Final = "read"
@@ -65,6 +65,7 @@ _STATUS: Final[tuple[tuple[type[SwarmError], int], ...]] = (
     (TokenRefused, 403),
     (Forbidden, 403),
     (TooLarge, 413),
+    (Compacted, 410),
     (AlreadyExists, 409),
     (Conflict, 409),
     (BadRequest, 400),
@@ -256,17 +257,24 @@ class Stream(Running):
     """
 
     def __init__(
-        self, request: Request, items: Items, *, keepalive_s: float, stopping: trio.Event
+        self,
+        request: Request,
+        items: Items,
+        *,
+        keepalive_s: float,
+        stopping: trio.Event,
+        items_max: int = 256,
     ) -> None:
         self._request = request
         self._items = items
         self._frames = FRAMES in request.headers.get("accept", "")
         self._keepalive_s = keepalive_s
         self._stopping = stopping
+        self._items_max = items_max
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sender, receiver = trio.open_memory_channel[bytes](_STREAM_ITEMS_MAX)
+        sender, receiver = trio.open_memory_channel[bytes](self._items_max)
         failure: list[SwarmError] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_client, receive, nursery.cancel_scope)

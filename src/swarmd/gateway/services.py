@@ -7,7 +7,7 @@ with `not_ready` and the reason, while status and doctor go on working.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -21,7 +21,7 @@ from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.link import Link
 from swarmd.mesh.swim.events import Member
 from swarmd.state.blobs.messages import BlobRef
-from swarmd.state.raft.messages import Operation, OpResult
+from swarmd.state.raft.messages import Change, LeaseInfo, Operation, OpResult
 from swarmd.tasks.messages import JobView, SubmittedItem, TaskView
 from swarmd.tasks.spec import JobSpec, TaskRecord, TaskSpec
 
@@ -124,6 +124,8 @@ class StoreEntry(Protocol):
     def create_revision(self) -> int: ...
     @property
     def mod_revision(self) -> int: ...
+    @property
+    def lease(self) -> int: ...
 
 
 class StoreCopy(Protocol):
@@ -152,6 +154,11 @@ class Store(Protocol):
     async def range(
         self, prefix: bytes, *, after: bytes = b"", limit: int = 1_000, stale: bool = False
     ) -> Sequence[StoreEntry]: ...
+    def watch(
+        self, prefix: bytes, from_revision: int | None = None
+    ) -> AsyncGenerator[tuple[list[Change], int], None]: ...
+    async def leases(self) -> Sequence[LeaseInfo]: ...
+    async def lease(self, lease: int) -> tuple[LeaseInfo, tuple[bytes, ...]]: ...
 
 
 class Blobs(Protocol):

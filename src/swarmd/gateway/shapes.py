@@ -95,6 +95,44 @@ class KvEntry(Struct, frozen=True, kw_only=True):
     value: bytes
     create_revision: int
     mod_revision: int
+    lease: int = 0
+    """It goes when that lease ends; 0: it stays."""
+
+
+class KvChange(Struct, frozen=True, kw_only=True):
+    key: str
+    value: bytes | None
+    """None: the key was deleted."""
+    revision: int
+
+
+class KvChanges(Struct, frozen=True, kw_only=True):
+    """What a watch tells at a time; without changes it is a mark."""
+
+    revision: int
+    """All changes up to this revision are told now: go on from the next one."""
+    changes: list[KvChange]
+
+
+class KvTxnDone(Struct, frozen=True, kw_only=True):
+    branch: str
+    """then or else: which was applied"""
+    revision: int
+    unmet: str = ""
+    """The compare that did not hold, in words."""
+
+
+class LeaseInfo(Struct, frozen=True, kw_only=True):
+    id: int
+    """Its fence, too."""
+    ttl_s: float
+    left_s: float
+    count: int = 0
+    """How many keys go with it."""
+    keys: list[str] = []
+    """The first of them, where one lease was asked for."""
+    others: list[str] = []
+    """Like `keys`, but not under the users' prefix: locks and the like."""
 
 
 class KeyDone(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -224,6 +262,38 @@ class TaskInput(Struct, kw_only=True, omit_defaults=True):
     retries: int | None = None
     mode: str | None = None
     strategy: str | None = None
+
+
+class KvCompare(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Holds if the key has this revision (0: does not exist) or value, or exists or not."""
+
+    key: str
+    revision: int | None = None
+    value: bytes | None = None
+    text: str | None = None
+    """The value as UTF-8."""
+    exists: bool | None = None
+
+
+class KvOperation(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A put or a delete in a transaction."""
+
+    op: str
+    key: str
+    value: bytes | None = None
+    text: str | None = None
+    """The value as UTF-8."""
+    expect: int | None = None
+    """A revision the key must have, or nothing of the transaction is applied."""
+    lease: int = 0
+
+
+class KvTxn(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """All of `then` if every compare holds, else all of `else`."""
+
+    compares: list[KvCompare] = []
+    then: list[KvOperation] = []
+    otherwise: list[KvOperation] = field(default_factory=list, name="else")
 
 
 class ItemInput(Struct, kw_only=True):

@@ -138,7 +138,7 @@ def test_kv(ctl: Run, tmp_path: Path) -> None:
     assert "colour  1         blue" in ctl("kv", "list").out
     wrong = ctl("kv", "put", "colour", "red", "--expect", "9")
     assert wrong.code == 1
-    assert "revision is 1" in wrong.err
+    assert "is at revision 1; expected revision 9" in wrong.err
     (tmp_path / "value").write_bytes(b"\x00\xff")
     assert ctl("kv", "put", "raw", "--file", str(tmp_path / "value")).code == 0
     assert ctl("kv", "get", "raw", "--json").json["value"] == "AP8="

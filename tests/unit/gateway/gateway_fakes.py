@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,16 +16,30 @@ import trio
 
 from swarmd.agents.spec import AgentSpec
 from swarmd.base.clock import BootClock
-from swarmd.base.errors import BadRequest, Conflict, NoQuorum, NotFound
+from swarmd.base.errors import BadRequest, Conflict, LeaseExpired, NoQuorum, NotFound
 from swarmd.base.ids import NodeId, digest, job_id_of, task_id_of
 from swarmd.gateway.config import GatewayConfig
 from swarmd.gateway.service import Gateway, open_gateway
 from swarmd.gateway.services import Services
+from swarmd.identity.genesis import init_swarm
+from swarmd.identity.keys import SigningKey
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.state.blobs.messages import BlobRef, hash_of
-from swarmd.state.raft.messages import AuthorityEntry, Delete, OpResult, Put
+from swarmd.state.raft.bounds import problem_of
+from swarmd.state.raft.messages import (
+    AuthorityEntry,
+    Batch,
+    Change,
+    Entry,
+    Group,
+    LeaseInfo,
+    OpResult,
+    encode_batch,
+)
+from swarmd.state.raft.reads import leases_in
+from swarmd.state.raft.statemachine import StateMachine
 from swarmd.tasks.messages import JobView, StageView, SubmittedItem, TaskView
 from swarmd.tasks.spec import FINAL, Inline, JobSpec, JobState, State, Stored, TaskRecord, TaskSpec
 
@@ -74,26 +88,25 @@ class FakeMesh:
         return []
 
 
-@dataclass
-class StoreEntry:
-    key: bytes
-    value: bytes
-    create_revision: int
-    mod_revision: int
-
-
 class FakeStore:
-    """One that answers at once, unless it is told to wait at `gate`."""
+    """The real replicated state, without a log; it answers at once, or waits at `gate`."""
 
     def __init__(self, voters: Sequence[str]) -> None:
-        self.entries: dict[bytes, StoreEntry] = {}
+        genesis = init_swarm("lab", "n1", node_key=SigningKey.from_seed(b"n" * 32))[0]
+        self.state = StateMachine(genesis)
         self.gate: trio.Event | None = None
         self.batches: list[int] = []
         self.is_voter = True
-        self.revision = 0
         self.no_quorum = False
         self.authority: list[bytes] = []
+        self.now_ms = 1_000_000
         self._voters = [node_id(name) for name in voters]
+        self._index = 0
+        self._applied = trio.Event()
+
+    @property
+    def revision(self) -> int:
+        return self.state.revision
 
     def status(self) -> Any:
         majority = len(self._voters) // 2 + 1
@@ -112,52 +125,73 @@ class FakeStore:
         return None if self.no_quorum else self._voters[0]
 
     def store_time_ms(self) -> int:
-        return 1_000_000
+        return self.now_ms
 
-    async def propose(self, ops: Sequence[Any], *, timeout_s: float = 5.0) -> list[OpResult]:
+    def _check(self) -> None:
         if self.no_quorum:
             raise NoQuorum("no majority of the voters answers")
-        self.batches.append(len(ops))
-        if self.gate is not None:
-            await self.gate.wait()
-        return [self._apply(op) for op in ops]
 
     @property
     def local(self) -> Any:
-        return self.entries if self.is_voter else None
+        return self.state if self.is_voter else None
 
     async def read_index(self) -> int:
-        if self.no_quorum:
-            raise NoQuorum("no majority of the voters answers")
+        self._check()
         return self.revision
 
-    def _apply(self, op: Any) -> OpResult:
-        self.revision += 1
-        if isinstance(op, AuthorityEntry):
-            self.authority.append(op.envelope)
-            return OpResult(ok=True, revision=self.revision)
-        assert isinstance(op, Put | Delete)
-        old = self.entries.get(op.key)
-        current = old.mod_revision if old else 0
-        if op.expect is not None and op.expect != current:
-            return OpResult(False, self.revision, "conflict", f"revision is {current}")
-        if isinstance(op, Delete):
-            self.entries.pop(op.key, None)
-        else:
-            created = old.create_revision if old else self.revision
-            self.entries[op.key] = StoreEntry(op.key, op.value, created, self.revision)
-        return OpResult(ok=True, revision=self.revision)
+    async def propose(self, ops: Sequence[Any], *, timeout_s: float = 5.0) -> list[OpResult]:
+        self._check()
+        self.batches.append(len(ops))
+        if self.gate is not None:
+            await self.gate.wait()
+        for op in ops:
+            problem = problem_of(op)
+            if problem is not None:
+                raise problem
+        if isinstance(ops[0], AuthorityEntry):
+            self.authority += [op.envelope for op in ops]
+            return [OpResult(ok=True, revision=self.revision) for _ in ops]
+        self._index += 1
+        batch = Batch(self.now_ms, (Group(b"", 0, 0, tuple(ops)),))
+        [results] = self.state.apply(encode_batch(batch), self._index, 1)
+        self._applied.set()
+        self._applied = trio.Event()
+        return results
 
-    async def get(self, key: bytes, *, stale: bool = False) -> StoreEntry | None:
-        if self.no_quorum and not stale:
-            raise NoQuorum("no majority of the voters answers")
-        return self.entries.get(key)
+    async def get(self, key: bytes, *, stale: bool = False) -> Entry | None:
+        if not stale:
+            self._check()
+        return self.state.get(key)
 
     async def range(
         self, prefix: bytes, *, after: bytes = b"", limit: int = 1_000, stale: bool = False
-    ) -> list[StoreEntry]:
-        keys = sorted(k for k in self.entries if k.startswith(prefix) and k > after)
-        return [self.entries[key] for key in keys[:limit]]
+    ) -> list[Entry]:
+        return self.state.range(prefix, after, limit)
+
+    async def watch(
+        self, prefix: bytes, from_revision: int | None = None
+    ) -> AsyncGenerator[tuple[list[Change], int], None]:
+        self._check()
+        if from_revision is None:
+            from_revision = self.revision + 1
+            yield [], self.revision
+        while True:
+            applied = self._applied
+            if self.revision >= from_revision:
+                changes = self.state.history.since(from_revision, prefix)
+                from_revision = self.revision + 1
+                yield changes, self.revision
+            await applied.wait()
+
+    async def leases(self) -> Sequence[LeaseInfo]:
+        self._check()
+        return leases_in(self.state, 0, self.now_ms).leases
+
+    async def lease(self, lease: int) -> tuple[LeaseInfo, tuple[bytes, ...]]:
+        got = leases_in(self.state, lease, self.now_ms)
+        if not got.leases:
+            raise LeaseExpired(f"lease {lease} has ended or never was: grant another one")
+        return got.leases[0], got.keys
 
 
 class FakeBlobs:

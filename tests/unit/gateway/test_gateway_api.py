@@ -220,7 +220,7 @@ def test_keys_are_written_read_listed_and_deleted(client: Client) -> None:
 def test_users_keys_cannot_touch_the_swarms_own(client: Client, services: Services) -> None:
     client.kv_put("t/task", b"x")
     assert isinstance(services.store, FakeStore)
-    assert list(services.store.entries) == [b"u/t/task"]
+    assert [one.key for one in services.store.state.range(b"")] == [b"u/t/task"]
 
 
 def test_keys_over_json_take_text_base64_and_octets(live: LiveGateway) -> None:

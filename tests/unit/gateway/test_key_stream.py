@@ -103,7 +103,7 @@ def test_more_than_may_be_under_way_only_takes_longer(keys: KeyStream, store: Fa
     for number in range(count):
         keys.put(f"k{number}", b"v")
     assert sorted(one.id for one in keys.take_all()) == list(range(1, count + 1))
-    assert len(store.entries) == count
+    assert len(store.state) == count
 
 
 def test_large_values_flow_both_ways(keys: KeyStream) -> None:

@@ -1,7 +1,11 @@
-"""Users' keys in the strong store. They live under a prefix of their own."""
+"""Users' keys in the strong store: one by one, in transactions, and watched.
+
+They live under a prefix of their own, which nobody outside sees.
+"""
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from functools import partial
 from typing import Final
 
@@ -10,15 +14,27 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from swarmd.base.errors import BadRequest, EmptyKey, KeyTooLong, NotFound
+from swarmd.base.errors import BadRequest, EmptyKey, KeyTooLong, NotFound, UnknownOperation
 from swarmd.base.limits import KEY_BYTES_MAX
 from swarmd.gateway import shapes
 from swarmd.gateway.context import Context, query_flag, query_int
-from swarmd.gateway.http import answer, guarded, is_msgpack, read_body
+from swarmd.gateway.http import Items, Stream, answer, guarded, is_msgpack, read_body
 from swarmd.gateway.services import StoreEntry
-from swarmd.state.raft.messages import Delete, Operation, OpResult, Put
+from swarmd.state.raft.messages import (
+    RAN_OTHERWISE,
+    USER_PREFIX,
+    Change,
+    Compare,
+    Delete,
+    Operation,
+    OpResult,
+    Put,
+    Txn,
+)
 
-PREFIX: Final = b"u/"
+_NUMBER_MAX: Final = 2**63 - 1
+# Of a client that does not read; each may hold a value of the largest size.
+_WATCH_ITEMS_MAX: Final = 16
 _LIST_MAX: Final = 10_000
 _OCTETS: Final = "application/octet-stream"
 
@@ -29,6 +45,7 @@ class PutBody(msgspec.Struct, forbid_unknown_fields=True):
     value: bytes | None = None
     text: str | None = None
     expect: int | None = None
+    lease: int = 0
 
 
 class Kv:
@@ -40,6 +57,8 @@ class Kv:
         make = partial(guarded, budget=self._context.budget)
         path = "/api/v1/kv/{key:path}"
         return [
+            Route("/api/v1/txn", make(self.txn), methods=["POST"]),
+            Route("/api/v1/watch", make(self.watch)),
             Route("/api/v1/kv", make(self.list)),
             Route(path, make(self.get)),
             Route(path, make(self.put), methods=["PUT"]),
@@ -51,8 +70,8 @@ class Kv:
         store = self._services.need(self._services.store)
         after = request.query_params.get("after", "")
         found = await store.range(
-            PREFIX + _encode(request.query_params.get("prefix", "")),
-            after=PREFIX + _encode(after) if after else b"",
+            USER_PREFIX + _encode(request.query_params.get("prefix", "")),
+            after=USER_PREFIX + _encode(after) if after else b"",
             limit=query_int(request, "limit", 1_000, 1, _LIST_MAX),
             stale=query_flag(request, "stale"),
         )
@@ -73,17 +92,16 @@ class Kv:
         if request.headers.get("content-type", "") == _OCTETS and not is_msgpack(request):
             value = await read_body(request, self._context.budget)
             expect = _expect(request)
+            lease = query_int(request, "lease", 0, 0, _NUMBER_MAX)
         else:
             body = await self._context.read(request, PutBody)
-            if (body.value is None) == (body.text is None):
-                raise BadRequest("give either value or text, one of the two")
-            value = body.value if body.value is not None else (body.text or "").encode()
-            expect = body.expect
-        result = await self._propose(Put(raw_key, value, expect))
-        return answer(
-            request,
-            shapes.KvEntry(key=key, value=value, create_revision=0, mod_revision=result.revision),
+            value = _value(body.value, body.text)
+            expect, lease = body.expect, body.lease
+        result = await self._propose(Put(raw_key, value, expect, lease))
+        entry = shapes.KvEntry(
+            key=key, value=value, create_revision=0, mod_revision=result.revision, lease=lease
         )
+        return answer(request, entry)
 
     async def delete(self, request: Request) -> Response:
         key = request.path_params["key"]
@@ -94,6 +112,41 @@ class Kv:
         await self._propose(Delete(user_key(key), expect))
         return answer(request, shapes.Done(message=f"{key} is deleted"))
 
+    # ---- transactions ----------------------------------------------------------------
+
+    async def txn(self, request: Request) -> Response:
+        """All of `then` if every compare holds, else all of `else`, under one revision."""
+        body = await self._context.read(request, shapes.KvTxn)
+        store = self._services.need(self._services.store)
+        txn = Txn(
+            tuple(map(_compare, body.compares)),
+            tuple(map(_operation, body.then)),
+            tuple(map(_operation, body.otherwise)),
+        )
+        [result] = await store.propose([txn])
+        if result.value == RAN_OTHERWISE:
+            ran = shapes.KvTxnDone(branch="else", revision=result.revision, unmet=result.message)
+        else:
+            result.raise_for_error()
+            ran = shapes.KvTxnDone(branch="then", revision=result.revision)
+        return answer(request, ran)
+
+    # ---- watching --------------------------------------------------------------------
+
+    async def watch(self, request: Request) -> Stream:
+        """Changes of keys that begin with `prefix`, from the revision `from` or from now on."""
+        prefix = USER_PREFIX + _encode(request.query_params.get("prefix", ""))
+        begin = query_int(request, "from", 0, 1, _NUMBER_MAX) or None
+        return self._context.stream(
+            request, self._changes(prefix, begin), items_max=_WATCH_ITEMS_MAX
+        )
+
+    async def _changes(self, prefix: bytes, begin: int | None) -> Items:
+        store = self._services.need(self._services.store)
+        async with aclosing(store.watch(prefix, begin)) as pairs:
+            async for changes, revision in pairs:
+                yield shapes.KvChanges(revision=revision, changes=[_change(c) for c in changes])
+
     async def _propose(self, op: Operation) -> OpResult:
         store = self._services.need(self._services.store)
         [result] = await store.propose([op])
@@ -103,30 +156,70 @@ class Kv:
 def _expect(request: Request) -> int | None:
     if not request.query_params.get("expect"):
         return None
-    return query_int(request, "expect", 0, 0, 2**63 - 1)
+    return query_int(request, "expect", 0, 0, _NUMBER_MAX)
+
+
+def _value(value: bytes | None, text: str | None) -> bytes:
+    if (value is None) == (text is None):
+        raise BadRequest("give either value or text, one of the two")
+    return value if value is not None else _encode(text or "")
+
+
+def _compare(body: shapes.KvCompare) -> Compare:
+    key = user_key(body.key)
+    given = [one for one in (body.revision, body.value, body.text) if one is not None]
+    if body.exists is not None:
+        if given:
+            raise BadRequest(f"the compare of {body.key!r} says exists: then it says nothing else")
+        return Compare(key, None if body.exists else 0)
+    if not given:
+        raise BadRequest(f"the compare of {body.key!r} needs revision, value, text or exists")
+    if body.value is None and body.text is None:
+        return Compare(key, body.revision)
+    return Compare(key, body.revision, _value(body.value, body.text))
+
+
+def _operation(body: shapes.KvOperation) -> Put | Delete:
+    key = user_key(body.key)
+    if body.op == "put":
+        return Put(key, _value(body.value, body.text), body.expect, body.lease)
+    if body.op == "delete":
+        if body.value is not None or body.text is not None or body.lease:
+            raise BadRequest(f"the delete of {body.key!r} takes neither a value nor a lease")
+        return Delete(key, body.expect)
+    raise UnknownOperation(f"operation {body.op!r} does not exist: one of put, delete")
 
 
 def _encode(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise BadRequest("a key is valid Unicode text") from error
+        raise BadRequest("keys and texts are valid Unicode") from error
 
 
 def user_key(text: str) -> bytes:
     """Where a user's key is in the store. Raises EmptyKey, KeyTooLong, BadRequest."""
     if not text:
         raise EmptyKey("a key has at least one character")
-    raw = PREFIX + _encode(text)
+    raw = USER_PREFIX + _encode(text)
     if len(raw) > KEY_BYTES_MAX:
-        raise KeyTooLong(f"a key has at most {KEY_BYTES_MAX - len(PREFIX)} bytes")
+        raise KeyTooLong(f"a key has at most {KEY_BYTES_MAX - len(USER_PREFIX)} bytes")
     return raw
+
+
+def _name(key: bytes) -> str:
+    return key[len(USER_PREFIX) :].decode("utf-8", "replace")
+
+
+def _change(change: Change) -> shapes.KvChange:
+    return shapes.KvChange(key=_name(change.key), value=change.value, revision=change.revision)
 
 
 def _shape(entry: StoreEntry) -> shapes.KvEntry:
     return shapes.KvEntry(
-        key=entry.key[len(PREFIX) :].decode("utf-8", "replace"),
+        key=_name(entry.key),
         value=entry.value,
         create_revision=entry.create_revision,
         mod_revision=entry.mod_revision,
+        lease=entry.lease,
     )

@@ -38,6 +38,7 @@ from swarmd.state.raft.history import History
 from swarmd.state.raft.leases import Lease, LeaseDump, Leases
 from swarmd.state.raft.messages import (
     RAN_OTHERWISE,
+    USER_PREFIX,
     Add,
     AuthorityEntry,
     Batch,
@@ -540,7 +541,8 @@ def _takes_office(batch: Batch) -> bool:
 
 
 def _shown(key: bytes) -> str:
-    return repr(key[:80].decode("utf-8", "backslashreplace"))
+    """`key` as its user knows it."""
+    return repr(key.removeprefix(USER_PREFIX)[:80].decode("utf-8", "backslashreplace"))
 
 
 def _integer(value: bytes) -> int | None:

@@ -1,0 +1,72 @@
+"""Transaction files: JSON with compares and the two branches.
+
+    {
+      "compares": [{"key": "owner", "exists": false}],
+      "then": [{"op": "put", "key": "owner", "text": "anna"}],
+      "else": [{"op": "put", "key": "waiting", "text": "anna", "lease": 17}]
+    }
+
+A value is `text`, or base64 under `value`. Every mistake is told with its place:
+`FILE:LINE:COLUMN` where the JSON is broken, else the path to the part that is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import BinaryIO, Final
+
+import msgspec
+
+from swarmd.base.errors import UnknownOperation
+from swarmd.base.limits import MIB
+from swarmd.cli.common import BadInput, suggest
+from swarmd.gateway.shapes import KvTxn
+
+OPERATIONS: Final = ("put", "delete")
+# A transaction at its largest, its value in base64, and room for blanks.
+_FILE_BYTES_MAX: Final = 4 * MIB
+
+
+def read_txn(source: BinaryIO) -> KvTxn:
+    """The transaction in a file or on standard input.
+
+    Raises:
+        BadInput: it is none; the message names the place.
+        UnknownOperation: it has an operation that does not exist.
+    """
+    name = "standard input" if source.name in ("<stdin>", 0) else str(source.name)
+    raw = source.read(_FILE_BYTES_MAX + 1)
+    if len(raw) > _FILE_BYTES_MAX:
+        raise BadInput(f"{name}: a transaction file has at most {_FILE_BYTES_MAX} bytes")
+    return parse_txn(raw, name)
+
+
+def parse_txn(raw: bytes, source: str) -> KvTxn:
+    """Like `read_txn`, for bytes."""
+    try:
+        json.loads(raw)  # For the place of what is broken, which msgspec tells only in bytes.
+        txn = msgspec.json.decode(raw, type=KvTxn)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{source}: a transaction file is UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        place = f"{source}:{error.lineno}:{error.colno}"
+        raise BadInput(f"{place}: not JSON: {error.msg}") from error
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise BadInput(f"{source}: {_placed(str(error))}") from error
+    for branch, operations in (("then", txn.then), ("else", txn.otherwise)):
+        for index, one in enumerate(operations):
+            if one.op not in OPERATIONS:
+                hint = suggest(one.op, OPERATIONS, ", ".join(OPERATIONS))
+                place = f"{source}: {branch}[{index}]"
+                raise UnknownOperation(f"{place}: operation {one.op!r} does not exist; {hint}")
+    if not (txn.compares or txn.then or txn.otherwise):
+        raise BadInput(f"{source}: nothing to do: give compares, then or else")
+    return txn
+
+
+def _placed(message: str) -> str:
+    """msgspec's message with the path in front: `then[0].key: expected ...`."""
+    text, _, path = message.partition(" - at `$")
+    place = path.rstrip("`").lstrip(".")
+    text = text[:1].lower() + text[1:]
+    return f"{place}: {text}" if place else text
