@@ -73,7 +73,6 @@ def test_the_founder_starts_at_once() -> None:
     effects = one.handle(em.Wake(em.START), 0.0)
     assert effects[:2] == [em.AskAnybody(), StartEpoch(1)]
     assert steps(one.handle(em.EpochStarted(1, None, em.OnDisk((), (1,))), 0.0)) == []
-    assert one.settled
 
 
 def test_a_seal_is_kept_then_signed_then_certified_then_saved_then_obeyed() -> None:

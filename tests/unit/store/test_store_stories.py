@@ -7,6 +7,7 @@ import trio
 from store_swarm import Swarm, running_swarm
 
 from swarmd.base.errors import NoQuorum
+from swarmd.sim.disk import SimDisk
 from swarmd.state.raft.messages import Put
 
 
@@ -108,6 +109,25 @@ async def test_the_new_majority_is_missing(autojump_clock: trio.testing.MockCloc
         assert (await swarm.store(0).propose([Put(b"a", b"third")]))[0].ok
         await swarm.start(2)
         await swarm.voters_are(0, 1, 2)
+
+
+async def test_seats_are_cared_for_after_everybody_was_restarted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A coordinator that never saw the epoch begin changes voters like any other."""
+    async with running_swarm() as swarm:
+        await _started(swarm)
+        await swarm.crash(0, 1, 2)
+        await swarm.start(0, 1, 2)
+        await swarm.voters_are(0, 1, 2)
+        await swarm.crash(2)
+        swarm.nodes[2].disk = SimDisk(swarm.world, "another")
+        await swarm.start(2)
+        with trio.fail_after(20):
+            while True:
+                if swarm.store(2).local is not None:
+                    break
+                await trio.sleep(0.1)
 
 
 async def test_growth_to_five_and_one_leaves(autojump_clock: trio.testing.MockClock) -> None:

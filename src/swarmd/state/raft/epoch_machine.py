@@ -299,15 +299,6 @@ class EpochMachine:
         return self.chain.head.seat_of(self.me.node_id) == self.me
 
     @property
-    def settled(self) -> bool:
-        """Does a majority of the newest epoch's voters hold its first state, as known here?"""
-        head = self.chain.head
-        holders = dict(self._installed)
-        if self.has_seat and head.number in self._disk.states:
-            holders[self.me.node_id] = None
-        return head.number == 1 or sum(v in holders for v in head.node_ids) >= head.majority
-
-    @property
     def is_free(self) -> bool:
         """Has this node no seat, and nothing on its disk that somebody may still need?"""
         return not self.has_seat and self._running is None and not self._leftovers()

@@ -128,11 +128,6 @@ class Keeper:
     # ---- what can be seen ----------------------------------------------------------------
 
     @property
-    def settled(self) -> bool:
-        """Does a majority of the newest epoch's voters hold its first state, as known here?"""
-        return self._machine.settled
-
-    @property
     def has_seat(self) -> bool:
         return self._machine.has_seat
 

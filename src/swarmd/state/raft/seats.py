@@ -1,46 +1,38 @@
-"""The coordinator's care for the seats: grows the set of voters and hands seats over.
-
-Whom to seat is `voters.choose_voters`'s; this asks the chosen whether they are there and under
-which storage, and proposes the seal. What follows, each node does by itself (`keeper`). A
-member that stopped keeps its seat and is expected back; only one that leaves gives it away. One
-that is alive and yet takes no part may have lost its disk: then its seat is given to the storage
-that it has now, which is another voter.
-"""
+"""The shell of `seat_machine`: shows it the members and the epoch, asks and proposes for it."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Final
 
 import trio
 
 from swarmd.base.clock import Clock
-from swarmd.base.errors import (
-    Conflict,
-    Moved,
-    NotCoordinator,
-    SwarmError,
-    Unavailable,
-    WouldLoseData,
-)
-from swarmd.base.ids import NodeId, short, to_text
+from swarmd.base.errors import NotCoordinator, SwarmError, from_code
+from swarmd.base.ids import NodeId, to_text
+from swarmd.mesh.driver import Driver
 from swarmd.mesh.link import Link
 from swarmd.mesh.trust import Trust
 from swarmd.observe.log import get_logger
 from swarmd.state.raft import messages as m
+from swarmd.state.raft import seat_machine as sm
 from swarmd.state.raft.keeper import Keeper, MembersView
 from swarmd.state.raft.replica import Replica
-from swarmd.state.raft.voters import Candidate, choose_voters, seats_for
+from swarmd.state.raft.voters import Candidate
 
 CHECK_S: Final = 0.5
 ENLIST_TIMEOUT_S: Final = 1.0
-# After an attempt, so that a flapping member cannot make epochs follow each other.
-PAUSE_S: Final = 2.0
-# A voter that is alive is expected to answer its leader within this.
-MUTE_AFTER_S: Final = 5.0
-_CHOICES_MAX: Final = 4
 _log = get_logger("raft")
+
+
+class _Leaver:
+    """Someone who waits until a seat is given away."""
+
+    __slots__ = ("done", "error")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: SwarmError | None = None
 
 
 class Seats:
@@ -56,32 +48,35 @@ class Seats:
         clock: Clock,
         serving: Callable[[], Replica | None],
         propose: Callable[[Replica, m.Operation], Awaitable[m.OpResult]],
+        nursery: trio.Nursery,
     ) -> None:
         self._keeper = keeper
         self._link = link
         self._membership = membership
         self._trust = trust
-        self._clock = clock
         self._serving = serving
         self._propose = propose
-        self._size: tuple[int, float] = (0, clock.now())
-        self._lock = trio.Lock()
+        self._leavers: dict[int, _Leaver] = {}
+        self._tag = 0
+        self._driver = Driver(
+            "seats",
+            sm.SeatMachine(),
+            {
+                sm.AskSeat: lambda effect: nursery.start_soon(self._ask_seat, effect),
+                sm.ProposeSeal: lambda effect: nursery.start_soon(self._seal, effect),
+                sm.LeaveEnded: self._leave_ended,
+                sm.Stays: lambda effect: _log.info("the voters stay as they are", why=effect.why),
+            },
+            clock=clock,
+        )
 
     async def run(self) -> None:
         """Look every half second whether the seats are as they should be."""
-        while True:
-            await trio.sleep(CHECK_S)
-            members = self._candidates()
-            held_s = self._size_held_s(len(members))
-            replica = self._serving()
-            if replica is None or not self._keeper.settled:
-                continue
-            try:
-                if await self._change(replica, members, size_held_s=held_s):
-                    await trio.sleep(PAUSE_S)
-            except SwarmError as error:
-                _log.info("the voters stay as they are", why=error.message)
-                await trio.sleep(PAUSE_S)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._driver.run)
+            while True:
+                self._look()
+                await trio.sleep(CHECK_S)
 
     async def hand_over(self, leaving: NodeId) -> None:
         """On the coordinator: propose the epoch in which `leaving` has no seat.
@@ -91,16 +86,40 @@ class Seats:
             NotCoordinator: ask another node.
             SwarmError: the seal did not commit, or not within the caller's patience.
         """
-        replica = self._serving()
-        if replica is None:
+        if self._serving() is None:
             raise NotCoordinator("this node does not lead the strong store now")
-        if leaving not in replica.epoch.node_ids:
-            return
-        if not await self._change(replica, self._candidates(), leaving=leaving):
-            raise WouldLoseData(
-                f"node {short(leaving)} cannot leave: no living members can hold the swarm's "
-                f"{len(replica.state)} keys without it; start or join other nodes first"
-            )
+        self._look()
+        self._tag += 1
+        tag, leaver = self._tag, _Leaver()
+        self._driver.feed(sm.Leaves(tag, leaving))
+        self._leavers[tag] = leaver
+        try:
+            await leaver.done.wait()
+        finally:
+            self._leavers.pop(tag, None)
+        if leaver.error is not None:
+            raise leaver.error
+
+    # ---- what is to be seen --------------------------------------------------------------
+
+    def _look(self) -> None:
+        replica = self._serving()
+        self._driver.feed(sm.Looked(tuple(self._candidates()), self._coordinated(replica)))
+
+    def _coordinated(self, replica: Replica | None) -> sm.Coordinated | None:
+        if replica is None:
+            return None
+        status = replica.status()
+        progress = []
+        for voter in replica.epoch.node_ids:
+            name = to_text(voter)
+            if voter != self._link.node_id:
+                behind = max(0, status.last_index - status.matched.get(name, 0))
+                silence_s = status.silence_s.get(name, 0.0)
+                progress.append(sm.Progress(voter, silence_s, behind))
+        return sm.Coordinated(
+            replica.epoch.number, replica.epoch.voters, tuple(progress), len(replica.state)
+        )
 
     def _candidates(self) -> list[Candidate]:
         seated = self._keeper.chain.head.node_ids
@@ -118,90 +137,36 @@ class Seats:
                 candidates.append(Candidate(node_id, node_id in alive, capable))
         return candidates
 
-    def _size_held_s(self, count: int) -> float:
-        now = self._clock.now()
-        if self._size[0] != seats_for(count):
-            self._size = (seats_for(count), now)
-        return now - self._size[1]
+    # ---- effects -------------------------------------------------------------------------
 
-    async def _change(
-        self,
-        replica: Replica,
-        members: list[Candidate],
-        *,
-        leaving: NodeId | None = None,
-        size_held_s: float = 0.0,
-    ) -> bool:
-        """Propose the seal that `choose_voters` calls for; False if it calls for none.
+    async def _ask_seat(self, effect: sm.AskSeat) -> None:
+        voter = None
+        try:
+            answer = await self._link.request(
+                m.EPOCH, effect.peer, m.Enlist(), timeout_s=ENLIST_TIMEOUT_S
+            )
+        except SwarmError:
+            pass  # Missing: the machine passes it over, or names it.
+        else:
+            if isinstance(answer, m.Enlisted):
+                voter = answer.voter
+        self._driver.feed(sm.SeatAnswered(effect.tag, voter))
 
-        A member that seems alive and does not answer is passed over.
-        """
-        current = replica.epoch.node_ids
-        async with self._lock:
-            for _ in range(_CHOICES_MAX):
-                chosen = choose_voters(members, current, leaving=leaving, size_held_s=size_held_s)
-                if chosen == current and not self._some_are_mute(replica):
-                    return False
-                enlisted = await self._enlist(chosen)
-                if chosen == current and set(enlisted.values()) <= set(replica.epoch.voters):
-                    return False
-                silent = [v for v in chosen if v not in enlisted]
-                if not silent or self._can_do_without(silent, chosen, current):
-                    await self._seal(replica, chosen, enlisted)
-                    return True
-                members = [replace(c, alive=c.alive and c.node_id not in silent) for c in members]
-            raise Unavailable(f"voters do not answer: {', '.join(map(short, silent))}")
+    async def _seal(self, effect: sm.ProposeSeal) -> None:
+        replica = self._serving()
+        try:
+            if replica is None or replica.epoch.number + 1 != effect.number:
+                raise NotCoordinator("this node does not lead the strong store now")
+            result = await self._propose(replica, m.Seal(effect.number, effect.voters))
+        except SwarmError as error:
+            self._driver.feed(sm.SealEnded(effect.tag, error.code, error.message))
+        else:
+            self._driver.feed(sm.SealEnded(effect.tag, result.code, result.message))
 
-    @staticmethod
-    def _can_do_without(
-        silent: list[NodeId], chosen: tuple[NodeId, ...], current: tuple[NodeId, ...]
-    ) -> bool:
-        """Old voters may be away, new ones not; and a majority must be there."""
-        return set(silent) <= set(current) and len(silent) <= (len(chosen) - 1) // 2
-
-    async def _seal(
-        self,
-        replica: Replica,
-        chosen: tuple[NodeId, ...],
-        enlisted: dict[NodeId, m.Voter],
-    ) -> None:
-        number = replica.epoch.number + 1
-        seats = tuple(enlisted.get(v) or _seat(replica, v) for v in chosen)
-        result = await self._propose(replica, m.Seal(number, seats))
-        if result.code == Moved.code:
-            raise Moved(result.message)
-        if not result.ok:
-            raise Conflict(f"epoch {number} was not begun: {result.message}")
-
-    def _some_are_mute(self, replica: Replica) -> bool:
-        """Does a voter that is alive take no part?"""
-        silence_s = replica.status().silence_s
-        return any(
-            silence_s.get(to_text(voter), 0.0) > MUTE_AFTER_S
-            for voter in self._membership.alive()
-            if voter in replica.epoch.node_ids
-        )
-
-    async def _enlist(self, chosen: tuple[NodeId, ...]) -> dict[NodeId, m.Voter]:
-        enlisted: dict[NodeId, m.Voter] = {}
-
-        async def ask(peer: NodeId) -> None:
-            try:
-                answer = await self._link.request(
-                    m.EPOCH, peer, m.Enlist(), timeout_s=ENLIST_TIMEOUT_S
-                )
-            except SwarmError:
-                return  # Missing, and named so by the caller.
-            if isinstance(answer, m.Enlisted) and answer.voter.node_id == peer:
-                enlisted[peer] = answer.voter
-
-        async with trio.open_nursery() as nursery:
-            for peer in chosen:
-                nursery.start_soon(ask, peer)
-        return enlisted
-
-
-def _seat(replica: Replica, node_id: NodeId) -> m.Voter:
-    seat = replica.epoch.seat_of(node_id)
-    assert seat is not None
-    return seat
+    def _leave_ended(self, effect: sm.LeaveEnded) -> None:
+        leaver = self._leavers.get(effect.tag)
+        if leaver is None:
+            return
+        if effect.code is not None:
+            leaver.error = from_code(effect.code, effect.message)
+        leaver.done.set()

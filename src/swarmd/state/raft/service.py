@@ -129,6 +129,7 @@ class Store:
             clock=clock,
             serving=self.serving,
             propose=self._propose_alone,
+            nursery=nursery,
         )
 
     # ---- writing -------------------------------------------------------------------------

@@ -1,0 +1,310 @@
+"""The coordinator's care for the seats, as a machine: who should vote, and when to say so.
+
+It is shown the members and the running epoch every half second (`Looked`), on every voter, so
+that a new coordinator knows how long things have been as they are; it acts only where it is
+shown an epoch, which is where this node coordinates it. Whom to seat is
+`voters.choose_voters`'s. The chosen are asked whether they are there and under which storage;
+then the seal is proposed. What follows, each node does by itself (`epoch_machine`).
+
+Rules:
+- One change at a time, and after each a pause.
+- Who seems alive and does not answer is passed over. Old voters may be away, new ones not, and
+  a majority of the new set must answer.
+- A voter that is alive and takes no part may have lost its disk: then its seat is given to the
+  storage that it has now, which is another voter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from swarmd.base.errors import NotCoordinator, Unavailable, WouldLoseData
+from swarmd.base.ids import NodeId, short
+from swarmd.base.machine import Effect, Event
+from swarmd.state.raft.messages import Voter
+from swarmd.state.raft.voters import Candidate, choose_voters, seats_for
+
+# After an attempt, so that a flapping member cannot make epochs follow each other.
+PAUSE_S: Final = 2.0
+# A voter that is alive is expected to answer its leader within this.
+MUTE_AFTER_S: Final = 5.0
+LEAVERS_MAX: Final = 100
+_CHOICES_MAX: Final = 4
+
+
+# ---- events ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a voter is, as the coordinator knows it: last heard of, entries missing."""
+
+    node_id: NodeId
+    silence_s: float
+    behind: int
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinated:
+    """The epoch that this node coordinates. `keys`: how many its state has."""
+
+    number: int
+    voters: tuple[Voter, ...]
+    progress: tuple[Progress, ...]
+    keys: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Looked(Event):
+    """What is to be seen now. `epoch` is None where this node does not coordinate."""
+
+    members: tuple[Candidate, ...]
+    epoch: Coordinated | None
+
+
+@dataclass(frozen=True, slots=True)
+class Leaves(Event):
+    """`node_id` asks that its seat be given away; `LeaveEnded` with this tag follows."""
+
+    tag: int
+    node_id: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class SeatAnswered(Event):
+    """What came of an `AskSeat`: exactly one per tag; None if no answer came in time."""
+
+    tag: int
+    voter: Voter | None
+
+
+@dataclass(frozen=True, slots=True)
+class SealEnded(Event):
+    """The seal of this tag was applied, or `code` says why not."""
+
+    tag: int
+    code: str | None
+    message: str = ""
+
+
+# ---- effects ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AskSeat(Effect):
+    """Ask `peer`, maybe this node, whether it would vote, and under which storage."""
+
+    tag: int
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class ProposeSeal(Effect):
+    """Propose to end the epoch before `number`; `SealEnded` with this tag follows."""
+
+    tag: int
+    number: int
+    voters: tuple[Voter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveEnded(Effect):
+    """The seat was given away or there was none; or `code` says why not."""
+
+    tag: int
+    code: str | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stays(Effect):
+    """A change was called for and did not come about."""
+
+    why: str
+
+
+@dataclass(slots=True)
+class _Change:
+    """A change of voters under way."""
+
+    epoch: Coordinated
+    members: tuple[Candidate, ...]
+    leaving: NodeId | None
+    chosen: tuple[NodeId, ...] = ()
+    asked: dict[NodeId, None] = field(default_factory=dict)
+    choices: int = 0
+    sealing: int = 0
+
+    @property
+    def current(self) -> tuple[NodeId, ...]:
+        return tuple(sorted(v.node_id for v in self.epoch.voters))
+
+    def seat_of(self, node_id: NodeId) -> Voter:
+        return next(v for v in self.epoch.voters if v.node_id == node_id)
+
+
+class SeatMachine:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self._members: tuple[Candidate, ...] = ()
+        self._epoch: Coordinated | None = None
+        self._size: tuple[int, float] = (0, 0.0)
+        self._paused_until = 0.0
+        self._leavers: dict[NodeId, list[int]] = {}
+        self._change: _Change | None = None
+        self._asked: dict[int, NodeId] = {}
+        self._enlisted: dict[NodeId, Voter] = {}
+        self._tag = 0
+        self._now = 0.0
+        self._out: list[Effect] = []
+
+    def handle(self, event: Event, now: float) -> Sequence[Effect]:
+        self._now = now
+        match event:
+            case Looked(members, epoch):
+                self._look(members, epoch)
+            case Leaves(tag, node_id):
+                self._leaves(tag, node_id)
+            case SeatAnswered(tag, voter):
+                self._seat_answered(tag, voter)
+            case SealEnded(tag, code, message):
+                if self._change is not None and self._change.sealing == tag:
+                    self._end(code, message)
+        self._begin(looked=isinstance(event, Looked))
+        out, self._out = self._out, []
+        return out
+
+    def _next_tag(self) -> int:
+        self._tag += 1
+        return self._tag
+
+    # ---- what is to be seen ------------------------------------------------------------
+
+    def _look(self, members: tuple[Candidate, ...], epoch: Coordinated | None) -> None:
+        self._members, self._epoch = members, epoch
+        seats = seats_for(len(members))
+        if self._size[0] != seats:
+            self._size = (seats, self._now)
+        change = self._change
+        if change is not None and (epoch is None or epoch.number != change.epoch.number):
+            self._end(NotCoordinator.code, "this node does not lead the strong store now")
+        if epoch is None:
+            for leaver in list(self._leavers):
+                self._let_go(leaver, NotCoordinator.code, "another node leads the strong store")
+
+    def _leaves(self, tag: int, node_id: NodeId) -> None:
+        if node_id not in self._leavers and len(self._leavers) >= LEAVERS_MAX:
+            self._out.append(LeaveEnded(tag, Unavailable.code, "too many nodes leave at a time"))
+            return
+        self._leavers.setdefault(node_id, []).append(tag)
+
+    def _let_go(self, leaver: NodeId, code: str | None, message: str = "") -> None:
+        for tag in self._leavers.pop(leaver, []):
+            self._out.append(LeaveEnded(tag, code, message))
+
+    # ---- a change ----------------------------------------------------------------------
+
+    def _begin(self, *, looked: bool) -> None:
+        """Begin the change that is called for: for leavers at once, else once per look."""
+        while self._change is None and self._epoch is not None:
+            leaving = next(iter(self._leavers), None)
+            if leaving is None and (not looked or self._now < self._paused_until):
+                return
+            change = _Change(self._epoch, self._members, leaving)
+            if leaving is not None and leaving not in change.current:
+                self._let_go(leaving, None)
+                continue
+            self._change = change
+            self._enlisted.clear()
+            self._choose(change)
+            if leaving is None:
+                return
+
+    def _choose(self, change: _Change) -> None:
+        """Choose, and ask those who were not asked yet; where all were, go on."""
+        held_s = 0.0 if change.leaving is not None else self._now - self._size[1]
+        for _ in range(_CHOICES_MAX - change.choices):
+            change.choices += 1
+            change.chosen = choose_voters(
+                change.members, change.current, leaving=change.leaving, size_held_s=held_s
+            )
+            if change.chosen == change.current and not self._some_are_mute(change):
+                return self._nothing_to_change(change)
+            unasked = [v for v in change.chosen if v not in change.asked]
+            if unasked:
+                return self._ask(change, unasked)
+            if self._decide(change):
+                return None
+        named = ", ".join(short(v) for v in change.chosen if v not in self._enlisted)
+        return self._end(Unavailable.code, f"voters do not answer: {named}")
+
+    def _ask(self, change: _Change, peers: Sequence[NodeId]) -> None:
+        for peer in peers:
+            change.asked[peer] = None
+            tag = self._next_tag()
+            self._asked[tag] = peer
+            self._out.append(AskSeat(tag, peer))
+
+    def _seat_answered(self, tag: int, voter: Voter | None) -> None:
+        peer = self._asked.pop(tag, None)
+        change = self._change
+        if peer is None or change is None:
+            return
+        if voter is not None and voter.node_id == peer:
+            self._enlisted[peer] = voter
+        if not self._asked and not self._decide(change):
+            self._choose(change)
+
+    def _decide(self, change: _Change) -> bool:
+        """All chosen have answered or stayed silent; False if others must be chosen."""
+        enlisted = {v: self._enlisted[v] for v in change.chosen if v in self._enlisted}
+        current = change.current
+        if change.chosen == current and set(enlisted.values()) <= set(change.epoch.voters):
+            self._nothing_to_change(change)
+            return True
+        silent = [v for v in change.chosen if v not in enlisted]
+        if set(silent) <= set(current) and len(silent) <= (len(change.chosen) - 1) // 2:
+            seats = tuple(enlisted.get(v) or change.seat_of(v) for v in change.chosen)
+            self._seal(change, seats)
+            return True
+        change.members = tuple(
+            replace(c, alive=c.alive and c.node_id not in silent) for c in change.members
+        )
+        return False
+
+    def _seal(self, change: _Change, seats: tuple[Voter, ...]) -> None:
+        change.sealing = self._next_tag()
+        self._out.append(ProposeSeal(change.sealing, change.epoch.number + 1, seats))
+
+    def _some_are_mute(self, change: _Change) -> bool:
+        """Does a voter that is alive take no part?"""
+        mute = {p.node_id for p in change.epoch.progress if p.silence_s > MUTE_AFTER_S}
+        return any(c.alive and c.node_id in mute for c in change.members)
+
+    def _nothing_to_change(self, change: _Change) -> None:
+        leaving = change.leaving
+        if leaving is None:
+            self._change = None
+            return
+        self._end(
+            WouldLoseData.code,
+            f"node {short(leaving)} cannot leave: no living members can hold the swarm's "
+            f"{change.epoch.keys} keys without it; start or join other nodes first",
+        )
+
+    def _end(self, code: str | None, message: str = "") -> None:
+        """The change under way came about, or did not."""
+        change, self._change = self._change, None
+        assert change is not None
+        self._asked.clear()
+        if change.leaving is not None:
+            self._let_go(change.leaving, code, message)
+        if code is not None:
+            self._out.append(Stays(message))
+        if code is None:
+            self._epoch = None  # Sealed: until the next look there is none.
+        if change.leaving is None or code is None:
+            self._paused_until = self._now + PAUSE_S

@@ -1,0 +1,158 @@
+"""The machine of seats: whom it asks, what it proposes, and when it lets be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from test_store_epoch import VOTERS
+
+from swarmd.base.ids import NodeId
+from swarmd.base.machine import Effect
+from swarmd.state.raft import seat_machine as sm
+from swarmd.state.raft.messages import Voter
+from swarmd.state.raft.voters import Candidate
+
+# By node id, so that positions mean what `choose_voters` prefers.
+SEATS = sorted(VOTERS, key=lambda v: v.node_id)
+IDS = [v.node_id for v in SEATS]
+
+
+def epoch(*seats: int, number: int = 2, silent: Sequence[int] = ()) -> sm.Coordinated:
+    progress = tuple(sm.Progress(IDS[i], 9.0 if i in silent else 0.0, 0) for i in seats[1:])
+    return sm.Coordinated(number, tuple(SEATS[i] for i in seats), progress, 7)
+
+
+def members(count: int, dead: Sequence[int] = ()) -> tuple[Candidate, ...]:
+    return tuple(Candidate(IDS[i], i not in dead) for i in range(count))
+
+
+class Driven:
+    """A machine whose questions are answered by those who are there."""
+
+    def __init__(self, silent: Sequence[int] = ()) -> None:
+        self.machine = sm.SeatMachine()
+        self.silent = [IDS[i] for i in silent]
+        self.storages: dict[NodeId, Voter] = dict(zip(IDS, SEATS, strict=True))
+        self.now = 0.0
+
+    def feed(self, event: object) -> list[Effect]:
+        """What comes out in the end; questions are answered on the way."""
+        out: list[Effect] = []
+        waiting = list(self.machine.handle(event, self.now))  # type: ignore[arg-type]
+        while waiting:
+            effect = waiting.pop(0)
+            if isinstance(effect, sm.AskSeat):
+                voter = None if effect.peer in self.silent else self.storages[effect.peer]
+                waiting += self.machine.handle(sm.SeatAnswered(effect.tag, voter), self.now)
+            else:
+                out.append(effect)
+        return out
+
+    def look(
+        self, who: tuple[Candidate, ...], of: sm.Coordinated | None, after_s: float = 0.5
+    ) -> list[Effect]:
+        self.now += after_s
+        return self.feed(sm.Looked(who, of))
+
+
+def proposed(effects: Sequence[Effect]) -> list[tuple[int, tuple[Voter, ...]]]:
+    return [(e.number, e.voters) for e in effects if isinstance(e, sm.ProposeSeal)]
+
+
+def test_one_becomes_three_at_once() -> None:
+    driven = Driven()
+    assert driven.look(members(2), epoch(0)) == []
+    assert proposed(driven.look(members(3), epoch(0))) == [(3, tuple(SEATS[:3]))]
+
+
+def test_nothing_is_proposed_where_nothing_is_coordinated() -> None:
+    driven = Driven()
+    assert driven.look(members(3), None) == []
+
+
+def test_one_change_at_a_time_and_a_pause_after_each() -> None:
+    driven = Driven()
+    (seal,) = driven.look(members(3), epoch(0))
+    assert isinstance(seal, sm.ProposeSeal)
+    assert driven.look(members(3), epoch(0)) == [], "it is under way"
+    (stays,) = driven.feed(sm.SealEnded(seal.tag, "timed_out", "no answer"))
+    assert stays == sm.Stays("no answer")
+    assert driven.look(members(3), epoch(0)) == [], "a pause"
+    assert proposed(driven.look(members(3), epoch(0), after_s=sm.PAUSE_S))
+
+
+def test_a_stale_end_of_a_seal_is_ignored() -> None:
+    driven = Driven()
+    (seal,) = driven.look(members(3), epoch(0))
+    assert isinstance(seal, sm.ProposeSeal)
+    driven.look(members(3), None)
+    assert driven.feed(sm.SealEnded(seal.tag, None)) == []
+
+
+def test_who_does_not_answer_is_passed_over() -> None:
+    driven = Driven(silent=[1])
+    assert proposed(driven.look(members(4), epoch(0))) == [(3, (SEATS[0], SEATS[2], SEATS[3]))]
+
+
+def test_nobody_new_answers_and_all_stays() -> None:
+    driven = Driven(silent=[1, 2])
+    assert driven.look(members(3), epoch(0)) == []
+    assert driven.look(members(3), epoch(0)) == []
+
+
+def test_a_voter_with_another_storage_is_seated_anew() -> None:
+    driven = Driven()
+    driven.storages[IDS[2]] = other = Voter(SEATS[2].public, b"another storage!")
+    assert driven.look(members(3), epoch(0, 1, 2)) == [], "nobody is asked without a cause"
+    effects = driven.look(members(3), epoch(0, 1, 2, silent=[2]))
+    assert proposed(effects) == [(3, (SEATS[0], SEATS[1], other))]
+
+
+def test_a_mute_voter_with_its_storage_stays() -> None:
+    driven = Driven()
+    assert driven.look(members(3), epoch(0, 1, 2, silent=[2])) == []
+
+
+def test_a_leaver_is_replaced_and_told() -> None:
+    driven = Driven()
+    driven.look(members(4), epoch(0, 1, 2))
+    (seal,) = driven.feed(sm.Leaves(1, IDS[1]))
+    assert proposed([seal]) == [(3, (SEATS[0], SEATS[2], SEATS[3]))]
+    assert isinstance(seal, sm.ProposeSeal)
+    assert driven.feed(sm.Leaves(2, IDS[1])) == [], "it asks again while that is under way"
+    ended = driven.feed(sm.SealEnded(seal.tag, None))
+    assert ended == [sm.LeaveEnded(1, None, ""), sm.LeaveEnded(2, None, "")]
+
+
+def test_the_last_one_may_not_leave() -> None:
+    driven = Driven()
+    driven.look(members(2, dead=[1]), epoch(0))
+    ended, stays = driven.feed(sm.Leaves(1, IDS[0]))
+    assert isinstance(ended, sm.LeaveEnded)
+    assert ended.code == "would_lose_data"
+    assert "7 keys" in ended.message
+    assert stays == sm.Stays(ended.message)
+
+
+def test_who_has_no_seat_leaves_at_once() -> None:
+    driven = Driven()
+    driven.look(members(4), epoch(0, 1, 2))
+    assert driven.feed(sm.Leaves(1, IDS[3])) == [sm.LeaveEnded(1, None, "")]
+
+
+def test_leavers_are_told_when_another_leads() -> None:
+    driven = Driven()
+    driven.look(members(4), epoch(0, 1, 2))
+    driven.feed(sm.Leaves(1, IDS[1]))
+    driven.feed(sm.Leaves(2, IDS[2]))
+    ended = [e for e in driven.look(members(4), None) if isinstance(e, sm.LeaveEnded)]
+    assert [(e.tag, e.code) for e in ended] == [(1, "not_coordinator"), (2, "not_coordinator")]
+
+
+def test_leavers_are_bounded() -> None:
+    machine = sm.SeatMachine()
+    for tag in range(1, sm.LEAVERS_MAX + 1):
+        machine.handle(sm.Leaves(tag, NodeId(tag.to_bytes(32, "big"))), 0.0)
+    (refused,) = machine.handle(sm.Leaves(999, NodeId(b"x" * 32)), 0.0)
+    assert isinstance(refused, sm.LeaveEnded)
+    assert refused.code == "unavailable"
