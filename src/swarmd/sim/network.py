@@ -30,6 +30,7 @@ class Network:
         self._rng = world.rng_for("network")
         self._hosts: dict[Hashable, Callable[[Any, Any], None]] = {}
         self._cut: set[tuple[Hashable, Hashable]] = set()
+        self._latest: dict[tuple[Hashable, Hashable], float] = {}
         self.sent = 0
 
     def attach(self, host: Hashable, deliver: Callable[[Any, Any], None]) -> None:
@@ -73,7 +74,15 @@ class Network:
             if rng.random() < faults.slow:
                 self.world.count("delay")
                 delay = rng.uniform(delay, faults.slow_max_s)
+            self._note_order((source, target), self.world.now + delay)
             self.world.after(delay, self._arrive, source, target, message)
+
+    def _note_order(self, link: tuple[Hashable, Hashable], arrives_at: float) -> None:
+        latest = self._latest.get(link, 0.0)
+        if arrives_at < latest:
+            self.world.count("reorder")
+        else:
+            self._latest[link] = arrives_at
 
     def _arrive(self, source: Hashable, target: Hashable, message: Any) -> None:
         if (source, target) in self._cut:

@@ -172,7 +172,7 @@ SIMULATIONS: Final[Mapping[str, Simulation]] = MappingProxyType(
             tuple(name for name in swim.EXPECTED if name not in _SWIM_OTHERS),
             _SWIM_OTHERS,
         ),
-        "raft": Simulation(_raft_seed, raft.FAULTS, ("acknowledged", "election", "restart")),
+        "raft": Simulation(_raft_seed, raft.FAULTS, raft.OTHERS),
         "tasks": Simulation(
             _task_seed,
             (

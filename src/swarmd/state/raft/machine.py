@@ -25,6 +25,7 @@ from swarmd.base.rng import Rng
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.guards import ALL_GUARDS, Guard
 from swarmd.state.raft.hardened import CANDIDATE, FOLLOWER, LEADER, HardenedRaft, ReplicatedState
+from swarmd.state.raft.journal import Entry
 from swarmd.state.raft.wire import VOTERS, Append, Assembler, Part, split
 from swarmd.wire.codec import Message
 
@@ -204,6 +205,14 @@ class RaftMachine:
     def term_at(self, index: int) -> int | None:
         """Term of the log's entry at `index`; None if it is not in the log, or no more."""
         return self._core.journal.term_at(index)
+
+    def entry_at(self, index: int) -> Entry | None:
+        """The log's entry at `index`; None if it is not in the log, or no more."""
+        return self._core.journal.entry(index)
+
+    @property
+    def last_index(self) -> int:
+        return self._core.journal.last_index
 
     @property
     def refused_snapshots(self) -> int:

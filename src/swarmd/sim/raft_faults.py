@@ -1,0 +1,257 @@
+"""What goes wrong in the voters' world, each kind by name and from the seed.
+
+A disk is *lost* when it comes back empty, or when a bit of what it held durably has turned
+over: then the voter must refuse to start and say which file. Either way it is out, and a
+majority must do without it; so no more are lost than a majority can spare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+from swarmd.base.rng import Rng
+from swarmd.sim.network import LinkFaults, Network
+from swarmd.sim.raft_host import RATE_MAX, RATE_MIN
+from swarmd.sim.raft_voter import Voter
+from swarmd.sim.world import World
+from swarmd.state.raft.journal import JOURNAL_FILE
+
+FAULTS: Final = (
+    "loss",
+    "duplicate",
+    "reorder",
+    "delay",
+    "partition",
+    "one_way_cut",
+    "crash",
+    "kill",
+    "crash_in_sync",
+    "lost_write",
+    "torn_write",
+    "bit_flip",
+    "disk_full",
+    "failed_sync",
+    "slow_sync",
+    "disk_loss",
+    "pause",
+    "wall_jump",
+    "clock_rate",
+    "total_power_loss",
+)
+_HEADER_BYTES: Final = 20
+_NONCE: Final = slice(8, 16)
+_RECORD_HEAD_BYTES: Final = 8
+
+
+class Around(Protocol):
+    """What trouble needs of its world."""
+
+    world: World
+    network: Network
+    voters: dict[str, Voter]
+
+    @property
+    def callers(self) -> Sequence[Any]: ...
+
+    def start(self, name: str) -> None: ...
+
+    def may_lose(self, name: str) -> bool: ...
+
+
+def weather(rng: Rng) -> LinkFaults:
+    """How bad the network of a seed is."""
+    return LinkFaults(
+        loss=rng.choice((0.0, 0.02, 0.05)),
+        duplicate=rng.choice((0.01, 0.03)),
+        delay_min_s=0.0003,
+        delay_max_s=rng.choice((0.002, 0.01)),
+        slow=rng.choice((0.02, 0.05)),
+    )
+
+
+class Trouble:
+    """One fault after the other, until `end`."""
+
+    def __init__(self, around: Around, rng: Rng) -> None:
+        self._around = around
+        self._world = around.world
+        self._rng = rng
+        self.over = False
+        self._faults = (
+            (self._part, 30),
+            (around.network.heal, 25),
+            (self._crash_some, 16),
+            (self._kill_some, 9),
+            (self._crash_in_sync, 6),
+            (self._power_loss, 3),
+            (self._fill_disk, 6),
+            (self._fail_syncs, 6),
+            (self._slow_disk, 6),
+            (self._lose_disk, 0.7),
+            (self._flip_bit, 0.7),
+            (self._pause, 10),
+            (self._jump, 5),
+            (self._drift, 5),
+        )
+
+    def begin(self) -> None:
+        self._world.after(1.0, self._next)
+
+    def end(self) -> None:
+        """No new trouble; what was broken for a while is whole again."""
+        self.over = True
+        network = self._around.network
+        network.heal()
+        network.faults = LinkFaults()
+        for voter in self._around.voters.values():
+            voter.disk.full, voter.disk.syncs_to_fail, voter.disk.fuse = False, 0, None
+            voter.slow_until = voter.paused_until = 0.0
+
+    def _next(self) -> None:
+        if self.over:
+            return
+        self._world.after(self._rng.uniform(0.2, 1.5), self._next)
+        kinds = [fault for fault, _ in self._faults]
+        self._rng.choices(kinds, [weight for _, weight in self._faults])[0]()
+
+    # ---- who -----------------------------------------------------------------------------
+
+    def _names(self) -> list[str]:
+        return [v.name for v in self._around.voters.values() if v.lost is None]
+
+    def _victim(self) -> Voter:
+        """Any voter, with a preference for leaders: they hold what can be lost."""
+        voters = self._around.voters
+        leaders = [v for v in voters.values() if v.leads]
+        if leaders and self._rng.random() < 0.5:
+            return self._rng.choice(leaders)
+        return voters[self._rng.choice(self._names())]
+
+    # ---- the network ---------------------------------------------------------------------
+
+    def _part(self) -> None:
+        rng, names = self._rng, self._names()
+        self._around.network.heal()
+        if len(names) == 1:
+            return
+        side = [self._victim().name] if rng.random() < 0.5 else []
+        if not side:
+            side = sorted(rng.sample(names, rng.randrange(1, len(names))))
+        rest: list[str] = [name for name in names if name not in side]
+        if rng.random() < 0.5:
+            # Some callers are on the one side, some on the other.
+            for caller in self._around.callers:
+                (side if rng.random() < 0.5 else rest).append(caller.name)
+        one_way = rng.random() < 0.3
+        if one_way and rng.random() < 0.5:
+            side, rest = rest, side
+        self._around.network.cut(side, rest, one_way=one_way)
+
+    # ---- processes and power ---------------------------------------------------------------
+
+    def _crash_some(self) -> None:
+        self._victim().crash(power=True)
+        if self._rng.random() < 0.2:
+            self._victim().crash(power=True)
+        self._world.after(self._rng.uniform(0.05, 1.0), self.restart_all)
+
+    def _kill_some(self) -> None:
+        self._victim().crash(power=False)
+        self._world.after(self._rng.uniform(0.03, 0.6), self.restart_all)
+
+    def _crash_in_sync(self) -> None:
+        """The power goes between two writes of one sync."""
+        self._victim().disk.fuse = self._rng.randrange(0, 4)
+        self._world.after(self._rng.uniform(0.3, 1.0), self.restart_all)
+
+    def _power_loss(self) -> None:
+        self.total_power_loss(self._rng.uniform(0.05, 0.5))
+
+    def total_power_loss(self, off_s: float) -> None:
+        """Every host loses power at once."""
+        self._world.count("total_power_loss")
+        for voter in self._around.voters.values():
+            voter.crash(power=True)
+        self._world.after(off_s, self.restart_all)
+
+    def restart_all(self) -> None:
+        """Start whatever is down and may start; tried again while a disk refuses."""
+        for voter in self._around.voters.values():
+            if not voter.up and voter.lost is None:
+                self._world.count("restart")
+                self._around.start(voter.name)
+        if any(not v.up and v.lost is None for v in self._around.voters.values()):
+            self._world.after(0.3, self.restart_all)
+
+    def _pause(self) -> None:
+        long = self._rng.random() < 0.2
+        pause_s = self._rng.uniform(2.0, 6.0) if long else self._rng.uniform(0.1, 2.0)
+        self._victim().paused_until = self._world.now + pause_s
+        self._world.count("pause")
+
+    # ---- clocks --------------------------------------------------------------------------
+
+    def _jump(self) -> None:
+        """Somebody sets the wall clock, by a second or by years."""
+        far_ms = self._rng.choice((1_000, 60_000, 86_400_000, 10**11))
+        self._victim().clock.wall_offset_ms = self._rng.randint(-far_ms, far_ms)
+        self._world.count("wall_jump")
+
+    def _drift(self) -> None:
+        self._victim().clock.set_rate(self._rng.uniform(RATE_MIN, RATE_MAX))
+        self._world.count("clock_rate")
+
+    # ---- disks ---------------------------------------------------------------------------
+
+    def _fill_disk(self) -> None:
+        disk = self._victim().disk
+        disk.full = True
+        self._world.count("disk_full")
+        self._world.after(self._rng.uniform(0.2, 2.0), setattr, disk, "full", False)
+
+    def _fail_syncs(self) -> None:
+        """EIO: the next sync fails and its bytes are gone; counted when it does."""
+        self._victim().disk.syncs_to_fail = self._rng.choice((1, 1, 2))
+
+    def _slow_disk(self) -> None:
+        self._victim().slow_until = self._world.now + self._rng.uniform(0.3, 2.0)
+        self._world.count("slow_sync")
+
+    def _lose_disk(self) -> None:
+        voter = self._victim()
+        if self._around.may_lose(voter.name):
+            voter.crash(power=True)
+            voter.disk.lose()
+            voter.lost = "its disk was replaced"
+
+    def _flip_bit(self) -> None:
+        """A bit of what was durable turns over while the host is down."""
+        voter = self._victim()
+        if not self._around.may_lose(voter.name):
+            return
+        voter.crash(power=True)
+        found = [(name, _proven(voter.disk.read(name) or b"")) for name in _files(voter)]
+        choices = [(name, length) for name, length in found if length]
+        if choices:
+            name, length = self._rng.choice(choices)
+            voter.disk.flip_bit(name, self._rng.randrange(length))
+            voter.flipped = name
+        self.restart_all()
+
+
+def _files(voter: Voter) -> list[str]:
+    return [name for name in voter.disk.names() if "journal" in name or "snapshot" in name]
+
+
+def _proven(raw: bytes) -> int:
+    """How many bytes of a file are proven durable: all but a journal's tail behind its last mark.
+
+    Damage behind that mark, together with a power loss, is a torn tail to everybody.
+    """
+    if not raw.startswith(b"SWRJ"):
+        return len(raw)
+    return max(0, raw.rfind(b"m" + raw[_NONCE]) - _RECORD_HEAD_BYTES)
+
+
+assert JOURNAL_FILE == "journal"
