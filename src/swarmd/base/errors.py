@@ -59,6 +59,36 @@ class LeaseExpired(Conflict):
     code = "lease_expired"
 
 
+class LockHeld(Conflict):
+    """Somebody else holds the lock, or leads: the message says who. No place is kept."""
+
+    code = "lock_held"
+    retryable = True
+
+
+class LockLost(Conflict):
+    """The lease of a place has ended: somebody else may hold the lock by now."""
+
+    code = "lock_lost"
+
+
+class BarrierWaits(Conflict):
+    """Not everybody came in time. No place is kept."""
+
+    code = "barrier_waits"
+    retryable = True
+
+
+class BarrierMismatch(Conflict):
+    """Those at the barrier wait for another count. No place is kept."""
+
+    code = "barrier_mismatch"
+
+
+class NotACounter(Conflict):
+    code = "not_a_counter"
+
+
 class IdempotencyConflict(Conflict):
     code = "idempotency_conflict"
 
@@ -97,6 +127,12 @@ class LeaseFull(TooLarge):
 
 class EmptyKey(BadRequest):
     code = "empty_key"
+
+
+class BadName(BadRequest):
+    """The name of a lock, an election, a barrier or a counter."""
+
+    code = "bad_name"
 
 
 class BadTtl(BadRequest):
@@ -188,6 +224,12 @@ class SessionExpired(Unavailable):
 
 class Busy(Unavailable):
     code = "busy"
+
+
+class TooManyWaiters(Busy):
+    """As many wait in one line as may. No place is kept."""
+
+    code = "too_many_waiters"
 
 
 class InsufficientCopies(Unavailable):

@@ -31,6 +31,11 @@ LEASE_TTL_MAX_MS: Final = 24 * 3_600 * 1_000
 # What watches can go back to. The newest revision is kept whole, whatever its size.
 HISTORY_CHANGES_MAX: Final = 10_000
 HISTORY_BYTES_MAX: Final = 4 * MIB
+# Recipes: locks, elections, barriers. A barrier opens by one transaction.
+RECIPE_NAME_BYTES_MAX: Final = 200
+RECIPE_VALUE_BYTES_MAX: Final = 4 * KIB
+RECIPE_WAITERS_MAX: Final = 1_000
+BARRIER_COUNT_MAX: Final = 256
 
 # Work. What is above INLINE_BYTES_MAX is stored as a blob.
 INLINE_BYTES_MAX: Final = 64 * KIB
@@ -51,6 +56,8 @@ assert INLINE_BYTES_MAX < VALUE_BYTES_MAX < ENTRY_BYTES_MAX
 assert BATCH_BYTES_MAX <= ENTRY_BYTES_MAX
 assert ENTRY_BYTES_MAX < HISTORY_BYTES_MAX
 assert 0 < LEASE_TTL_MIN_MS < LEASE_TTL_MAX_MS
+assert RECIPE_NAME_BYTES_MAX + 64 < KEY_BYTES_MAX
+assert RECIPE_WAITERS_MAX < LEASES_MAX
 assert INLINE_BYTES_MAX < BLOB_BYTES_MAX
 assert NAME_BYTES_MAX < KEY_BYTES_MAX
 assert DATAGRAM_BYTES_MAX < MESSAGE_BYTES_MAX
