@@ -15,13 +15,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 BIN = Path(sys.executable).parent
+PORT = 7575
 
 
 def wait_until(
@@ -38,7 +39,7 @@ def wait_until(
         time.sleep(every_s)
 
 
-def free_port(addresses: Iterable[str], preferred: int = 7575) -> int:
+def free_port(addresses: Iterable[str], preferred: int = PORT) -> int:
     """A port that is free for TCP and UDP on all `addresses`; `preferred` if it is."""
     candidates = [preferred, *range(20_000 + os.getpid() % 5_000, 32_000)]
     for port in candidates:
@@ -53,6 +54,14 @@ def free_port(addresses: Iterable[str], preferred: int = 7575) -> int:
     raise OSError("no free port")
 
 
+class Place(Protocol):
+    """Where a daemon may run instead of beside the others: a host of `nethosts`."""
+
+    @property
+    def address(self) -> str: ...
+    def enter(self, *command: str) -> list[str]: ...
+
+
 @dataclass
 class Daemon:
     """One `swarmd` process and how to talk to it."""
@@ -62,6 +71,8 @@ class Daemon:
     address: str
     port: int
     hide: list[Path] = field(default_factory=list)
+    place: Place | None = None
+    environ: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -81,7 +92,11 @@ class Daemon:
                 "data_folder": str(self.folder / "data"),
                 "keys_folder": str(self.folder / "keys"),
             },
-            "mesh": {"bind": [self.address], "port": self.port, "interfaces": ["lo"]},
+            "mesh": {
+                "bind": [self.address],
+                "port": self.port,
+                "interfaces": ["lo" if self.place is None else "eth0"],
+            },
             "gateway": {"socket": str(self.socket)},
         }
         for section, values in settings.items():
@@ -96,9 +111,13 @@ class Daemon:
         """Run `swarmd` with these arguments; its output goes to the daemon's log."""
         command = [str(BIN / "swarmd"), "--config", str(self.folder / "swarmd.toml"), *arguments]
         environ = {k: v for k, v in os.environ.items() if not k.startswith("SWARM")}
+        environ.update(self.environ)
+        command = hidden_from(self.hide, command)
+        if self.place is not None:
+            command = self.place.enter(*command)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                hidden_from(self.hide, command),
+                command,
                 stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -190,6 +209,7 @@ class LocalSwarm:
         static: find each other by static seeds instead of mDNS on `lo`.
         isolate: hide the daemons' folders from each other.
         settings: sections for every daemon's configuration.
+        places: hosts to run on, one for each daemon, instead of this one's loopback.
     """
 
     def __init__(
@@ -200,14 +220,17 @@ class LocalSwarm:
         static: bool = True,
         isolate: bool = False,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
+        places: Sequence[Place] = (),
     ) -> None:
-        addresses = [f"127.0.0.{n}" for n in range(1, count + 1)]
-        port = free_port(addresses)
+        addresses = [p.address for p in places] or [f"127.0.0.{n}" for n in range(1, count + 1)]
+        port = PORT if places else free_port(addresses)
         self.root = root
         self.static = static
         self.daemons = [
             Daemon(f"n{n}", root / f"n{n}", address, port) for n, address in enumerate(addresses, 1)
         ]
+        for daemon, place in zip(self.daemons, places, strict=False):
+            daemon.place = place
         for daemon in self.daemons:
             mesh: dict[str, Any] = {"mdns": not static}
             if static:

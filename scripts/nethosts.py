@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 SUBNET = "10.77.0"
 OWN_FOLDERS = ("/var/lib/swarmd", "/etc/swarmd", "/run/swarmd")
@@ -38,6 +39,11 @@ class Host:
     name: str
     address: str
     holder: subprocess.Popen[bytes]
+
+    @property
+    def root(self) -> Path:
+        """The host's file system, as seen from outside."""
+        return Path(f"/proc/{self.holder.pid}/root")
 
     def enter(self, *command: str) -> list[str]:
         """`command` as it is run on this host."""
@@ -80,10 +86,15 @@ class Host:
 
 
 class NetHosts:
-    """A bridge with `count` hosts h1, h2, ... at 10.77.0.1, 10.77.0.2, ..."""
+    """A bridge with `count` hosts h1, h2, ... at 10.77.0.1, 10.77.0.2, ...
 
-    def __init__(self, count: int) -> None:
-        self._made = [folder for folder in OWN_FOLDERS if not os.path.exists(folder)]
+    Args:
+        own_folders: folders of which each host has its own, and empty, in place of the machine's.
+    """
+
+    def __init__(self, count: int, own_folders: Sequence[str] = OWN_FOLDERS) -> None:
+        self._own_folders = own_folders
+        self._made = [folder for folder in own_folders if not os.path.exists(folder)]
         for folder in self._made:
             os.makedirs(folder)
         self.switch = self._hold(["unshare", "--net", "sleep", "infinity"])
@@ -123,7 +134,7 @@ class NetHosts:
     def _add(self, number: int) -> Host:
         holder = self._hold(["unshare", "--net", "--mount", "--uts", "sleep", "infinity"])
         host = Host(f"h{number}", f"{SUBNET}.{number}", holder)
-        for folder in OWN_FOLDERS:
+        for folder in self._own_folders:
             run(*host.enter(*f"mount -t tmpfs -o mode=0755 none {folder}".split()))
         run(*host.enter("hostname", host.name))
         port = f"port{number}"
@@ -150,6 +161,12 @@ class NetHosts:
             run(*target.enter("nft", "add", "chain", "ip", "cut", "in", chain))
             rule = f"ip saddr {source.address} drop"
             run(*target.enter("nft", "add", "rule", "ip", "cut", "in", *rule.split()))
+
+    def make_disk(self, host: Host, folder: Path, size_mib: int) -> None:
+        """Give `host` a small disk of its own, in memory, at `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        options = f"size={size_mib}m,mode=0700"
+        run(*host.enter("mount", "-t", "tmpfs", "-o", options, "none", str(folder)))
 
     def heal(self) -> None:
         """Everything passes again."""
