@@ -17,7 +17,7 @@ venv_python() {
 venv_ready() {
     local extras="$1" root python stamp want
     root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-    VENV="${SWARMD_VENV:-$root/.venv}"
+    VENV="${DEV_VENV:-$root/.venv}"
     stamp="$VENV/.swarmd-$extras"
     want="$root $(cat "$root/pyproject.toml" "$root/constraints.txt" | cksum)"
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && [ -x "$VENV/bin/swarmd" ]; then
