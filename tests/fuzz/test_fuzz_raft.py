@@ -42,6 +42,8 @@ _messages = st.one_of(
     st.builds(wire.PreVoteRequest, _small, _small, _small),
     st.builds(wire.PreVoteGranted, _small),
     st.builds(wire.StaleTerm, _small),
+    st.builds(wire.TimeoutNow, _small, _small),
+    st.builds(wire.HandedVoteRequest, _small, _small, _small),
     st.builds(wire.Append, _small, _small, _small, _small, _small, _entries),
     st.builds(wire.AppendReply, _small, _small, st.booleans(), _small, _small),
     st.builds(

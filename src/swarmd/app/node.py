@@ -4,8 +4,8 @@
         -> supervisor and agents -> tasks -> ready
 
 A crash in any service cancels the others and ends the process with its error. SIGTERM,
-Ctrl-C and `swarmctl stop` end it in order: tasks are finished or handed back within
-`DRAIN_S`, members are told goodbye, and the rest closes.
+Ctrl-C and `swarmctl stop` end it in order: the coordinator hands its office over, tasks are
+finished or handed back within `DRAIN_S`, members are told goodbye, and the rest closes.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ async def _serve(node: _Node, gateway: Gateway, control: NodeControl) -> None:
             _log.info("ready", swarm=node.beginning.trust.genesis.name)
             _notify("READY=1")
             await control.wait_stop()
-            await _wind_down(gateway, tasks, mesh)
+            await _wind_down(gateway, tasks, store, mesh)
 
 
 @asynccontextmanager
@@ -251,10 +251,11 @@ async def _hand_out_first_token(store: Store, beginning: Beginning) -> None:
     say(beginning.first_token)
 
 
-async def _wind_down(gateway: Gateway, tasks: Tasks, mesh: Mesh) -> None:
+async def _wind_down(gateway: Gateway, tasks: Tasks, store: Store, mesh: Mesh) -> None:
     _notify("STOPPING=1")
     _log.info("stopping")
     gateway.end_streams()
+    await store.handing.give_up()
     await tasks.drain(DRAIN_S)
     with trio.move_on_after(GOODBYE_S):
         await mesh.leave("leaving")

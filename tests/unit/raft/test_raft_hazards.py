@@ -21,12 +21,22 @@ from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.guards import ALL_GUARDS, Guard, without
 from swarmd.state.raft.journal import JOURNAL_FILE, Journal
 from swarmd.state.raft.library import PickleRefused
-from swarmd.state.raft.machine import Deliver, Propose, Proposed, ReadIndex, ReadReady, SendRaft
+from swarmd.state.raft.machine import (
+    Deliver,
+    Propose,
+    Proposed,
+    ReadIndex,
+    ReadReady,
+    SendRaft,
+    Transfer,
+)
 from swarmd.state.raft.snapshot import SNAPSHOT_FILE, Snapshot, encode_snapshot
 from swarmd.state.raft.wire import (
     Append,
     AppendReply,
+    HandedVoteRequest,
     SnapshotChunk,
+    TimeoutNow,
     VoteGranted,
     VoteRequest,
 )
@@ -383,6 +393,30 @@ def no_vote_while_a_leader_is_heard(guards: Guards) -> bool:
     hands.follow([b"2"])
     effects = hands.say("c", VoteRequest(7, 99, 6))
     return hands.term == 1 and not sent(effects, VoteGranted)
+
+
+@scenario(Guard.T1_HAND_OVER_ALL)
+def who_lacks_an_entry_is_not_told_to_stand(guards: Guards) -> bool:
+    hands = _ready_leader(guards)
+    hands.propose(b"x")
+    early = hands.step(Transfer("b", 7))
+    refused = of(hands.propose(b"y", 8), Proposed)
+    told = hands.say("b", AppendReply(hands.term, 1, True, 1, hands.last + 1))
+    told += hands.go_on()
+    return (
+        not sent(early, TimeoutNow)
+        and [r.code for r in refused] == ["handing_over"]
+        and sent(told, TimeoutNow) == [TimeoutNow(hands.term, hands.last)]
+    )
+
+
+@scenario(Guard.T2_OF_THIS_TERM)
+def a_late_word_of_an_old_leader_deposes_nobody(guards: Guards) -> bool:
+    hands = Hands(guards=guards)
+    hands.follow([b"2"], term=1)
+    hands.follow([], leader="c", term=2, previous=(2, 1))
+    effects = hands.say("b", TimeoutNow(1, 2))
+    return hands.term == 2 and not sent(effects, HandedVoteRequest)
 
 
 def test_every_guard_has_a_scenario() -> None:

@@ -30,6 +30,9 @@ from swarmd.state.raft.machine import (
     ReadReady,
     SendAhead,
     SendRaft,
+    Stand,
+    Transfer,
+    Transferred,
     Wake,
 )
 from swarmd.state.raft.snapshot import SNAPSHOT_FILE, Snapshot, decode_snapshot, encode_snapshot
@@ -312,6 +315,63 @@ def test_a_full_disk_stops_answers_and_heals() -> None:
     hands.go_on()
     hands.go_on()
     assert hands.state.commands == [b"x"]
+
+
+def test_the_office_moves_to_whom_it_is_handed() -> None:
+    """The target leads within a few packets, while every voter still hears the old leader."""
+    room = Room()
+    room.run_for(2)
+    leader = room.leader()
+    target = next(n for n in "abc" if n != leader)
+    for tag in range(20):
+        room.step(leader, Propose(b"%d" % tag, tag))
+    room.step(leader, Transfer(target, 99))
+    room.run_for(0.05)
+    assert room.leader() == target
+    assert [a.ok for a in room.answers] == [True] * 20
+    room.step(target, Propose(b"after", 21))
+    room.run_for(0.1)
+    assert room.answers[-1].ok
+
+
+def test_a_transfer_to_one_that_is_away_is_given_up() -> None:
+    hands = Hands("abc")
+    hands.lead()
+    hands.say("b", AppendReply(1, 0, True, 1, 3))
+    hands.go_on()
+    hands.step(Transfer("c", 7))
+    assert of(hands.propose(b"x", 8), Proposed)[0].code == "handing_over"
+    hands.say("b", AppendReply(1, 1, True, 1, 3))
+    hands.step(after_s=0.4)
+    hands.say("b", AppendReply(1, 2, True, 1, 3))
+    effects = hands.step(Wake(START), after_s=0.3)
+    assert of(effects, Transferred) == [Transferred(7, "timeout")]
+    assert of(hands.propose(b"y", 9), Proposed) == []
+    assert hands.last == 3
+
+
+def test_what_a_transfer_is_refused_for() -> None:
+    hands = Hands()
+    assert of(hands.step(Transfer("b", 1)), Transferred) == [Transferred(1, "not_leader")]
+    hands.lead()
+    assert of(hands.step(Transfer("a", 2)), Transferred) == [Transferred(2, None)]
+    assert of(hands.step(Transfer("x", 3)), Transferred) == [Transferred(3, "not_a_voter")]
+    hands.step(Transfer("b", 4))
+    assert of(hands.step(Transfer("c", 5)), Transferred) == [Transferred(5, "busy")]
+    assert of(hands.say("c", StaleTerm(9)), Transferred) == [Transferred(4, None)]
+
+
+def test_who_led_before_stands_at_once_and_asks_again_soon() -> None:
+    """The others may only be starting: what they miss is said again within a heartbeat."""
+    hands = Hands()
+    effects = hands.step(Stand())
+    assert len(sent(effects, PreVoteRequest)) == 2
+    again = hands.step(Wake(START), after_s=hands.config.heartbeat_s)
+    assert len(sent(again, PreVoteRequest)) == 2
+    hands.say("b", PreVoteGranted(1))
+    hands.say("b", VoteGranted(1))
+    assert hands.machine.office.state == "leader"
+    assert hands.now < hands.config.election_min_s
 
 
 def test_junk_and_strangers_are_counted_and_change_nothing() -> None:

@@ -14,6 +14,7 @@ from swarmd.base.limits import BATCH_OPERATIONS_MAX, ENTRY_BYTES_MAX, KIB
 from swarmd.mesh.link import Inbound
 from swarmd.observe.metrics import DROPPED
 from swarmd.state.raft import messages as m
+from swarmd.state.raft.handing import Handing
 from swarmd.state.raft.reads import leases_in
 from swarmd.state.raft.replica import Replica
 from swarmd.state.raft.watching import Watches
@@ -29,6 +30,9 @@ class Asked(Protocol):
 
     @property
     def epoch_number(self) -> int: ...
+
+    @property
+    def handing(self) -> Handing: ...
 
     @property
     def local(self) -> Any: ...
@@ -107,6 +111,11 @@ class Answers:
                     return self._redirect("not_coordinator")
                 await self._store.hand_over_for(peer)
                 return m.Done()
+            case m.TransferAsk(target):
+                if self._store.serving() is None:
+                    return self._redirect("not_coordinator")
+                chosen = NodeId(target) if target else None
+                return m.Transferred(await self._store.handing.transfer_here(chosen))
         raise BadRequest("not a request of the strong store")
 
     def _redirect(self, code: str) -> m.Redirect:

@@ -13,7 +13,10 @@ from typing import Final
 
 
 class Guard(StrEnum):
-    """W: what is durable and decoded. H: protocol slips. C, R, V: commit, reads, votes."""
+    """W: what is durable and decoded. H: protocol slips. C, R, V: commit, reads, votes.
+
+    T: transfers of the office.
+    """
 
     # Bytes from the log or a peer never reach pickle: unpickling runs code.
     W1_NO_PICKLE = "W1-no-pickle"
@@ -63,6 +66,11 @@ class Guard(StrEnum):
     V1_PRE_VOTE = "V1-pre-vote"
     # Votes are refused while a leader is heard (thesis, section 4.2.3).
     V2_STICKY_LEADER = "V2-sticky-leader"
+    # A leader hands over to a voter that holds everything, and takes nothing more meanwhile
+    # (thesis, section 3.10): another one would lose the election, and the office stand empty.
+    T1_HAND_OVER_ALL = "T1-hand-over-all"
+    # Only the leader of this term can ask a voter to stand past the others' stickiness.
+    T2_OF_THIS_TERM = "T2-of-this-term"
 
 
 ALL_GUARDS: Final[frozenset[str]] = frozenset(Guard)

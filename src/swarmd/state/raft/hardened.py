@@ -38,6 +38,7 @@ from swarmd.state.raft.journal import Journal
 from swarmd.state.raft.library import CLOCK, Outbox, Peer, SyncObj
 from swarmd.state.raft.replication import NO_OP, Receiver, Sender
 from swarmd.state.raft.snapshot import SnapshotStore
+from swarmd.state.raft.transfer import Transfers
 from swarmd.wire.codec import Message
 
 FOLLOWER: Final = 0
@@ -129,6 +130,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         self.snapshots = SnapshotStore(disk, voters)
         self.sender = Sender(self)
         self.receiver = Receiver(self)
+        self.transfers = Transfers(self)
         self.answers: list[Answer] = []
         self.reads_done: list[tuple[int, bool]] = []
         self._waiting: dict[int, int] = {}  # log index -> tag
@@ -136,6 +138,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         self._round_asked = False
         self._votes_seen: set[str] = set()  # Only asked for membership, never walked.
         self._pre_votes: set[str] | None = None
+        self._eager_until = float("-inf")
         self._leader_heard_at = float("-inf")
         self._compacted_index = 0
         self._applying = (0, 0)
@@ -253,7 +256,8 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
     def next_wake(self) -> float:
         """When `tick` must be called if nothing happens before."""
         if self.is_leader:
-            return min(self.sender.heartbeat_at, self.sender.notice_at)
+            sender = self.sender
+            return min(sender.heartbeat_at, sender.notice_at, self.transfers.next_wake())
         return float(self._SyncObj__raftElectionDeadline)
 
     def wants_tick(self) -> bool:
@@ -270,6 +274,8 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         """Append a command as leader; an `Answer` with `tag` follows, maybe much later."""
         if not self.is_leader:
             self.answers.append(Answer(tag, None, "not_leader"))
+        elif self.transfers.blocks_proposals:
+            self.answers.append(Answer(tag, None, "handing_over"))
         elif len(command) > ENTRY_BYTES_MAX:
             self.answers.append(Answer(tag, None, "too_large"))
         elif len(self._waiting) >= self.config.proposals_max:
@@ -324,6 +330,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         self._compact_if_due()
         if self.is_leader:
             self.sender.run(now)
+            self.transfers.run(now)
 
     def _advance_commit(self) -> None:
         own = self.journal.last_index
@@ -412,6 +419,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         self._waiting.clear()
         self._reads.clear()
         self.sender.end()
+        self.transfers.resigned()
         self._SyncObj__raftElectionDeadline = self.now + self._SyncObj__generateRaftTimeout()
 
     def _SyncObj__setCurrentTerm(self, term: int, voted: str | None) -> None:
@@ -447,26 +455,40 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
     def _last(self) -> tuple[int, int]:
         return self.journal.last_index, self.journal.last_term
 
+    def stand_at_once(self) -> None:
+        """Ask for office now, and again until the longest election time is over: the others
+        may only be starting. For one who held the office before, so that it does not move.
+        """
+        if self.leader is None:
+            self._eager_until = self.now + self.config.election_max_s
+            self._SyncObj__raftElectionDeadline = self.now
+
     def _stand(self) -> None:
         """Ask first whether standing would succeed (V1), then stand."""
         if not self.peers or not self.on(Guard.V1_PRE_VOTE):
-            self._campaign()
+            self.campaign()
             return
-        self._SyncObj__raftElectionDeadline = self.now + self._SyncObj__generateRaftTimeout()
+        eager = self.now < self._eager_until
+        pause_s = self.config.heartbeat_s if eager else self._SyncObj__generateRaftTimeout()
+        self._SyncObj__raftElectionDeadline = self.now + pause_s
         self._SyncObj__raftLeader = None
-        self._pre_votes = {self.me}
+        if self._pre_votes is None or not eager:
+            self._pre_votes = {self.me}
         for name in self.peers:
             self.put(name, wire.PreVoteRequest(self.term + 1, *self._last()))
 
-    def _campaign(self) -> None:
+    def campaign(
+        self, request: type[wire.VoteRequest | wire.HandedVoteRequest] = wire.VoteRequest
+    ) -> None:
         self._pre_votes = None
+        self._eager_until = float("-inf")
         self._SyncObj__raftElectionDeadline = self.now + self._SyncObj__generateRaftTimeout()
         self._SyncObj__raftLeader = None
         self._SyncObj__setState(CANDIDATE)
         self._SyncObj__setCurrentTerm(self.term + 1, self.me)
         self._SyncObj__votesCount = 1
         for name in self.peers:
-            self.put(name, wire.VoteRequest(self.term, *self._last()))
+            self.put(name, request(self.term, *self._last()))
         if self.majority == 1:
             self._SyncObj__onBecomeLeader()
 
@@ -508,13 +530,16 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
             return
         self._pre_votes.add(peer)
         if len(self._pre_votes) >= self.majority:
-            self._campaign()
+            self.campaign()
 
-    def _on_vote_request(self, peer: str, message: wire.VoteRequest) -> None:
+    def _on_vote_request(
+        self, peer: str, message: wire.VoteRequest | wire.HandedVoteRequest
+    ) -> None:
         if message.term < self.term:
             self.put(peer, wire.StaleTerm(self.term))
             return
-        if message.term > self.term and self._leader_is_heard():
+        handed = isinstance(message, wire.HandedVoteRequest)
+        if message.term > self.term and self._leader_is_heard() and not handed:
             return
         request = {"last_log_index": message.last_index, "last_log_term": message.last_term}
         self._hand_to_library(peer, {"type": "request_vote", "term": message.term, **request})
@@ -533,6 +558,8 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
 
     _HANDLERS: ClassVar[dict[type[Message], Callable[[HardenedRaft, str, Any], None]]] = {
         wire.VoteRequest: _on_vote_request,
+        wire.HandedVoteRequest: _on_vote_request,
+        wire.TimeoutNow: lambda self, peer, message: self.transfers.on_timeout_now(peer, message),
         wire.VoteGranted: _on_vote_granted,
         wire.PreVoteRequest: _on_pre_vote_request,
         wire.PreVoteGranted: _on_pre_vote_granted,

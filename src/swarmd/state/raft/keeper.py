@@ -94,6 +94,7 @@ class Keeper:
         self._on_applied = on_applied
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
+        self._led = 0  # The epoch in which this node led until it ended.
         self._served: tuple[int, bytes] | None = None
         self._pieces: list[bytes] = []
         self._questions: dict[int, _Question] = {}
@@ -350,6 +351,7 @@ class Keeper:
             config=self._config,
             on_office=self._on_office,
             on_applied=self._on_applied,
+            stand_at_once=self._led == number - 1,
         )
         state.drain_changes()
         self.replica = replica
@@ -371,6 +373,8 @@ class Keeper:
     async def _stop(self, number: int) -> None:
         self._scope.cancel()
         await self._ended.wait()
+        if self.replica is not None and self.replica.office.state == "leader":
+            self._led = number
         self.replica = None
         self._on_replica()
         self._driver.feed(em.EpochStopped(number))

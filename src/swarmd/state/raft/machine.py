@@ -43,6 +43,9 @@ __all__ = [
     "SendAhead",
     "SendRaft",
     "START",
+    "Stand",
+    "Transfer",
+    "Transferred",
     "Wake",
 ]
 
@@ -79,6 +82,19 @@ class ReadIndex(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Transfer(Event):
+    """Hand the leader's office to the voter `target`; answered by `Transferred`."""
+
+    target: str
+    tag: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stand(Event):
+    """This voter led the epoch before: let it ask for office without waiting."""
+
+
+@dataclass(frozen=True, slots=True)
 class Wake(Event):
     """A timer that this machine set, or `Wake(START)`."""
 
@@ -106,7 +122,7 @@ class Proposed(Effect):
     """The end of a proposal.
 
     `ok`: applied here, and `result` is what the state returned. Otherwise `code`:
-    `not_leader`, `too_large`, `busy`: it was not appended and never will be;
+    `not_leader`, `handing_over`, `too_large`, `busy`: it was not appended and never will be;
     `leader_changed`: office was lost before it committed, so the outcome is unknown.
     """
 
@@ -122,6 +138,17 @@ class ReadReady(Effect):
 
     tag: int
     ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Transferred(Effect):
+    """The end of a transfer. `code` None: this voter leads no more, and who was to follow was
+    told to stand, or leads already. Otherwise it leads on: `timeout`, `busy`, `not_a_voter`;
+    or never did: `not_leader`.
+    """
+
+    tag: int
+    code: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +280,10 @@ class RaftMachine:
                 self._core.propose(command, tag)
             case ReadIndex(tag):
                 self._core.read_index(tag)
+            case Transfer(target, tag):
+                self._core.transfers.ask(target, tag)
+            case Stand():
+                self._core.stand_at_once()
             case Wake(token):
                 if token == START:
                     self._going_on = False
@@ -284,6 +315,9 @@ class RaftMachine:
         if core.reads_done:
             effects += [ReadReady(tag, ok) for tag, ok in core.reads_done]
             core.reads_done.clear()
+        if core.transfers.done:
+            effects += [Transferred(tag, code) for tag, code in core.transfers.done]
+            core.transfers.done.clear()
         self._arm(effects, now)
         return effects
 

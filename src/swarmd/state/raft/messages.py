@@ -404,6 +404,21 @@ class LeasesGot(Message, frozen=True, tag=19):
     keys: tuple[bytes, ...] = ()
 
 
+class TransferAsk(Message, frozen=True, tag=20):
+    """Hand the coordinator's office to the voter `target`; empty: to whom you like.
+
+    Answered by `Transferred` once it is known who leads.
+    """
+
+    target: bytes
+
+
+class Transferred(Message, frozen=True, tag=21):
+    """`node` coordinates now."""
+
+    node: bytes
+
+
 STORE: Final = Family(
     "store",
     Forward,
@@ -425,6 +440,8 @@ STORE: Final = Family(
     Watched,
     LeasesAsk,
     LeasesGot,
+    TransferAsk,
+    Transferred,
     format_number=2,
 )
 

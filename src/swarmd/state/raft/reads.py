@@ -61,7 +61,7 @@ class Reads:
         self._moved = trio.Event()
 
     async def read_index(self, timeout_s: float) -> int:
-        return await self._until(self._try_read_index, timeout_s)
+        return await self.until(self._try_read_index, timeout_s)
 
     async def read_time_ms(self, timeout_s: float) -> int:
         async def attempt() -> int:
@@ -74,7 +74,7 @@ class Reads:
                 raise RemoteError("not a revision")
             return answer.time_ms
 
-        return await self._until(attempt, timeout_s)
+        return await self.until(attempt, timeout_s)
 
     async def _try_read_index(self) -> int:
         replica = self._serving()
@@ -103,7 +103,7 @@ class Reads:
             got = await self._caller.ask_entries(m.GetAsk(key, stale), stale)
             return got.entries[0] if got.entries else None
 
-        return await self._until(attempt, timeout_s)
+        return await self.until(attempt, timeout_s)
 
     async def range(
         self, prefix: bytes, after: bytes, limit: int, stale: bool, timeout_s: float
@@ -125,7 +125,7 @@ class Reads:
             return not got.more or len(found) >= limit
 
         with trio.move_on_after(timeout_s):
-            while limit > 0 and not await self._until(attempt, timeout_s):
+            while limit > 0 and not await self.until(attempt, timeout_s):
                 pass
             return found
         raise no_quorum(timeout_s, None)
@@ -142,7 +142,7 @@ class Reads:
                 raise RemoteError("not leases")
             return answer
 
-        return await self._until(attempt, timeout_s)
+        return await self.until(attempt, timeout_s)
 
     async def _readable_here(self, stale: bool) -> StateMachine | None:
         """The state to read from on this node, if it can answer."""
@@ -163,7 +163,7 @@ class Reads:
         if replica is not self._keeper.replica or replica.state.sealed is not None:
             raise Moved("the epoch was sealed")
 
-    async def _until(self, attempt: Callable[[], Awaitable[T]], timeout_s: float) -> T:
+    async def until(self, attempt: Callable[[], Awaitable[T]], timeout_s: float) -> T:
         trouble: SwarmError | None = None
         delay_s = RETRY_MIN_S
         with trio.move_on_after(timeout_s):

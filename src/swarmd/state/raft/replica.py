@@ -20,10 +20,11 @@ from swarmd.base.errors import (
     Moved,
     NotCoordinator,
     SwarmError,
+    TimedOut,
     TooLarge,
     Unavailable,
 )
-from swarmd.base.ids import NodeId, to_text
+from swarmd.base.ids import NodeId, short, to_text
 from swarmd.base.rng import Rng
 from swarmd.mesh.driver import Driver
 from swarmd.mesh.link import Link
@@ -44,6 +45,9 @@ from swarmd.state.raft.machine import (
     ReadReady,
     SendAhead,
     SendRaft,
+    Stand,
+    Transfer,
+    Transferred,
     Wake,
 )
 from swarmd.state.raft.messages import RAFT, Batch, Group, OpResult, Packet, encode_batch
@@ -77,7 +81,8 @@ class Replica:
         state: holds what the epoch begins with.
         on_office: called when role, term or leader changed.
         on_applied: called when the state took up more of the log.
-        Neither may wait or raise.
+            Neither may wait or raise.
+        stand_at_once: ask for office without waiting, for this node held it before.
 
     Raises:
         SwarmError: the log on `disk` is damaged or of other voters.
@@ -95,6 +100,7 @@ class Replica:
         config: RaftConfig,
         on_office: Callable[[Replica], None],
         on_applied: Callable[[Replica], None],
+        stand_at_once: bool = False,
     ) -> None:
         self.epoch = epoch
         self.state = state
@@ -118,6 +124,7 @@ class Replica:
                 SendAhead: self._send,
                 Proposed: self._proposed,
                 ReadReady: self._read_ready,
+                Transferred: self._transferred,
                 Office: self._office_changed,
                 Applied: self._applied,
             },
@@ -128,6 +135,8 @@ class Replica:
         self._pending: dict[int, _Waiting] = {}
         self._round: _Waiting | None = None
         self._next_round: _Waiting | None = None
+        self._stand_at_once = stand_at_once
+        self._moved = trio.Event()
         self._closed = False
 
     # ---- what can be seen --------------------------------------------------------------
@@ -175,7 +184,7 @@ class Replica:
     async def run(self) -> None:
         """Take part until cancelled; then everybody who waits is told to ask elsewhere."""
         try:
-            self._driver.feed(Wake(START))
+            self._driver.feed(Stand() if self._stand_at_once else Wake(START))
             await self._driver.run()
         finally:
             self.close()
@@ -222,6 +231,30 @@ class Replica:
         if waiting.error is not None:
             raise waiting.error
         return waiting.results
+
+    async def transfer(self, target: NodeId) -> None:
+        """Have `target` stand for this leader's office; on return this node leads no more.
+
+        Raises:
+            BadRequest: `target` is no voter of this epoch.
+            NotCoordinator, Busy, Moved: ask again, elsewhere or later.
+            TimedOut: `target` did not catch up or was not elected in time; this node leads on.
+        """
+        if self._closed:
+            raise Moved(f"epoch {self.epoch.number} has ended on this node")
+        name = self._names.get(target)
+        if name is None:
+            raise BadRequest(f"{short(target)} is no voter: it cannot coordinate")
+        self._tag += 1
+        tag, waiting = self._tag, _Waiting()
+        self._driver.feed(Transfer(name, tag))
+        self._pending[tag] = waiting
+        try:
+            await waiting.done.wait()
+        finally:
+            self._pending.pop(tag, None)
+        if waiting.error is not None:
+            raise waiting.error
 
     async def barrier(self) -> None:
         """Wait until the state holds everything that was committed before this call.
@@ -294,6 +327,11 @@ class Replica:
         else:
             waiting.end(_refusal(effect.code))
 
+    def _transferred(self, effect: Transferred) -> None:
+        waiting = self._pending.pop(effect.tag, None)
+        if waiting is not None:
+            waiting.end(None if effect.code is None else _refusal(effect.code))
+
     def _read_ready(self, effect: ReadReady) -> None:
         current, self._round = self._round, self._next_round
         self._next_round = None
@@ -303,7 +341,13 @@ class Replica:
             refused = NotCoordinator("this node does not lead the strong store now")
             current.end(None if effect.ok else refused)
 
+    async def office_changed(self) -> None:
+        """Wait until `office` changes next."""
+        await self._moved.wait()
+
     def _office_changed(self, effect: Office) -> None:
+        self._moved.set()
+        self._moved = trio.Event()
         self._on_office(self)
 
     def _applied(self, effect: Applied) -> None:
@@ -313,8 +357,12 @@ class Replica:
 def _refusal(code: str | None) -> SwarmError:
     if code == "not_leader":
         return NotCoordinator("this node does not lead the strong store now")
+    if code == "handing_over":
+        return NotCoordinator("this node is handing the strong store over to another")
+    if code == "timeout":
+        return TimedOut("the other voter did not catch up, or was not elected, in time")
     if code == "too_large":
         return TooLarge("the batch exceeds what one entry of the log takes")
     if code == "busy":
-        return Busy("too many proposals wait for their commit")
+        return Busy("too many proposals or transfers are under way")
     return Unavailable(f"the outcome is unknown: {code}")

@@ -37,6 +37,7 @@ from swarmd.state.raft.caller import ATTEMPT_TIMEOUT_S, Caller
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.epoch import Chain
 from swarmd.state.raft.feed import Feed
+from swarmd.state.raft.handing import Handing
 from swarmd.state.raft.keeper import Keeper, MembersView
 from swarmd.state.raft.leaseclock import run_lease_clock
 from swarmd.state.raft.messages import Entry, Operation, OpResult
@@ -120,6 +121,9 @@ class Store:
             self._keeper, self._caller, self.serving, self.store_time_ms, derive(rng, "reads")
         )
         self._watches = Watches(self._keeper, self._caller, self._reads, derive(rng, "watches"))
+        self.handing = Handing(
+            me=link.node_id, membership=membership, caller=self._caller, serving=self.serving
+        )
         self._pipe = Pipe(self._submit, clock=clock, rng=derive(rng, "pipe"), nursery=nursery)
         self._seats = Seats(
             keeper=self._keeper,
@@ -427,6 +431,18 @@ class Store:
         return "ok", ""
 
     # ---- leaving -------------------------------------------------------------------------
+
+    async def transfer(
+        self, target: NodeId | None, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> NodeId:
+        """Hand the coordinator's office to `target`, or to the best one; who holds it then.
+
+        Raises:
+            BadRequest: `target` is no voter, or there is no other one.
+            NoQuorum: it did not come about within `timeout_s`; it may still.
+        """
+        asked: set[NodeId] = set()
+        return await self._reads.until(lambda: self.handing.try_transfer(target, asked), timeout_s)
 
     async def hand_over_seat(self, timeout_s: float = 10.0) -> None:
         """Give this node's seat away; on return a majority of the others holds everything.

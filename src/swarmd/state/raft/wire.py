@@ -111,6 +111,21 @@ class Part(Message, frozen=True, tag=10):
     data: bytes
 
 
+class TimeoutNow(Message, frozen=True, tag=11):
+    """The leader of `term` asks the receiver, which holds all up to `last_index`, to stand."""
+
+    term: Number
+    last_index: Number
+
+
+class HandedVoteRequest(Message, frozen=True, tag=12):
+    """A `VoteRequest` of one whom the leader asked to stand: nobody need be faithful to it."""
+
+    term: Number
+    last_index: Number
+    last_term: Number
+
+
 VOTERS: Final = Family(
     "voters",
     VoteRequest,
@@ -123,6 +138,8 @@ VOTERS: Final = Family(
     SnapshotChunk,
     SnapshotReply,
     Part,
+    TimeoutNow,
+    HandedVoteRequest,
     alpn="swarmd-raft/1",
     message_bytes_max=MESSAGE_RAFT_BYTES_MAX,
 )
