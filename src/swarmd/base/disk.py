@@ -24,6 +24,11 @@ _HEADER: Final = struct.Struct(">4s8sHQ32s")
 
 
 class Disk(Protocol):
+    @property
+    def blocking(self) -> bool:
+        """Do calls wait for hardware, so that a long one belongs in a thread?"""
+        ...
+
     def read(self, name: str) -> bytes | None:
         """All durable and buffered bytes of a file, or None where there is none."""
         ...

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Final
 
 from swarmd.base.errors import DiskFault
 
 
 class FileDisk:
     """A folder of the real file system, made with mode 0700."""
+
+    blocking: Final = True
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -29,9 +29,9 @@ from swarmd.base.machine import Ahead, Effect, Event, Machine, Persist, SetTimer
 from swarmd.observe.metrics import MACHINE_EFFECTS, MACHINE_EVENTS
 
 _STEP_EVENTS_MAX: Final = 1_024
-# A sync may hold up the whole loop. What was sent ahead of it is on its way after this many
+# A sync on the loop holds up the whole of it. What was sent ahead is on its way after this many
 # turns: the writer wakes, takes the frame's lock, then the stream's, then writes.
-_AHEAD_TURNS: Final = 4
+AHEAD_TURNS: Final = 4
 
 Performer = Callable[[Any], None]
 
@@ -45,6 +45,7 @@ class Driver:
         perform: what to do for each effect type; the functions neither wait nor raise.
         persist: awaited before the other effects of a step that holds a `Persist`.
         inbox_max: events that may wait; `feed` refuses beyond it.
+        ahead_turns: turns of the loop for what is `Ahead` to leave before `persist` is awaited.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Driver:
         clock: Clock,
         persist: Callable[[], Awaitable[None]] | None = None,
         inbox_max: int = 10_000,
+        ahead_turns: int = AHEAD_TURNS,
     ) -> None:
         self._name = name
         self._machine = machine
@@ -65,6 +67,7 @@ class Driver:
         self._persist = persist
         self._inbox: deque[Event] = deque()
         self._inbox_max = inbox_max
+        self._ahead_turns = ahead_turns
         self._timers: list[tuple[float, int, Event]] = []
         self._sequence = itertools.count()
         self._wake = trio.Event()
@@ -122,7 +125,7 @@ class Driver:
             if ahead:
                 effects = [effect for effect in effects if not isinstance(effect, Ahead)]
                 self._perform_all(ahead)
-                for _ in range(_AHEAD_TURNS):
+                for _ in range(self._ahead_turns):
                     await trio.lowlevel.checkpoint()
             await self._persist()
         self._perform_all(effects)

@@ -8,6 +8,8 @@ sync says.
 
 from __future__ import annotations
 
+from typing import Final
+
 from swarmd.base.errors import DiskFault
 from swarmd.sim.world import World
 
@@ -24,6 +26,8 @@ class SimDisk:
         syncs_to_fail: how many of the next writes to a file's end do not become durable.
         fuse: operations until the power goes in the middle of one; None: it stays.
     """
+
+    blocking: Final = False
 
     def __init__(self, world: World, label: str) -> None:
         self._world = world

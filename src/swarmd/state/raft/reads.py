@@ -164,6 +164,7 @@ class Reads:
             raise Moved("the epoch was sealed")
 
     async def until(self, attempt: Callable[[], Awaitable[T]], timeout_s: float) -> T:
+        """What `attempt` returns, made again while it is only unavailable. Raises NoQuorum."""
         trouble: SwarmError | None = None
         delay_s = RETRY_MIN_S
         with trio.move_on_after(timeout_s):

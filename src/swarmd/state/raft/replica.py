@@ -26,7 +26,7 @@ from swarmd.base.errors import (
 )
 from swarmd.base.ids import NodeId, short, to_text
 from swarmd.base.rng import Rng
-from swarmd.mesh.driver import Driver
+from swarmd.mesh.driver import AHEAD_TURNS, Driver
 from swarmd.mesh.link import Link
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
@@ -53,6 +53,7 @@ from swarmd.state.raft.machine import (
 from swarmd.state.raft.messages import RAFT, Batch, Group, OpResult, Packet, encode_batch
 from swarmd.state.raft.statemachine import StateMachine
 from swarmd.state.raft.storage import PrefixDisk
+from swarmd.state.raft.syncer import Syncer
 from swarmd.state.raft.views import Follower, VoterLog
 
 DISK_RETRY_S: Final = 1.0
@@ -105,7 +106,6 @@ class Replica:
         self.epoch = epoch
         self.state = state
         self.disk_fault = False
-        self._sync_last_s = self._sync_slowest_s = 0.0
         self._link = link
         self._clock = clock
         self._on_office = on_office
@@ -116,6 +116,7 @@ class Replica:
         self._machine = RaftMachine(
             me, tuple(sorted(self._ids)), disk, state, rng, config, clock.now()
         )
+        self._syncer = Syncer(blocking=disk.blocking)
         self._driver = Driver(
             "raft",
             self._machine,
@@ -130,6 +131,8 @@ class Replica:
             },
             clock=clock,
             persist=self._persist,
+            # A sync off the loop holds up nothing that was sent ahead of it.
+            ahead_turns=0 if disk.blocking else AHEAD_TURNS,
         )
         self._tag = 0
         self._pending: dict[int, _Waiting] = {}
@@ -171,8 +174,8 @@ class Replica:
             last=found.last_index,
             snapshot=found.snapshot_index,
             journal_bytes=found.journal_bytes,
-            sync_last_s=self._sync_last_s,
-            sync_slowest_s=self._sync_slowest_s,
+            sync_last_s=self._syncer.last_s,
+            sync_slowest_s=self._syncer.slowest_s,
             followers={
                 self._ids[name]: Follower(found.last_index - held, found.silence_s[name])
                 for name, held in found.matched.items()
@@ -187,6 +190,7 @@ class Replica:
             self._driver.feed(Stand() if self._stand_at_once else Wake(START))
             await self._driver.run()
         finally:
+            self._syncer.close()
             self.close()
 
     def close(self) -> None:
@@ -293,9 +297,8 @@ class Replica:
     async def _persist(self) -> None:
         """Sync; while the disk refuses, take no step: nothing unsynced is ever relied on."""
         while True:
-            began = self._clock.now()
             try:
-                self._machine.sync()
+                await self._syncer.run(self._machine.sync)
             except DiskFault as error:
                 if not self.disk_fault:
                     _log.error("the log is not durable", error=error.message)
@@ -305,8 +308,6 @@ class Replica:
                 if self.disk_fault:
                     _log.info("the log is durable again")
                 self.disk_fault = False
-                self._sync_last_s = self._clock.now() - began
-                self._sync_slowest_s = max(self._sync_slowest_s, self._sync_last_s)
                 return
 
     def _send(self, effect: SendRaft) -> None:

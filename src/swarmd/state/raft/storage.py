@@ -32,6 +32,10 @@ class PrefixDisk:
         self._disk = disk
         self._prefix = prefix
 
+    @property
+    def blocking(self) -> bool:
+        return self._disk.blocking
+
     def read(self, name: str) -> bytes | None:
         return self._disk.read(self._prefix + name)
 

@@ -1,0 +1,90 @@
+"""Syncs off the loop: the loop goes on, errors come back, nobody leaves while one runs."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import trio
+
+from swarmd.base.errors import DiskFault
+from swarmd.state.raft.syncer import Syncer
+
+
+def _threads() -> int:
+    return sum(thread.name == "raft-sync" for thread in threading.enumerate())
+
+
+async def test_the_loop_goes_on_while_a_call_waits() -> None:
+    syncer = Syncer(blocking=True)
+    gate = threading.Event()
+    order: list[str] = []
+
+    def wait() -> None:
+        gate.wait(10)
+        order.append("synced")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(syncer.run, wait)
+        await trio.testing.wait_all_tasks_blocked()
+        order.append("the loop goes on")
+        gate.set()
+    assert order == ["the loop goes on", "synced"]
+    assert 0 < syncer.last_s <= syncer.slowest_s
+    syncer.close()
+
+
+async def test_an_error_is_raised_where_the_call_was_asked_for() -> None:
+    def fail() -> None:
+        raise DiskFault("no room")
+
+    for blocking in (True, False):
+        syncer = Syncer(blocking=blocking)
+        with pytest.raises(DiskFault, match="no room"):
+            await syncer.run(fail)
+        assert syncer.slowest_s == 0
+        syncer.close()
+
+
+async def test_who_is_cancelled_leaves_only_after_the_call() -> None:
+    syncer = Syncer(blocking=True)
+    gate, left = threading.Event(), trio.Event()
+    scope = trio.CancelScope()
+
+    async def asked() -> None:
+        with scope:
+            await syncer.run(lambda: bool(gate.wait(10)) and None)
+        left.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(asked)
+        await trio.testing.wait_all_tasks_blocked()
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not left.is_set()
+        gate.set()
+        with trio.fail_after(5):
+            await left.wait()
+    syncer.close()
+
+
+async def test_one_thread_serves_all_calls_and_ends() -> None:
+    syncer = Syncer(blocking=True)
+    before = _threads()
+    names: set[int] = set()
+    for _ in range(20):
+        await syncer.run(lambda: names.add(threading.get_ident()))
+    assert len(names) == 1
+    assert _threads() == before + 1
+    [thread] = [t for t in threading.enumerate() if t.ident in names]
+    syncer.close()
+    await trio.to_thread.run_sync(thread.join, 5)
+    assert not thread.is_alive()
+
+
+async def test_where_a_disk_never_waits_no_thread_is_made() -> None:
+    syncer = Syncer(blocking=False)
+    here: list[int] = []
+    await syncer.run(lambda: here.append(threading.get_ident()))
+    assert here == [threading.get_ident()]
+    syncer.close()
