@@ -19,7 +19,7 @@ from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.guards import ALL_GUARDS, Guard, without
-from swarmd.state.raft.journal import JOURNAL_FILE, Journal
+from swarmd.state.raft.journal import ANYBODY, JOURNAL_FILE, Journal, Owner
 from swarmd.state.raft.library import PickleRefused
 from swarmd.state.raft.machine import (
     Deliver,
@@ -105,8 +105,8 @@ class _DroppingDisk(SimDisk):
         super().sync(name)
 
 
-def _journal(disk: Disk, guards: Guards) -> Journal:
-    return Journal(disk, make_rng(1), guards)
+def _journal(disk: Disk, guards: Guards, owner: Owner = ANYBODY) -> Journal:
+    return Journal(disk, make_rng(1), guards, JOURNAL_FILE, owner)
 
 
 @scenario(Guard.W2_REWRITE_AFTER_FAULT)
@@ -123,6 +123,20 @@ def a_failed_sync_is_not_believed_the_second_time(guards: Guards) -> bool:
     journal.sync()
     disk.crash()
     return len(_journal(disk, guards)) == 3
+
+
+@scenario(Guard.W3_OWN_JOURNAL)
+def a_journal_of_another_node_or_swarm_is_refused(guards: Guards) -> bool:
+    swarm, node = b"s" * 32, b"n" * 32
+    refused = 0
+    for other in (Owner(swarm, b"o" * 32), Owner(b"o" * 32, node)):
+        disk = sim_disk()
+        _journal(disk, guards, other).sync()
+        try:
+            _journal(disk, guards, Owner(swarm, node))
+        except CorruptFile as error:
+            refused += "another" in error.message
+    return refused == 2
 
 
 @scenario(Guard.H1_ONE_VOTE_EACH)

@@ -14,7 +14,7 @@ from swarmd.base.errors import CorruptFile, DiskFault
 from swarmd.base.files import FileDisk
 from swarmd.base.rng import make_rng
 from swarmd.sim.disk import SimDisk
-from swarmd.state.raft.journal import JOURNAL_FILE, Journal, _record
+from swarmd.state.raft.journal import JOURNAL_FILE, Journal, Owner, _record
 
 
 def journal(disk: SimDisk | FileDisk, seed: int = 1) -> Journal:
@@ -126,10 +126,34 @@ def test_another_format_is_refused_by_its_number() -> None:
     disk = sim_disk()
     filled(disk)
     raw = disk.read(JOURNAL_FILE) or b""
-    head = raw[:4] + struct.pack(">I", 2) + raw[8:16]
-    disk.replace(JOURNAL_FILE, head + struct.pack(">I", zlib.crc32(head)) + raw[20:])
-    with pytest.raises(CorruptFile, match="format 2"):
+    head = raw[:4] + struct.pack(">I", 3) + raw[8:80]
+    disk.replace(JOURNAL_FILE, head + struct.pack(">I", zlib.crc32(head)) + raw[84:])
+    with pytest.raises(CorruptFile, match="format 3"):
         journal(disk)
+
+
+def test_a_journal_that_does_not_say_whose_it_is_is_taken_over() -> None:
+    import struct
+    import zlib
+
+    disk = sim_disk()
+    filled(disk)
+    raw = disk.read(JOURNAL_FILE) or b""
+    head = raw[:4] + struct.pack(">I", 1) + raw[8:16]
+    disk.replace(JOURNAL_FILE, head + struct.pack(">I", zlib.crc32(head)) + raw[84:])
+    again = Journal(disk, make_rng(1), owner=Owner(b"s" * 32, b"n" * 32))
+    assert again.last_index == 6
+    written = disk.read(JOURNAL_FILE) or b""
+    assert written[16:80] == b"s" * 32 + b"n" * 32
+
+
+def test_the_journal_of_another_is_named_with_whose_it_is() -> None:
+    disk = sim_disk()
+    Journal(disk, make_rng(1), owner=Owner(b"s" * 32, b"n" * 32))
+    Journal(disk, make_rng(1), owner=Owner(b"s" * 32, b"n" * 32))
+    for owner, what in ((Owner(b"s" * 32, b"m" * 32), "node"), (Owner(b"t" * 32, b""), "swarm")):
+        with pytest.raises(CorruptFile, match=f"journal of another {what}"):
+            Journal(disk, make_rng(1), owner=owner)
 
 
 def test_sound_records_that_make_no_sense_are_not_followed() -> None:

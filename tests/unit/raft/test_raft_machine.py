@@ -309,12 +309,30 @@ def test_a_full_disk_stops_answers_and_heals() -> None:
         hands.machine.sync()
     disk.full = False
     hands.machine.sync()
-    assert of(hands.go_on(), Proposed) == [Proposed(1, True, 3, None)]
+    assert of(hands.go_on(), Proposed) == [Proposed(1, False, None, "leader_changed")]
+    assert of(hands.go_on(), Office) == [Office("leader", 2, "a", True)], "anew, in a new term"
     disk.crash()
     hands.start()
     hands.go_on()
     hands.go_on()
     assert hands.state.commands == [b"x"]
+
+
+def test_a_leader_whose_disk_refused_gives_up_its_office() -> None:
+    disk = sim_disk()
+    hands = Hands(disk=disk)
+    hands.lead()
+    hands.say("b", AppendReply(1, 0, True, 1, 3))
+    disk.full = True
+    hands.propose(b"x", sync=False)
+    with pytest.raises(DiskFault):
+        hands.machine.sync()
+    disk.full = False
+    hands.machine.sync()
+    effects = hands.go_on()
+    assert of(effects, Office) == [Office("follower", 1, None, False)]
+    assert of(effects, Proposed) == [Proposed(1, False, None, "leader_changed")]
+    assert hands.last == 3, "what was written is kept: others may have it, too"
 
 
 def test_the_office_moves_to_whom_it_is_handed() -> None:

@@ -12,6 +12,7 @@ from swarmd.base.errors import (
     BadRequest,
     Busy,
     CorruptFile,
+    DiskFault,
     Forbidden,
     NoQuorum,
     NotFound,
@@ -190,12 +191,43 @@ async def test_a_full_disk_stops_writes_and_heals(
         await swarm.start(0)
         await swarm.store(0).propose([Put(b"a", b"1")])
         swarm.nodes[0].disk.full = True
-        with pytest.raises(NoQuorum):
-            await swarm.store(0).propose([Put(b"a", b"2")], timeout_s=1.0)
+        start = trio.current_time()
+        with pytest.raises(DiskFault, match="No space left"):
+            await swarm.store(0).propose([Put(b"a", b"2")])
+        with pytest.raises(DiskFault):
+            await swarm.store(0).get(b"a")
+        assert trio.current_time() - start < 0.1, "told at once"
         assert swarm.store(0).status().state == "disk_fault"
         swarm.nodes[0].disk.full = False
+        await trio.sleep(1.5)
         assert (await swarm.store(0).propose([Put(b"a", b"3")]))[0].ok
         assert swarm.store(0).status().state == "ok"
+
+
+async def test_a_full_disk_of_the_coordinator_moves_the_office(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Callers anywhere are served by another within an election; nothing is lost."""
+    async with running_swarm() as swarm:
+        await swarm.start(0, 1, 2)
+        await swarm.voters_are(0, 1, 2)
+        await swarm.store(0).propose([Put(b"a", b"1")])
+        full = await swarm.coordinator()
+        swarm.nodes[full].disk.full = True
+        start = trio.current_time()
+        for node in range(3):
+            [result] = await swarm.store(node).propose([Put(b"n%d" % node, b"2", expect=0)])
+            assert result.ok
+        assert trio.current_time() - start < 1.5
+        status = swarm.store(full).status()
+        assert (status.state, swarm.store(full).office) == ("disk_fault", None)
+        assert "No space left" in status.detail
+        assert await swarm.coordinator() != full
+        swarm.nodes[full].disk.full = False
+        await trio.sleep(3)
+        assert swarm.store(full).status().state == "ok"
+        keys = [e.key for e in await swarm.store(full).range(b"", stale=True)]
+        assert keys == [b"a", b"n0", b"n1", b"n2"], "it caught up"
 
 
 def test_prefix_disks_do_not_see_each_other() -> None:

@@ -42,9 +42,18 @@ class Caller:
                 scope.cancel()
 
     async def locate(self) -> NodeId:
-        """The node to ask. Raises Unavailable when nobody knows."""
+        """The node to ask.
+
+        Raises:
+            Unavailable: nobody knows.
+            DiskFault: this node is the only voter, and its disk refuses writes.
+        """
         replica = self._keeper.replica
-        if replica is not None:
+        if replica is not None and replica.disk_fault:
+            refusal = replica.disk_refusal()
+            if not isinstance(refusal, Unavailable):
+                raise refusal
+        elif replica is not None:
             leader = replica.leader
             if leader is None:
                 raise Unavailable("the voters have no leader now")

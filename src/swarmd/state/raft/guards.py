@@ -26,6 +26,8 @@ class Guard(StrEnum):
     W2_COUNT_SYNCED = "W2-count-synced"
     # After a failed sync the journal is written anew: the kernel may have dropped the pages.
     W2_REWRITE_AFTER_FAULT = "W2-rewrite-after-fault"
+    # A journal of another node or swarm is refused: its votes were not given by this one.
+    W3_OWN_JOURNAL = "W3-own-journal"
     # A voter counts once per term, however often its vote arrives.
     H1_ONE_VOTE_EACH = "H1-one-vote-each"
     # Acknowledgements carry their term; those of another term are ignored.

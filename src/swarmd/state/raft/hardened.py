@@ -34,7 +34,7 @@ from swarmd.base.rng import Rng
 from swarmd.state.raft import wire
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.guards import ALL_GUARDS, Guard
-from swarmd.state.raft.journal import Journal
+from swarmd.state.raft.journal import ANYBODY, JOURNAL_FILE, Journal, Owner
 from swarmd.state.raft.library import CLOCK, Outbox, Peer, SyncObj
 from swarmd.state.raft.replication import NO_OP, Receiver, Sender
 from swarmd.state.raft.snapshot import SnapshotStore
@@ -97,9 +97,10 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         state: driven by the committed entries.
         now: monotonic seconds.
         guards: those in force; all of them outside tests.
+        owner: whose journal it must be.
 
     Raises:
-        CorruptFile: journal or snapshot is damaged or does not fit the other.
+        CorruptFile: journal or snapshot is damaged, another's, or does not fit the other.
         DiskFault: the journal could not be written.
     """
 
@@ -113,6 +114,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         config: RaftConfig,
         now: float,
         guards: frozenset[str] = ALL_GUARDS,
+        owner: Owner = ANYBODY,
     ) -> None:
         assert me in voters, f"{me} is not one of the voters"
         assert len(set(voters)) == len(voters), voters
@@ -126,7 +128,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         self._guards = guards
         self._rng = rng
         self._nodes = {name: Peer(name) for name in self.peers}
-        self.journal = Journal(disk, rng, guards)
+        self.journal = Journal(disk, rng, guards, JOURNAL_FILE, owner)
         self.snapshots = SnapshotStore(disk, voters)
         self.sender = Sender(self)
         self.receiver = Receiver(self)
@@ -141,6 +143,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         self._eager_until = float("-inf")
         self._leader_heard_at = float("-inf")
         self._compacted_index = 0
+        self.disk_failed = False
         self._applying = (0, 0)
         nodes = list(self._nodes.values())
         super().__init__(Peer(me), nodes, self._settings(), transportClass=Outbox)
@@ -320,6 +323,10 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         """Move on: campaign, commit, apply, answer, compact, and queue what is to be sent."""
         self.set_now(now)
         self._round_asked = False
+        if self.disk_failed:
+            # Others may have a disk that works; this one's is slow or full at best.
+            self.disk_failed = False
+            self.give_up_office()
         if self.is_leader:
             self._advance_commit()
             self._check_contact(now)
@@ -355,6 +362,11 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         oldest = now - self.config.election_max_s
         recent = 1 + sum(heard_at > oldest for heard_at in self.sender.heard_at.values())
         if recent < self.majority:
+            self.give_up_office()
+
+    def give_up_office(self) -> None:
+        """Lead no more, and let others stand; without office nothing changes."""
+        if self.is_leader:
             self._SyncObj__raftLeader = None
             self._SyncObj__setState(FOLLOWER)
 
@@ -420,7 +432,8 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         self._reads.clear()
         self.sender.end()
         self.transfers.resigned()
-        self._SyncObj__raftElectionDeadline = self.now + self._SyncObj__generateRaftTimeout()
+        pause_s = self._SyncObj__generateRaftTimeout() if self.peers else 0.0
+        self._SyncObj__raftElectionDeadline = self.now + pause_s
 
     def _SyncObj__setCurrentTerm(self, term: int, voted: str | None) -> None:
         if term != self.term:

@@ -1,7 +1,8 @@
 """The journal: term, vote and entries, appended, checksummed and proven durable.
 
-File layout: a header (magic, format, nonce, checksum), then records `length, CRC-32,
-payload`. A payload is an entry, a term with its vote, a truncation, or a *mark*.
+File layout: a header (magic, format, nonce, swarm and node it belongs to, checksum), then
+records `length, CRC-32, payload`. A payload is an entry, a term with its vote, a truncation,
+or a *mark*.
 
 What a crash may do decides the rules:
 - Records written since the last sync may be lost or torn. Nobody was told about them, so a
@@ -15,6 +16,8 @@ What a crash may do decides the rules:
 - What is read at the start may be in the page cache only, when the process was killed
   between write and sync. So the journal is written anew before anything in it counts.
 
+A journal of another node or swarm is refused: whoever went on with it would vote as another.
+
 The file is only ever replaced as a whole (written aside, synced, renamed) or appended to.
 The commit index is not kept: in Raft it is volatile (figure 2 of the paper).
 """
@@ -23,10 +26,11 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import Final
+from typing import Final, NamedTuple
 
 from swarmd.base.disk import Disk
 from swarmd.base.errors import CorruptFile, DiskFault
+from swarmd.base.ids import short
 from swarmd.base.limits import ENTRY_BYTES_MAX
 from swarmd.base.rng import Rng
 from swarmd.state.raft.guards import ALL_GUARDS, Guard
@@ -34,9 +38,11 @@ from swarmd.state.raft.guards import ALL_GUARDS, Guard
 Entry = tuple[bytes, int, int]  # command, index, term: the library's order.
 
 JOURNAL_FILE: Final = "journal"
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _MAGIC: Final = b"SWRJ"
-_HEADER: Final = struct.Struct(">4sI8sI")
+_HEADER: Final = struct.Struct(">4sI8s32s32sI")
+# Format 1 did not say whose it is; it is read, and written anew as format 2.
+_HEADER_1: Final = struct.Struct(">4sI8sI")
 _RECORD: Final = struct.Struct(">II")
 _ENTRY: Final = struct.Struct(">cQQ")
 _NUMBER: Final = struct.Struct(">cQ")
@@ -44,6 +50,16 @@ _MARK: Final = struct.Struct(">c8sQ")
 _PAYLOAD_BYTES_MAX: Final = ENTRY_BYTES_MAX + 1_024
 # Framing of one entry, for the estimate of the journal's size.
 _ENTRY_OVERHEAD_BYTES: Final = _RECORD.size + _ENTRY.size
+
+
+class Owner(NamedTuple):
+    """Whose a journal is: ids of 32 bytes. Empty ones, in tests, belong to anybody."""
+
+    swarm: bytes = b""
+    node: bytes = b""
+
+
+ANYBODY: Final = Owner()
 
 
 def _record(payload: bytes) -> bytes:
@@ -69,17 +85,24 @@ class Journal:
     """
 
     def __init__(
-        self, disk: Disk, rng: Rng, guards: frozenset[str] = ALL_GUARDS, name: str = JOURNAL_FILE
+        self,
+        disk: Disk,
+        rng: Rng,
+        guards: frozenset[str] = ALL_GUARDS,
+        name: str = JOURNAL_FILE,
+        owner: Owner = ANYBODY,
     ) -> None:
         """Open or create.
 
         Raises:
-            CorruptFile: what was once durable is damaged; names the file and the byte.
+            CorruptFile: what was once durable is damaged, or is another node's or swarm's;
+                names the file and the byte, or whose it is.
             DiskFault: the journal could not be written.
         """
         self._disk = disk
         self._name = name
         self._guards = guards
+        self._owner = owner
         self._entries: list[Entry] = []
         self._term = 0
         self._voted: str | None = None
@@ -249,7 +272,8 @@ class Journal:
         self._rewrite_due = self.dirty = True
 
     def _rewrite(self) -> None:
-        head = _MAGIC + struct.pack(">I", _FORMAT) + self._nonce
+        swarm, node = self._owner
+        head = _HEADER.pack(_MAGIC, _FORMAT, self._nonce, swarm, node, 0)[:-4]
         parts = [head, struct.pack(">I", zlib.crc32(head))]
         parts.append(_record(_NUMBER.pack(b"t", self._term) + (self._voted or "").encode()))
         parts += [_record(_ENTRY.pack(b"e", i, t) + command) for command, i, t in self._entries]
@@ -266,8 +290,7 @@ class Journal:
         self._rewrite_due = False
 
     def _load(self, raw: bytes) -> None:
-        self._check_header(raw)
-        offset = _HEADER.size
+        offset = self._check_header(raw)
         while offset < len(raw):
             payload = _payload_at(raw, offset)
             if payload is None or not self._replay(payload):
@@ -280,15 +303,30 @@ class Journal:
                 return  # A torn tail that nobody was told about.
             offset += _RECORD.size + len(payload)
 
-    def _check_header(self, raw: bytes) -> None:
-        if len(raw) < _HEADER.size or raw[:4] != _MAGIC:
+    def _check_header(self, raw: bytes) -> int:
+        """The bytes it takes."""
+        if len(raw) < _HEADER_1.size or raw[:4] != _MAGIC:
             raise CorruptFile(f"{self._name} is not a journal, or its header is damaged")
-        _, found_format, nonce, checksum = _HEADER.unpack_from(raw)
-        if zlib.crc32(raw[: _HEADER.size - 4]) != checksum:
+        found_format = int.from_bytes(raw[4:8], "big")
+        layout = _HEADER_1 if found_format == 1 else _HEADER
+        if len(raw) < layout.size:
+            raise CorruptFile(f"{self._name} is damaged at byte 0: its header is cut short")
+        _, _, self._nonce, *owner, checksum = layout.unpack_from(raw)
+        if zlib.crc32(raw[: layout.size - 4]) != checksum:
             raise CorruptFile(f"{self._name} is damaged at byte 0: its header's checksum is wrong")
-        if found_format != _FORMAT:
+        if found_format not in (1, _FORMAT):
             raise CorruptFile(f"{self._name} has format {found_format}; this reads {_FORMAT}")
-        self._nonce = nonce
+        if owner and Guard.W3_OWN_JOURNAL in self._guards:
+            self._check_owner(Owner(*owner))
+        return layout.size
+
+    def _check_owner(self, found: Owner) -> None:
+        for what, theirs, ours in zip(("swarm", "node"), found, self._owner, strict=True):
+            if ours and any(theirs) and theirs != ours:
+                raise CorruptFile(
+                    f"{self._name} is the journal of another {what}, {short(theirs)}; this is"
+                    f" {what} {short(ours)}. Give this node its own data folder"
+                )
 
     def _replay(self, payload: bytes) -> bool:
         """Take one sound record; False if it cannot follow what came before."""

@@ -345,6 +345,7 @@ class Keeper:
             epoch,
             state,
             self._files.log_disk(epoch),
+            swarm_id=self.chain.swarm_id,
             link=self._link,
             clock=self._clock,
             rng=self._rng,

@@ -8,7 +8,8 @@ their disks at the same time (Ongaro's thesis, section 10.2.1): it counts itself
 up to what is synced, and the term that it appends in is durable since it asked for votes.
 
 A sync that fails leaves the machine as it was: the shell may wait and call `sync` again,
-and must not step the machine in between. Timers are never cancelled; `Wake(START)` is always
+and must not step the machine in between. A leader that met a failure gives up its office at its
+next step. Timers are never cancelled; `Wake(START)` is always
 welcome and is how a machine is started.
 """
 
@@ -19,13 +20,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from swarmd.base.disk import Disk
-from swarmd.base.errors import MalformedMessage
+from swarmd.base.errors import DiskFault, MalformedMessage
 from swarmd.base.machine import Ahead, Effect, Event, Persist, SetTimer
 from swarmd.base.rng import Rng
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.guards import ALL_GUARDS, Guard
 from swarmd.state.raft.hardened import CANDIDATE, FOLLOWER, LEADER, HardenedRaft, ReplicatedState
-from swarmd.state.raft.journal import Entry
+from swarmd.state.raft.journal import ANYBODY, Entry, Owner
 from swarmd.state.raft.wire import VOTERS, Append, Assembler, Part, split
 from swarmd.wire.codec import Message
 
@@ -198,8 +199,9 @@ class RaftMachine:
         config: RaftConfig,
         now: float,
         guards: frozenset[str] = ALL_GUARDS,
+        owner: Owner = ANYBODY,
     ) -> None:
-        self._core = HardenedRaft(me, voters, disk, state, rng, config, now, guards)
+        self._core = HardenedRaft(me, voters, disk, state, rng, config, now, guards, owner)
         self._guards = guards
         self._part_bytes = config.part_bytes
         self._assemblers = {peer: Assembler() for peer in self._core.peers}
@@ -329,8 +331,12 @@ class RaftMachine:
                 returns.
         """
         # The snapshot goes first: the journal may already have been reset to stand on it.
-        self._core.snapshots.sync()
-        self._core.journal.sync()
+        try:
+            self._core.snapshots.sync()
+            self._core.journal.sync()
+        except DiskFault:
+            self._core.disk_failed = True
+            raise
 
     def _current_office(self) -> Office:
         core = self._core

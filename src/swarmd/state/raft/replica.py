@@ -32,6 +32,7 @@ from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.epoch import Epoch
+from swarmd.state.raft.journal import Owner
 from swarmd.state.raft.machine import (
     START,
     Applied,
@@ -95,6 +96,7 @@ class Replica:
         state: StateMachine,
         disk: PrefixDisk,
         *,
+        swarm_id: bytes,
         link: Link,
         clock: Clock,
         rng: Rng,
@@ -105,7 +107,8 @@ class Replica:
     ) -> None:
         self.epoch = epoch
         self.state = state
-        self.disk_fault = False
+        # What the disk says while it refuses; empty while it works.
+        self.disk_fault = ""
         self._link = link
         self._clock = clock
         self._on_office = on_office
@@ -114,7 +117,14 @@ class Replica:
         self._names = {node_id: name for name, node_id in self._ids.items()}
         me = self._names[link.node_id]
         self._machine = RaftMachine(
-            me, tuple(sorted(self._ids)), disk, state, rng, config, clock.now()
+            me,
+            tuple(sorted(self._ids)),
+            disk,
+            state,
+            rng,
+            config,
+            clock.now(),
+            owner=Owner(swarm_id, link.node_id),
         )
         self._syncer = Syncer(blocking=disk.blocking)
         self._driver = Driver(
@@ -137,6 +147,7 @@ class Replica:
         self._tag = 0
         self._pending: dict[int, _Waiting] = {}
         self._round: _Waiting | None = None
+        self._round_tag = 0
         self._next_round: _Waiting | None = None
         self._stand_at_once = stand_at_once
         self._moved = trio.Event()
@@ -157,7 +168,8 @@ class Replica:
     def leads(self) -> bool:
         """Is this the leader, with an entry of its own term applied?"""
         office = self._machine.office
-        return office.state == "leader" and office.ready and not self._closed
+        able = not self._closed and not self.disk_fault
+        return office.state == "leader" and office.ready and able
 
     def status(self) -> RaftStatus:
         return self._machine.status(self._clock.now())
@@ -193,13 +205,22 @@ class Replica:
             self._syncer.close()
             self.close()
 
+    def _check_able(self) -> None:
+        if self._closed:
+            raise Moved(f"epoch {self.epoch.number} has ended on this node")
+        if self.disk_fault:
+            raise self.disk_refusal()
+
     def close(self) -> None:
         self._closed = True
         moved = Moved(f"epoch {self.epoch.number} has ended on this node")
+        self._end_waiting(moved)
+
+    def _end_waiting(self, error: SwarmError) -> None:
         for waiting in self._pending.values():
-            waiting.end(moved)
+            waiting.end(error)
         self._pending.clear()
-        self._end_rounds(moved)
+        self._end_rounds(error)
 
     def deliver(self, peer: NodeId, data: bytes) -> None:
         """Take a packet of this epoch."""
@@ -217,13 +238,13 @@ class Replica:
 
         Raises:
             BadRequest: applying it failed, on every voter alike.
-            NotCoordinator, Busy, Moved, Unavailable: ask again, elsewhere or later. After
-                `Unavailable` and `Moved` the outcome is unknown.
+            NotCoordinator, Busy, Moved, Unavailable: ask again, elsewhere or later. The
+                outcome is unknown.
+            DiskFault: the disk of this lone voter refuses writes; the outcome is unknown.
             TooLarge: the batch exceeds what the log takes.
         Cancellation: the outcome is unknown.
         """
-        if self._closed:
-            raise Moved(f"epoch {self.epoch.number} has ended on this node")
+        self._check_able()
         self._tag += 1
         tag, waiting = self._tag, _Waiting()
         self._driver.feed(Propose(encode_batch(Batch(stamp_ms, groups)), tag))
@@ -244,8 +265,7 @@ class Replica:
             NotCoordinator, Busy, Moved: ask again, elsewhere or later.
             TimedOut: `target` did not catch up or was not elected in time; this node leads on.
         """
-        if self._closed:
-            raise Moved(f"epoch {self.epoch.number} has ended on this node")
+        self._check_able()
         name = self._names.get(target)
         if name is None:
             raise BadRequest(f"{short(target)} is no voter: it cannot coordinate")
@@ -266,8 +286,7 @@ class Replica:
         Raises:
             NotCoordinator, Busy, Moved: ask again, elsewhere or later.
         """
-        if self._closed:
-            raise Moved(f"epoch {self.epoch.number} has ended on this node")
+        self._check_able()
         if self._round is None:
             waiting = self._round = _Waiting()
             self._begin_round()
@@ -281,6 +300,7 @@ class Replica:
 
     def _begin_round(self) -> None:
         self._tag += 1
+        self._round_tag = self._tag
         try:
             self._driver.feed(ReadIndex(self._tag))
         except Busy as error:
@@ -295,20 +315,32 @@ class Replica:
     # ---- effects -----------------------------------------------------------------------
 
     async def _persist(self) -> None:
-        """Sync; while the disk refuses, take no step: nothing unsynced is ever relied on."""
+        """Sync; while the disk refuses, take no step: nothing unsynced is ever relied on.
+
+        Nor does anybody wait for a disk: whoever has a proposal or a read here is told at once,
+        and the office is given up.
+        """
         while True:
             try:
                 await self._syncer.run(self._machine.sync)
             except DiskFault as error:
                 if not self.disk_fault:
                     _log.error("the log is not durable", error=error.message)
-                self.disk_fault = True
+                self.disk_fault = error.message
+                self._end_waiting(self.disk_refusal())
+                self._on_office(self)
                 await trio.sleep(DISK_RETRY_S)
             else:
                 if self.disk_fault:
                     _log.info("the log is durable again")
-                self.disk_fault = False
+                self.disk_fault = ""
                 return
+
+    def disk_refusal(self) -> SwarmError:
+        """To be told: ask again elsewhere, or, where there is nobody else, what is wrong."""
+        if len(self._ids) == 1:
+            return DiskFault(f"{self.disk_fault}; it goes on by itself once the disk takes writes")
+        return NotCoordinator(f"the disk of the node that led refuses writes: {self.disk_fault}")
 
     def _send(self, effect: SendRaft) -> None:
         packet = Packet(self.epoch.key, effect.data)
@@ -334,6 +366,8 @@ class Replica:
             waiting.end(None if effect.code is None else _refusal(effect.code))
 
     def _read_ready(self, effect: ReadReady) -> None:
+        if effect.tag != self._round_tag:
+            return  # Of a round that was given up: it proves nothing to those who wait now.
         current, self._round = self._round, self._next_round
         self._next_round = None
         if self._round is not None:

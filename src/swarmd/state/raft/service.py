@@ -258,7 +258,9 @@ class Store:
     def coordinator(self) -> NodeId | None:
         """The coordinator as last heard of; None if unknown."""
         replica = self._keeper.replica
-        return replica.leader if replica is not None else self._caller.hint
+        if replica is None or replica.disk_fault:
+            return self._caller.hint
+        return replica.leader
 
     @property
     def office(self) -> Office | None:
@@ -421,7 +423,7 @@ class Store:
         keeper, replica = self._keeper, self._keeper.replica
         head = keeper.chain.head
         if replica is not None and replica.disk_fault:
-            return "disk_fault", "the disk refuses writes"
+            return "disk_fault", f"the disk refuses writes: {replica.disk_fault}"
         if keeper.waits_for is not None:
             return "epoch_waiting", keeper.waits_for
         if living < head.majority:
