@@ -20,7 +20,7 @@ import msgspec
 from swarmd.base.errors import UnknownOperation
 from swarmd.base.limits import MIB
 from swarmd.cli.common import BadInput, suggest
-from swarmd.gateway.shapes import KvTxn
+from swarmd.gateway.shapes import KvCompare, KvOperation, KvTxn
 
 OPERATIONS: Final = ("put", "delete")
 # A transaction at its largest, its value in base64, and room for blanks.
@@ -34,7 +34,8 @@ def read_txn(source: BinaryIO) -> KvTxn:
         BadInput: it is none; the message names the place.
         UnknownOperation: it has an operation that does not exist.
     """
-    name = "standard input" if source.name in ("<stdin>", 0) else str(source.name)
+    name = str(getattr(source, "name", "<stdin>"))
+    name = "standard input" if name == "<stdin>" else name
     raw = source.read(_FILE_BYTES_MAX + 1)
     if len(raw) > _FILE_BYTES_MAX:
         raise BadInput(f"{name}: a transaction file has at most {_FILE_BYTES_MAX} bytes")
@@ -44,8 +45,11 @@ def read_txn(source: BinaryIO) -> KvTxn:
 def parse_txn(raw: bytes, source: str) -> KvTxn:
     """Like `read_txn`, for bytes."""
     try:
-        json.loads(raw)  # For the place of what is broken, which msgspec tells only in bytes.
-        txn = msgspec.json.decode(raw, type=KvTxn)
+        text = raw.decode()
+        if not text.strip():
+            raise BadInput(f"{source} is empty: expected a JSON object, see --help")
+        json.loads(text)  # For the place of what is broken: msgspec tells it in bytes only.
+        txn = msgspec.json.decode(text, type=KvTxn)
     except UnicodeDecodeError as error:
         raise BadInput(f"{source}: a transaction file is UTF-8 text") from error
     except json.JSONDecodeError as error:
@@ -53,15 +57,29 @@ def parse_txn(raw: bytes, source: str) -> KvTxn:
         raise BadInput(f"{place}: not JSON: {error.msg}") from error
     except (msgspec.MsgspecError, RecursionError) as error:
         raise BadInput(f"{source}: {_placed(str(error))}") from error
-    for branch, operations in (("then", txn.then), ("else", txn.otherwise)):
-        for index, one in enumerate(operations):
-            if one.op not in OPERATIONS:
-                hint = suggest(one.op, OPERATIONS, ", ".join(OPERATIONS))
-                place = f"{source}: {branch}[{index}]"
-                raise UnknownOperation(f"{place}: operation {one.op!r} does not exist; {hint}")
     if not (txn.compares or txn.then or txn.otherwise):
         raise BadInput(f"{source}: nothing to do: give compares, then or else")
+    for index, compare in enumerate(txn.compares):
+        _check_compare(compare, f"{source}: compares[{index}]")
+    for branch, operations in (("then", txn.then), ("else", txn.otherwise)):
+        for index, operation in enumerate(operations):
+            _check_operation(operation, f"{source}: {branch}[{index}]")
     return txn
+
+
+def _check_compare(compare: KvCompare, place: str) -> None:
+    given = (compare.revision, compare.value, compare.text, compare.exists)
+    if all(one is None for one in given):
+        raise BadInput(f"{place}: expected one of revision, text, value or exists")
+
+
+def _check_operation(operation: KvOperation, place: str) -> None:
+    op = operation.op
+    if op not in OPERATIONS:
+        hint = suggest(op, OPERATIONS, ", ".join(OPERATIONS))
+        raise UnknownOperation(f"{place}: operation {op!r} does not exist; {hint}")
+    if op == "put" and (operation.value is None) == (operation.text is None):
+        raise BadInput(f"{place}: a put has either text or value, one of the two")
 
 
 def _placed(message: str) -> str:
