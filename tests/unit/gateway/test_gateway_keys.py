@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gateway_fakes import FakeStore, LiveGateway, make_services
+from gateway_fakes import FakeStore, LiveGateway, make_services, wait_until
 from test_gateway_api import raw_request
 
 from swarmd.base.errors import (
     BadTtl,
+    Busy,
     Compacted,
     Conflict,
     LeaseExpired,
@@ -25,6 +26,7 @@ from swarmd.base.errors import (
     ValueTooLarge,
 )
 from swarmd.client import Client, DaemonDown, KvCompare, KvOperation
+from swarmd.gateway.config import GatewayConfig
 from swarmd.gateway.shapes import KvChanges
 from swarmd.state.raft import history
 
@@ -221,6 +223,27 @@ def test_a_watch_from_now_on_without_a_majority(client: Client, store: FakeStore
     store.no_quorum = True
     with pytest.raises(NoQuorum):
         next(client.kv_watch())
+
+
+def test_watches_leave_room_for_other_requests(tmp_path: Path) -> None:
+    with LiveGateway(make_services(tmp_path), GatewayConfig(requests_max=4)) as live:
+        clients = [Client(live.socket) for _ in range(3)]
+        streams = [one.kv_watch() for one in clients]
+        for stream in streams[:2]:
+            next(stream)
+        with pytest.raises(Busy, match="2 watches already"):
+            next(streams[2])
+        clients[2].kv_put("a", b"")
+        streams[0].close()
+        wait_until(lambda: _begins(clients[2]))
+
+
+def _begins(client: Client) -> bool:
+    try:
+        next(client.kv_watch())
+    except Busy:
+        return False
+    return True
 
 
 # ---- leases ---------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from swarmd.base.errors import BadRequest, EmptyKey, KeyTooLong, NotFound, UnknownOperation
+from swarmd.base.errors import BadRequest, Busy, EmptyKey, KeyTooLong, NotFound, UnknownOperation
 from swarmd.base.limits import KEY_BYTES_MAX
 from swarmd.gateway import shapes
 from swarmd.gateway.context import Context, query_flag, query_int
@@ -52,6 +52,9 @@ class Kv:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._services = context.services
+        self._watches = 0
+        # Watches stay for ever; other requests must find room beside them.
+        self._watches_max = max(1, context.config.requests_max // 2)
 
     def routes(self) -> list[Route]:
         make = partial(guarded, budget=self._context.budget)
@@ -143,9 +146,16 @@ class Kv:
 
     async def _changes(self, prefix: bytes, begin: int | None) -> Items:
         store = self._services.need(self._services.store)
-        async with aclosing(store.watch(prefix, begin)) as pairs:
-            async for changes, revision in pairs:
-                yield shapes.KvChanges(revision=revision, changes=[_change(c) for c in changes])
+        if self._watches >= self._watches_max:
+            raise Busy(f"this node serves {self._watches_max} watches already: ask another one")
+        self._watches += 1
+        try:
+            async with aclosing(store.watch(prefix, begin)) as pairs:
+                async for changes, revision in pairs:
+                    told = [_change(one) for one in changes]
+                    yield shapes.KvChanges(revision=revision, changes=told)
+        finally:
+            self._watches -= 1
 
     async def _propose(self, op: Operation) -> OpResult:
         store = self._services.need(self._services.store)
