@@ -46,7 +46,8 @@ def test_it_is_bounded_and_says_what_can_be_had(
     assert revisions(history, 1) == []
     applier.do(Txn((), (Put(b"u/a", b""), Put(b"u/b", b""))))
     applier.do(*(Put(b"u/c", b"%d" % i) for i in range(2)))
-    assert history.compacted == 1, "a revision goes as a whole"
+    assert history.compacted == 1
+    assert [change.revision for change in history.dump()] == [2, 3], "a revision goes as a whole"
     assert revisions(history, 2) == [2, 3]
     with pytest.raises(Compacted, match="the oldest that can be had is 2"):
         history.since(1, b"u/")
