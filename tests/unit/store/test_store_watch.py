@@ -336,6 +336,31 @@ async def test_a_watch_turns_away_from_a_voter_that_is_cut_off(
                 assert watcher.told == [(b"u/0", b""), (b"u/1", b""), (b"u/2", b"")]
 
 
+@pytest.mark.parametrize("which", ["coordinator", "other"])
+async def test_who_asked_a_voter_hears_at_once_that_it_has_no_leader(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    async with running_swarm() as swarm:
+        await grown(swarm)
+        leader = await swarm.coordinator()
+        victim = leader if which == "coordinator" else (leader + 1) % 3
+        caller = swarm.store(3)._caller
+        other_voter = caller.other_voter
+        monkeypatch.setattr(
+            caller,
+            "other_voter",
+            lambda voter: swarm.id(victim) if voter is None else other_voter(voter),
+        )
+        async with watching_on(swarm, 3, from_revision=1) as [watcher]:
+            await watcher.reaches(await swarm.store(3).read_index())
+            others = [swarm.id(i) for i in range(3) if i != victim]
+            swarm.network.cut(swarm.id(victim), others)
+            start = trio.current_time()
+            last = (await do(swarm, (victim + 1) % 3, Put(b"u/a", b"")))[0].revision
+            await watcher.reaches(last)
+            assert trio.current_time() - start < MARK_S - 1.0
+
+
 async def test_watches_cross_epochs(autojump_clock: trio.testing.MockClock) -> None:
     """One voter, then three, then without the first; on voters and on others."""
     async with running_swarm() as swarm:
