@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Requests are cut at about this size, so that neither side holds more of them in memory.
 REQUEST_BYTES: Final = 16 * 1024 * 1024
+_SNAPSHOT_ITEM: Any = shapes.SnapshotItem
 
 
 class Client(Requests):
@@ -85,6 +86,20 @@ class Client(Requests):
     def authority_propose(self, entry: bytes) -> dict[str, Any]:
         """Put a signed authority entry forward. Repeating it is harmless."""
         return self._call("POST", "/authority", {"entry": entry}, kind=dict[str, Any], safe=True)
+
+    # ---- the strong store ------------------------------------------------------------
+
+    def raft_status(self) -> shapes.RaftStatus:
+        """Every voter's log, asked live; those that did not answer in a second are named."""
+        return self._get("/raft", shapes.RaftStatus)
+
+    def coordinator(self) -> shapes.Coordinator:
+        """Raises NoQuorum: nobody coordinates now."""
+        return self._get("/coordinator", shapes.Coordinator)
+
+    def snapshot(self) -> Iterator[shapes.SnapshotItem]:
+        """A consistent copy of the store. Raises NotReady: the node that was asked is no voter."""
+        return self._stream("GET", "/snapshot", None, _SNAPSHOT_ITEM)
 
     # ---- keys ------------------------------------------------------------------------
 

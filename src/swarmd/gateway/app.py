@@ -17,6 +17,7 @@ from swarmd.gateway.routes.jobs import JobRoutes
 from swarmd.gateway.routes.keystream import KeyStreams
 from swarmd.gateway.routes.kv import Kv
 from swarmd.gateway.routes.leases import LeaseRoutes
+from swarmd.gateway.routes.raft import RaftRoutes
 from swarmd.gateway.routes.tasks import TaskRoutes
 from swarmd.observe.log import get_logger
 
@@ -43,6 +44,7 @@ class Api:
             *LeaseRoutes(context).routes(),
             *AgentRoutes(context).routes(),
             *JobRoutes(context).routes(),
+            *RaftRoutes(context).routes(),
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -13,20 +13,33 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Annotated, Any, Final
 from urllib.parse import unquote
 
+import msgspec
 import trio
 from msgspec import Meta
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from swarmd.base.clock import Clock
-from swarmd.base.errors import BadRequest, Busy, NotFound, SwarmError, TooLarge, Unreachable
+from swarmd.base.errors import (
+    BadRequest,
+    Busy,
+    NotFound,
+    RemoteError,
+    SwarmError,
+    TimedOut,
+    TooLarge,
+    Unreachable,
+    from_code,
+)
 from swarmd.base.ids import NodeId, to_text
-from swarmd.base.limits import KIB, MESSAGE_BYTES_MAX
+from swarmd.base.limits import KIB, MESSAGE_BYTES_MAX, MIB
 from swarmd.gateway.config import GatewayConfig
 from swarmd.gateway.http import (
+    MSGPACK,
     Budget,
     drain,
     error_answer,
@@ -92,6 +105,8 @@ class Body(Message, frozen=True, tag=5):
 
 FORWARD: Final = Family("forward", Part, Taken, Ask, Head, Body)
 
+_ASKS_MSGPACK: Final = ((b"accept", MSGPACK.encode()),)
+_ANSWER_BYTES_MAX: Final = MIB
 _PASSED_ON: Final = frozenset({b"accept", b"content-type", b"host"})
 
 
@@ -199,6 +214,38 @@ class Forwarder:
                 FORWARD, peer, part, timeout_s=self._config.forward_timeout_s, lane=Lane.BULK
             )
         return upload
+
+
+async def ask_member(link: Link, peer: NodeId, path: str, *, timeout_s: float) -> bytes:
+    """What a member answers to a GET of `path` as msgpack, for the node's own questions.
+
+    Raises:
+        SwarmError: it did not answer within `timeout_s`, or answered an error, which is raised.
+    """
+    ask = Ask(method="GET", path=path, query=b"", headers=_ASKS_MSGPACK, upload=b"", body=b"")
+    status, raw = 0, b""
+    with trio.move_on_after(timeout_s):
+        async with link.request_stream(FORWARD, peer, ask, timeout_s=timeout_s) as answers:
+            async for message in answers:
+                if isinstance(message, Head):
+                    status = message.status
+                elif isinstance(message, Body):
+                    raw += message.data
+                    if message.last:
+                        return _answered(status, raw)
+                if len(raw) > _ANSWER_BYTES_MAX:
+                    raise TooLarge("the member's answer is larger than it should be")
+    raise TimedOut(f"it did not answer within {timeout_s:g} s")
+
+
+def _answered(status: int, raw: bytes) -> bytes:
+    if status == HTTPStatus.OK:
+        return raw
+    try:
+        error = msgspec.msgpack.decode(raw)["error"]
+        raise from_code(str(error["code"]), str(error["message"]))
+    except (msgspec.MsgspecError, KeyError, TypeError) as error:
+        raise RemoteError(f"it answered {status} without saying why") from error
 
 
 def _first(group: BaseExceptionGroup[SwarmError]) -> SwarmError:

@@ -49,6 +49,8 @@ NDJSON: Final = "application/x-ndjson"
 LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _STREAM_BYTES: Final = 256 * 1024
+# Encoded and not yet written; one message at its largest may come on top.
+_STREAM_WAITING_BYTES_MAX: Final = 4 * 1024 * 1024
 # Set in a request's state once its body is at its end.
 _READ: Final = "read"
 # Bytes of the budget that the request's body holds.
@@ -272,6 +274,8 @@ class Stream(Running):
         self._stopping = stopping
         self._items_max = items_max
         self._started = False
+        self._waiting_bytes = 0
+        self._written = trio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sender, receiver = trio.open_memory_channel[bytes](self._items_max)
@@ -297,7 +301,11 @@ class Stream(Running):
         try:
             async with aclosing(self._items) as items:
                 async for item in items:
-                    await sender.send(self._encode(item))
+                    raw = self._encode(item)
+                    while self._waiting_bytes > _STREAM_WAITING_BYTES_MAX:
+                        await self._written.wait()
+                    self._waiting_bytes += len(raw)
+                    await sender.send(raw)
         except SwarmError as error:
             failure.append(error)
         except BaseExceptionGroup as group:
@@ -330,6 +338,9 @@ class Stream(Running):
                 pass
             if count:
                 await self._send(send, b"".join(parts))
+                self._waiting_bytes -= count
+                self._written.set()
+                self._written = trio.Event()
             if not parts[-1]:
                 return
 

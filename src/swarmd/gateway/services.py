@@ -91,6 +91,40 @@ class Trust(Protocol):
 # ---- the strong store and blobs -------------------------------------------------------
 
 
+class Follower(Protocol):
+    @property
+    def lag(self) -> int: ...
+    @property
+    def silence_s(self) -> float: ...
+
+
+class VoterLog(Protocol):
+    """See `state.raft.views.VoterLog`."""
+
+    @property
+    def role(self) -> str: ...
+    @property
+    def term(self) -> int: ...
+    @property
+    def fence(self) -> int: ...
+    @property
+    def commit(self) -> int: ...
+    @property
+    def applied(self) -> int: ...
+    @property
+    def last(self) -> int: ...
+    @property
+    def snapshot(self) -> int: ...
+    @property
+    def journal_bytes(self) -> int: ...
+    @property
+    def sync_last_s(self) -> float: ...
+    @property
+    def sync_slowest_s(self) -> float: ...
+    @property
+    def followers(self) -> Mapping[NodeId, Follower]: ...
+
+
 class StoreStatus(Protocol):
     @property
     def state(self) -> str: ...
@@ -114,6 +148,11 @@ class StoreStatus(Protocol):
         """What is waited for; empty if nothing."""
         ...
 
+    @property
+    def log(self) -> VoterLog | None:
+        """None on a node that is no voter."""
+        ...
+
 
 class StoreEntry(Protocol):
     @property
@@ -128,9 +167,20 @@ class StoreEntry(Protocol):
     def lease(self) -> int: ...
 
 
+class History(Protocol):
+    """See `state.raft.history.History`."""
+
+    def since(self, revision: int, prefix: bytes) -> Sequence[Change]: ...
+
+
 class StoreCopy(Protocol):
     """A voter's own copy of the state, to be read only."""
 
+    @property
+    def revision(self) -> int: ...
+    @property
+    def history(self) -> History: ...
+    def range(self, prefix: bytes, after: bytes, limit: int) -> Sequence[StoreEntry]: ...
     def get(self, key: bytes) -> StoreEntry | None: ...
 
 

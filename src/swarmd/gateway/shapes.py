@@ -42,6 +42,60 @@ class StoreStatus(Struct, frozen=True, kw_only=True):
     """Voters that may fail from now on while the store still answers."""
 
 
+class FollowerInfo(Struct, frozen=True, kw_only=True):
+    """A follower as its leader knows it."""
+
+    node_id: str
+    lag: int
+    """Entries of the log that it has not acknowledged."""
+    silence_s: float
+
+
+class VoterInfo(Struct, frozen=True, kw_only=True):
+    """A voter's log as the voter sees it, and what the leader knows of it."""
+
+    node: str
+    node_id: str
+    problem: str = ""
+    """Why nothing is known of it; empty if it answered."""
+    role: str = ""
+    term: int = 0
+    fence: int = 0
+    """Revision of the coordinator's office, as applied there."""
+    commit: int = 0
+    applied: int = 0
+    last_index: int = 0
+    snapshot_index: int = 0
+    journal_bytes: int = 0
+    fsync_last_ms: float = 0.0
+    fsync_slowest_ms: float = 0.0
+    lag: int | None = None
+    """None: the leader did not tell, or it is this one."""
+    silence_s: float | None = None
+    followers: list[FollowerInfo] = []
+    """Of a leader only."""
+
+
+class RaftStatus(Struct, frozen=True, kw_only=True):
+    node: str
+    """The one that answered."""
+    epoch: int
+    coordinator: str
+    """Empty: nobody, as far as this node knows."""
+    voters: list[VoterInfo]
+    missing: list[str] = []
+    """Voters that did not answer in time."""
+
+
+class Coordinator(Struct, frozen=True, kw_only=True):
+    node: str
+    node_id: str
+    epoch: int
+    term: int
+    fence: int
+    """Revision that made it coordinator; the next one's is higher."""
+
+
 class Status(Struct, frozen=True, kw_only=True):
     node: str
     node_id: str
@@ -143,6 +197,43 @@ class KeyDone(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The one that it was given; for a get, the key's."""
     value: bytes | None = None
     error: ErrorInfo | None = None
+
+
+class SnapshotHead(Struct, frozen=True, tag="head"):
+    """A copy of the store begins: which swarm's, and who made it when."""
+
+    swarm: str
+    swarm_id: str
+    node: str
+    version: str
+    wall_ms: int
+
+
+class SnapshotKeys(Struct, frozen=True, tag="keys"):
+    """Users' keys in order, each with its value."""
+
+    entries: list[tuple[bytes, bytes]]
+
+
+class SnapshotLater(Struct, frozen=True, tag="later"):
+    """What became meanwhile of keys that have been told already; None: it is gone."""
+
+    entries: list[tuple[bytes, bytes | None]]
+
+
+class SnapshotAgents(Struct, frozen=True, tag="agents"):
+    """Records of deployed agents, as the store holds them."""
+
+    entries: list[tuple[bytes, bytes]]
+
+
+class SnapshotEnd(Struct, frozen=True, tag="end"):
+    """With everything before taken up in order, this is the store at `revision`."""
+
+    revision: int
+
+
+SnapshotItem = SnapshotHead | SnapshotKeys | SnapshotLater | SnapshotAgents | SnapshotEnd
 
 
 class AgentInfo(Struct, frozen=True, kw_only=True):

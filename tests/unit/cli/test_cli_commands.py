@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "gateway"))
 
 from gateway_fakes import (
     FakeControl,
+    FakeMesh,
     FakeStore,
     FakeTasks,
     LiveGateway,
@@ -35,6 +36,7 @@ from swarmd.client import Client
 from swarmd.identity.entries import AddToken, open_entry
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.tokens import decode_token
+from swarmd.mesh.transports.memory import MemoryNetwork
 
 
 @dataclass
@@ -127,6 +129,45 @@ def test_leave_warns_when_forced(ctl: Run, live: LiveGateway) -> None:
     ran = ctl("leave", "--force")
     assert ran.code == 0
     assert "warning: some data is lost" in ran.err
+
+
+# ---- the strong store -----------------------------------------------------------------
+
+
+@pytest.fixture
+def store(live: LiveGateway) -> FakeStore:
+    """Of a voter that leads; the others do not answer."""
+    assert isinstance(live.services.mesh, FakeMesh)
+    assert isinstance(live.services.store, FakeStore)
+    live.services.mesh.link = MemoryNetwork().link(node_id("n1"))
+    live.services.store.lead("n2", "n3")
+    return live.services.store
+
+
+def test_raft_status_tells_every_log_and_names_who_is_missing(ctl: Run, store: FakeStore) -> None:
+    ran = ctl("raft", "status")
+    assert ran.code == 0
+    rows = [line.split() for line in ran.out.splitlines()]
+    assert rows[0] == ["NODE", "ROLE", "TERM", "COMMIT", "APPLIED", "LAG", "SILENCE"]
+    assert rows[1] == ["n1", "leader", "3", "40", "41", "-", "-"]
+    assert rows[3] == ["n3", "missing", "-", "-", "-", "1", "20", "ms"]
+    assert "journal      5 KiB, up to entry 42" in ran.out
+    assert "snapshot     ends at entry 30" in ran.out
+    assert "fsync        last 0.4 ms, slowest 12.3 ms" in ran.out
+    assert "n2 is missing: " in ran.err
+    found = ctl("raft", "status", "--json").json
+    assert found["missing"] == ["n2", "n3"]
+    assert [one["lag"] for one in found["voters"]] == [None, 0, 1]
+    store.log = None
+    assert "n1, no voter" in ctl("raft", "status").out
+
+
+def test_the_coordinator_is_shown(ctl: Run, store: FakeStore) -> None:
+    assert "fence        7" in ctl("coordinator", "show").out
+    store.no_quorum = True
+    nobody = ctl("coordinator", "show")
+    assert nobody.code == 4
+    assert "nobody coordinates now" in nobody.err
 
 
 # ---- keys -----------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from swarmd.state.raft.messages import (
 )
 from swarmd.state.raft.reads import leases_in
 from swarmd.state.raft.statemachine import StateMachine
+from swarmd.state.raft.views import Follower, VoterLog
 from swarmd.tasks.messages import JobView, StageView, SubmittedItem, TaskView
 from swarmd.tasks.spec import FINAL, Inline, JobSpec, JobState, State, Stored, TaskRecord, TaskSpec
 
@@ -97,6 +98,7 @@ class FakeStore:
         self.gate: trio.Event | None = None
         self.batches: list[int] = []
         self.is_voter = True
+        self.log: VoterLog | None = None
         self.no_quorum = False
         self.authority: list[bytes] = []
         self.now_ms = 1_000_000
@@ -107,6 +109,22 @@ class FakeStore:
     @property
     def revision(self) -> int:
         return self.state.revision
+
+    def lead(self, *followers: str) -> None:
+        """Tell the log of a leader that knows of these followers."""
+        known = {node_id(name): Follower(lag, 0.02) for lag, name in enumerate(followers)}
+        self.log = VoterLog("leader", 3, 7, 40, 41, 42, 30, 5_000, 0.0004, 0.0123, known)
+
+    def follow(self) -> None:
+        self.log = VoterLog("follower", 3, 7, 40, 40, 42, 30, 5_000, 0.0004, 0.0123, {})
+
+    async def transfer(self, target: NodeId | None) -> NodeId:
+        if target is not None and target not in self._voters:
+            raise BadRequest("it is no voter")
+        taken = target or self._voters[1]
+        self._voters.remove(taken)
+        self._voters.insert(0, taken)
+        return taken
 
     def status(self) -> Any:
         majority = len(self._voters) // 2 + 1
@@ -119,6 +137,7 @@ class FakeStore:
             revision=self.revision,
             detail="",
             may_lose=0 if self.no_quorum else len(self._voters) - majority,
+            log=self.log,
         )
 
     def coordinator(self) -> NodeId | None:

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from swarmd.base.errors import NotReady, SwarmError
 from swarmd.gateway import doctor, local_facts, shapes
 from swarmd.gateway.context import Context
-from swarmd.gateway.forward import FORWARD, Ask, Body, Head
+from swarmd.gateway.forward import ask_member
 from swarmd.gateway.http import answer, guarded
 from swarmd.gateway.services import Mesh
 from swarmd.gateway.status import members, status
@@ -205,22 +205,10 @@ class Cluster:
 
     async def _skew_s(self, mesh: Mesh, member: Member) -> float:
         """How far the member's wall clock is ahead of ours, half the round trip allowed for."""
-        headers = ((b"accept", b"application/msgpack"),)
-        ask = Ask(method="GET", path="/health", query=b"", headers=headers, upload=b"", body=b"")
         clock = self._services.clock
+        timeout_s = self._context.config.ask_timeout_s
         before_ms = clock.wall_ms()
-        raw = b""
-        with trio.move_on_after(self._context.config.ask_timeout_s) as limit:
-            async with mesh.link.request_stream(
-                FORWARD, member.node_id, ask, timeout_s=self._context.config.ask_timeout_s
-            ) as answers:
-                async for message in answers:
-                    if isinstance(message, Head) and message.status != 200:
-                        raise NotReady(f"{member.name} did not tell its clock")
-                    if isinstance(message, Body):
-                        raw += message.data
-        if limit.cancelled_caught:
-            raise NotReady(f"{member.name} did not answer")
+        raw = await ask_member(mesh.link, member.node_id, "/health", timeout_s=timeout_s)
         after_ms = clock.wall_ms()
         try:
             theirs_ms = msgspec.msgpack.decode(raw, type=Health).wall_ms
