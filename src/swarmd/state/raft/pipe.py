@@ -128,8 +128,13 @@ class Pipe:
                 for call in calls:
                     session.enroll(call)
                     enrolled.append(call)
-                self._queue.extend(calls)
-                self._wake.set()
+                if len(calls) == 1 and self._is_idle:
+                    # Nobody to share a batch with: no task of its own, no turns of the loop.
+                    self._slots.acquire_nowait()
+                    await self._deliver(calls)
+                else:
+                    self._queue.extend(calls)
+                    self._wake.set()
                 for call in calls:
                     await call.done.wait()
                 return _results(calls)
@@ -137,6 +142,10 @@ class Pipe:
             for call in enrolled:
                 call.retire()
         raise no_quorum(timeout_s, self._trouble)
+
+    @property
+    def _is_idle(self) -> bool:
+        return not self._queue and self._slots.value == BATCHES_MAX
 
     async def run(self) -> None:
         """Send what is queued, until cancelled."""
