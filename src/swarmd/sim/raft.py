@@ -17,24 +17,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Final
 
 from swarmd.base.disk import Disk
 from swarmd.base.errors import CorruptFile, DiskFault
 from swarmd.base.rng import Rng
-from swarmd.identity.genesis import Genesis, make_genesis
-from swarmd.identity.keys import SigningKey
 from swarmd.sim.disk import PowerLost
 from swarmd.sim.history import History
 from swarmd.sim.network import Network
 from swarmd.sim.raft_callers import KEYS, Caller
+from swarmd.sim.raft_epochs import EpochWatch, node_key, second_epoch, the_genesis
 from swarmd.sim.raft_faults import FAULTS, Trouble, weather
 from swarmd.sim.raft_host import RATE_MAX
-from swarmd.sim.raft_voter import LogRoom, Voter
+from swarmd.sim.raft_node import CRASH_POINTS, Node
+from swarmd.sim.raft_voter import LogRoom
 from swarmd.sim.raft_watch import POISON, LogWatch, Watch, WatchedState
 from swarmd.sim.world import World
+from swarmd.state.raft import messages as m
 from swarmd.state.raft.config import RaftConfig
+from swarmd.state.raft.epoch import Epoch
 from swarmd.state.raft.guards import Guard, without
 from swarmd.state.raft.machine import RaftMachine
 from swarmd.state.raft.messages import Group, Put
@@ -55,7 +56,11 @@ OTHERS: Final = (
     "snapshot_install",
     "damage_named",
     "poison",
+    "seal",
+    "epoch",
+    *(f"seal crash {point}" for point in CRASH_POINTS),
 )
+_MENDS_MAX: Final = 5
 _CALLERS: Final = 6
 _POISON_EVERY_S: Final = (2.0, 10.0)
 _LAST_KEY: Final = b"the/end"
@@ -67,24 +72,21 @@ _VOTERS: Final = (3, 5, 3, 7, 3, 5, 3, 1, 5, 7)
 MUTANT_SEEDS: Final[dict[Guard, int]] = {}
 
 
-@cache
-def _genesis() -> Genesis:
-    keys = [SigningKey.from_seed(bytes([n]) * 32) for n in (1, 2, 3)]
-    return make_genesis(
-        "sim",
-        nonce=b"n" * 16,
-        node_key=keys[0],
-        node_name="v0",
-        admin_public=keys[1].public,
-        recovery_public=keys[2].public,
-    )
-
-
 class RaftWorld:
-    """One seed's world. `run` plays it out; `world` holds counts, trace and violations."""
+    """One seed's world. `run` plays it out; `world` holds counts, trace and violations.
+
+    Args:
+        voters: how many there are at first; by default the seed's business.
+        spares: how many hosts more, which may get a seat later.
+    """
 
     def __init__(
-        self, seed: int, *, removed_guards: Iterable[str] = (), voters: int | None = None
+        self,
+        seed: int,
+        *,
+        removed_guards: Iterable[str] = (),
+        voters: int | None = None,
+        spares: int = 2,
     ) -> None:
         self.world = World(seed)
         self.watch = Watch(self.world, KEYS, time_rate_max=RATE_MAX)
@@ -92,15 +94,34 @@ class RaftWorld:
         self._rng = self.world.rng_for("chaos")
         self._guards = without(*removed_guards)
         count = voters if voters is not None else _VOTERS[seed % len(_VOTERS)]
-        self.names = tuple(f"v{n}" for n in range(count))
+        self.names = tuple(f"v{n}" for n in range(count + spares))
+        self.genesis = the_genesis()
         self.network = Network(self.world, weather(self._rng))
-        self.voters = {name: Voter(self, name, self.names) for name in self.names}
+        self.point_chance = self._rng.choice((0.0, 0.01, 0.03))
+        keys = {name: node_key(number) for number, name in enumerate(self.names)}
+        self.ids_of = {name: key.key_id for name, key in keys.items()}
+        self.names_of = {node_id: name for name, node_id in self.ids_of.items()}
+        self.nodes = {name: Node(self, name, key) for name, key in keys.items()}
+        self.epochs = EpochWatch(self.world, self.nodes)
         self.callers = [Caller(self, f"c{n}") for n in range(_CALLERS)]
         self.trouble = Trouble(self, self._rng)
+        self._found(count)
         for name in self.names:
             self.start(name)
 
-    # ---- what voters, callers and trouble ask ------------------------------------------------
+    def _found(self, count: int) -> None:
+        """The swarm as it is when the story begins: epoch 2, with its voters and no keys."""
+        seated = [self.nodes[name] for name in self.names[:count]]
+        for node in self.nodes.values():
+            node.name_disk()
+        seats = [m.Voter(node.key.public, node.storage) for node in seated]
+        certificate, body = second_epoch(seats)
+        for node in self.nodes.values():
+            node.found(certificate, body if node in seated else None)
+        self.epochs.founded(seats)
+        self.watch.log(2)
+
+    # ---- what nodes, callers and trouble ask -------------------------------------------------
 
     def make_machine(self, room: LogRoom, disk: Disk, rng: Rng) -> RaftMachine:
         """The production machine, with small limits: many batches, parts, chunks, snapshots."""
@@ -124,44 +145,54 @@ class RaftWorld:
         )
 
     def make_state(self, log: LogWatch, host: str) -> WatchedState:
-        return WatchedState(_genesis(), log, host)
+        return WatchedState(self.genesis, log, host)
 
     def targets(self) -> Sequence[str]:
         """Whom a caller may ask."""
         return self.names
 
+    def alive(self, name: str) -> list[str]:
+        """Who seems alive to `name`: a membership that is never wrong for long."""
+        return [n for n in self.names if self.nodes[n].up and not self.network.is_cut(n, name)]
+
     def may_lose(self, name: str) -> bool:
-        """May this voter's disk be lost, and a majority of disks still survive?"""
-        lost = {v.name for v in self.voters.values() if v.lost is not None} | {name}
-        return len(self.names) - len(lost) > len(self.names) // 2
+        """May this disk be lost, and a majority of every epoch that matters still survive?"""
+        return self.epochs.may_lose(name)
+
+    def change_voters(self) -> None:
+        """Whoever serves, or believes so, is asked for other voters."""
+        for node in self.nodes.values():
+            if node.serving and node.paused_until <= self.world.now:
+                node.change_voters(self.epochs.other_voters(node, self._rng))
+
+    def certified(self, host: str, epoch: Epoch) -> None:
+        self.epochs.certified(host, epoch)
+
+    def installed(self, number: int, seat: m.Voter) -> None:
+        self.epochs.installed(number, seat)
+
+    def dropping(self, host: str, head: Epoch) -> None:
+        self.epochs.dropping(host, head)
+
+    def started(self, node: Node, epoch: Epoch) -> None:
+        self.epochs.started(node, epoch)
 
     def start(self, name: str) -> None:
-        """Start a voter on whatever its disk holds."""
-        voter = self.voters[name]
-        voter.begin()
+        """Start a node on whatever its disk holds."""
+        node = self.nodes[name]
+        if node.up or node.lost is not None:
+            return
+        node.begin()
         try:
-            voter.boot()
+            node.boot()
         except DiskFault:
-            voter.down()  # A full disk: the next round of repairs tries again.
-        except PowerLost:
-            self.world.count("crash_in_sync")
-            voter.crash(power=True)
+            node.down()  # A full disk: the next round of repairs tries again.
+        except PowerLost as lost:
+            node.power_lost(lost)
         except CorruptFile as error:
-            self._refused(voter, error)
+            node.refuse(error)
         except Exception as error:  # noqa: BLE001 - a start that fails is a finding
-            voter.stop_for(error)
-        else:
-            if voter.flipped is not None:
-                self.world.violate(f"{name} started on a damaged {voter.flipped}")
-
-    def _refused(self, voter: Voter, error: CorruptFile) -> None:
-        """A voter refuses its disk: right if the disk is damaged, and by the file's name."""
-        if voter.flipped is None or voter.flipped not in error.message:
-            voter.stop_for(error)
-        else:
-            self.world.count("damage_named")
-            voter.lost = error.message
-            voter.down()
+            node.stop_for(error)
 
     # ---- the run -----------------------------------------------------------------------------
 
@@ -189,25 +220,31 @@ class RaftWorld:
         if self.trouble.over:
             return
         self.world.after(self._rng.uniform(*_POISON_EVERY_S), self._poison)
-        for voter in self.voters.values():
-            if voter.serving and voter.paused_until <= self.world.now:
+        for node in self.nodes.values():
+            if node.serving and node.paused_until <= self.world.now:
                 self.world.count("poison")
-                voter.propose_raw(POISON + self._rng.randbytes(4), lambda _: None)
+                node.propose_raw(POISON + self._rng.randbytes(4), lambda _: None)
                 return
 
     def settle(self) -> None:
         """End the trouble and ask the last questions."""
         self.trouble.end()
+        self.point_chance = 0.0
         for caller in self.callers:
             caller.stop()
         self.world.run_for(SETTLE_S / 2)
         self.trouble.restart_all()
         self.world.run_for(SETTLE_S / 2)
+        for _ in range(_MENDS_MAX):
+            if not self.epochs.wants_mending():
+                break
+            self.change_voters()
+            self.world.run_for(SETTLE_S / 2)
         self._last_questions()
         self._check_histories()
 
     def _last_questions(self) -> None:
-        serving = [v for v in self.voters.values() if v.serving]
+        serving = [node for node in self.nodes.values() if node.serving]
         if not serving:
             self.world.violate("there is no leader after healing")
             return
@@ -216,21 +253,17 @@ class RaftWorld:
         self.world.run_for(SETTLE_S / 2)
         if not answers or answers[0] is None:
             self.world.violate("no write commits after healing")
-        for voter in self.voters.values():
-            if voter.lost is not None:
+        states = []
+        for node in self.epochs.seated():
+            if not node.up or node.room is None:
+                self.world.violate(f"{node.name} has a seat and does not vote at the end")
                 continue
-            if not voter.up or voter.room is None:
-                self.world.violate(f"{voter.name} is not running at the end")
-                continue
-            self.watch.ends(voter.name, voter.room.state)
-        self._compare_states()
-        self.world.note("end", self.watch.revision)
-
-    def _compare_states(self) -> None:
-        """All of the state, not only the keys, byte by byte."""
-        states = [v.room.state for v in self.voters.values() if v.room is not None]
-        if len({state.snapshot()() for state in states}) > 1:
+            self.watch.ends(node.name, node.room.state)
+            states.append(node.room.state.snapshot()())
+        # All of the state, not only the keys, byte by byte.
+        if len(set(states)) > 1:
             self.world.violate("the voters end in different states")
+        self.world.note("end", self.watch.revision, self.epochs.newest)
 
     def _check_histories(self) -> None:
         verdict = self.history.verdict()

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 from swarmd.base.rng import Rng
 from swarmd.sim.network import LinkFaults, Network
 from swarmd.sim.raft_host import RATE_MAX, RATE_MIN
-from swarmd.sim.raft_voter import Voter
+from swarmd.sim.raft_node import STORAGE_FILE, Node
 from swarmd.sim.world import World
 from swarmd.state.raft.journal import JOURNAL_FILE
 
@@ -49,7 +49,7 @@ class Around(Protocol):
 
     world: World
     network: Network
-    voters: dict[str, Voter]
+    nodes: dict[str, Node]
 
     @property
     def callers(self) -> Sequence[Any]: ...
@@ -57,6 +57,8 @@ class Around(Protocol):
     def start(self, name: str) -> None: ...
 
     def may_lose(self, name: str) -> bool: ...
+
+    def change_voters(self) -> None: ...
 
 
 def weather(rng: Rng) -> LinkFaults:
@@ -93,6 +95,7 @@ class Trouble:
             (self._pause, 10),
             (self._jump, 5),
             (self._drift, 5),
+            (around.change_voters, 9),
         )
 
     def begin(self) -> None:
@@ -104,7 +107,8 @@ class Trouble:
         network = self._around.network
         network.heal()
         network.faults = LinkFaults()
-        for voter in self._around.voters.values():
+        self.replace_damaged()
+        for voter in self._around.nodes.values():
             voter.disk.full, voter.disk.syncs_to_fail, voter.disk.fuse = False, 0, None
             voter.slow_until = voter.paused_until = 0.0
 
@@ -118,15 +122,16 @@ class Trouble:
     # ---- who -----------------------------------------------------------------------------
 
     def _names(self) -> list[str]:
-        return [v.name for v in self._around.voters.values() if v.lost is None]
+        return [v.name for v in self._around.nodes.values() if v.lost is None]
 
-    def _victim(self) -> Voter:
+    def _victim(self) -> Node:
         """Any voter, with a preference for leaders: they hold what can be lost."""
-        voters = self._around.voters
-        leaders = [v for v in voters.values() if v.leads]
+        nodes = list(self._around.nodes.values())
+        leaders = [node for node in nodes if node.leads]
         if leaders and self._rng.random() < 0.5:
             return self._rng.choice(leaders)
-        return voters[self._rng.choice(self._names())]
+        seated = [node for node in nodes if node.seated]
+        return self._rng.choice(seated if seated and self._rng.random() < 0.9 else nodes)
 
     # ---- the network ---------------------------------------------------------------------
 
@@ -171,17 +176,17 @@ class Trouble:
     def total_power_loss(self, off_s: float) -> None:
         """Every host loses power at once."""
         self._world.count("total_power_loss")
-        for voter in self._around.voters.values():
+        for voter in self._around.nodes.values():
             voter.crash(power=True)
         self._world.after(off_s, self.restart_all)
 
     def restart_all(self) -> None:
         """Start whatever is down and may start; tried again while a disk refuses."""
-        for voter in self._around.voters.values():
+        for voter in self._around.nodes.values():
             if not voter.up and voter.lost is None:
                 self._world.count("restart")
                 self._around.start(voter.name)
-        if any(not v.up and v.lost is None for v in self._around.voters.values()):
+        if any(not v.up and v.lost is None for v in self._around.nodes.values()):
             self._world.after(0.3, self.restart_all)
 
     def _pause(self) -> None:
@@ -222,8 +227,26 @@ class Trouble:
         voter = self._victim()
         if self._around.may_lose(voter.name):
             voter.crash(power=True)
-            voter.disk.lose()
-            voter.lost = "its disk was replaced"
+            self._replace_disk(voter)
+
+    def _replace_disk(self, voter: Node) -> None:
+        """An empty disk takes its place; the process comes up on it a little later."""
+        voter.down()
+        voter.disk.lose()
+        voter.lost = "an empty disk is on its way"
+        self._world.after(self._rng.uniform(0.5, 3.0), self._fit, voter)
+
+    def _fit(self, voter: Node) -> None:
+        voter.lost = voter.flipped = None
+        if not voter.up:
+            self._around.start(voter.name)
+
+    def replace_damaged(self) -> None:
+        """Whoever runs these hosts reads the message and replaces the disk."""
+        for voter in self._around.nodes.values():
+            if voter.flipped is not None and voter.lost is not None:
+                voter.flipped = None
+                self._replace_disk(voter)
 
     def _flip_bit(self) -> None:
         """A bit of what was durable turns over while the host is down."""
@@ -237,11 +260,15 @@ class Trouble:
             name, length = self._rng.choice(choices)
             voter.disk.flip_bit(name, self._rng.randrange(length))
             voter.flipped = name
+            self._world.after(self._rng.uniform(2.0, 5.0), self.replace_damaged)
         self.restart_all()
 
 
-def _files(voter: Voter) -> list[str]:
-    return [name for name in voter.disk.names() if "journal" in name or "snapshot" in name]
+def _files(voter: Node) -> list[str]:
+    """What the process is bound to read when it starts: its seat, its chain, the newest log."""
+    head = f"raft.e{voter.head}.log."
+    fixed = ("raft.chain", STORAGE_FILE)
+    return [n for n in voter.disk.names() if n in fixed or n.startswith(head)]
 
 
 def _proven(raw: bytes) -> int:

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Final
 
+from swarmd.base.errors import CorruptFile
 from swarmd.sim.disk import PowerLost, SimDisk
 from swarmd.sim.network import Network
 from swarmd.sim.world import World
@@ -124,11 +125,26 @@ class Host(ABC):
         """Run a part of the process; what ends it there is noted."""
         try:
             function(*args)
-        except PowerLost:
-            self.world.count("crash_in_sync")
-            self.crash(power=True)
+        except PowerLost as lost:
+            self.power_lost(lost)
+        except CorruptFile as error:
+            self.refuse(error)
         except Exception as error:  # noqa: BLE001 - a machine that stops is a finding
             self.stop_for(error)
+
+    def power_lost(self, lost: PowerLost) -> None:
+        """The power went in the middle of writing."""
+        self.world.count("crash_in_sync")
+        self.crash(power=True)
+
+    def refuse(self, error: CorruptFile) -> None:
+        """The process refuses its disk: right if that is damaged, and by the file's name."""
+        if self.flipped is None or self.flipped.rpartition(".")[2] not in error.message:
+            self.stop_for(error)
+        else:
+            self.world.count("damage_named")
+            self.lost = error.message
+            self.down()
 
     def _arrive(self, source: Any, message: Any) -> None:
         if self.paused_until > self.world.now:

@@ -8,6 +8,7 @@ a round, by what is there then. Store time goes on from the last stamp by the mo
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from swarmd.sim.raft_watch import LogScan, LogWatch, Watch, WatchedState
 from swarmd.sim.world import World
 from swarmd.state.raft.machine import (
     START,
-    Deliver,
+    Applied,
     Office,
     Propose,
     Proposed,
@@ -87,9 +88,11 @@ class LogRoom:
         names: tuple[str, ...],
         state: WatchedState,
         disk: Disk,
+        key: bytes,
     ) -> None:
         self.voter = voter
         self.names = names
+        self.key = key
         self.log = log
         self.state = state
         self._inbox: deque[Event] = deque()
@@ -173,9 +176,11 @@ class LogRoom:
     def _perform(self, effects: list[Effect]) -> None:
         voter = self.voter
         for effect in effects:
+            if not self._open:
+                return
             match effect:
                 case SendRaft(peer, data):
-                    voter.network.send(voter.name, peer, ("raft", self.number, data))
+                    voter.network.send(voter.name, peer, ("raft", self.key, data))
                 case SetTimer(delay_s, event):
                     voter.after(delay_s, self.feed, event)
                 case Proposed():
@@ -184,6 +189,8 @@ class LogRoom:
                     voter.read_ready(tag, ok)
                 case Office():
                     voter.office_changed(self, effect)
+                case Applied():
+                    voter.applied(self)
                 case _:
                     pass
 
@@ -191,10 +198,9 @@ class LogRoom:
 class Voter(Host):
     """A node that votes, or might. Its epoch's log is `room`."""
 
-    def __init__(self, around: Around, name: str, names: tuple[str, ...]) -> None:
+    def __init__(self, around: Around, name: str) -> None:
         super().__init__(around.world, around.network, name)
         self.around = around
-        self.names = names
         self.room: LogRoom | None = None
         self._tag = 0
         self._waiting: dict[int, Callable[[Any], None]] = {}
@@ -204,14 +210,9 @@ class Voter(Host):
 
     # ---- life ----------------------------------------------------------------------------
 
-    def boot(self) -> None:
-        log = self.around.watch.log(1)
-        self.begin_room(log, self.names, self.around.make_state(log, self.name), self.disk)
-
-    def begin_room(
-        self, log: LogWatch, names: tuple[str, ...], state: WatchedState, disk: Disk
-    ) -> None:
-        self.room = LogRoom(self, log, names, state, disk)
+    @abstractmethod
+    def applied(self, room: LogRoom) -> None:
+        """The room took up entries; one may have been its seal."""
 
     def ended(self) -> None:
         self.end_room()
@@ -228,11 +229,7 @@ class Voter(Host):
     # ---- messages ------------------------------------------------------------------------
 
     def receive(self, source: str, message: tuple[Any, ...]) -> None:
-        if message[0] == "raft":
-            _, number, data = message
-            if self.room is not None and self.room.number == number:
-                self.room.feed(Deliver(source, data))
-        elif message[0] == "ask":
+        if message[0] == "ask":
             self._serve(source, message[1], message[2])
 
     def _serve(self, source: str, serial: int, asked: Any) -> None:
@@ -251,7 +248,7 @@ class Voter(Host):
 
     def _redirect(self) -> Redirect:
         leader = self.room.machine.office.leader if self.room is not None else None
-        return Redirect((leader or "").encode(), self.room.number if self.room else 0, "")
+        return Redirect((leader or "").encode(), 0, "not_coordinator")
 
     def _show(self, asked: GetAsk | RangeAsk) -> Shown | None:
         if self.room is None:

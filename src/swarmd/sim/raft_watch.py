@@ -34,12 +34,14 @@ from swarmd.identity.genesis import Genesis
 from swarmd.sim.world import World
 from swarmd.state.raft.journal import Entry as LogEntry
 from swarmd.state.raft.machine import RaftMachine
-from swarmd.state.raft.messages import Entry, OpResult, decode_batch
+from swarmd.state.raft.messages import Entry, OpResult, Voter, decode_batch
 from swarmd.state.raft.statemachine import Change, StateMachine
 
 POISON: Final = b"poison"
 # Revision, store time and a digest over all keys: where a state stands.
 Mark = tuple[int, int, int]
+# The number and voters of the next epoch.
+Successor = tuple[int, tuple[Voter, ...]]
 _ALL: Final = 10_000_000
 
 
@@ -87,6 +89,8 @@ class WatchedState(StateMachine):
                 self._held[change.key] = hashed
                 self._digest ^= hashed
         self._watch.applied(self._host, index, term, command, self.mark, results, changes)
+        if self.sealed is not None:
+            self._watch.seals(self._host, self.mark, (self.sealed.number, self.sealed.voters))
         return results
 
     def restore(self, raw: bytes) -> None:
@@ -112,6 +116,7 @@ class LogWatch:
         self.leaders: dict[int, str] = {}
         self.log: dict[int, tuple[int, int, Mark]] = {}  # index -> term, command's hash, mark
         self.last = 1
+        self.sealed: tuple[Mark, Successor] | None = None
         self._watch = watch
         self._world = watch.world
         self._marks: set[Mark] = {start}
@@ -145,7 +150,16 @@ class LogWatch:
         self._marks.add(mark)
         self._fresh.append(index)
         self._world.note(index, entry[1])
-        self._watch.changed(mark, command, results, changes)
+        if self.sealed is None:
+            self._watch.changed(mark, command, results, changes)
+
+    def seals(self, host: str, mark: Mark, successor: Successor) -> None:
+        """The log is sealed; from the seal on nothing changes."""
+        if self.sealed is None:
+            self.sealed = (mark, successor)
+            self._world.count("seal")
+        elif self.sealed != (mark, successor):
+            self._world.violate(f"{host} changed something in epoch {self.number} after its seal")
 
     def restored(self, host: str, mark: Mark) -> None:
         if mark not in self._marks:
@@ -246,9 +260,15 @@ class Watch:
         self._written: dict[bytes, int] = {}
         self._said: set[str] = set()
 
-    def log(self, number: int, start: Mark = (0, 0, 0)) -> LogWatch:
-        """The watch of an epoch's log, which begins with a state at `start`."""
+    def log(self, number: int) -> LogWatch:
+        """The watch of an epoch's log, which begins where the one before was sealed."""
         if number not in self._logs:
+            before = self._logs.get(number - 1)
+            start = (0, 0, 0)
+            if before is not None and before.sealed is not None:
+                start = before.sealed[0]
+            elif self._logs:
+                self.world.violate(f"epoch {number} begins, but nobody sealed the one before")
             self._logs[number] = LogWatch(self, number, start)
         return self._logs[number]
 

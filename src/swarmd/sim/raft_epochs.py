@@ -1,0 +1,169 @@
+"""What the chain of epochs promised, and whom a simulated administrator would seat.
+
+Checked whenever it happens:
+- every node that learns of an epoch learns of the same one: one successor each;
+- an epoch begins only on a disk that has a seat there, and never after its successor was
+  durable on that disk: what signed an epoch away never votes in it again;
+- a node deletes what is left of old epochs only after a majority of the newest epoch's
+  voters held its first state durably.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Final
+
+from swarmd.base.ids import NodeId
+from swarmd.base.rng import Rng
+from swarmd.identity.genesis import Genesis, make_genesis
+from swarmd.identity.keys import SigningKey
+from swarmd.sim.raft_node import Node
+from swarmd.sim.world import World
+from swarmd.state.raft import messages as m
+from swarmd.state.raft.epoch import Ballot, Chain, Epoch, first_epoch, statement_of
+from swarmd.state.raft.statemachine import StateMachine, state_digest
+
+_SIZES: Final = (1, 3, 5, 7)
+
+
+@cache
+def node_key(number: int) -> SigningKey:
+    return SigningKey.from_seed(bytes([number + 10]) * 32)
+
+
+@cache
+def _founder() -> SigningKey:
+    return SigningKey.from_seed(b"f" * 32)
+
+
+@cache
+def the_genesis() -> Genesis:
+    """The genesis of every simulated swarm; its founder is on none of the hosts any more."""
+    return make_genesis(
+        "sim",
+        nonce=b"n" * 16,
+        node_key=_founder(),
+        node_name="founder",
+        admin_public=SigningKey.from_seed(b"a" * 32).public,
+        recovery_public=SigningKey.from_seed(b"r" * 32).public,
+    )
+
+
+def second_epoch(seats: Iterable[m.Voter]) -> tuple[bytes, bytes]:
+    """The founder's certificate for these voters, and the empty state that they begin with."""
+    genesis = the_genesis()
+    state = StateMachine(genesis)
+    group = m.Group(b"", 0, 0, (m.Seal(2, tuple(seats)),))
+    state.apply(m.encode_batch(m.Batch(0, (group,))), 2, 1)
+    assert state.sealed is not None
+    body = state.sealed_body()
+    first = first_epoch(genesis)
+    statement = statement_of(first, 2, 2, state_digest(body), state.sealed.voters)
+    certificate = Ballot(genesis.swarm_id, first, statement, _founder()).certificate()
+    assert certificate is not None
+    return certificate, body
+
+
+class EpochWatch:
+    """One world's chain of epochs."""
+
+    def __init__(self, world: World, nodes: Mapping[str, Node]) -> None:
+        self.newest = 2
+        self._world = world
+        self._nodes = nodes
+        self._epochs: dict[int, Epoch] = {}
+        self._installed: dict[int, set[m.Voter]] = {}
+
+    def founded(self, seats: Iterable[m.Voter]) -> None:
+        self._installed[2] = set(seats)
+        certificate, _ = second_epoch(seats)
+        chain = Chain(the_genesis())
+        chain.extend(certificate)
+        self._epochs[2] = chain.head
+
+    # ---- what happens ----------------------------------------------------------------------
+
+    def certified(self, host: str, epoch: Epoch) -> None:
+        """A node knows of an epoch."""
+        known = self._epochs.setdefault(epoch.number, epoch)
+        if known.key != epoch.key:
+            self._world.violate(f"{host} learnt of another epoch {epoch.number} than others did")
+        if epoch.number > self.newest:
+            self.newest = epoch.number
+            self._world.count("epoch")
+
+    def installed(self, number: int, seat: m.Voter) -> None:
+        """The first state of an epoch is durable on one of its seats."""
+        self._installed.setdefault(number, set()).add(seat)
+
+    def dropping(self, host: str, head: Epoch) -> None:
+        held = self._installed.get(head.number, set())
+        if sum(seat in held for seat in head.voters) < head.majority:
+            self._world.violate(f"{host} deletes old epochs before a majority can do without")
+
+    def started(self, node: Node, epoch: Epoch) -> None:
+        """The log of an epoch begins on a disk, or goes on there."""
+        seat = m.Voter(node.key.public, node.storage)
+        if epoch.seat_of(node.node_id) != seat:
+            self._world.violate(f"{node.name} begins epoch {epoch.number} without a seat there")
+        chain = Chain(the_genesis())
+        node.files.load_chain(chain)
+        if chain.head.number > epoch.number:
+            self._world.violate(f"{node.name} begins epoch {epoch.number}, which it knows ended")
+        if node.flipped is not None and node.flipped.startswith(f"raft.e{epoch.number}.log."):
+            self._world.violate(f"{node.name} started on a damaged {node.flipped}")
+
+    # ---- whom to seat ------------------------------------------------------------------------
+
+    def other_voters(self, node: Node, rng: Rng) -> tuple[NodeId, ...]:
+        """Other voters than now: first what is lost is mended, then anything goes."""
+        head = node.chain.head
+        seated = list(head.node_ids)
+        spare = [n.node_id for n in self._nodes.values() if n.up and n.node_id not in seated]
+        if self._lost(head):
+            return head.node_ids  # Its node enlists under the storage that it has now.
+        size = len(seated)
+        wanted = rng.choice([s for s in _SIZES if abs(s - size) <= 2 and s <= size + len(spare)])
+        if wanted > size:
+            seated += rng.sample(spare, wanted - size)
+        elif wanted < size:
+            seated = rng.sample(seated, wanted)
+        elif spare:
+            seated.remove(rng.choice(seated))
+            seated.append(rng.choice(spare))
+        return tuple(sorted(seated))
+
+    def _lost(self, epoch: Epoch) -> list[m.Voter]:
+        """Seats of an epoch whose disk is gone, or damaged."""
+        return [seat for seat in epoch.voters if not self._is_whole(seat)]
+
+    def _is_whole(self, seat: m.Voter) -> bool:
+        node = self._of(seat)
+        return node.lost is None and node.flipped is None and node.storage == seat.storage
+
+    def _of(self, seat: m.Voter) -> Node:
+        return next(node for node in self._nodes.values() if node.key.public == seat.public)
+
+    def wants_mending(self) -> bool:
+        return bool(self._lost(self._epochs[self.newest]))
+
+    def seated(self) -> list[Node]:
+        """The nodes of the newest epoch whose seats are whole."""
+        seats = self._epochs[self.newest].voters
+        return [self._of(seat) for seat in seats if self._is_whole(seat)]
+
+    def may_lose(self, name: str) -> bool:
+        """Would a majority of every epoch that matters survive the loss of this disk?
+
+        The newest one matters, and the one before until a majority of the newest holds its
+        state; a later one may be sealed already, and its voters are not known yet to everyone.
+        """
+        for number in (self.newest, self.newest - 1):
+            epoch = self._epochs.get(number)
+            if epoch is None:
+                continue
+            whole = [s for s in epoch.voters if self._is_whole(s) and self._of(s).name != name]
+            if len(whole) < epoch.majority:
+                return False
+        return True

@@ -1,0 +1,435 @@
+"""A simulated node of the strong store: a voter whose epochs come and go.
+
+The machine of the chain of epochs is the production one, and so are its files and the log of
+each epoch; this is the shell around them, as `keeper.py` and `seats.py` are. What it writes
+takes time, and at every step of a change of voters the process may end: each such point has a
+name and is counted when it happens there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol
+
+from swarmd.base.disk import open_body, seal_body
+from swarmd.base.errors import DiskFault
+from swarmd.base.ids import NodeId
+from swarmd.base.machine import Effect, Event, Send, SetTimer
+from swarmd.identity.genesis import Genesis
+from swarmd.identity.keys import SigningKey
+from swarmd.sim.disk import PowerLost
+from swarmd.sim.raft_voter import Around as VoterAround
+from swarmd.sim.raft_voter import LogRoom, Voter
+from swarmd.state.raft import epoch_machine as em
+from swarmd.state.raft import messages as m
+from swarmd.state.raft.epoch import (
+    Chain,
+    DropEpochs,
+    Epoch,
+    KeepSealedState,
+    StartEpoch,
+    StopEpoch,
+)
+from swarmd.state.raft.machine import Deliver
+from swarmd.state.raft.statemachine import state_digest
+from swarmd.state.raft.storage import EpochFiles
+
+ASK_TIMEOUT_S: Final = 2.0
+ENLIST_TIMEOUT_S: Final = 1.0
+_DISK_S: Final = (0.0003, 0.003)
+STORAGE_FILE: Final = "raft.storage"
+
+# Where a change of voters can be cut short, and what happens there.
+_POINTS: Final[dict[type[Effect], str]] = {
+    KeepSealedState: "keep",
+    em.SaveChain: "chain",
+    StopEpoch: "stop",
+    em.KeepState: "install",
+    StartEpoch: "start",
+    DropEpochs: "drop",
+}
+CRASH_POINTS: Final = (
+    "enlist",
+    "seal.proposed",
+    "seal.applied",
+    "signed",
+    "certified",
+    *(f"{step}.{side}" for step in _POINTS.values() for side in ("before", "after")),
+    "fetch",
+    "piece",
+    "installed",
+)
+
+
+class Around(VoterAround, Protocol):
+    """What a node needs of its world besides."""
+
+    genesis: Genesis
+    names_of: dict[NodeId, str]
+    ids_of: dict[str, NodeId]
+    point_chance: float
+
+    def start(self, name: str) -> None: ...
+
+    def alive(self, name: str) -> Iterable[str]:
+        """Who seems alive to `name`."""
+        ...
+
+    def certified(self, host: str, epoch: Epoch) -> None: ...
+
+    def installed(self, number: int, seat: m.Voter) -> None: ...
+
+    def dropping(self, host: str, head: Epoch) -> None: ...
+
+    def started(self, node: Node, epoch: Epoch) -> None: ...
+
+
+class Node(Voter):
+    """A process with a disk that may hold a seat, or another one later."""
+
+    def __init__(self, around: Around, name: str, key: SigningKey) -> None:
+        super().__init__(around, name)
+        self.near = around
+        self.key = key
+        self.node_id = key.key_id
+        self.machine: em.EpochMachine
+        self.chain: Chain
+        self.head = 0
+        self._disks = 0
+        self._crash_at: str | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._pieces: list[bytes] = []
+        self._asks: dict[int, Callable[[Any], None]] = {}
+        self._serial = 0
+        self._questions: dict[int, tuple[str, int]] = {}
+        self._question = 0
+        self._feeding: list[Event] = []
+        self._changing = False
+        self._told_seal = False
+
+    # ---- life ----------------------------------------------------------------------------
+
+    def name_disk(self) -> None:
+        """Name an empty disk; `EpochFiles` would draw the name from the machine's own entropy."""
+        if self.disk.read(STORAGE_FILE) is None:
+            self._disks += 1
+            made = f"{self.name}/{self._disks}".encode().ljust(m.STORAGE_BYTES, b".")
+            self.disk.replace(STORAGE_FILE, seal_body("storage", 1, made))
+
+    def found(self, certificate: bytes, body: bytes | None) -> None:
+        """Put what the second epoch begins with onto the disk: its certificate and its state."""
+        chain, files = Chain(self.near.genesis), EpochFiles(self.disk)
+        chain.extend(certificate)
+        files.save_chain(chain)
+        if body is not None:
+            files.keep_state(2, body)
+
+    def boot(self) -> None:
+        self._clear()
+        self.name_disk()
+        self.chain = Chain(self.near.genesis)
+        self.files = EpochFiles(self.disk)
+        self.files.load_chain(self.chain)
+        self.files.find_states(self.chain)
+        storage = self.files.storage(self.chain.swarm_id, founding=False)
+        me = m.Voter(self.key.public, storage)
+        self.machine = em.EpochMachine(self.chain, me, self.key, self.files.on_disk())
+        self.head = self.chain.head.number
+        self.after(0.0, self.feed, em.Wake(em.START))
+
+    def ended(self) -> None:
+        super().ended()
+        self._clear()
+
+    @property
+    def seated(self) -> bool:
+        """Has its disk, as it is now, a seat in the newest epoch that it knows?"""
+        return self.up and self.machine.has_seat
+
+    def point(self, name: str) -> None:
+        """A named place at which the process may end, with or without the power."""
+        chosen = self._crash_at == name
+        if chosen or self.rng.random() < self.near.point_chance:
+            self._crash_at = None
+            self.world.count(f"seal crash {name}")
+            raise Cut(name)
+
+    def crash_at(self, name: str | None) -> None:
+        """End at this point when it next comes there; for stories."""
+        assert name is None or name in CRASH_POINTS, name
+        self._crash_at = name
+
+    def power_lost(self, lost: PowerLost) -> None:
+        if isinstance(lost, Cut):
+            self.crash(power=self.rng.random() < 0.5)
+        else:
+            super().power_lost(lost)
+        self.world.after(self.rng.uniform(0.05, 1.0), self.near.start, self.name)
+
+    # ---- messages ------------------------------------------------------------------------
+
+    def receive(self, source: str, message: tuple[Any, ...]) -> None:
+        match message:
+            case ("raft", key, data):
+                if self.room is not None and self.room.key == key:
+                    self.room.feed(Deliver(source, data))
+                else:
+                    self.feed(em.StrayPacket(self._id_of(source), key))
+            case ("epoch", 0, body):
+                self.feed(em.Heard(self._id_of(source), body))
+            case ("epoch", serial, body):
+                self._question += 1
+                self._questions[self._question] = (source, serial)
+                self.feed(em.Heard(self._id_of(source), body, self._question))
+            case ("told", serial, body):
+                done = self._asks.pop(serial, None)
+                if done is not None:
+                    done(body)
+            case _:
+                super().receive(source, message)
+
+    def _id_of(self, name: str) -> NodeId:
+        return self.near.ids_of[name]
+
+    def _send(self, peer: NodeId, body: Any, serial: int = 0) -> None:
+        name = self.near.names_of.get(peer)
+        if name is not None:
+            self.network.send(self.name, name, ("epoch", serial, body))
+
+    def _ask_peer(self, peer: NodeId, body: Any, timeout_s: float, done: Any) -> None:
+        """Ask once; `done(None)` if no answer comes in time."""
+        self._serial += 1
+        serial = self._serial
+        self._asks[serial] = done
+        self._send(peer, body, serial)
+        self.after(timeout_s, self._unanswered, serial)
+
+    def _unanswered(self, serial: int) -> None:
+        done = self._asks.pop(serial, None)
+        if done is not None:
+            done(None)
+
+    # ---- the machine of the chain ----------------------------------------------------------
+
+    def feed(self, event: Event) -> None:
+        """Step the machine; what it asks for that takes no time happens at once."""
+        self._feeding.append(event)
+        if len(self._feeding) > 1:
+            return  # The step under way goes on with it.
+        while self._feeding:
+            effects = self.machine.handle(self._feeding[0], self.clock.now())
+            self._note_head()
+            for effect in effects:
+                self._perform(effect)
+            self._feeding.pop(0)
+
+    def _note_head(self) -> None:
+        head = self.chain.head
+        if head.number != self.head:
+            self.head = head.number
+            self.near.certified(self.name, head)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case SetTimer(delay_s, event):
+                self.after(delay_s, self.feed, event)
+            case Send(peer, body):
+                self._send(peer, body)
+                if isinstance(body, m.Signed):
+                    self.point("signed")
+            case em.SendAlive(body, told):
+                for name in self.near.alive(self.name):
+                    if name != self.name and self._id_of(name) not in told:
+                        self._send(self._id_of(name), body)
+                self.point("certified")
+            case em.Ask(tag, peer, body):
+                self._ask_peer(
+                    peer, body, ASK_TIMEOUT_S, lambda got: self.feed(em.Answered(tag, got))
+                )
+                if isinstance(body, m.StateAsk):
+                    self.point("fetch")
+            case em.AskAnybody():
+                self._ask_anybody()
+            case em.Answer(tag, body):
+                self._tell(tag, body)
+            case em.Refuse(tag):
+                self._tell(tag, None)
+            case em.ReadPiece(tag, number, offset):
+                self._tell(tag, self._piece(number, offset))
+            case em.KeepPiece(_, offset, data):
+                if offset == 0:
+                    self._pieces.clear()
+                self._pieces.append(data)
+                self.point("piece")
+            case em.Changed():
+                pass
+            case em.Dropped(why):
+                self.world.count(f"dropped {why}")
+            case _:
+                # As long as its end is not fed back the machine begins nothing else.
+                self.after(self.rng.uniform(*_DISK_S), self._write, effect)
+
+    def _ask_anybody(self) -> None:
+        others = [name for name in self.near.alive(self.name) if name != self.name]
+        if not others:
+            return
+        peer = self._id_of(self.rng.choice(others))
+
+        def heard(answer: Any) -> None:
+            if isinstance(answer, m.Certificates):
+                self.feed(em.Heard(peer, answer))
+
+        self._ask_peer(peer, m.ChainAsk(self.chain.head.number), ASK_TIMEOUT_S, heard)
+
+    def _tell(self, question: int, body: Any) -> None:
+        source, serial = self._questions.pop(question)
+        self.network.send(self.name, source, ("told", serial, body))
+        if isinstance(body, m.Installed) and body.installed:
+            self.point("installed")
+        if isinstance(body, m.Enlisted):
+            self.point("enlist")
+
+    def _redirect(self) -> m.Redirect:
+        """To whoever leads; a node without a seat points to any of the voters that it knows."""
+        if self.room is not None:
+            return super()._redirect()
+        name = self.near.names_of.get(self.rng.choice(self.chain.head.node_ids), "")
+        return m.Redirect(name.encode() if name != self.name else b"", 0, "not_a_voter")
+
+    @property
+    def storage(self) -> bytes:
+        """The name of this disk as a voter; empty while it has none."""
+        raw = self.disk.read(STORAGE_FILE)
+        return b"" if raw is None else open_body("storage", 1, raw, source=STORAGE_FILE)
+
+    def _piece(self, number: int, offset: int) -> m.StatePiece | None:
+        body = self.files.state(number)
+        if body is None or not 0 <= offset < len(body):
+            return None
+        # Small pieces, so that a state takes several.
+        return m.StatePiece(len(body), body[offset : offset + max(200, len(body) // 3)])
+
+    # ---- what it writes --------------------------------------------------------------------
+
+    def _write(self, effect: Effect) -> None:
+        name = _POINTS[type(effect)]
+        self.point(f"{name}.before")
+        try:
+            event = self._written(effect)
+        except DiskFault:
+            event = em.WriteFailed()
+        self.point(f"{name}.after")
+        self.feed(event)
+
+    def _written(self, effect: Effect) -> Event:
+        match effect:
+            case em.SaveChain():
+                head = self.chain.head.number
+                self.files.save_chain(self.chain)
+                self.files.find_states(self.chain)
+                return em.ChainSaved(head, self.files.on_disk())
+            case KeepSealedState(number):
+                assert self.room is not None
+                body = self.room.state.sealed_body()
+                self.files.keep_state(number, body)
+                self.near.installed(number, self.machine.me)
+                return em.StateKept(number, state_digest(body), self.files.on_disk())
+            case em.KeepState(number, digest):
+                return self._keep_state(number, digest)
+            case StartEpoch(number):
+                return self._start_epoch(number)
+            case StopEpoch(number):
+                self.end_room()
+                return em.EpochStopped(number)
+        assert isinstance(effect, DropEpochs), effect
+        self.near.dropping(self.name, self.chain.head)
+        for number in effect.numbers:
+            self.files.drop(number)
+        return em.EpochsDropped(self.files.on_disk())
+
+    def _keep_state(self, number: int, digest: bytes) -> Event:
+        body = b"".join(self._pieces)
+        self._pieces.clear()
+        if state_digest(body) != digest:
+            return em.StateRefused(number)
+        self.files.keep_state(number, body)
+        self.near.installed(number, self.machine.me)
+        return em.StateKept(number, digest, self.files.on_disk())
+
+    def _start_epoch(self, number: int) -> Event:
+        epoch = self.chain.epoch(number)
+        assert epoch is not None
+        log = self.around.watch.log(number)
+        state = self.around.make_state(log, self.name)
+        body = self.files.state(number)
+        assert body is not None, f"the state of epoch {number} is missing"
+        state.restore(body)
+        self._told_seal = False
+        names = tuple(sorted(self.near.names_of[node_id] for node_id in epoch.node_ids))
+        self.room = LogRoom(self, log, names, state, self.files.log_disk(epoch), epoch.key)
+        self.near.started(self, epoch)
+        return em.EpochStarted(number, self._seal(), self.files.on_disk())
+
+    def _seal(self) -> em.SealApplied | None:
+        if self.room is None or self.room.state.sealed is None:
+            return None
+        sealed = self.room.state.sealed
+        return em.SealApplied(self.room.number, sealed.number, sealed.index, sealed.voters)
+
+    def applied(self, room: LogRoom) -> None:
+        """The room took up entries; one may have been its seal."""
+        seal = self._seal()
+        if seal is not None and not self._told_seal:
+            self._told_seal = True
+            self.point("seal.applied")
+            self.feed(seal)
+
+    # ---- as coordinator --------------------------------------------------------------------
+
+    def change_voters(self, chosen: tuple[NodeId, ...]) -> None:
+        """Ask the chosen under which storage they would vote, then propose the seal."""
+        room = self.room
+        if room is None or not self.serving or self._changing:
+            return  # Who serves has a majority that holds the state of its epoch.
+        self._changing = True
+        self.world.count("change_asked")
+        enlisted: dict[NodeId, m.Voter] = {}
+        waiting = set(chosen)
+
+        def answered(peer: NodeId, answer: Any) -> None:
+            waiting.discard(peer)
+            if isinstance(answer, m.Enlisted) and answer.voter.node_id == peer:
+                enlisted[peer] = answer.voter
+            if not waiting:
+                self._enlisted(room, chosen, enlisted)
+
+        for peer in chosen:
+            self._ask_peer(
+                peer, m.Enlist(), ENLIST_TIMEOUT_S, lambda got, peer=peer: answered(peer, got)
+            )
+
+    def _enlisted(
+        self, room: LogRoom, chosen: tuple[NodeId, ...], enlisted: dict[NodeId, m.Voter]
+    ) -> None:
+        """Old voters may be away, new ones not; and a majority must be there."""
+        self._changing = False
+        if room is not self.room or not self.serving:
+            return
+        epoch = self.chain.epoch(room.number)
+        assert epoch is not None
+        silent = [peer for peer in chosen if peer not in enlisted]
+        new = [peer for peer in silent if epoch.seat_of(peer) is None]
+        if new or len(silent) > (len(chosen) - 1) // 2:
+            return
+        seated = {voter.node_id: voter for voter in epoch.voters}
+        seats = tuple({**seated, **enlisted}[peer] for peer in chosen)
+        self.world.count("seal_proposed")
+        op = m.Seal(room.number + 1, seats)
+        self.propose((m.Group(b"", 0, 0, (op,)),), lambda _: None)
+        self.point("seal.proposed")
+
+
+class Cut(PowerLost):
+    """The process ends at a named point."""
