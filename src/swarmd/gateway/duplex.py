@@ -197,6 +197,7 @@ class Duplex(Running, Generic[T]):
         self._failure: SwarmError | None = None
         self._whole = False  # The body is at its end.
         self._started = False
+        self._writes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         present = True
@@ -204,6 +205,7 @@ class Duplex(Running, Generic[T]):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_stop)
                 nursery.start_soon(self._write, send)
+                nursery.start_soon(self._keep_alive)
                 async with trio.open_nursery() as lots:
                     present = await self._read(receive, lots)
                     if not present:
@@ -282,17 +284,23 @@ class Duplex(Running, Generic[T]):
     async def _write(self, send: Send) -> None:
         """Pass answers on, as many at a time as wait, until cancelled between two writes."""
         while True:
-            with trio.move_on_after(self._keepalive_s):
-                await self._out.news.wait()
+            await self._out.news.wait()
             with trio.CancelScope(shield=True):
-                await self._flush(send, alive=True)
+                await self._flush(send)
 
-    async def _flush(self, send: Send, *, alive: bool = False) -> None:
-        """Write what waits; if nothing does and `alive`, say just that."""
+    async def _keep_alive(self) -> None:
+        """Say now and then that the daemon lives, if no answer has said it."""
+        alive = _KEEPALIVE_FRAME if self._frames else b"\n"
+        while True:
+            written = self._writes
+            await trio.sleep(self._keepalive_s)
+            if self._writes == written:
+                await self._out.put(alive)
+
+    async def _flush(self, send: Send) -> None:
         raw, items, size = self._out.take()
-        if not raw and alive:
-            raw = _KEEPALIVE_FRAME if self._frames else b"\n"
         if raw:
+            self._writes += 1
             await self._send(send, raw)
         self._room.give_back(items, size)
 

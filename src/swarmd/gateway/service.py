@@ -82,12 +82,26 @@ class _Connection(TCPServer):
                 self._head += event.data
                 return
             data, self._head = self._head + event.data, b""
-            if not data:
-                return
-            event = RawData(data)
+            if data:
+                await self._write(data)
+            return
         await super().protocol_send(event)
         if isinstance(event, Closed):
             self._scope.cancel()
+
+    async def _write(self, data: bytes) -> None:
+        """Write at once: to take the lock, free or not, would cost a turn of the loop."""
+        try:
+            self.send_lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self.send_lock.acquire()
+        try:
+            with trio.CancelScope(shield=True):
+                await self.stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await self.protocol.handle(Closed())
+        finally:
+            self.send_lock.release()
 
     def _note_pause(self, paused: bool) -> None:
         if paused:

@@ -11,7 +11,6 @@ once at the step's end; its effects count to the step.
 
 from __future__ import annotations
 
-import collections
 import heapq
 import itertools
 import math
@@ -20,7 +19,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import trio
-from prometheus_client import Counter
 
 from swarmd.base.clock import Clock
 from swarmd.base.errors import Busy
@@ -71,8 +69,8 @@ class Driver:
         self._timers: list[tuple[float, int, Event]] = []
         self._sequence = itertools.count()
         self._wake = trio.Event()
-        self._event_counts: dict[type, Counter] = {}
-        self._effect_counts: dict[type, Counter] = {}
+        self._event_counts = MACHINE_EVENTS.of(name)
+        self._effect_counts = MACHINE_EFFECTS.of(name)
 
     def feed(self, event: Event) -> None:
         """Queue an event for the next step; safe from within a performer.
@@ -115,8 +113,8 @@ class Driver:
     async def _step(self, step: list[Event]) -> None:
         effects: list[Effect] = []
         for event in step:
+            self._event_counts[type(event)] += 1
             effects.extend(self._machine.handle(event, self._clock.now()))
-        self._count(self._event_counts, MACHINE_EVENTS, step)
         if self._settle is not None:
             effects.extend(self._settle(self._clock.now()))
         if any(type(effect) is Persist for effect in effects):
@@ -131,23 +129,13 @@ class Driver:
         self._perform_all(effects)
 
     def _perform_all(self, effects: Sequence[Effect]) -> None:
-        self._count(self._effect_counts, MACHINE_EFFECTS, effects)
         for effect in effects:
             kind = type(effect)
+            self._effect_counts[kind] += 1
             if kind is SetTimer:
                 self._set_timer(effect)  # type: ignore[arg-type]
             elif kind is not Persist:
                 self._perform[kind](effect)
-
-    def _count(
-        self, counts: dict[type, Counter], metric: Counter, things: Sequence[object]
-    ) -> None:
-        # Looking a labelled counter up costs more than many a step, and raising it a lock.
-        for kind, number in collections.Counter(map(type, things)).items():
-            counter = counts.get(kind)
-            if counter is None:
-                counter = counts[kind] = metric.labels(self._name, kind.__name__)
-            counter.inc(number)
 
     def _set_timer(self, effect: SetTimer) -> None:
         assert len(self._timers) < TIMERS_MAX, f"{self._name} leaks timers"
