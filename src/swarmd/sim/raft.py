@@ -30,6 +30,7 @@ from swarmd.sim.raft_epochs import EpochWatch, node_key, second_epoch, the_genes
 from swarmd.sim.raft_faults import FAULTS, Trouble, weather
 from swarmd.sim.raft_host import RATE_MAX
 from swarmd.sim.raft_node import CRASH_POINTS, Node
+from swarmd.sim.raft_rules import SEAL_RULES, ResealedState, SealRule, UnsealedState
 from swarmd.sim.raft_voter import LogRoom
 from swarmd.sim.raft_watch import POISON, LogWatch, Watch, WatchedState
 from swarmd.sim.world import World
@@ -92,7 +93,8 @@ class RaftWorld:
         self.watch = Watch(self.world, KEYS, time_rate_max=RATE_MAX)
         self.history = History()
         self._rng = self.world.rng_for("chaos")
-        self._guards = without(*removed_guards)
+        self.removed = frozenset(removed_guards)
+        self._guards = without(*(self.removed - SEAL_RULES))
         count = voters if voters is not None else _VOTERS[seed % len(_VOTERS)]
         self.names = tuple(f"v{n}" for n in range(count + spares))
         self.genesis = the_genesis()
@@ -145,6 +147,10 @@ class RaftWorld:
         )
 
     def make_state(self, log: LogWatch, host: str) -> WatchedState:
+        if SealRule.NOTHING_AFTER in self.removed:
+            return UnsealedState(self.genesis, log, host)
+        if SealRule.FIRST_COUNTS in self.removed:
+            return ResealedState(self.genesis, log, host)
         return WatchedState(self.genesis, log, host)
 
     def targets(self) -> Sequence[str]:
@@ -170,6 +176,9 @@ class RaftWorld:
 
     def installed(self, number: int, seat: m.Voter) -> None:
         self.epochs.installed(number, seat)
+
+    def stopped(self, number: int, seat: m.Voter) -> None:
+        self.epochs.stopped(number, seat)
 
     def dropping(self, host: str, head: Epoch) -> None:
         self.epochs.dropping(host, head)

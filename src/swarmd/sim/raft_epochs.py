@@ -2,8 +2,8 @@
 
 Checked whenever it happens:
 - every node that learns of an epoch learns of the same one: one successor each;
-- an epoch begins only on a disk that has a seat there, and never after its successor was
-  durable on that disk: what signed an epoch away never votes in it again;
+- an epoch begins only on a disk that has a seat there, and never again once it has ended
+  there: who told others of its successor never votes in it again;
 - a node deletes what is left of old epochs only after a majority of the newest epoch's
   voters held its first state durably.
 """
@@ -74,6 +74,7 @@ class EpochWatch:
         self._nodes = nodes
         self._epochs: dict[int, Epoch] = {}
         self._installed: dict[int, set[m.Voter]] = {}
+        self._stopped: set[tuple[int, m.Voter]] = set()
 
     def founded(self, seats: Iterable[m.Voter]) -> None:
         self._installed[2] = set(seats)
@@ -97,6 +98,10 @@ class EpochWatch:
         """The first state of an epoch is durable on one of its seats."""
         self._installed.setdefault(number, set()).add(seat)
 
+    def stopped(self, number: int, seat: m.Voter) -> None:
+        """A voter knows that an epoch has ended, and has said so."""
+        self._stopped.add((number, seat))
+
     def dropping(self, host: str, head: Epoch) -> None:
         held = self._installed.get(head.number, set())
         if sum(seat in held for seat in head.voters) < head.majority:
@@ -107,9 +112,7 @@ class EpochWatch:
         seat = m.Voter(node.key.public, node.storage)
         if epoch.seat_of(node.node_id) != seat:
             self._world.violate(f"{node.name} begins epoch {epoch.number} without a seat there")
-        chain = Chain(the_genesis())
-        node.files.load_chain(chain)
-        if chain.head.number > epoch.number:
+        if (epoch.number, seat) in self._stopped:
             self._world.violate(f"{node.name} begins epoch {epoch.number}, which it knows ended")
         if node.flipped is not None and node.flipped.startswith(f"raft.e{epoch.number}.log."):
             self._world.violate(f"{node.name} started on a damaged {node.flipped}")

@@ -18,6 +18,7 @@ from swarmd.base.machine import Effect, Event, Send, SetTimer
 from swarmd.identity.genesis import Genesis
 from swarmd.identity.keys import SigningKey
 from swarmd.sim.disk import PowerLost
+from swarmd.sim.raft_rules import HastyMachine, SealRule
 from swarmd.sim.raft_voter import Around as VoterAround
 from swarmd.sim.raft_voter import LogRoom, Voter
 from swarmd.state.raft import epoch_machine as em
@@ -79,6 +80,8 @@ class Around(VoterAround, Protocol):
 
     def installed(self, number: int, seat: m.Voter) -> None: ...
 
+    def stopped(self, number: int, seat: m.Voter) -> None: ...
+
     def dropping(self, host: str, head: Epoch) -> None: ...
 
     def started(self, node: Node, epoch: Epoch) -> None: ...
@@ -108,13 +111,15 @@ class Node(Voter):
         self._feeding: list[Event] = []
         self._changing = False
         self._told_seal = False
+        self._unwritten: dict[int, bytes] = {}
 
     # ---- life ----------------------------------------------------------------------------
 
     def name_disk(self) -> None:
         """Name an empty disk; `EpochFiles` would draw the name from the machine's own entropy."""
         if self.disk.read(STORAGE_FILE) is None:
-            self._disks += 1
+            if SealRule.NEW_DISK_NEW_VOTER not in self.removed:
+                self._disks += 1
             made = f"{self.name}/{self._disks}".encode().ljust(m.STORAGE_BYTES, b".")
             self.disk.replace(STORAGE_FILE, seal_body("storage", 1, made))
 
@@ -135,7 +140,9 @@ class Node(Voter):
         self.files.find_states(self.chain)
         storage = self.files.storage(self.chain.swarm_id, founding=False)
         me = m.Voter(self.key.public, storage)
-        self.machine = em.EpochMachine(self.chain, me, self.key, self.files.on_disk())
+        hasty = SealRule.KEEP_UNTIL_INSTALLED in self.removed
+        made = HastyMachine if hasty else em.EpochMachine
+        self.machine = made(self.chain, me, self.key, self.files.on_disk())
         self.head = self.chain.head.number
         self.after(0.0, self.feed, em.Wake(em.START))
 
@@ -305,7 +312,7 @@ class Node(Voter):
         return b"" if raw is None else open_body("storage", 1, raw, source=STORAGE_FILE)
 
     def _piece(self, number: int, offset: int) -> m.StatePiece | None:
-        body = self.files.state(number)
+        body = self._state(number)
         if body is None or not 0 <= offset < len(body):
             return None
         # Small pieces, so that a state takes several.
@@ -327,50 +334,66 @@ class Node(Voter):
         match effect:
             case em.SaveChain():
                 head = self.chain.head.number
-                self.files.save_chain(self.chain)
+                if SealRule.CERTIFICATE_FIRST not in self.removed:
+                    self.files.save_chain(self.chain)
                 self.files.find_states(self.chain)
                 return em.ChainSaved(head, self.files.on_disk())
             case KeepSealedState(number):
                 assert self.room is not None
                 body = self.room.state.sealed_body()
-                self.files.keep_state(number, body)
-                self.near.installed(number, self.machine.me)
-                return em.StateKept(number, state_digest(body), self.files.on_disk())
+                self._keep(number, body, SealRule.STATE_BEFORE_SIGNATURE)
+                return em.StateKept(number, state_digest(body), self._on_disk())
             case em.KeepState(number, digest):
                 return self._keep_state(number, digest)
             case StartEpoch(number):
                 return self._start_epoch(number)
             case StopEpoch(number):
+                self.near.stopped(number, self.machine.me)
                 self.end_room()
                 return em.EpochStopped(number)
         assert isinstance(effect, DropEpochs), effect
         self.near.dropping(self.name, self.chain.head)
         for number in effect.numbers:
             self.files.drop(number)
-        return em.EpochsDropped(self.files.on_disk())
+        return em.EpochsDropped(self._on_disk())
+
+    def _keep(self, number: int, body: bytes, rule: SealRule) -> None:
+        """Make the first state of an epoch durable, unless that rule is left out."""
+        if rule in self.removed:
+            self._unwritten[number] = body
+            return
+        self.files.keep_state(number, body)
+        self.near.installed(number, self.machine.me)
+
+    def _on_disk(self) -> em.OnDisk:
+        found = self.files.on_disk()
+        return em.OnDisk(tuple(sorted({*found.states, *self._unwritten})), found.epochs)
+
+    def _state(self, number: int) -> bytes | None:
+        return self._unwritten.get(number) or self.files.state(number)
 
     def _keep_state(self, number: int, digest: bytes) -> Event:
         body = b"".join(self._pieces)
         self._pieces.clear()
-        if state_digest(body) != digest:
+        trusting = SealRule.STATE_PROVES_ITSELF in self.removed
+        if state_digest(body) != digest and not trusting:
             return em.StateRefused(number)
-        self.files.keep_state(number, body)
-        self.near.installed(number, self.machine.me)
-        return em.StateKept(number, digest, self.files.on_disk())
+        self._keep(number, body, SealRule.STATE_BEFORE_VOTE)
+        return em.StateKept(number, digest, self._on_disk())
 
     def _start_epoch(self, number: int) -> Event:
         epoch = self.chain.epoch(number)
         assert epoch is not None
         log = self.around.watch.log(number)
         state = self.around.make_state(log, self.name)
-        body = self.files.state(number)
+        body = self._state(number)
         assert body is not None, f"the state of epoch {number} is missing"
         state.restore(body)
         self._told_seal = False
         names = tuple(sorted(self.near.names_of[node_id] for node_id in epoch.node_ids))
         self.room = LogRoom(self, log, names, state, self.files.log_disk(epoch), epoch.key)
         self.near.started(self, epoch)
-        return em.EpochStarted(number, self._seal(), self.files.on_disk())
+        return em.EpochStarted(number, self._seal(), self._on_disk())
 
     def _seal(self) -> em.SealApplied | None:
         if self.room is None or self.room.state.sealed is None:
@@ -385,6 +408,8 @@ class Node(Voter):
             self._told_seal = True
             self.point("seal.applied")
             self.feed(seal)
+            if SealRule.ORDINARY_UNTIL_CERTIFIED in self.removed:
+                room.close()
 
     # ---- as coordinator --------------------------------------------------------------------
 

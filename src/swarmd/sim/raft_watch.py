@@ -152,6 +152,8 @@ class LogWatch:
         self._world.note(index, entry[1])
         if self.sealed is None:
             self._watch.changed(mark, command, results, changes)
+        elif mark != self.sealed[0]:
+            self._world.violate(f"{host} changed something at {index}, behind the seal")
 
     def seals(self, host: str, mark: Mark, successor: Successor) -> None:
         """The log is sealed; from the seal on nothing changes."""
@@ -159,7 +161,7 @@ class LogWatch:
             self.sealed = (mark, successor)
             self._world.count("seal")
         elif self.sealed != (mark, successor):
-            self._world.violate(f"{host} changed something in epoch {self.number} after its seal")
+            self._world.violate(f"{host} sealed epoch {self.number} otherwise than it was")
 
     def restored(self, host: str, mark: Mark) -> None:
         if mark not in self._marks:
