@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import random
@@ -28,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 from localswarm import LocalSwarm, wait_until
 from nethosts import NetHosts, missing_tools
 from reliability_clients import committed_fence
@@ -66,6 +68,9 @@ TOGETHER: Final = "two_at_once"
 _PAGE: Final = 1_000
 _TASKS_ASKED: Final = 500
 _SHOWN_MAX: Final = 20
+# Names the folder of the run to the process that runs inside.
+_INSIDE: Final = "RELIABILITY_FOLDER"
+_PR_SET_PDEATHSIG: Final = 1
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,9 @@ def carry_out(run: Run) -> dict[str, Any]:
             calls = read_history(run.histories)
             final_calls, tasks = read_everything(run, swarm, calls)
         run.findings.problems += ground.problems + crashes(swarm)
+        (run.folder / "history-end.jsonl").write_bytes(
+            b"".join(msgspec.json.encode(call) + b"\n" for call in final_calls)
+        )
         calls += final_calls
         run.say(f"checking {len(calls)} calls")
         run.findings.add(check_store(calls))
@@ -310,7 +318,8 @@ def report(
         longest = longest_pause_s(acknowledged, window.began, window.ended)
         what = window.kinds[0] if len(window.kinds) == 1 else TOGETHER
         pauses[what] = max(pauses[what], longest)
-    times = run.faults | {TOGETHER: sum(len(window.kinds) > 1 for window in run.windows)}
+    together = sum(len(window.kinds) > 1 for window in run.windows)
+    times = {**run.faults, TOGETHER: together}
     return {
         "seed": run.options.seed,
         "nodes": run.options.nodes,
@@ -382,53 +391,61 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def isolate() -> None:
-    """Start again in a process and a mount namespace of its own, under a first process that
-    does nothing but wait: it reaps what lost its parent.
+def isolate(folder: Path) -> int:
+    """Run this again in a process and a mount namespace of its own; its exit code.
+
+    The first process there does nothing but wait and reap what lost its parent. It dies when
+    this one does.
     """
-    inner = [sys.executable, *sys.argv]
     unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]
-    os.environ[_INSIDE] = str(os.getpid())
-    os.execvp("unshare", [*unshare, "sh", "-c", '"$@"; exit $?', "sh", *inner])
-
-
-_INSIDE: Final = "RELIABILITY_INSIDE"
+    inner = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, *sys.argv]
+    child = subprocess.Popen(
+        [*unshare, *inner],
+        env={**os.environ, _INSIDE: str(folder)},
+        start_new_session=True,
+        preexec_fn=lambda: ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os.killpg(child.pid, signal.SIGINT))
+    return child.wait()
 
 
 def main() -> int:
     options = parse()
-    outer = os.environ.pop(_INSIDE, "")
-    if not outer:
-        reason = missing_tools()
-        if reason:
-            print(f"scripts/reliability: {reason}", file=sys.stderr)
-            return 2
-        isolate()
-    # However it is ended, it ends its daemons.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    run = Run(options, Path(tempfile.mkdtemp(prefix=f"swarmd-reliability-{outer}-")))
-    kept = True
+    if _INSIDE in os.environ:
+        return run_inside(options, Path(os.environ.pop(_INSIDE)))
+    reason = missing_tools()
+    if reason:
+        print(f"scripts/reliability: {reason}", file=sys.stderr)
+        return 2
+    folder = Path(tempfile.mkdtemp(prefix=f"swarmd-reliability-{os.getpid()}-"))
+    code = isolate(folder)
+    if code == 1:
+        print(f"the history and the daemons' logs are in {folder}", file=sys.stderr)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    return code
+
+
+def run_inside(options: argparse.Namespace, folder: Path) -> int:
+    run = Run(options, folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         result = carry_out(run)
-        kept = not result["ok"]
-        result["history"] = str(run.folder) if kept else ""
-        if options.json:
-            print(json.dumps(result, indent=2))
-        else:
-            show(result)
-        return 0 if result["ok"] else 1
     except KeyboardInterrupt:
-        kept = False
         print("\ninterrupted", file=sys.stderr)
         return 130
     finally:
         for client in run.clients:
             if client.poll() is None:
                 client.kill()
-        if kept:
-            print(f"the history and the daemons' logs are in {run.folder}", file=sys.stderr)
-        else:
-            shutil.rmtree(run.folder, ignore_errors=True)
+    result["history"] = "" if result["ok"] else str(folder)
+    (folder / "result.json").write_text(json.dumps(result, indent=2))
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        show(result)
+    return 0 if result["ok"] else 1
 
 
 if __name__ == "__main__":

@@ -129,8 +129,8 @@ class OfficeShell:
         rng: Rng,
     ) -> None:
         self.machine = CoordinatorMachine(me, swarm_id, config, rng)
-        self.open = False
         self.job_moved: dict[str, trio.Event] = {}
+        self._holds = False
         self._me = me
         self._swarm_id = swarm_id
         self._store = store
@@ -182,6 +182,14 @@ class OfficeShell:
             finally:
                 self._close()
 
+    @property
+    def open(self) -> bool:
+        """Whether it can be asked: it holds the office, and knows what the store holds.
+
+        Asked in the moment between the two, it would deny tasks that were acknowledged.
+        """
+        return self._holds and self.machine.office != 0
+
     def end(self, reason: str) -> None:
         """Stop deciding."""
         if not self._scope.cancel_called:
@@ -189,7 +197,7 @@ class OfficeShell:
         self._scope.cancel()
 
     def _close(self) -> None:
-        self.open = False
+        self._holds = False
         for tag in list(self._asking):
             self._answer(tag, None, NotCoordinator("this node is not in office any more"))
         for watcher in self._waiting:
@@ -203,7 +211,7 @@ class OfficeShell:
         event = await self._take()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            self.open = True
+            self._holds = True
             _log.info("took office", fence=event.office, tasks=len(event.tasks))
             self.feed(event)
             nursery.start_soon(self._driver.run)

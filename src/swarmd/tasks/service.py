@@ -24,6 +24,7 @@ from swarmd.base.errors import (
     NotCoordinator,
     NotFound,
     RemoteError,
+    ShuttingDown,
     SwarmError,
     Unavailable,
 )
@@ -58,6 +59,7 @@ _RETRY_MIN_S: Final = 0.02
 _RETRY_MAX_S: Final = 0.25
 _REQUESTS_MAX: Final = 2_000
 _SILENCE_S: Final = 6.0
+_STOPS: Final = "this node stops: ask another one, or this one later"
 _log = get_logger("tasks")
 
 
@@ -90,6 +92,7 @@ class Tasks:
         self._outbox = Outbox(link)
         self._office: OfficeShell | None = None
         self._requests = 0
+        self._closed = False
         self._worker: WorkerShell | None = None
         if supervisor is not None:
             self._worker = WorkerShell(
@@ -179,7 +182,11 @@ class Tasks:
         return views
 
     async def results(self, task_ids: Sequence[str]) -> AsyncIterator[TaskRecord]:
-        """Each task's final record as it ends; unknown ids are left out. Close it after use."""
+        """Each task's final record as it ends; unknown ids are left out. Close it after use.
+
+        Raises:
+            ShuttingDown: this node stops; nothing is said of the tasks not told yet.
+        """
         left = dict.fromkeys(task_ids)
 
         def take(answer: m.Ended) -> Sequence[TaskRecord]:
@@ -192,13 +199,15 @@ class Tasks:
 
         send, receive = trio.open_memory_channel[TaskRecord](0)
         scope = trio.CancelScope()
-        self._nursery.start_soon(self._pump, scope, ask, take, send)
+        self._start_pump(scope, ask, take, send)
         try:
             async with receive:
                 async for record in receive:
                     yield record
         finally:
             scope.cancel()
+        if left:
+            raise ShuttingDown(_STOPS)
 
     async def counts(self) -> Mapping[str, int]:
         """Tasks by state. Raises NoQuorum."""
@@ -239,7 +248,10 @@ class Tasks:
         return view
 
     async def job_events(self, job_id: str) -> AsyncIterator[JobView]:
-        """The job now, whenever it moved, and when it has ended. Raises NotFound at first."""
+        """The job now, whenever it moved, and when it has ended.
+
+        Raises NotFound at first, and ShuttingDown where this node stops.
+        """
         last: JobView | None = await self.job(job_id)
 
         def take(answer: m.SeenJobs) -> Sequence[JobView]:
@@ -255,7 +267,7 @@ class Tasks:
         yield last
         send, receive = trio.open_memory_channel[JobView](0)
         scope = trio.CancelScope()
-        self._nursery.start_soon(self._pump, scope, ask, take, send)
+        self._start_pump(scope, ask, take, send)
         try:
             async with receive:
                 async for view in receive:
@@ -264,6 +276,10 @@ class Tasks:
             scope.cancel()
 
     # ---- the node ---------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Begin no stream any more: the block of `open_tasks` ends."""
+        self._closed = True
 
     async def drain(self, timeout_s: float) -> bool:
         """Finish or hand back what runs here. True if nothing was left within `timeout_s`."""
@@ -316,6 +332,11 @@ class Tasks:
             await self._store.read_index(timeout_s=1.0)
         except SwarmError as error:
             _log.debug("the store does not answer", error=error.message)
+
+    def _start_pump(self, scope: trio.CancelScope, *args: Any) -> None:
+        if self._closed:
+            raise ShuttingDown(_STOPS)
+        self._nursery.start_soon(self._pump, scope, *args)
 
     async def _pump(
         self,
@@ -501,5 +522,8 @@ async def open_tasks(
         )
         inbox = link.open_inbox(TASK, size=10_000)
         nursery.start_soon(tasks.run, inbox)
-        yield tasks
+        try:
+            yield tasks
+        finally:
+            tasks.close()
         nursery.cancel_scope.cancel()

@@ -17,6 +17,7 @@ from swarmd.base.errors import (
     MalformedMessage,
     NoQuorum,
     NotFound,
+    ShuttingDown,
     TooLarge,
 )
 from swarmd.base.limits import INLINE_BYTES_MAX
@@ -201,6 +202,27 @@ async def test_results_and_jobs_survive_the_coordinator(autojump_clock: MockCloc
         assert await value_of(swarm, views[-1].result) == list(range(50))
 
 
+async def test_an_office_denies_no_task_while_it_begins(autojump_clock: MockClock) -> None:
+    """Asked between taking the office and knowing its tasks, it called them unknown."""
+    async with swarm_of("a", "b") as swarm:
+        [made] = await swarm.nodes["a"].submit([task(1, "key")])
+        swarm.log.delay_s = 0.0  # The clock stands still while this looks at every turn of trio.
+        for turn in range(20):
+            name = "ba"[turn % 2]
+            swarm.log.lead(swarm.id_of(name))
+            looks = 0
+            while not swarm.nodes[name].in_office:
+                looks += 1
+                if looks % 1_000:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await trio.sleep(1.0)
+            office = swarm.nodes[name]._office
+            assert office is not None
+            _, missing = office.watch([made.task_id])
+            assert missing == [], f"turn {turn}"
+
+
 async def test_a_new_coordinator_reads_the_items_before_it_sends_them(
     autojump_clock: MockClock,
 ) -> None:
@@ -326,6 +348,22 @@ def test_no_duration_of_an_attempt_can_upset_the_coordinator() -> None:
         item = ResultItem("t", 1, True, ran_s=ran_s)
         with pytest.raises(MalformedMessage):
             TASK.decode(TASK.encode(Results(1, b"b", (item,))))
+
+
+async def test_a_node_that_stops_denies_no_task(autojump_clock: MockClock) -> None:
+    """Streams that its end cuts off, or that come after it, are to be asked for elsewhere."""
+    async with swarm_of("a") as swarm, trio.open_nursery() as nursery:
+        [made] = await swarm.nodes["a"].submit([task(30, "key", agent="slow")])
+
+        async def refused(tasks: Tasks) -> None:
+            with pytest.RaisesGroup(ShuttingDown, flatten_subgroups=True, allow_unwrapped=True):
+                await finals(tasks, [made.task_id])
+
+        async with swarm.node("b") as stopping:
+            nursery.start_soon(refused, stopping)
+            await trio.sleep(1.0)
+        await refused(stopping)
+        assert list(await finals(swarm.nodes["a"], [made.task_id])) == [made.task_id]
 
 
 async def test_without_a_coordinator_callers_are_told_in_time(autojump_clock: MockClock) -> None:
