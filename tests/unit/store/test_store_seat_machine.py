@@ -30,10 +30,11 @@ class Driven:
     """A machine whose questions are answered by those who are there."""
 
     def __init__(self, silent: Sequence[int] = ()) -> None:
-        self.machine = sm.SeatMachine()
+        self.machine = sm.SeatMachine(60.0)
         self.silent = [IDS[i] for i in silent]
         self.storages: dict[NodeId, Voter] = dict(zip(IDS, SEATS, strict=True))
         self.now = 0.0
+        self.number = 2
 
     def feed(self, event: object) -> list[Effect]:
         """What comes out in the end; questions are answered on the way."""
@@ -52,7 +53,7 @@ class Driven:
         self, who: tuple[Candidate, ...], of: sm.Coordinated | None, after_s: float = 0.5
     ) -> list[Effect]:
         self.now += after_s
-        return self.feed(sm.Looked(who, of))
+        return self.feed(sm.Looked(who, of, self.number))
 
 
 def proposed(effects: Sequence[Effect]) -> list[tuple[int, tuple[Voter, ...]]]:
@@ -150,9 +151,39 @@ def test_leavers_are_told_when_another_leads() -> None:
 
 
 def test_leavers_are_bounded() -> None:
-    machine = sm.SeatMachine()
+    machine = sm.SeatMachine(60.0)
     for tag in range(1, sm.LEAVERS_MAX + 1):
         machine.handle(sm.Leaves(tag, NodeId(tag.to_bytes(32, "big"))), 0.0)
     (refused,) = machine.handle(sm.Leaves(999, NodeId(b"x" * 32)), 0.0)
     assert isinstance(refused, sm.LeaveEnded)
     assert refused.code == "unavailable"
+
+
+def test_a_dead_voter_is_replaced_after_the_grace_time_and_a_restart_moves_nobody() -> None:
+    driven = Driven()
+    for _ in range(3):
+        assert driven.look(members(4, dead=[2]), epoch(0, 1, 2), after_s=29.0) == []
+        assert driven.look(members(4), epoch(0, 1, 2)) == []
+    assert driven.look(members(4, dead=[2]), epoch(0, 1, 2)) == []
+    assert driven.look(members(4, dead=[2]), epoch(0, 1, 2), after_s=59.0) == []
+    effects = driven.look(members(4, dead=[2]), epoch(0, 1, 2), after_s=1.0)
+    assert proposed(effects) == [(3, (SEATS[0], SEATS[1], SEATS[3]))]
+
+
+def test_what_can_wait_is_sealed_once_a_minute() -> None:
+    driven = Driven()
+    pins = (*members(3), Candidate(IDS[3], True, pinned=True))
+    assert driven.look(pins, epoch(0, 1, 2)) == []
+    assert driven.look(pins, epoch(0, 1, 2), after_s=30.0) == []
+    driven.number = 3
+    assert driven.look(pins, epoch(0, 1, 2, number=3), after_s=29.0) == [], "a new epoch"
+    assert driven.look(pins, epoch(0, 1, 2, number=3), after_s=59.0) == []
+    assert proposed(driven.look(pins, epoch(0, 1, 2, number=3), after_s=1.0))
+
+
+def test_the_dead_do_not_wait_for_the_minute() -> None:
+    driven = Driven()
+    driven.look(members(4, dead=[2]), epoch(0, 1, 2))
+    driven.look(members(4, dead=[2]), epoch(0, 1, 2), after_s=59.0)
+    driven.number = 3
+    assert proposed(driven.look(members(4, dead=[2]), epoch(0, 1, 2, number=3), after_s=2.0))

@@ -130,6 +130,38 @@ async def test_seats_are_cared_for_after_everybody_was_restarted(
                 await trio.sleep(0.1)
 
 
+async def test_a_dead_voter_is_replaced_and_comes_back_as_a_spare(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running_swarm() as swarm:
+        await _started(swarm, 3)
+        await swarm.crash(1)
+        await trio.sleep(55)
+        assert swarm.id(1) in swarm.store(0).voters
+        await swarm.voters_are(0, 2, 3, within_s=20)
+        await swarm.crash(0)
+        assert (await swarm.store(3).propose([Put(b"a", b"second")]))[0].ok
+        await swarm.start(0, 1)
+        await trio.sleep(10)
+        await swarm.voters_are(0, 2, 3)
+        assert swarm.store(1).local is None
+        assert not [n for n in swarm.nodes[1].disk.names() if ".log." in n]
+
+
+async def test_a_voter_that_only_restarts_keeps_its_seat(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running_swarm() as swarm:
+        await _started(swarm, 3)
+        epoch = swarm.store(0).epoch_number
+        for _ in range(5):
+            await swarm.crash(1)
+            await trio.sleep(50)
+            await swarm.start(1)
+            await trio.sleep(3)
+        assert swarm.store(0).epoch_number == epoch
+
+
 async def test_growth_to_five_and_one_leaves(autojump_clock: trio.testing.MockClock) -> None:
     """Ten members for a minute: five seats. Below ten they stay, until a voter leaves."""
     async with running_swarm() as swarm:

@@ -42,6 +42,10 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     proposals_max: int = 10_000
     # Entries applied per step; more finishes a restart sooner, less keeps heartbeats timely.
     apply_entries_max: int = 1_024
+    # A voter that has been dead this long gives its seat to a living member, if there is one.
+    # Shorter restores the swarm's safety margin sooner; longer than a restart takes moves
+    # nothing when a host only reboots.
+    replace_dead_s: float = 60.0
 
     def __post_init__(self) -> None:
         """Assert the relations between settings. Raises ValueError naming both."""
@@ -53,6 +57,8 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ValueError("election_min_s must be above three times heartbeat_s")
         if self.election_max_s <= self.election_min_s:
             raise ValueError("election_max_s must be above election_min_s")
+        if self.replace_dead_s <= self.election_max_s:
+            raise ValueError("replace_dead_s must be above election_max_s")
         for name in (
             "batch_bytes_max",
             "batches_max",

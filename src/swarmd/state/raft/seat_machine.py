@@ -7,7 +7,8 @@ shown an epoch, which is where this node coordinates it. Whom to seat is
 then the seal is proposed. What follows, each node does by itself (`epoch_machine`).
 
 Rules:
-- One change at a time, and after each a pause.
+- One change at a time, and after each a pause. At most one seal a minute, unless somebody
+  leaves, is dead or lost its disk, or there are fewer than three voters.
 - Who seems alive and does not answer is passed over. Old voters may be away, new ones not, and
   a majority of the new set must answer.
 - A voter that is alive and takes no part may have lost its disk: then its seat is given to the
@@ -28,6 +29,8 @@ from swarmd.state.raft.voters import Candidate, choose_voters, seats_for
 
 # After an attempt, so that a flapping member cannot make epochs follow each other.
 PAUSE_S: Final = 2.0
+# Between two changes that can wait.
+SEAL_EVERY_S: Final = 60.0
 # A voter that is alive is expected to answer its leader within this.
 MUTE_AFTER_S: Final = 5.0
 LEAVERS_MAX: Final = 100
@@ -58,10 +61,15 @@ class Coordinated:
 
 @dataclass(frozen=True, slots=True)
 class Looked(Event):
-    """What is to be seen now. `epoch` is None where this node does not coordinate."""
+    """What is to be seen now.
+
+    `epoch` is None where this node does not coordinate; `number` is that of the newest epoch
+    known here. The machine reckons itself for how long members are alive or dead.
+    """
 
     members: tuple[Candidate, ...]
     epoch: Coordinated | None
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +154,12 @@ class _Change:
 
 
 class SeatMachine:
-    """See the module."""
+    """See the module. `replace_dead_s`: the grace time of a dead voter."""
 
-    def __init__(self) -> None:
+    def __init__(self, replace_dead_s: float) -> None:
+        self._replace_dead_s = replace_dead_s
+        self._since: dict[NodeId, tuple[bool, float]] = {}
+        self._newest: tuple[int, float] = (0, 0.0)
         self._members: tuple[Candidate, ...] = ()
         self._epoch: Coordinated | None = None
         self._size: tuple[int, float] = (0, 0.0)
@@ -164,8 +175,9 @@ class SeatMachine:
     def handle(self, event: Event, now: float) -> Sequence[Effect]:
         self._now = now
         match event:
-            case Looked(members, epoch):
-                self._look(members, epoch)
+            case Looked(members, epoch, number):
+                self._measure(members, number)
+                self._look(epoch)
             case Leaves(tag, node_id):
                 self._leaves(tag, node_id)
             case SeatAnswered(tag, voter):
@@ -183,11 +195,22 @@ class SeatMachine:
 
     # ---- what is to be seen ------------------------------------------------------------
 
-    def _look(self, members: tuple[Candidate, ...], epoch: Coordinated | None) -> None:
-        self._members, self._epoch = members, epoch
+    def _measure(self, members: tuple[Candidate, ...], number: int) -> None:
+        """Note for how long all has been as it is."""
+        now, before = self._now, self._since
+        self._since = {}
+        for member in members:
+            alive, at = before.get(member.node_id, (member.alive, now))
+            self._since[member.node_id] = (member.alive, at if alive == member.alive else now)
+        self._members = tuple(replace(c, held_s=now - self._since[c.node_id][1]) for c in members)
         seats = seats_for(len(members))
         if self._size[0] != seats:
-            self._size = (seats, self._now)
+            self._size = (seats, now)
+        if self._newest[0] != number:
+            self._newest = (number, now)
+
+    def _look(self, epoch: Coordinated | None) -> None:
+        self._epoch = epoch
         change = self._change
         if change is not None and (epoch is None or epoch.number != change.epoch.number):
             self._end(NotCoordinator.code, "this node does not lead the strong store now")
@@ -229,9 +252,13 @@ class SeatMachine:
         for _ in range(_CHOICES_MAX - change.choices):
             change.choices += 1
             change.chosen = choose_voters(
-                change.members, change.current, leaving=change.leaving, size_held_s=held_s
+                change.members,
+                change.current,
+                leaving=change.leaving,
+                size_held_s=held_s,
+                replace_dead_s=self._replace_dead_s,
             )
-            if change.chosen == change.current and not self._some_are_mute(change):
+            if not self._is_due(change):
                 return self._nothing_to_change(change)
             unasked = [v for v in change.chosen if v not in change.asked]
             if unasked:
@@ -278,6 +305,17 @@ class SeatMachine:
     def _seal(self, change: _Change, seats: tuple[Voter, ...]) -> None:
         change.sealing = self._next_tag()
         self._out.append(ProposeSeal(change.sealing, change.epoch.number + 1, seats))
+
+    def _is_due(self, change: _Change) -> bool:
+        """Is there anything to change, and can it not wait?"""
+        if change.chosen == change.current:
+            return self._some_are_mute(change)
+        if change.leaving is not None or len(change.current) < 3:
+            return True
+        dead = {c.node_id for c in change.members if not c.alive}
+        if any(v in dead for v in change.current if v not in change.chosen):
+            return True
+        return self._now - self._newest[1] >= SEAL_EVERY_S
 
     def _some_are_mute(self, change: _Change) -> bool:
         """Does a voter that is alive take no part?"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -16,10 +16,15 @@ from swarmd.mesh.trust import Trust
 from swarmd.observe.log import get_logger
 from swarmd.state.raft import messages as m
 from swarmd.state.raft import seat_machine as sm
+from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.keeper import Keeper, MembersView
 from swarmd.state.raft.replica import Replica
+from swarmd.state.raft.statemachine import StateMachine
 from swarmd.state.raft.voters import Candidate
 
+# Keys of the strong store: this and a node's id, for whoever is pinned to a seat.
+PIN_PREFIX: Final = b"v/pin/"
+PINS_MAX: Final = m.VOTERS_MAX
 CHECK_S: Final = 0.5
 ENLIST_TIMEOUT_S: Final = 1.0
 _log = get_logger("raft")
@@ -46,6 +51,7 @@ class Seats:
         membership: MembersView,
         trust: Trust,
         clock: Clock,
+        config: RaftConfig,
         serving: Callable[[], Replica | None],
         propose: Callable[[Replica, m.Operation], Awaitable[m.OpResult]],
         nursery: trio.Nursery,
@@ -60,7 +66,7 @@ class Seats:
         self._tag = 0
         self._driver = Driver(
             "seats",
-            sm.SeatMachine(),
+            sm.SeatMachine(config.replace_dead_s),
             {
                 sm.AskSeat: lambda effect: nursery.start_soon(self._ask_seat, effect),
                 sm.ProposeSeal: lambda effect: nursery.start_soon(self._seal, effect),
@@ -104,7 +110,9 @@ class Seats:
 
     def _look(self) -> None:
         replica = self._serving()
-        self._driver.feed(sm.Looked(tuple(self._candidates()), self._coordinated(replica)))
+        number = self._keeper.chain.head.number
+        seen = sm.Looked(tuple(self._candidates()), self._coordinated(replica), number)
+        self._driver.feed(seen)
 
     def _coordinated(self, replica: Replica | None) -> sm.Coordinated | None:
         if replica is None:
@@ -125,17 +133,27 @@ class Seats:
         seated = self._keeper.chain.head.node_ids
         alive = set(self._membership.alive())
         known = {
-            member.node_id for member in self._membership.members() if str(member.state) != "left"
+            member.node_id: member
+            for member in self._membership.members()
+            if str(member.state) != "left"
         }
+        pins = self._pins()
         candidates = []
-        for node_id in sorted(known.union(seated)):
+        for node_id in sorted({*known, *seated}):
             admission = self._trust.admission(node_id)
             if admission is None and node_id not in seated:
                 continue  # Its record has not arrived here yet.
             if admission is None or not admission.evicted:
                 capable = admission is None or "voter" in admission.roles
-                candidates.append(Candidate(node_id, node_id in alive, capable))
+                host = _host_of(known.get(node_id))
+                candidates.append(
+                    Candidate(node_id, node_id in alive, capable, node_id in pins, host)
+                )
         return candidates
+
+    def _pins(self) -> set[bytes]:
+        replica = self._keeper.replica
+        return set(pinned(replica.state)) if replica is not None else set()
 
     # ---- effects -------------------------------------------------------------------------
 
@@ -170,3 +188,15 @@ class Seats:
         if effect.code is not None:
             leaver.error = from_code(effect.code, effect.message)
         leaver.done.set()
+
+
+def pinned(state: StateMachine) -> list[NodeId]:
+    """Whom the state names as pinned to a seat; the lowest ids, if they are too many."""
+    entries = state.range(PIN_PREFIX, limit=PINS_MAX)
+    return [NodeId(entry.key[len(PIN_PREFIX) :]) for entry in entries]
+
+
+def _host_of(member: Any) -> str:
+    """What tells hosts apart: the first address that a member tells."""
+    addresses = getattr(member, "addresses", ())
+    return str(addresses[0][0]) if addresses else ""

@@ -131,6 +131,7 @@ class Store:
             membership=membership,
             trust=trust,
             clock=clock,
+            config=config,
             serving=self.serving,
             propose=self._propose_alone,
             nursery=nursery,

@@ -5,34 +5,47 @@ Rules:
   5 from ten, 7 from fifty. To 3 at once; further up only after the size held for
   `GROW_AFTER_S`, so that a passing crowd changes nothing. An even number is made odd as soon
   as somebody can take the seat.
-- Never down because of deaths: a dead voter keeps its seat until somebody replaces it. Only
-  an orderly leave takes a seat away; another member gets it, or the number of seats falls.
+- Never down because of deaths. Only an orderly leave takes a seat away, when nobody can take
+  it, or a size that held for `SHRINK_AFTER_S`.
+- Who has been dead for the grace time gives the seat to a living member, if there is one. Until
+  then it keeps it: a voter that only restarts is not moved.
+- A new seat goes to who is pinned, then to a host that has no seat yet, then to who has been
+  alive longest, then to the lower id.
+- Who is pinned takes the seat of one who is not, and is never moved, dead or alive.
 - A change is only proposed when every new voter is alive, and a majority of the voters that
   would result: an epoch that could not begin must not be asked for.
-- Voters stay where they are unless a rule above moves them; among equals the lower id wins,
-  so that every node would choose the same.
+- Voters stay where they are unless a rule above moves them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 from swarmd.base.ids import NodeId
 
 GROW_AFTER_S: Final = 60.0
+SHRINK_AFTER_S: Final = 86_400.0
 # (members from, seats), largest first.
 SEATS: Final = ((50, 7), (10, 5), (3, 3), (0, 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A member as far as seats are concerned. `capable`: its roles allow it to vote."""
+    """A member as far as seats are concerned.
+
+    `capable`: its roles allow it to vote. `host`: where it runs, empty if unknown. `held_s`: for
+    how many seconds it has been alive without a break, or dead, as seen from here.
+    """
 
     node_id: NodeId
     alive: bool
     capable: bool = True
+    pinned: bool = False
+    host: str = ""
+    held_s: float = 0.0
 
 
 def seats_for(member_count: int) -> int:
@@ -46,6 +59,7 @@ def choose_voters(
     *,
     leaving: NodeId | None = None,
     size_held_s: float = 0.0,
+    replace_dead_s: float = inf,
 ) -> tuple[NodeId, ...]:
     """The voters there should be, sorted; `current` itself (sorted) if nothing should change.
 
@@ -55,25 +69,55 @@ def choose_voters(
         leaving: a member about to leave; it gets no seat.
         size_held_s: for how many seconds the member count has called for the present number
             of seats.
+        replace_dead_s: the grace time.
     """
     staying = {m.node_id: m for m in members if m.node_id != leaving}
-    keep = sorted(v for v in current if v in staying)
+    keep = [staying[v] for v in sorted(current) if v in staying]
     seats = _seats(len(staying), len(keep), len(current), size_held_s)
-    spare = sorted(
-        m.node_id for m in staying.values() if m.alive and m.capable and m.node_id not in keep
-    )
-    if len(keep) > seats:
-        # Dead voters go first; among the living the lower id stays.
-        keep = sorted(sorted(keep, key=lambda v: (not staying[v].alive, v))[:seats])
-    chosen = sorted(keep + spare[: max(0, seats - len(keep))])
-    if len(chosen) % 2 == 0 and len(chosen) > len(keep):
-        # An even number tolerates no more losses than the odd one below it.
-        dropped = [v for v in chosen if v not in keep][-1]
-        chosen.remove(dropped)
-    living = sum(staying[v].alive for v in chosen)
+    # Dead voters go first; among the living the lower id stays.
+    keep = sorted(keep, key=lambda c: (not c.alive, not c.pinned, c.node_id))[:seats]
+    chosen = _fill(keep, staying, seats, replace_dead_s)
+    living = sum(c.alive for c in chosen)
     if not chosen or living < len(chosen) // 2 + 1:
         return tuple(sorted(current))
-    return tuple(chosen)
+    return tuple(sorted(c.node_id for c in chosen))
+
+
+def _fill(
+    keep: list[Candidate], staying: dict[NodeId, Candidate], seats: int, replace_dead_s: float
+) -> list[Candidate]:
+    """Seat spare members: on free seats, for the dead, and for others if they are pinned."""
+    chosen, kept = list(keep), {c.node_id for c in keep}
+    spare = [c for c in staying.values() if c.alive and c.capable and c.node_id not in kept]
+    lost = [c for c in keep if not c.alive and not c.pinned and c.held_s >= replace_dead_s]
+    while spare:
+        best = min(spare, key=lambda c: _rank(c, chosen))
+        if len(chosen) >= seats:
+            # Longest dead first; a living one makes room for a pinned one only.
+            out = max(lost, key=lambda c: (c.held_s, c.node_id), default=None)
+            if out is None and best.pinned:
+                out = _least_wanted(chosen)
+            if out is None:
+                break
+            chosen.remove(out)
+            lost = [c for c in lost if c is not out]
+        spare.remove(best)
+        chosen.append(best)
+    if len(chosen) % 2 == 0 and len(chosen) > len(keep):
+        chosen.pop()  # An even number tolerates no more losses than the odd one below it.
+    return chosen
+
+
+def _rank(candidate: Candidate, chosen: Sequence[Candidate]) -> tuple[bool, int, float, NodeId]:
+    """Lowest is best for a new seat beside those chosen."""
+    beside = sum(bool(candidate.host) and c.host == candidate.host for c in chosen)
+    return (not candidate.pinned, beside, -candidate.held_s, candidate.node_id)
+
+
+def _least_wanted(chosen: Sequence[Candidate]) -> Candidate | None:
+    """Who makes room for a pinned one: the dead, then the higher id; nobody pinned."""
+    movable = [c for c in chosen if not c.pinned]
+    return max(movable, key=lambda c: (not c.alive, c.node_id), default=None)
 
 
 def _seats(staying: int, keep: int, current: int, size_held_s: float) -> int:
@@ -83,7 +127,7 @@ def _seats(staying: int, keep: int, current: int, size_held_s: float) -> int:
             return wanted
         # Up to three at once, and so is a seat that nobody could take when it was given up.
         return max(min(wanted, 3), current + 1 - current % 2)
-    if keep < current:
+    if keep < current or size_held_s >= SHRINK_AFTER_S:
         return wanted
     return current
 
