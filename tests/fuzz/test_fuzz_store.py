@@ -55,6 +55,8 @@ MESSAGES = [
     (m.EPOCH, m.Certificates((b"c",))),
     (m.EPOCH, m.Enlisted(VOTER, 1)),
     (m.EPOCH, m.StatePiece(5, b"x")),
+    (m.COPY, m.BasePiece(3, 5, b"x")),
+    (m.COPY, m.LogPiece((b"x", b""), 9, 0)),
 ]
 
 
@@ -71,7 +73,7 @@ damage = st.tuples(
 )
 
 
-@pytest.mark.parametrize("family", [m.STORE, m.RAFT, m.EPOCH], ids=lambda f: f.name)
+@pytest.mark.parametrize("family", [m.STORE, m.RAFT, m.EPOCH, m.COPY], ids=lambda f: f.name)
 @settings(max_examples=200, deadline=None)
 @given(raw=st.binary(max_size=200), prefixed=st.booleans())
 def test_any_bytes_are_a_message_or_malformed(family, raw: bytes, prefixed: bool) -> None:  # type: ignore[no-untyped-def]

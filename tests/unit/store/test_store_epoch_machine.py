@@ -144,13 +144,20 @@ def newcomer() -> em.EpochMachine:
     return machine(3, chain)
 
 
+def without_copy(one: em.EpochMachine, at: float = 0.0) -> Sequence[Effect]:
+    """Start; the first state is looked for in a copy of the log, which is not there."""
+    number = one.chain.head.number
+    assert steps(one.handle(em.Wake(em.START), at)) == [em.UseCopy(number, DIGEST)]
+    return one.handle(em.StateRefused(number), at)
+
+
 def asks(effects: Sequence[Effect]) -> list[em.Ask]:
     return [e for e in effects if isinstance(e, em.Ask)]
 
 
 def test_a_state_is_fetched_piece_by_piece_then_checked_then_the_epoch_begins() -> None:
     one = newcomer()
-    (first,) = asks(one.handle(em.Wake(em.START), 0.0))
+    (first,) = asks(without_copy(one))
     assert first.message == m.StateAsk(3, 0)
     taken = one.handle(em.Answered(first.tag, m.StatePiece(6, b"abcd")), 0.1)
     (second,) = asks(taken)
@@ -169,28 +176,50 @@ def test_a_state_is_fetched_piece_by_piece_then_checked_then_the_epoch_begins() 
 )
 def test_the_next_source_is_asked_and_after_the_last_a_pause_is_made(bad: object) -> None:
     one = newcomer()
-    (ask,) = asks(one.handle(em.Wake(em.START), 0.0))
+    (ask,) = asks(without_copy(one))
     asked = [ask.peer]
     while found := asks(one.handle(em.Answered(asked and ask.tag, bad), 0.1)):
         (ask,) = found
         asked.append(ask.peer)
     assert sorted(asked) == sorted({*IDS[:3], *IDS[1:4]} - {IDS[3]})
     again = [e for token in range(1, 10) for e in one.handle(em.Wake(token), 0.5)]
-    assert len(asks(again)) == 1
+    assert steps(again) == [em.UseCopy(3, DIGEST)]
 
 
 def test_a_state_that_is_not_what_the_certificate_says_comes_from_elsewhere() -> None:
     one = newcomer()
-    (first,) = asks(one.handle(em.Wake(em.START), 0.0))
+    (first,) = asks(without_copy(one))
     one.handle(em.Answered(first.tag, m.StatePiece(1, b"x")), 0.1)
     (second,) = asks(one.handle(em.StateRefused(3), 0.2))
     assert second.peer != first.peer
     assert one.handle(em.Answered(first.tag, m.StatePiece(1, b"x")), 0.3) == [], "stale"
 
 
+def test_a_copy_of_the_log_spares_the_fetch() -> None:
+    one = newcomer()
+    assert steps(one.handle(em.Wake(em.START), 0.0)) == [em.UseCopy(3, DIGEST)]
+    kept = one.handle(em.StateKept(3, DIGEST, em.OnDisk((3,), (3,), (2,))), 0.1)
+    assert steps(kept) == [StartEpoch(3)]
+    assert not one.is_free
+
+
+def test_a_copy_of_the_running_log_is_no_leftover_and_that_of_an_ended_one_is() -> None:
+    chain, _ = grown([0])
+    one = machine(5, chain, em.OnDisk((), (), (2,)))
+    assert steps(one.handle(em.Wake(em.START), 0.0)) == []
+    assert one.is_free, "nobody needs a copy"
+    newer = certificate(chain.head, VOTERS[1:4], [0, 1])
+    one.handle(em.Heard(IDS[1], m.Certificates((newer,))), 0.1)
+    asked = asks(one.handle(em.ChainSaved(3, em.OnDisk((), (), (2,))), 0.2))
+    assert len(asked) == 3
+    for ask in asked[:2]:
+        last = one.handle(em.Answered(ask.tag, m.Installed(3, True)), 0.3)
+    assert steps(last) == [DropEpochs((2,))]
+
+
 def test_a_newer_epoch_ends_the_fetch_of_an_older() -> None:
     one = newcomer()
-    (first,) = asks(one.handle(em.Wake(em.START), 0.0))
+    (first,) = asks(without_copy(one))
     newer = certificate(one.chain.head, VOTERS[:3], [1, 2])
     grown_now = one.handle(em.Heard(IDS[1], m.Certificates((newer,))), 0.1)
     assert em.SaveChain(4) in grown_now
@@ -298,7 +327,15 @@ def test_any_events_in_any_order_keep_the_rules(seed: int) -> None:
     assert chain.head.number == 3
 
 
-_BEGINNINGS = (StopEpoch, StartEpoch, KeepSealedState, DropEpochs, em.SaveChain, em.KeepState)
+_BEGINNINGS = (
+    StopEpoch,
+    StartEpoch,
+    KeepSealedState,
+    DropEpochs,
+    em.SaveChain,
+    em.KeepState,
+    em.UseCopy,
+)
 _ENDS = (
     em.ChainSaved,
     em.StateKept,
@@ -338,7 +375,7 @@ def _end_of(doing: Effect, disk: em.OnDisk) -> Event:
             return em.ChainSaved(number, disk)
         case KeepSealedState(number):
             return em.StateKept(number, DIGEST, em.OnDisk(tuple({*disk.states, number})))
-        case em.KeepState(number, digest):
+        case em.KeepState(number, digest) | em.UseCopy(number, digest):
             return em.StateKept(number, digest, em.OnDisk(tuple({*disk.states, number})))
         case StartEpoch(number):
             return em.EpochStarted(number, None, disk)

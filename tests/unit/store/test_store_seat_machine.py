@@ -17,8 +17,12 @@ SEATS = sorted(VOTERS, key=lambda v: v.node_id)
 IDS = [v.node_id for v in SEATS]
 
 
-def epoch(*seats: int, number: int = 2, silent: Sequence[int] = ()) -> sm.Coordinated:
-    progress = tuple(sm.Progress(IDS[i], 9.0 if i in silent else 0.0, 0) for i in seats[1:])
+def epoch(
+    *seats: int, number: int = 2, silent: Sequence[int] = (), copies: Sequence[int] = (1, 2, 3)
+) -> sm.Coordinated:
+    """An epoch whose first seat coordinates; members in `copies` hold the log."""
+    told = {**dict.fromkeys(copies, 0.0), **dict.fromkeys(seats, 0.0), **dict.fromkeys(silent, 9.0)}
+    progress = tuple(sm.Progress(IDS[i], silence_s, 0) for i, silence_s in told.items())
     return sm.Coordinated(number, tuple(SEATS[i] for i in seats), progress, 7)
 
 
@@ -49,11 +53,14 @@ class Driven:
                 out.append(effect)
         return out
 
+    def changes(self, event: object) -> list[Effect]:
+        return [e for e in self.feed(event) if not isinstance(e, sm.Follow)]
+
     def look(
         self, who: tuple[Candidate, ...], of: sm.Coordinated | None, after_s: float = 0.5
     ) -> list[Effect]:
         self.now += after_s
-        return self.feed(sm.Looked(who, of, self.number))
+        return self.changes(sm.Looked(who, of, self.number))
 
 
 def proposed(effects: Sequence[Effect]) -> list[tuple[int, tuple[Voter, ...]]]:
@@ -117,10 +124,10 @@ def test_a_mute_voter_with_its_storage_stays() -> None:
 def test_a_leaver_is_replaced_and_told() -> None:
     driven = Driven()
     driven.look(members(4), epoch(0, 1, 2))
-    (seal,) = driven.feed(sm.Leaves(1, IDS[1]))
+    (seal,) = driven.changes(sm.Leaves(1, IDS[1]))
     assert proposed([seal]) == [(3, (SEATS[0], SEATS[2], SEATS[3]))]
     assert isinstance(seal, sm.ProposeSeal)
-    assert driven.feed(sm.Leaves(2, IDS[1])) == [], "it asks again while that is under way"
+    assert driven.changes(sm.Leaves(2, IDS[1])) == [], "it asks again while that is under way"
     ended = driven.feed(sm.SealEnded(seal.tag, None))
     assert ended == [sm.LeaveEnded(1, None, ""), sm.LeaveEnded(2, None, "")]
 
@@ -128,7 +135,7 @@ def test_a_leaver_is_replaced_and_told() -> None:
 def test_the_last_one_may_not_leave() -> None:
     driven = Driven()
     driven.look(members(2, dead=[1]), epoch(0))
-    ended, stays = driven.feed(sm.Leaves(1, IDS[0]))
+    ended, stays = driven.changes(sm.Leaves(1, IDS[0]))
     assert isinstance(ended, sm.LeaveEnded)
     assert ended.code == "would_lose_data"
     assert "7 keys" in ended.message
@@ -138,14 +145,14 @@ def test_the_last_one_may_not_leave() -> None:
 def test_who_has_no_seat_leaves_at_once() -> None:
     driven = Driven()
     driven.look(members(4), epoch(0, 1, 2))
-    assert driven.feed(sm.Leaves(1, IDS[3])) == [sm.LeaveEnded(1, None, "")]
+    assert driven.changes(sm.Leaves(1, IDS[3])) == [sm.LeaveEnded(1, None, "")]
 
 
 def test_leavers_are_told_when_another_leads() -> None:
     driven = Driven()
     driven.look(members(4), epoch(0, 1, 2))
-    driven.feed(sm.Leaves(1, IDS[1]))
-    driven.feed(sm.Leaves(2, IDS[2]))
+    driven.changes(sm.Leaves(1, IDS[1]))
+    driven.changes(sm.Leaves(2, IDS[2]))
     ended = [e for e in driven.look(members(4), None) if isinstance(e, sm.LeaveEnded)]
     assert [(e.tag, e.code) for e in ended] == [(1, "not_coordinator"), (2, "not_coordinator")]
 
@@ -187,3 +194,58 @@ def test_the_dead_do_not_wait_for_the_minute() -> None:
     driven.look(members(4, dead=[2]), epoch(0, 1, 2), after_s=59.0)
     driven.number = 3
     assert proposed(driven.look(members(4, dead=[2]), epoch(0, 1, 2, number=3), after_s=2.0))
+
+
+# ---- copies before the seal --------------------------------------------------------------
+
+
+def followers(effects: Sequence[Effect]) -> list[NodeId]:
+    return [e.peer for e in effects if isinstance(e, sm.Follow)]
+
+
+def test_new_voters_copy_first_and_a_majority_of_the_new_set_must_have() -> None:
+    driven = Driven()
+
+    def look(copies: Sequence[int], *, behind: int = 0, silence_s: float = 0.0) -> list[Effect]:
+        driven.now += 0.5
+        mine = sm.Progress(IDS[0], 0.0, 0)
+        others = (sm.Progress(IDS[i], silence_s, behind) for i in copies)
+        of = sm.Coordinated(2, (SEATS[0],), (mine, *others))
+        return driven.feed(sm.Looked(members(3), of, 2))
+
+    effects = look([])
+    assert followers(effects) == IDS[1:3]
+    assert not proposed(effects)
+    assert not proposed(look([1], behind=sm.FRESH_ENTRIES + 1)), "too far behind"
+    assert not proposed(look([1], silence_s=sm.FRESH_S + 0.1)), "not heard from"
+    assert proposed(look([1], behind=sm.FRESH_ENTRIES)) == [(3, tuple(SEATS[:3]))]
+
+
+def test_where_old_voters_are_a_majority_of_the_new_none_needs_wait() -> None:
+    driven = Driven()
+    driven.look(members(4, dead=[2]), epoch(0, 1, 2, copies=[]))
+    effects = driven.look(members(4, dead=[2]), epoch(0, 1, 2, copies=[]), after_s=60.0)
+    assert proposed(effects)
+
+
+def test_a_silent_old_voter_and_a_copy_that_lags_hold_the_seal_back() -> None:
+    driven = Driven()
+    dead = members(4, dead=[2])
+    driven.look(dead, epoch(0, 1, 2, copies=[]))
+    assert not proposed(driven.look(dead, epoch(0, 1, 2, silent=[1], copies=[]), after_s=60.0))
+    assert proposed(driven.look(dead, epoch(0, 1, 2, silent=[1], copies=[3])))
+
+
+def test_who_leaves_is_told_to_ask_again_while_the_state_is_copied() -> None:
+    driven = Driven()
+    alone = epoch(0, copies=[])
+    driven.look(members(2), alone)
+    effects = driven.feed(sm.Leaves(1, IDS[0]))
+    assert followers(effects) == [IDS[1]]
+    assert driven.look(members(2), alone) == []
+    assert driven.look(members(2), alone) == []
+    (told,) = driven.look(members(2), alone, after_s=sm.LEAVE_PATIENCE_S)
+    assert isinstance(told, sm.LeaveEnded)
+    assert told.code == "unavailable"
+    (seal,) = [driven.look(members(2), epoch(0)), driven.changes(sm.Leaves(2, IDS[0]))][1]
+    assert proposed([seal]) == [(3, (SEATS[1],))]

@@ -58,10 +58,15 @@ _TOLD_EPOCHS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class OnDisk:
-    """`states`: epochs whose first state is durable here; `epochs`: those that have any file."""
+    """What this node holds durably, as numbers of epochs.
+
+    `states`: those whose first state is here; `epochs`: those of which any file is, copies of
+    their log aside; `copies`: those with a copy of their log.
+    """
 
     states: tuple[int, ...] = ()
     epochs: tuple[int, ...] = ()
+    copies: tuple[int, ...] = ()
 
 
 # ---- events ----------------------------------------------------------------------------
@@ -172,6 +177,17 @@ class SaveChain(Effect):
 
 
 @dataclass(frozen=True, slots=True)
+class UseCopy(Effect):
+    """Make the first state of `number` from the copy of the log before it, and keep it.
+
+    `StateKept` follows, or `StateRefused` if there is no copy, or not one with this digest.
+    """
+
+    number: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class KeepPiece(Effect):
     """Keep bytes of the first state of `number` for now; at offset 0 it begins anew."""
 
@@ -251,7 +267,7 @@ class _Fetch:
     number: int
     digest: bytes
     sources: tuple[NodeId, ...]
-    source: int = 0
+    source: int = -1  # The copy of the log that may be here.
     offset: int = 0
     tag: int = 0
 
@@ -301,11 +317,15 @@ class EpochMachine:
     @property
     def is_free(self) -> bool:
         """Has this node no seat, and nothing on its disk that somebody may still need?"""
-        return not self.has_seat and self._running is None and not self._leftovers()
+        return not self.has_seat and self._running is None and not self._old_epochs()
+
+    def _old_epochs(self) -> list[int]:
+        below = self.chain.head.number + (0 if self.has_seat else 1)
+        return [n for n in self._disk.epochs if n < below]
 
     def _leftovers(self) -> tuple[int, ...]:
-        below = self.chain.head.number + (0 if self.has_seat else 1)
-        return tuple(n for n in self._disk.epochs if n < below)
+        copies = [n for n in self._disk.copies if n < self.chain.head.number]
+        return tuple(sorted({*self._old_epochs(), *copies}))
 
     # ---- steps -------------------------------------------------------------------------
 
@@ -366,11 +386,12 @@ class EpochMachine:
                 self._disk = disk
                 self._state_kept(number, digest)
             case StateRefused():
-                self._out.append(Dropped("wrong_digest"))
+                if self._fetch is not None and self._fetch.source >= 0:
+                    self._out.append(Dropped("wrong_digest"))
                 self._try_next_source()
             case EpochStarted(number, seal, disk):
                 self._running, self._seal = number, seal
-                self._disk = OnDisk(disk.states, tuple(sorted({*disk.epochs, number})))
+                self._disk = OnDisk(disk.states, tuple(sorted({*disk.epochs, number})), disk.copies)
             case EpochStopped():
                 self._running = self._seal = self._ballot = None
                 self._out.append(Changed())
@@ -476,8 +497,8 @@ class EpochMachine:
         epoch = self.chain.epoch(number)
         assert epoch is not None
         assert epoch.digest is not None
-        fetch = self._fetch = _Fetch(number, epoch.digest, sources)
-        fetch.tag = self._ask(sources[0], m.StateAsk(number, 0))
+        self._fetch = _Fetch(number, epoch.digest, sources)
+        self._begin(UseCopy(number, epoch.digest))
 
     def _try_next_source(self) -> None:
         fetch = self._fetch

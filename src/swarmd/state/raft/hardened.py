@@ -252,6 +252,18 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         """Queue a message to go out once what was written is durable."""
         self._outbox.put(peer, message)
 
+    def applied_after(self, index: int, bytes_max: int) -> list[bytes] | None:
+        """What was applied after `index`, in order, up to `bytes_max` bytes, at least one.
+
+        An entry of the log's own is empty. None if `index` is let go of, or not reached yet.
+        """
+        if not self.journal.first_index <= index + 1 <= self.applied_index + 1:
+            return None
+        if index == self.applied_index:
+            return []
+        held = self.journal.between(index + 1, bytes_max)[: self.applied_index - index]
+        return [c[1:] if c[:1] == _REGULAR else b"" for c, _, _ in held]
+
     def take_messages(self) -> list[tuple[str, Message]]:
         taken, self._outbox.messages = self._outbox.messages, []
         return taken

@@ -25,6 +25,7 @@ from swarmd.observe.metrics import DROPPED
 from swarmd.state.raft import epoch_machine as em
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.config import RaftConfig
+from swarmd.state.raft.copier import Copier
 from swarmd.state.raft.epoch import Chain, DropEpochs, KeepSealedState, StartEpoch, StopEpoch
 from swarmd.state.raft.replica import Replica
 from swarmd.state.raft.statemachine import StateMachine, state_digest
@@ -101,6 +102,9 @@ class Keeper:
         self._tag = 0
         self._head = chain.head.number
         self._changed = trio.Event()
+        self.copier = Copier(
+            files=files, genesis=genesis, link=link, clock=clock, config=config, nursery=nursery
+        )
         self._machine = em.EpochMachine(chain, me, key, files.on_disk())
         self._driver = Driver(
             "epoch",
@@ -111,6 +115,7 @@ class Keeper:
                 StartEpoch: self._writing(self._start),
                 DropEpochs: self._writing(self._drop),
                 em.SaveChain: self._writing(self._save_chain),
+                em.UseCopy: self._writing(self._use_copy),
                 em.KeepPiece: self._keep_piece,
                 em.KeepState: self._writing(self._keep_state),
                 em.Ask: lambda effect: nursery.start_soon(self._ask, effect),
@@ -160,6 +165,7 @@ class Keeper:
         if head != self._head:
             self._head = head
             _log.info("the swarm moved to a new epoch", epoch=head)
+            self.copier.epoch_began(head)
         self._changed.set()
         self._changed = trio.Event()
 
@@ -171,6 +177,7 @@ class Keeper:
         Raises:
             EpochFork, Diverged, CorruptFile: this node must not go on.
         """
+        self._nursery.start_soon(self.copier.run)
         self._driver.feed(em.Wake(em.START))
         await self._driver.run()
 
@@ -215,6 +222,12 @@ class Keeper:
                 replica.deliver(inbound.peer, packet.data)
             else:
                 self._feed(em.StrayPacket(inbound.peer, packet.epoch))
+
+    def told_to_copy(self, peer: NodeId, number: int) -> None:
+        """A voter wants a copy of the running epoch's log kept here."""
+        head = self.chain.head
+        if number == head.number and peer in head.node_ids and not self.has_seat:
+            self.copier.told(peer, number)
 
     async def receive(self, inbox: trio.MemoryReceiveChannel[Inbound]) -> None:
         """Answer other members' questions about epochs."""
@@ -311,6 +324,13 @@ class Keeper:
         self._files.keep_state(effect.number, body)
         return em.StateKept(effect.number, state_digest(body), self._files.on_disk())
 
+    def _use_copy(self, effect: em.UseCopy) -> Event:
+        body = self.copier.first_state(effect.number)
+        if body is None or state_digest(body) != effect.digest:
+            return em.StateRefused(effect.number)
+        self._files.keep_state(effect.number, body)
+        return em.StateKept(effect.number, effect.digest, self._files.on_disk())
+
     def _keep_piece(self, effect: em.KeepPiece) -> None:
         if effect.offset == 0:
             self._pieces.clear()
@@ -326,6 +346,7 @@ class Keeper:
 
     def _drop(self, effect: DropEpochs) -> Event:
         for number in effect.numbers:
+            self.copier.close(number)
             self._files.drop(number)
         self._served = None
         return em.EpochsDropped(self._files.on_disk())

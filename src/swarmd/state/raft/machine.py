@@ -231,6 +231,10 @@ class RaftMachine:
     def commit_index(self) -> int:
         return self._core.commit_index
 
+    def applied_after(self, index: int, bytes_max: int) -> list[bytes] | None:
+        """What was applied after `index`; see `HardenedRaft`."""
+        return self._core.applied_after(index, bytes_max)
+
     def term_at(self, index: int) -> int | None:
         """Term of the log's entry at `index`; None if it is not in the log, or no more."""
         return self._core.journal.term_at(index)

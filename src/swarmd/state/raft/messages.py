@@ -526,6 +526,56 @@ EPOCH: Final = Family(
     Enlisted,
 )
 
+# ---- from voters to members that keep a copy of the running log -----------------------
+
+
+class Follow(Message, frozen=True, tag=1):
+    """Keep a copy of the log of epoch `number`: ask the sender for it. Sent again and again."""
+
+    number: int
+
+
+class BaseAsk(Message, frozen=True, tag=2):
+    """Bytes of the state after entry `index` of the log of `number`; answered by `BasePiece`.
+
+    Index 0 asks for the state as it is now; the answer names its index.
+    """
+
+    number: int
+    index: int
+    offset: int
+
+
+class BasePiece(Message, frozen=True, tag=3):
+    index: int
+    total: int
+    data: bytes
+
+
+class LogAsk(Message, frozen=True, tag=4):
+    """What follows `after`, up to which all is durable here? Answered by `LogPiece`, soon.
+
+    `offset`: how many bytes of the next entry are here already.
+    """
+
+    number: int
+    after: int
+    offset: int = 0
+
+
+class LogPiece(Message, frozen=True, tag=5):
+    """Entries after the index asked for that the sender has applied, up to `last`.
+
+    With `total` there is one entry, of that size, and only its bytes from the offset on.
+    """
+
+    entries: tuple[bytes, ...]
+    last: int
+    total: int = 0
+
+
+COPY: Final = Family("copy", Follow, BaseAsk, BasePiece, LogAsk, LogPiece)
+
 assert PIECE_BYTES < WHOLE_BYTES_MAX
 assert BATCH_OPERATIONS_MAX <= TXN_OPERATIONS_MAX
 

@@ -171,6 +171,15 @@ class Replica:
         able = not self._closed and not self.disk_fault
         return office.state == "leader" and office.ready and able
 
+    @property
+    def applied_index(self) -> int:
+        """The index of the log's entry that `state` is at."""
+        return self._machine.applied_index
+
+    def applied_after(self, index: int, bytes_max: int) -> list[bytes] | None:
+        """What was applied after `index`; None if the log does not hold it (any more)."""
+        return self._machine.applied_after(index, bytes_max)
+
     def status(self) -> RaftStatus:
         return self._machine.status(self._clock.now())
 

@@ -11,6 +11,9 @@ Rules:
   leaves, is dead or lost its disk, or there are fewer than three voters.
 - Who seems alive and does not answer is passed over. Old voters may be away, new ones not, and
   a majority of the new set must answer.
+- New voters first get the state and follow the log (`copy_machine`); the seal is proposed only
+  while a majority of the new set, heard from within a second, lacks at most 1,000 entries. So
+  the next epoch can begin as soon as this one has ended.
 - A voter that is alive and takes no part may have lost its disk: then its seat is given to the
   storage that it has now, which is another voter.
 """
@@ -33,6 +36,11 @@ PAUSE_S: Final = 2.0
 SEAL_EVERY_S: Final = 60.0
 # A voter that is alive is expected to answer its leader within this.
 MUTE_AFTER_S: Final = 5.0
+# Who is heard from within this, and lacks at most so many entries, can begin at once.
+FRESH_S: Final = 1.0
+FRESH_ENTRIES: Final = 1_000
+# Who leaves is told to ask again after this long; what was begun for it goes on.
+LEAVE_PATIENCE_S: Final = 1.5
 LEAVERS_MAX: Final = 100
 _CHOICES_MAX: Final = 4
 
@@ -42,7 +50,10 @@ _CHOICES_MAX: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a voter is, as the coordinator knows it: last heard of, entries missing."""
+    """How far a voter or a copy is, as the coordinator knows it: last heard of, entries missing.
+
+    The coordinator itself is among them.
+    """
 
     node_id: NodeId
     silence_s: float
@@ -109,6 +120,14 @@ class AskSeat(Effect):
 
 
 @dataclass(frozen=True, slots=True)
+class Follow(Effect):
+    """Have `peer` keep a copy of the log of epoch `number`."""
+
+    peer: NodeId
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProposeSeal(Effect):
     """Propose to end the epoch before `number`; `SealEnded` with this tag follows."""
 
@@ -131,6 +150,12 @@ class Stays(Effect):
     """A change was called for and did not come about."""
 
     why: str
+
+
+@dataclass(slots=True)
+class _Leaver:
+    since: float
+    tags: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -164,7 +189,8 @@ class SeatMachine:
         self._epoch: Coordinated | None = None
         self._size: tuple[int, float] = (0, 0.0)
         self._paused_until = 0.0
-        self._leavers: dict[NodeId, list[int]] = {}
+        self._leavers: dict[NodeId, _Leaver] = {}
+        self._waiting = False  # Until the next look, for copies to be made.
         self._change: _Change | None = None
         self._asked: dict[int, NodeId] = {}
         self._enlisted: dict[NodeId, Voter] = {}
@@ -176,6 +202,7 @@ class SeatMachine:
         self._now = now
         match event:
             case Looked(members, epoch, number):
+                self._waiting = False
                 self._measure(members, number)
                 self._look(epoch)
             case Leaves(tag, node_id):
@@ -217,22 +244,30 @@ class SeatMachine:
         if epoch is None:
             for leaver in list(self._leavers):
                 self._let_go(leaver, NotCoordinator.code, "another node leads the strong store")
+        if change is None:
+            self._lose_patience()
+
+    def _lose_patience(self) -> None:
+        for leaver, waiting in list(self._leavers.items()):
+            if self._now - waiting.since >= LEAVE_PATIENCE_S:
+                self._let_go(leaver, Unavailable.code, "the state is still being copied: ask again")
 
     def _leaves(self, tag: int, node_id: NodeId) -> None:
         if node_id not in self._leavers and len(self._leavers) >= LEAVERS_MAX:
             self._out.append(LeaveEnded(tag, Unavailable.code, "too many nodes leave at a time"))
             return
-        self._leavers.setdefault(node_id, []).append(tag)
+        self._leavers.setdefault(node_id, _Leaver(self._now)).tags.append(tag)
 
     def _let_go(self, leaver: NodeId, code: str | None, message: str = "") -> None:
-        for tag in self._leavers.pop(leaver, []):
+        waiting = self._leavers.pop(leaver, None)
+        for tag in waiting.tags if waiting is not None else ():
             self._out.append(LeaveEnded(tag, code, message))
 
     # ---- a change ----------------------------------------------------------------------
 
     def _begin(self, *, looked: bool) -> None:
         """Begin the change that is called for: for leavers at once, else once per look."""
-        while self._change is None and self._epoch is not None:
+        while self._change is None and self._epoch is not None and not self._waiting:
             leaving = next(iter(self._leavers), None)
             if leaving is None and (not looked or self._now < self._paused_until):
                 return
@@ -295,14 +330,26 @@ class SeatMachine:
         silent = [v for v in change.chosen if v not in enlisted]
         if set(silent) <= set(current) and len(silent) <= (len(change.chosen) - 1) // 2:
             seats = tuple(enlisted.get(v) or change.seat_of(v) for v in change.chosen)
-            self._seal(change, seats)
+            self._prepare(change, seats)
             return True
         change.members = tuple(
             replace(c, alive=c.alive and c.node_id not in silent) for c in change.members
         )
         return False
 
-    def _seal(self, change: _Change, seats: tuple[Voter, ...]) -> None:
+    def _prepare(self, change: _Change, seats: tuple[Voter, ...]) -> None:
+        """Have new voters copy the state; propose the seal once enough have."""
+        number = change.epoch.number
+        self._out += [Follow(v.node_id, number) for v in seats if v not in change.epoch.voters]
+        fresh = {
+            p.node_id
+            for p in change.epoch.progress
+            if p.silence_s <= FRESH_S and p.behind <= FRESH_ENTRIES
+        }
+        if sum(v.node_id in fresh for v in seats) < len(seats) // 2 + 1:
+            self._change = None
+            self._waiting = True
+            return
         change.sealing = self._next_tag()
         self._out.append(ProposeSeal(change.sealing, change.epoch.number + 1, seats))
 

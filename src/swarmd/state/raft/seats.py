@@ -17,6 +17,7 @@ from swarmd.observe.log import get_logger
 from swarmd.state.raft import messages as m
 from swarmd.state.raft import seat_machine as sm
 from swarmd.state.raft.config import RaftConfig
+from swarmd.state.raft.copies import Copies
 from swarmd.state.raft.keeper import Keeper, MembersView
 from swarmd.state.raft.replica import Replica
 from swarmd.state.raft.statemachine import StateMachine
@@ -47,6 +48,7 @@ class Seats:
         self,
         *,
         keeper: Keeper,
+        copies: Copies,
         link: Link,
         membership: MembersView,
         trust: Trust,
@@ -57,6 +59,7 @@ class Seats:
         nursery: trio.Nursery,
     ) -> None:
         self._keeper = keeper
+        self._copies = copies
         self._link = link
         self._membership = membership
         self._trust = trust
@@ -69,6 +72,7 @@ class Seats:
             sm.SeatMachine(config.replace_dead_s),
             {
                 sm.AskSeat: lambda effect: nursery.start_soon(self._ask_seat, effect),
+                sm.Follow: lambda effect: copies.tell(effect.peer, effect.number),
                 sm.ProposeSeal: lambda effect: nursery.start_soon(self._seal, effect),
                 sm.LeaveEnded: self._leave_ended,
                 sm.Stays: lambda effect: _log.info("the voters stay as they are", why=effect.why),
@@ -118,13 +122,17 @@ class Seats:
         if replica is None:
             return None
         status = replica.status()
-        progress = []
+        progress = [sm.Progress(self._link.node_id, 0.0, 0)]
         for voter in replica.epoch.node_ids:
             name = to_text(voter)
             if voter != self._link.node_id:
                 behind = max(0, status.last_index - status.matched.get(name, 0))
                 silence_s = status.silence_s.get(name, 0.0)
                 progress.append(sm.Progress(voter, silence_s, behind))
+        for peer in self._copies.followers(replica.epoch.number):
+            lag = self._copies.lag(peer, replica.epoch.number, status.last_index)
+            if lag is not None:
+                progress.append(sm.Progress(peer, *lag))
         return sm.Coordinated(
             replica.epoch.number, replica.epoch.voters, tuple(progress), len(replica.state)
         )

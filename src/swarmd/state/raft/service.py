@@ -35,6 +35,7 @@ from swarmd.state.raft import messages as m
 from swarmd.state.raft.answers import Answers
 from swarmd.state.raft.caller import ATTEMPT_TIMEOUT_S, Caller
 from swarmd.state.raft.config import RaftConfig
+from swarmd.state.raft.copies import Copies
 from swarmd.state.raft.epoch import Chain
 from swarmd.state.raft.feed import Feed
 from swarmd.state.raft.handing import Handing
@@ -125,8 +126,10 @@ class Store:
             me=link.node_id, membership=membership, caller=self._caller, serving=self.serving
         )
         self._pipe = Pipe(self._submit, clock=clock, rng=derive(rng, "pipe"), nursery=nursery)
+        self._copies = Copies(self._keeper, link, clock, nursery)
         self._seats = Seats(
             keeper=self._keeper,
+            copies=self._copies,
             link=link,
             membership=membership,
             trust=trust,
@@ -346,6 +349,7 @@ class Store:
         self._feed_trust()
         self._reads.state_moved()
         self._watches.state_moved()
+        self._copies.applied()
         if replica.state.sealed is not None:
             self._set_office(None)
             self._keeper.seal_applied(replica)
@@ -504,6 +508,7 @@ class Store:
         nursery.start_soon(keeper.receive_packets, link.open_inbox(m.RAFT, size=1_000))
         nursery.start_soon(keeper.receive, link.open_inbox(m.EPOCH, size=200))
         nursery.start_soon(answers.run, link.open_inbox(m.STORE, size=1_000))
+        nursery.start_soon(self._copies.receive, link.open_inbox(m.COPY, size=200))
         nursery.start_soon(keeper.run)
         nursery.start_soon(self._pipe.run)
         nursery.start_soon(self._seats.run)

@@ -2,7 +2,7 @@
 
 Files, all checked: `raft.storage` (the random name of this disk as a voter), `raft.chain`
 (seal certificates), `raft.e<N>.state` (the state that epoch N begins with); the log of epoch
-N keeps its own files under `raft.e<N>.log.`.
+N keeps its own files under `raft.e<N>.log.`, a copy of it under `raft.e<N>.copy.`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from swarmd.state.raft.statemachine import state_digest
 _log = get_logger("raft")
 _STORAGE: Final = "raft.storage"
 _CHAIN: Final = "raft.chain"
-_EPOCH_FILE: Final = re.compile(r"raft\.e(\d+)\..+", re.ASCII)
+_EPOCH_FILE: Final = re.compile(r"raft\.e(\d+)\.(?!copy\.).+", re.ASCII)
+_COPY_FILE: Final = re.compile(r"raft\.e(\d+)\.copy\..+", re.ASCII)
 
 
 class PrefixDisk:
@@ -93,7 +94,7 @@ class EpochFiles:
         Called whenever the chain grew: a state may have been kept here for an epoch of whose
         certificate the node learnt only after a restart, from others.
         """
-        for number in self._numbers():
+        for number in self._numbers(_EPOCH_FILE):
             epoch = chain.epoch(number)
             if number in self._states or epoch is None or epoch.digest is None:
                 continue
@@ -110,7 +111,8 @@ class EpochFiles:
         return body is not None and state_digest(body) == expected
 
     def on_disk(self) -> OnDisk:
-        return OnDisk(tuple(sorted(self._states)), tuple(self._numbers()))
+        states = tuple(sorted(self._states))
+        return OnDisk(states, self._numbers(_EPOCH_FILE), self._numbers(_COPY_FILE))
 
     def state(self, number: int) -> bytes | None:
         """The first state of epoch `number`. Raises CorruptFile."""
@@ -125,6 +127,9 @@ class EpochFiles:
     def log_disk(self, epoch: Epoch) -> PrefixDisk:
         return PrefixDisk(self._disk, f"raft.e{epoch.number}.log.")
 
+    def copy_disk(self, number: int) -> PrefixDisk:
+        return PrefixDisk(self._disk, f"raft.e{number}.copy.")
+
     def drop(self, number: int) -> None:
         """Delete every file of an epoch."""
         prefix = f"raft.e{number}."
@@ -133,9 +138,9 @@ class EpochFiles:
                 self._disk.remove(name)
         self._states.discard(number)
 
-    def _numbers(self) -> list[int]:
-        found = (_EPOCH_FILE.fullmatch(name) for name in self._disk.names())
-        return sorted({int(match[1]) for match in found if match})
+    def _numbers(self, kind: re.Pattern[str]) -> tuple[int, ...]:
+        found = (kind.fullmatch(name) for name in self._disk.names())
+        return tuple(sorted({int(match[1]) for match in found if match}))
 
 
 def _state_name(number: int) -> str:

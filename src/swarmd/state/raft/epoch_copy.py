@@ -1,0 +1,116 @@
+"""A copy of an epoch's log on the disk of a member without a seat, and the state it makes up.
+
+Two files: `base`, a checked file with the state after some index, and `log`, the entries that
+follow, each with length and checksum. The log is synced before its entries are taken up. A
+torn or damaged tail of it is dropped: whoever asks for what follows says where it ends, and a
+copy is believed by nobody without a proof.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Final
+
+from swarmd.base.disk import Disk, open_body, seal_body
+from swarmd.base.errors import CorruptFile
+from swarmd.base.limits import ENTRY_BYTES_MAX
+from swarmd.identity.genesis import Genesis
+from swarmd.observe.log import get_logger
+from swarmd.state.raft.copy_machine import NOTHING
+from swarmd.state.raft.statemachine import StateMachine
+
+_BASE: Final = "base"
+_LOG: Final = "log"
+_INDEX: Final = struct.Struct(">Q")
+_RECORD: Final = struct.Struct(">IQI")  # length, index, checksum of both and the entry
+_log = get_logger("raft")
+
+
+class EpochCopy:
+    """See the module. `last` is the index of the last entry taken up, all of it durable."""
+
+    def __init__(self, disk: Disk, genesis: Genesis, log_bytes_max: int) -> None:
+        self._disk = disk
+        self._genesis = genesis
+        self._log_bytes_max = log_bytes_max
+        self._log_bytes = 0
+        self.state = StateMachine(genesis)
+        self.last = NOTHING
+        try:
+            self._load()
+        except CorruptFile as error:
+            _log.error("a copy of the log is damaged: it is made anew", error=error.message)
+            self.state, self.last = StateMachine(genesis), NOTHING
+
+    def _load(self) -> None:
+        raw = self._disk.read(_BASE)
+        if raw is None:
+            return
+        body = open_body("copybase", 1, raw, source=_BASE)
+        if len(body) < _INDEX.size:
+            raise CorruptFile(f"{_BASE} is too short")
+        self.state.restore(body[_INDEX.size :])
+        self.last = _INDEX.unpack_from(body)[0]
+        log = self._disk.read(_LOG) or b""
+        offset = 0
+        while (entry := self._entry_at(log, offset)) is not None:
+            self._take_up(entry)
+            offset += _RECORD.size + len(entry)
+        # What was read may not have been synced, and what follows is damaged, or another log.
+        self.begin(self.last, self.state.snapshot()())
+
+    def _entry_at(self, log: bytes, offset: int) -> bytes | None:
+        """The entry that follows `last`, if it stands there whole."""
+        if offset + _RECORD.size > len(log):
+            return None
+        length, index, checksum = _RECORD.unpack_from(log, offset)
+        start = offset + _RECORD.size
+        if index != self.last + 1 or length > ENTRY_BYTES_MAX * 2 or start + length > len(log):
+            return None
+        entry = log[start : start + length]
+        return entry if _checksum(index, entry) == checksum else None
+
+    def begin(self, index: int, body: bytes) -> None:
+        """Hold the state after `index`, and nothing else.
+
+        Raises:
+            CorruptFile: `body` is no state.
+            DiskFault: it is not durable.
+        """
+        state = StateMachine(self._genesis)
+        state.restore(body)
+        state.drain_changes()
+        self._disk.replace(_BASE, seal_body("copybase", 1, _INDEX.pack(index) + body))
+        self._disk.remove(_LOG)
+        self._log_bytes = 0
+        self.state, self.last = state, index
+
+    def extend(self, entries: tuple[bytes, ...]) -> None:
+        """Take up the entries after `last`, once they are durable. Raises DiskFault."""
+        for index, entry in enumerate(entries, start=self.last + 1):
+            record = _RECORD.pack(len(entry), index, _checksum(index, entry)) + entry
+            self._disk.append(_LOG, record)
+            self._log_bytes += len(record)
+        self._disk.sync(_LOG)
+        for entry in entries:
+            self._take_up(entry)
+        self.state.drain_changes()
+        if self._log_bytes > self._log_bytes_max:
+            self.begin(self.last, self.state.snapshot()())
+
+    def _take_up(self, entry: bytes) -> None:
+        self.last += 1
+        if entry:  # Else one of the log's own.
+            self.state.apply(entry, self.last, 0)
+
+    def first_state(self, number: int) -> bytes | None:
+        """The state that epoch `number` begins with, if the seal before it is here."""
+        sealed = self.state.sealed
+        if sealed is None or sealed.number != number:
+            return None
+        return self.state.sealed_body()
+
+
+def _checksum(index: int, entry: bytes) -> int:
+    return zlib.crc32(entry, zlib.crc32(_INDEX.pack(index)))

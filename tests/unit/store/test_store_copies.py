@@ -1,0 +1,280 @@
+"""Copies of the running log on members without a seat: followed, durable, believed by nobody."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+from store_swarm import Swarm, running_swarm
+
+from swarmd.base.errors import CorruptFile, DiskFault, NotFound, SwarmError, WouldLoseData
+from swarmd.base.ids import NodeId
+from swarmd.base.machine import SetTimer
+from swarmd.identity.genesis import init_swarm
+from swarmd.sim.disk import SimDisk
+from swarmd.sim.world import World
+from swarmd.state.raft import copy_machine as cm
+from swarmd.state.raft import messages as m
+from swarmd.state.raft.config import RaftConfig
+from swarmd.state.raft.epoch_copy import EpochCopy
+from swarmd.state.raft.keeper import Keeper
+from swarmd.state.raft.messages import Put
+from swarmd.state.raft.statemachine import StateMachine
+
+GENESIS = init_swarm("lab", "one")[0]
+PEER = NodeId(b"p" * 32)
+OTHER = NodeId(b"o" * 32)
+
+
+def batch(key: bytes, value: bytes = b"v") -> bytes:
+    return m.encode_batch(m.Batch(1, (m.Group(b"", 0, 0, (Put(key, value),)),)))
+
+
+BODY = StateMachine(GENESIS).snapshot()()
+
+
+# ---- the machine -------------------------------------------------------------------------
+
+
+def following(last: int = 7) -> tuple[cm.CopyMachine, cm.AskVoter]:
+    """A machine that holds everything up to `last` of epoch 2, and its question."""
+    machine = cm.CopyMachine()
+    assert machine.handle(cm.Told(PEER, 2), 0.0) == [cm.OpenCopy(2)]
+    (ask,) = machine.handle(cm.Kept(2, last), 0.0)
+    assert isinstance(ask, cm.AskVoter)
+    return machine, ask
+
+
+def asked(effects: Any) -> cm.AskVoter:
+    (ask,) = effects
+    assert isinstance(ask, cm.AskVoter)
+    return ask
+
+
+def test_a_state_comes_in_pieces_then_what_follows() -> None:
+    machine, ask = following(cm.NOTHING)
+    assert (ask.peer, ask.message) == (PEER, m.BaseAsk(2, 0, 0))
+    ask = asked(machine.handle(cm.Answered(ask.tag, m.BasePiece(9, 4, b"ab")), 0.1))
+    assert ask.message == m.BaseAsk(2, 9, 2)
+    done = machine.handle(cm.Answered(ask.tag, m.BasePiece(9, 4, b"cd")), 0.1)
+    assert done == [cm.KeepBase(2, 9, b"abcd")]
+    ask = asked(machine.handle(cm.Kept(2, 9), 0.1))
+    assert ask.message == m.LogAsk(2, 9)
+    kept = machine.handle(cm.Answered(ask.tag, m.LogPiece((b"x", b"y"), 12)), 0.2)
+    assert kept == [cm.KeepEntries(2, 9, (b"x", b"y"))]
+    assert asked(machine.handle(cm.Kept(2, 11), 0.2)).message == m.LogAsk(2, 11)
+
+
+def test_no_news_is_asked_for_again() -> None:
+    machine, ask = following()
+    again = asked(machine.handle(cm.Answered(ask.tag, m.LogPiece((), 7)), 0.3))
+    assert again.message == m.LogAsk(2, 7)
+
+
+def test_a_large_entry_comes_in_pieces() -> None:
+    machine, ask = following()
+    ask = asked(machine.handle(cm.Answered(ask.tag, m.LogPiece((b"abc",), 8, 5)), 0.1))
+    assert ask.message == m.LogAsk(2, 7, 3)
+    done = machine.handle(cm.Answered(ask.tag, m.LogPiece((b"de",), 8, 5)), 0.1)
+    assert done == [cm.KeepEntries(2, 7, (b"abcde",))]
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (None, "unreachable"),
+        (m.BasePiece(9, 4, b"ab"), None),
+        (m.LogPiece((b"", b""), 8, 5), None),
+        (m.LogPiece((b"x",), 8, 2**40), None),
+    ],
+)
+def test_what_goes_wrong_is_tried_again_after_a_pause(message: Any, code: str | None) -> None:
+    machine, ask = following()
+    (timer,) = machine.handle(cm.Answered(ask.tag, message, code), 0.1)
+    assert isinstance(timer, SetTimer)
+    assert machine.handle(cm.Answered(ask.tag, m.LogPiece((b"x",), 8)), 0.2) == [], "stale"
+    assert asked(machine.handle(timer.event, 0.5)).message == m.LogAsk(2, 7)
+    assert machine.handle(timer.event, 0.6) == [], "once"
+
+
+def test_who_is_too_far_behind_begins_anew() -> None:
+    machine, ask = following()
+    (timer,) = machine.handle(cm.Answered(ask.tag, None, NotFound.code), 0.1)
+    assert isinstance(timer, SetTimer)
+    assert asked(machine.handle(timer.event, 0.5)).message == m.BaseAsk(2, 0, 0)
+
+
+def test_a_base_that_changes_on_the_way_begins_anew() -> None:
+    machine, ask = following(cm.NOTHING)
+    ask = asked(machine.handle(cm.Answered(ask.tag, m.BasePiece(9, 4, b"ab")), 0.1))
+    (timer,) = machine.handle(cm.Answered(ask.tag, m.BasePiece(10, 4, b"cd")), 0.1)
+    assert isinstance(timer, SetTimer)
+    assert asked(machine.handle(timer.event, 0.5)).message == m.BaseAsk(2, 0, 0)
+
+
+def test_the_latest_who_told_is_asked() -> None:
+    machine, ask = following()
+    assert machine.handle(cm.Told(OTHER, 2), 0.1) == []
+    assert asked(machine.handle(cm.Answered(ask.tag, m.LogPiece((), 7)), 0.2)).peer == OTHER
+
+
+def test_who_is_not_told_any_more_stops() -> None:
+    machine, ask = following()
+    late = cm.TOLD_TTL_S + 0.1
+    closed = machine.handle(cm.Answered(ask.tag, m.LogPiece((), 7)), late)
+    assert closed == [cm.CloseCopy(2)]
+    assert machine.handle(cm.Told(PEER, 2), late) == [cm.OpenCopy(2)]
+
+
+def test_an_ended_epoch_is_not_followed_and_the_copy_stays() -> None:
+    machine, ask = following()
+    assert machine.handle(cm.EpochEnded(2), 0.1) == []
+    assert machine.handle(cm.Answered(ask.tag, m.LogPiece((b"x",), 8)), 0.2) == []
+    assert machine.handle(cm.Kept(2, 8), 0.2) == []
+
+
+def test_another_epoch_takes_the_place_of_the_first() -> None:
+    machine, _ = following()
+    assert machine.handle(cm.Told(PEER, 3), 0.1) == [cm.CloseCopy(2), cm.OpenCopy(3)]
+    assert machine.handle(cm.Kept(2, 8), 0.2) == [], "of the one before"
+    assert asked(machine.handle(cm.Kept(3, cm.NOTHING), 0.2)).message == m.BaseAsk(3, 0, 0)
+
+
+# ---- on the disk -------------------------------------------------------------------------
+
+
+def new_copy(disk: SimDisk, log_bytes_max: int = 2**20) -> EpochCopy:
+    return EpochCopy(disk, GENESIS, log_bytes_max)
+
+
+def test_a_copy_survives_a_restart_and_loses_only_what_was_not_synced() -> None:
+    disk = SimDisk(World(1), "d")
+    copy = new_copy(disk)
+    assert copy.last == cm.NOTHING
+    copy.begin(5, BODY)
+    copy.extend((batch(b"a"), b"", batch(b"b")))
+    assert copy.last == 8
+    disk.append("log", b"torn")
+    disk.crash()
+    again = new_copy(disk)
+    assert again.last == 8
+    assert again.state.snapshot()() == copy.state.snapshot()()
+    again.extend((batch(b"c"),))
+    assert new_copy(disk).state.get(b"c") is not None
+
+
+def test_a_log_that_grows_is_taken_into_the_base() -> None:
+    disk = SimDisk(World(1), "d")
+    copy = new_copy(disk, log_bytes_max=500)
+    copy.begin(0, BODY)
+    for number in range(50):
+        copy.extend((batch(b"%d" % number, b"v" * 50),))
+        assert len(disk.read("log") or b"") <= 700
+    assert new_copy(disk).last == 50
+
+
+def test_a_damaged_copy_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = SimDisk(World(1), "d")
+    copy = new_copy(disk)
+    copy.begin(5, BODY)
+    copy.extend((batch(b"a"), batch(b"b")))
+    log = disk.read("log") or b""
+    disk.replace("log", log[:-3] + b"???")
+    assert new_copy(disk).last == 6, "up to the damage"
+    disk.replace("base", b"?" + (disk.read("base") or b"")[1:])
+    assert new_copy(disk).last == cm.NOTHING
+
+
+def test_a_full_disk_takes_up_nothing() -> None:
+    disk = SimDisk(World(1), "d")
+    copy = new_copy(disk)
+    copy.begin(5, BODY)
+    disk.full = True
+    with pytest.raises(DiskFault):
+        copy.extend((batch(b"a"),))
+    assert copy.last == 5
+    assert copy.state.get(b"a") is None
+
+
+def test_what_is_no_state_leaves_the_copy_as_it_was() -> None:
+    copy = new_copy(SimDisk(World(1), "d"))
+    copy.begin(5, BODY)
+    with pytest.raises(CorruptFile):
+        copy.begin(9, b"junk")
+    assert copy.last == 5
+
+
+# ---- in a swarm --------------------------------------------------------------------------
+
+
+def _no_fetching(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise NotFound("no state is handed out in this test")
+
+    monkeypatch.setattr(Keeper, "_piece", refuse)
+
+
+async def test_new_voters_begin_with_their_copy(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No first state is fetched after the seal; large values and many entries come before."""
+    _no_fetching(monkeypatch)
+    async with running_swarm(config=RaftConfig(compact_entries=20, keep_entries=3)) as swarm:
+        await swarm.start(0)
+        await swarm.store(0).propose([Put(b"large", b"x" * (1 << 20))])
+        for number in range(60):
+            await swarm.store(0).propose([Put(b"k%d" % number, b"v")])
+        await swarm.start(1, 2)
+        await swarm.store(0).propose([Put(b"large", b"y" * (1 << 20))])
+        await swarm.voters_are(0, 1, 2)
+        await _all_hold(swarm, (0, 1, 2), b"large", b"y" * (1 << 20))
+        assert not [n for n in swarm.nodes[1].disk.names() if ".copy." in n]
+
+
+async def _all_hold(swarm: Swarm, nodes: tuple[int, ...], key: bytes, value: bytes) -> None:
+    with trio.fail_after(10):
+        for node in nodes:
+            while True:
+                local = swarm.store(node).local
+                entry = local.get(key) if local is not None else None
+                if entry is not None and entry.value == value:
+                    break
+                await trio.sleep(0.05)
+
+
+async def test_a_copy_that_was_interrupted_goes_on(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only voter hands over to a member that crashed while it copied."""
+    async with running_swarm() as swarm:
+        await swarm.start(0, 1)
+        await swarm.store(0).propose([Put(b"a", b"x" * 1000)])
+        with trio.move_on_after(0.3):
+            await swarm.store(0).hand_over_seat()
+        await swarm.crash(1)
+        with pytest.raises(WouldLoseData):
+            await swarm.store(0).hand_over_seat()
+        await swarm.start(1)
+        await swarm.store(0).hand_over_seat()
+        await swarm.voters_are(1)
+        await _all_hold(swarm, (1,), b"a", b"x" * 1000)
+
+
+async def test_no_state_goes_to_who_was_not_asked_to_keep_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running_swarm() as swarm:
+        await swarm.start(0, 1)
+        await swarm.store(0).propose([Put(b"a", b"1")])
+        await trio.sleep(3)
+        await swarm.start(3)
+        for ask, code in (
+            (m.BaseAsk(1, 0, 0), "forbidden"),
+            (m.LogAsk(1, 0), "forbidden"),
+            (m.LogPiece((), 1), "bad_request"),
+            (m.Follow(1), "timeout"),
+        ):
+            with pytest.raises(SwarmError) as caught:
+                await swarm.store(3)._link.request(m.COPY, swarm.id(0), ask, timeout_s=0.5)
+            assert caught.value.code == code
