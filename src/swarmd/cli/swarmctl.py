@@ -25,7 +25,7 @@ LAZY: Final = {
     "kv": (f"{_COMMANDS}.kv:kv", "The swarm's strongly consistent keys."),
     "lease": (f"{_COMMANDS}.lease:lease", "Rights that end by themselves, and their keys."),
     "raft": (f"{_COMMANDS}.raft:raft", "How the voters' logs are."),
-    "coordinator": (f"{_COMMANDS}.raft:coordinator", "Who coordinates."),
+    "coordinator": (f"{_COMMANDS}.raft:coordinator", "Who coordinates; hand the office over."),
     "snapshot": (f"{_COMMANDS}.snapshot:snapshot", "Save the store to a file; put keys back."),
     "token": (f"{_COMMANDS}.token:token", "Tokens that let new nodes join."),
     "stop": (f"{_COMMANDS}.cluster:stop", "End the daemon; it keeps its seat and may return."),

@@ -97,6 +97,16 @@ class Client(Requests):
         """Raises NoQuorum: nobody coordinates now."""
         return self._get("/coordinator", shapes.Coordinator)
 
+    def transfer_coordinator(self, node: str = "") -> str:
+        """Hand the office to the voter `node`, or to the one that holds most; who has it now.
+
+        Repeating it is harmless. Raises BadRequest: it is no voter.
+        """
+        body = {"node": node}
+        return self._call(
+            "POST", "/coordinator/transfer", body, kind=shapes.Done, safe=True
+        ).message
+
     def snapshot(self) -> Iterator[shapes.SnapshotItem]:
         """A consistent copy of the store. Raises NotReady: the node that was asked is no voter."""
         return self._stream("GET", "/snapshot", None, _SNAPSHOT_ITEM)

@@ -200,6 +200,10 @@ class Store(Protocol):
         """On return `local` holds all that was acknowledged before the call."""
         ...
 
+    async def transfer(self, target: NodeId | None) -> NodeId:
+        """Hand the coordinator's office over; who has it then. None: whoever holds most."""
+        ...
+
     async def get(self, key: bytes, *, stale: bool = False) -> StoreEntry | None: ...
     async def range(
         self, prefix: bytes, *, after: bytes = b"", limit: int = 1_000, stale: bool = False

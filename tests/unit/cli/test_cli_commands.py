@@ -162,8 +162,11 @@ def test_raft_status_tells_every_log_and_names_who_is_missing(ctl: Run, store: F
     assert "n1, no voter" in ctl("raft", "status").out
 
 
-def test_the_coordinator_is_shown(ctl: Run, store: FakeStore) -> None:
+def test_the_coordinator_is_shown_and_changed(ctl: Run, store: FakeStore) -> None:
     assert "fence        7" in ctl("coordinator", "show").out
+    assert ctl("coordinator", "transfer").out == "n2 coordinates\n"
+    assert ctl("coordinator", "transfer", "n1", "--json").json == {"coordinator": "n1"}
+    assert ctl("coordinator", "transfer", "nobody").code == 1
     store.no_quorum = True
     nobody = ctl("coordinator", "show")
     assert nobody.code == 4

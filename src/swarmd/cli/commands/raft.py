@@ -6,8 +6,10 @@ import click
 
 from swarmd.cli.common import (
     SwarmGroup,
+    complete_members,
     open_client,
     print_json,
+    say,
     wants_json,
     warn,
 )
@@ -74,7 +76,11 @@ def _facts(found: RaftStatus) -> list[tuple[str, str]]:
 
 @click.group(
     cls=SwarmGroup,
-    examples=["swarmctl coordinator show"],
+    examples=[
+        "swarmctl coordinator show",
+        "swarmctl coordinator transfer",
+        "swarmctl coordinator transfer host2",
+    ],
 )
 def coordinator() -> None:
     """The coordinator: the voter that leads the strong store."""
@@ -94,3 +100,20 @@ def show() -> None:
         ("term", f"{found.term} of epoch {found.epoch}"),
     ]
     click.echo(facts(rows))
+
+
+@coordinator.command()
+@click.argument(
+    "successor", metavar="[NODE]", required=False, default="", shell_complete=complete_members
+)
+def transfer(successor: str) -> None:
+    """Hand the office to the voter NODE, or to the one that holds most of the log.
+
+    Nothing is lost and no election is waited for; writes go on after a moment.
+    """
+    with open_client() as client:
+        taken = client.transfer_coordinator(successor)
+    if wants_json():
+        print_json({"coordinator": taken})
+    else:
+        say(f"{taken} coordinates")

@@ -22,12 +22,18 @@ from swarmd.base.ids import NodeId, to_text
 from swarmd.gateway import shapes
 from swarmd.gateway.context import Context
 from swarmd.gateway.export import export
-from swarmd.gateway.forward import ask_member
+from swarmd.gateway.forward import ask_member, find_member
 from swarmd.gateway.http import Stream, answer, guarded
 from swarmd.gateway.services import Services
 
 OWN_LOG: Final = "/api/v1/raft/own"
 ASK_TIMEOUT_S: Final = 1.0
+
+
+class TransferBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`node`: name or id of the voter to hand over to; empty: the one that holds most."""
+
+    node: str = ""
 
 
 class RaftRoutes:
@@ -42,6 +48,7 @@ class RaftRoutes:
             Route(f"{api}/raft", make(self.status)),
             Route(OWN_LOG, make(self.own)),
             Route(f"{api}/coordinator", make(self.coordinator)),
+            Route(f"{api}/coordinator/transfer", make(self.transfer), methods=["POST"]),
             Route(f"{api}/snapshot", make(self.snapshot)),
         ]
 
@@ -83,6 +90,18 @@ class RaftRoutes:
             node=log.node, node_id=log.node_id, epoch=epoch, term=log.term, fence=log.fence
         )
         return answer(request, found)
+
+    async def transfer(self, request: Request) -> Response:
+        """Hand the office to another voter; answered once that one holds it."""
+        body = await self._context.read(request, TransferBody)
+        services = self._services
+        store = services.need(services.store)
+        target: NodeId | None = None
+        if body.node:
+            mesh = services.need(services.mesh)
+            target = find_member(mesh.membership.members(), body.node).node_id
+        taken = await store.transfer(target)
+        return answer(request, shapes.Done(message=services.name_of(taken)))
 
     async def snapshot(self, request: Request) -> Stream:
         """A consistent copy of users' keys and agents' records; voters only."""
