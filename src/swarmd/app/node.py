@@ -42,6 +42,7 @@ from swarmd.observe.loop import LoopWatch
 from swarmd.state.blobs.service import open_blobs
 from swarmd.state.raft.messages import AuthorityEntry
 from swarmd.state.raft.service import Store, open_store
+from swarmd.state.recipes.service import open_recipes
 from swarmd.tasks.gathering import current_references
 from swarmd.tasks.service import Tasks, open_tasks
 
@@ -173,7 +174,10 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
             node.beginning.epochs,
         ) as store:
             services.store = store
-            yield mesh, store
+            async with open_recipes(
+                store, services.clock, derive(node.rng, "recipes")
+            ) as services.recipes:
+                yield mesh, store
 
 
 @asynccontextmanager

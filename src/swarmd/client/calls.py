@@ -12,7 +12,8 @@ import msgspec
 
 from swarmd.base.errors import SwarmError, Unreachable
 from swarmd.base.limits import SUBMIT_TASKS_MAX
-from swarmd.client.requests import RETRY_PAUSE_S, Requests
+from swarmd.client.recipes import RecipeCalls
+from swarmd.client.requests import RETRY_PAUSE_S
 from swarmd.gateway import shapes
 from swarmd.gateway.shapes import ItemInput, KvCompare, KvOperation, KvTxn, TaskInput
 
@@ -24,7 +25,7 @@ REQUEST_BYTES: Final = 16 * 1024 * 1024
 _SNAPSHOT_ITEM: Any = shapes.SnapshotItem
 
 
-class Client(Requests):
+class Client(RecipeCalls):
     """Talks to one daemon, or to the first of several that answers.
 
     Args:

@@ -18,6 +18,7 @@ from swarmd.gateway.routes.keystream import KeyStreams
 from swarmd.gateway.routes.kv import Kv
 from swarmd.gateway.routes.leases import LeaseRoutes
 from swarmd.gateway.routes.raft import RaftRoutes
+from swarmd.gateway.routes.recipes import RecipeRoutes
 from swarmd.gateway.routes.tasks import TaskRoutes
 from swarmd.observe.log import get_logger
 
@@ -42,6 +43,7 @@ class Api:
             *Kv(context).routes(),
             *KeyStreams(context).routes(),
             *LeaseRoutes(context).routes(),
+            *RecipeRoutes(context).routes(),
             *AgentRoutes(context).routes(),
             *JobRoutes(context).routes(),
             *RaftRoutes(context).routes(),

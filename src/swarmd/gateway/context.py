@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -10,7 +10,7 @@ import msgspec
 import trio
 from starlette.requests import Request
 
-from swarmd.base.errors import BadRequest
+from swarmd.base.errors import BadRequest, ShuttingDown
 from swarmd.base.limits import INLINE_BYTES_MAX
 from swarmd.gateway.config import GatewayConfig
 from swarmd.gateway.http import Budget, Items, Stream, payload_in, read
@@ -46,6 +46,34 @@ class Context:
             stopping=self.stopping,
             items_max=items_max,
         )
+
+    async def attended(self, request: Request, call: Callable[[], Awaitable[T]]) -> T:
+        """What `call` gives, unless the client goes or the gateway stops: then it is cancelled.
+
+        For requests that wait. The body must have been read.
+
+        Raises:
+            ShuttingDown: the gateway stopped.
+        """
+        given: list[T] = []
+
+        async def end_with_client(scope: trio.CancelScope) -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            scope.cancel()
+
+        async def end_with_gateway(scope: trio.CancelScope) -> None:
+            await self.stopping.wait()
+            scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end_with_client, nursery.cancel_scope)
+            nursery.start_soon(end_with_gateway, nursery.cancel_scope)
+            given.append(await call())
+            nursery.cancel_scope.cancel()
+        if not given:
+            raise ShuttingDown("this node is stopping: ask another one")
+        return given[0]
 
     async def values_of(
         self, request: Request, inputs: Sequence[tuple[msgspec.Raw | None, BlobRef | None]]

@@ -22,6 +22,7 @@ from swarmd.mesh.link import Link
 from swarmd.mesh.swim.events import Member
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.state.raft.messages import Change, LeaseInfo, Operation, OpResult
+from swarmd.state.recipes.service import Recipes
 from swarmd.tasks.messages import JobView, SubmittedItem, TaskView
 from swarmd.tasks.spec import JobSpec, TaskRecord, TaskSpec
 
@@ -357,6 +358,7 @@ class Services:
     mesh: Mesh | None = None
     trust: Trust | None = None
     store: Store | None = None
+    recipes: Recipes | None = None
     blobs: Blobs | None = None
     agents: Agents | None = None
     tasks: Tasks | None = None

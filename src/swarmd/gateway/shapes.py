@@ -236,6 +236,56 @@ class SnapshotEnd(Struct, frozen=True, tag="end"):
 SnapshotItem = SnapshotHead | SnapshotKeys | SnapshotLater | SnapshotAgents | SnapshotEnd
 
 
+class PlaceInfo(Struct, frozen=True, kw_only=True):
+    """One who holds, leads, waits in a line or stands at a barrier."""
+
+    owner: str
+    lease: int
+    revision: int
+    """When it came: the fence of a lock or election, once it is the first."""
+    ttl_ms: int
+    asked_ms: int
+    """Wall time when it came, in ms; for display."""
+    value: bytes = b""
+
+
+class LineInfo(Struct, frozen=True, kw_only=True):
+    """A lock, an election or a barrier."""
+
+    name: str
+    holder: PlaceInfo | None = None
+    """Who holds or leads; of a barrier, who came first."""
+    waiting: int = 0
+    """How many more there are."""
+    line: list[PlaceInfo] = []
+    """All of them in order, the holder first; only where one name was asked for."""
+    count: int = 0
+    """How many a barrier waits for."""
+
+
+class Standing(Struct, frozen=True, kw_only=True):
+    """What became of asking for a lock, an election or a barrier."""
+
+    name: str
+    state: str
+    """held, waiting, or, of a barrier, open"""
+    lease: int
+    """Names the place from now on, at any node."""
+    key: str
+    """The key of the store that the place is; compare it with the fence to guard a write."""
+    ttl_ms: int
+    fence: int = 0
+    """0 while it waits."""
+    ahead: int = 0
+    """How many are before it."""
+    holder: PlaceInfo | None = None
+
+
+class CounterInfo(Struct, frozen=True, kw_only=True):
+    name: str
+    value: int
+
+
 class AgentInfo(Struct, frozen=True, kw_only=True):
     name: str
     version: str

@@ -20,13 +20,13 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from swarmd.base.errors import BadName, BadRequest, CorruptFile, MalformedMessage
+from swarmd.base.errors import BadRequest, CorruptFile, MalformedMessage
 from swarmd.base.limits import (
     BARRIER_COUNT_MAX,
     KIB,
-    RECIPE_NAME_BYTES_MAX,
     RECIPE_VALUE_BYTES_MAX,
 )
+from swarmd.base.names import checked_name
 from swarmd.state.raft.messages import RECIPE_PREFIX, USER_PREFIX
 from swarmd.wire.codec import decode_struct, encode_struct
 
@@ -124,29 +124,6 @@ def counter_key(name: str) -> bytes:
 
 
 # ---- what callers give ----------------------------------------------------------------
-
-
-def checked_name(name: str) -> bytes:
-    """The name as it stands in keys.
-
-    Raises:
-        BadName: it is empty, too long, or has characters that a key must not have.
-    """
-    try:
-        raw = name.encode()
-    except UnicodeEncodeError as error:
-        raise BadName("a name is valid Unicode text") from error
-    if not 0 < len(raw) <= RECIPE_NAME_BYTES_MAX:
-        raise BadName(f"a name has 1 to {RECIPE_NAME_BYTES_MAX} bytes, not {len(raw)}")
-    if "/" in name:
-        raise BadName(f"the name {name!r} has a '/': use another character, such as '.'")
-    if not all(map(_is_visible, name)):
-        raise BadName(f"the name {name!r} has control characters")
-    return raw
-
-
-def _is_visible(character: str) -> bool:
-    return character == " " or (character.isprintable() and not character.isspace())
 
 
 def checked_owner(owner: str) -> str:
