@@ -31,6 +31,7 @@ from swarmd.base.errors import (
     TokenRefused,
     Unavailable,
 )
+from swarmd.base.lapse import TTL_MAX_S, TTL_MIN_S
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -42,6 +43,10 @@ EXIT_USAGE: Final = 2
 EXIT_DAEMON_DOWN: Final = 3
 EXIT_NO_QUORUM: Final = 4
 EXIT_INTERRUPTED: Final = 130
+
+# What a lock, an election or a barrier takes if the command does not say.
+TTL_S: Final = 15.0
+WAIT_S: Final = 60.0
 
 _JSON: Final = "swarmd.json"
 _SOCKETS: Final = "swarmd.sockets"
@@ -264,6 +269,25 @@ class Duration(click.ParamType[float]):
         return read_duration_s(value)
 
 
+class Ttl(Duration):
+    """How long a lease lasts."""
+
+    def convert(self, value: object, param: object, ctx: object) -> float:
+        seconds = super().convert(value, param, ctx)
+        if not TTL_MIN_S <= seconds <= TTL_MAX_S:
+            raise click.BadParameter(f"a lease lasts from {TTL_MIN_S:g} s to 24 h")
+        return seconds
+
+
+class Wait(Duration):
+    """A length of time, which may be 0."""
+
+    def convert(self, value: object, param: object, ctx: object) -> float:
+        if isinstance(value, str) and value.strip() in ("0", "0s"):
+            return 0.0
+        return super().convert(value, param, ctx)
+
+
 # ---- completion -----------------------------------------------------------------------
 
 
@@ -328,7 +352,9 @@ def exit_code_of(error: SwarmError) -> int:
 
 def run_program(group: click.Command, name: str, arguments: list[str] | None = None) -> Never:
     """Run a program to its end: whatever goes wrong is one line and an exit code."""
-    wanted_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    # What follows "--" is another program's.
+    wanted_json = "--json" in given[: given.index("--") if "--" in given else None]
     try:
         code = group.main(args=arguments, prog_name=name, standalone_mode=False)
         sys.stdout.flush()
