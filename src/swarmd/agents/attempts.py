@@ -23,6 +23,7 @@ class Cause(StrEnum):
     GARBAGE = "agent_garbage"
     RESULT_REFUSED = "result_refused"
     CANCELLED = "agent_cancelled"
+    LOCK_LOST = "lock_lost"
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ from swarmd.base.clock import Clock
 from swarmd.base.errors import Busy, ShuttingDown, SwarmError
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.messages import BlobRef
+from swarmd.state.recipes.service import Recipes
 
 __all__ = ["AttemptRun", "InstanceInfo", "LogLine", "Outcome", "Supervisor", "open_supervisor"]
 
@@ -92,8 +93,12 @@ class Supervisor:
         bundles: BundleSource,
         clock: Clock,
         nursery: trio.Nursery,
+        recipes: Recipes | None = None,
+        host: str = "",
     ) -> None:
         self._config = config
+        self._recipes = recipes
+        self._host = host
         self._scratch = folder / "scratch"
         self._bundles = bundles
         self._clock = clock
@@ -249,6 +254,8 @@ class Supervisor:
                 on_line=on_line,
                 line_bytes_max=self._config.log_line_bytes_max,
                 tail_lines_max=self._config.outcome_lines_max,
+                recipes=self._recipes,
+                host=self._host,
             )
         except OSError:
             scratch.rmdir()
@@ -349,18 +356,26 @@ class Supervisor:
 
 @asynccontextmanager
 async def open_supervisor(
-    config: AgentsConfig, *, folder: Path, bundles: BundleSource, clock: Clock
+    config: AgentsConfig,
+    *,
+    folder: Path,
+    bundles: BundleSource,
+    clock: Clock,
+    recipes: Recipes | None = None,
+    host: str = "",
 ) -> AsyncIterator[Supervisor]:
     """Supervise for as long as the block runs; when it ends every process has ended.
 
     Args:
         folder: for scratch folders of processes; what an earlier daemon left is deleted.
+        recipes: what attempts get their locks from.
+        host: this node's name, for those who look who holds a lock.
     """
     scratch = folder / "scratch"
     await trio.to_thread.run_sync(lambda: shutil.rmtree(scratch, ignore_errors=True))
     scratch.mkdir(parents=True, mode=0o700)
     async with trio.open_nursery() as nursery:
-        supervisor = Supervisor(config, folder, bundles, clock, nursery)
+        supervisor = Supervisor(config, folder, bundles, clock, nursery, recipes, host)
         nursery.start_soon(supervisor._sweep)
         try:
             yield supervisor

@@ -205,7 +205,12 @@ async def _open_work(
         bundles = BundleCache(agents_folder / "bundles", blobs)
         supervisor = await opened.enter_async_context(
             open_supervisor(
-                config.agents, folder=agents_folder, bundles=bundles, clock=services.clock
+                config.agents,
+                folder=agents_folder,
+                bundles=bundles,
+                clock=services.clock,
+                recipes=services.recipes,
+                host=config.node_name,
             )
         )
         services.agents = await opened.enter_async_context(

@@ -8,4 +8,13 @@ fails the attempt with that cause.
 
 from swarmd.sdk.context import Context
 
-__all__ = ["Context"]
+__all__ = ["BarrierWaits", "Context", "LockHeld", "SwarmError"]
+
+
+def __getattr__(name: str) -> object:
+    # Imported when an agent names them: a worker that does not must start fast.
+    if name not in __all__:
+        raise AttributeError(name)
+    from swarmd.base import errors
+
+    return getattr(errors, name)

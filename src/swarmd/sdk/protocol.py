@@ -15,7 +15,7 @@ import struct
 
 import msgpack
 
-FORMAT = 1
+FORMAT = 2
 RESULT_BYTES_MAX = 64 * 1024 * 1024
 FRAME_BYTES_MAX = RESULT_BYTES_MAX + 64 * 1024
 TEXT_CHARS_MAX = 16 * 1024
@@ -24,6 +24,7 @@ TEXT_CHARS_MAX = 16 * 1024
 START = 1  # format, folder, module:function
 RUN = 2  # run, task id, attempt, fence, payload
 CANCEL = 3  # run
+ANSWER = 4  # run, ask, code of an error or "", its message, value, lease
 # Worker to daemon.
 READY = 16
 REFUSED = 17  # message: the agent's code could not be imported
@@ -31,17 +32,27 @@ RESULT = 18  # run, payload
 FAILED = 19  # run, code, message
 LOG = 20  # run, text
 PROGRESS = 21  # run, done, total
+ASK = 22  # run, ask, what, name, and what that takes
+
+# What an ASK may ask for. Answers come in any order; `ask` numbers those of one run.
+LOCK = 1  # ttl ms, wait ms; the value is the fence
+UNLOCK = 2  # lease
+BARRIER = 3  # count, wait ms; the value is the fence
+ADD = 4  # delta; the value is the new one
+COUNT = 5  # the value is the counter's
 
 FIELDS: dict[int, tuple[type, ...]] = {
     START: (int, str, str),
     RUN: (int, str, int, int, bytes),
     CANCEL: (int,),
+    ANSWER: (int, int, str, str, int, int),
     READY: (),
     REFUSED: (str,),
     RESULT: (int, bytes),
     FAILED: (int, str, str),
     LOG: (int, str),
     PROGRESS: (int, float, float),
+    ASK: (int, int, int, str, int, int),
 }
 _LENGTH = struct.Struct(">I")
 

@@ -1,9 +1,9 @@
 """The process in which an agent runs: `python -m swarmd.sdk.worker SOCKET LIFELINE`.
 
 Both arguments are descriptors inherited from the daemon. One thread does everything: it reads
-an attempt, runs it, answers, reads the next. While the agent runs nothing but a cancel can
-come, and that is looked for when the agent asks for it; so an agent that forks does so from a
-process without other threads.
+an attempt, runs it, answers, reads the next. While the agent runs nothing comes but a cancel,
+which is looked for when the agent asks for it, and answers, which are read by whoever waits for
+one; so an agent that forks does so from a process without other threads.
 
 The process never outlives its daemon: LIFELINE is a pipe whose other end only the daemon
 holds, and when it closes the kernel itself sends SIGKILL to this process group (fcntl(2),
@@ -29,6 +29,8 @@ import msgpack
 
 from swarmd.sdk.context import Context
 from swarmd.sdk.protocol import (
+    ANSWER,
+    ASK,
     CANCEL,
     FAILED,
     FORMAT,
@@ -49,6 +51,8 @@ from swarmd.sdk.protocol import (
 _F_SETSIG = 10
 _SIGKILL = 9
 _READ_BYTES = 256 * 1024
+# Who waits for an answer that another thread has read sees it this soon.
+_LOOK_AGAIN_MS = 250
 
 
 class _Channel:
@@ -78,6 +82,12 @@ class _Channel:
                 os.killpg(0, _SIGKILL)
             self._reader.feed(data)
 
+    def wait(self, timeout_ms: int) -> None:
+        """Return when something has come, or after the timeout."""
+        poll = select.poll()  # One poll object serves one thread at a time.
+        poll.register(self._descriptor, select.POLLIN)
+        poll.poll(timeout_ms)
+
     def waiting(self) -> bool:
         """True if something came that was not received yet."""
         return self._reader.buffered_bytes > 0 or bool(self._poll.poll(0))
@@ -89,6 +99,9 @@ class _Worker:
         # Held to read from the channel: by the main thread between runs, else by who asks.
         self._reading = allocate_lock()
         self._run = 0
+        self._cancelled = False
+        self._asked = 0
+        self._answers: dict[int, tuple[object, ...]] = {}
         self._pid = os.getpid()
 
     def serve(self, entry: str) -> None:
@@ -123,7 +136,10 @@ class _Worker:
             lambda text: self._channel.send(LOG, run, text[:TEXT_CHARS_MAX]),
             lambda done, total: self._channel.send(PROGRESS, run, done, total),
             lambda: self._cancel_came(run),
+            lambda *what: self._ask(run, *what),
         )
+        self._cancelled = False
+        self._answers.clear()
         self._run = run
         answer = _attempt(run, function, takes_context, payload, context)
         if os.getpid() != self._pid:
@@ -136,13 +152,42 @@ class _Worker:
         self._channel.send(*answer)
 
     def _cancel_came(self, run: int) -> bool:
-        """Look for a cancel; safe from any thread. Nothing else comes during a run."""
+        """Look for a cancel; safe from any thread."""
         with self._reading:
-            while self._run == run and self._channel.waiting():
-                kind, fields = self._channel.receive()
-                if kind == CANCEL and fields[0] == run:
-                    return True
-        return False
+            self._read(run)
+            return self._run == run and self._cancelled
+
+    def _read(self, run: int) -> None:
+        """Take what has come during a run; `_reading` is held."""
+        while self._run == run and self._channel.waiting():
+            kind, fields = self._channel.receive()
+            if kind == CANCEL and fields[0] == run:
+                self._cancelled = True
+            elif kind == ANSWER and fields[0] == run:
+                self._answers[fields[1]] = fields  # type: ignore[index]
+
+    def _ask(self, run: int, what: int, name: str, first: int, second: int) -> tuple[int, int]:
+        """Ask the daemon and wait for its answer; safe from any thread."""
+        with self._reading:
+            self._asked += 1
+            ask = self._asked
+            if self._run == run:
+                self._channel.send(ASK, run, ask, what, name, first, second)
+        while True:
+            with self._reading:
+                if self._run != run:
+                    raise RuntimeError("the attempt that this context belongs to has ended")
+                self._read(run)
+                answer = self._answers.pop(ask, None)
+            if answer is not None:
+                break
+            self._channel.wait(_LOOK_AGAIN_MS)
+        _, _, code, message, value, lease = answer
+        if code:
+            from swarmd.base.errors import from_code
+
+            raise from_code(str(code), str(message))
+        return value, lease  # type: ignore[return-value]
 
 
 def _attempt(

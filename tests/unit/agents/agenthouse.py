@@ -16,6 +16,7 @@ from swarmd.agents.supervisor import Supervisor, open_supervisor
 from swarmd.base.clock import BootClock
 from swarmd.base.errors import NotFound
 from swarmd.state.blobs.messages import BlobRef, hash_of
+from swarmd.state.recipes.service import Recipes
 from swarmd.wire.codec import pack
 
 ECHO = "def run(value, context):\n    return value\n"
@@ -81,13 +82,20 @@ def house_in(folder: Path) -> Open:
     """Opens a house whose agent has the given code."""
 
     @asynccontextmanager
-    async def open_house(code: str, config: AgentsConfig = CONFIG) -> AsyncIterator[House]:
+    async def open_house(
+        code: str, config: AgentsConfig = CONFIG, recipes: Recipes | None = None
+    ) -> AsyncIterator[House]:
         place = folder / "code"
         place.mkdir()
         (place / "agent.py").write_text(code)
         source = Folder(place)
         async with open_supervisor(
-            config, folder=folder / "agents", bundles=source, clock=BootClock()
+            config,
+            folder=folder / "agents",
+            bundles=source,
+            clock=BootClock(),
+            recipes=recipes,
+            host="n1",
         ) as supervisor:
             yield House(supervisor, source)
 

@@ -19,6 +19,9 @@ FRAMES = [
     (protocol.FAILED, 1, "agent_raised", "why"),
     (protocol.LOG, 1, "text"),
     (protocol.PROGRESS, 1, 0.5, 1.0),
+    (protocol.ASK, 1, 2, protocol.LOCK, "door", 15_000, 60_000),
+    (protocol.ANSWER, 1, 2, "lock_held", "why", 0, 0),
+    (protocol.ANSWER, 1, 2, "", "", -(2**63), 2**63 - 1),
 ]
 
 
@@ -46,6 +49,8 @@ def test_frames_are_found_however_the_bytes_are_cut(size: int) -> None:
         encode_frame(protocol.LOG, True, "x")[4:],
         encode_frame(protocol.LOG, "1", "x")[4:],
         encode_frame(protocol.RESULT, 1, "not bytes")[4:],
+        encode_frame(protocol.ASK, 1, 2, protocol.LOCK, b"door", 1, 1)[4:],
+        encode_frame(protocol.ASK, 1, 2, protocol.ADD, "door", True, 0)[4:],
         encode_frame(protocol.READY)[4:] + b"\x00",
         b"\x91" * 5_000,
         b"\xd9\x05ab",

@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from gateway_fakes import LiveGateway, make_services, wait_until
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
 
-from store_applier import Applier
+from memory_store import MemoryStore
 
 from swarmd.base.clock import BootClock
 from swarmd.base.errors import (
@@ -33,57 +33,8 @@ from swarmd.base.rng import make_rng
 from swarmd.base.unix_http import UnixConnection
 from swarmd.client import Client
 from swarmd.gateway.services import Services
-from swarmd.state.raft.messages import Change, Entry, Operation, OpResult, Put
+from swarmd.state.raft.messages import Put
 from swarmd.state.recipes.service import open_recipes
-
-
-class MemoryStore:
-    """The real state machine of one node, whose leases end by the clock."""
-
-    def __init__(self) -> None:
-        self.applier = Applier()
-        self._moved = trio.Event()
-
-    def _now_ms(self) -> int:
-        return int(BootClock().now() * 1_000)
-
-    async def propose(
-        self, ops: Sequence[Operation], *, timeout_s: float = 5.0
-    ) -> Sequence[OpResult]:
-        await trio.lowlevel.checkpoint()
-        results = self.applier.do(*ops, stamp_ms=self._now_ms())
-        self._moved.set()
-        self._moved = trio.Event()
-        return results
-
-    async def get(self, key: bytes, *, stale: bool = False) -> Entry | None:
-        await trio.lowlevel.checkpoint()
-        return self.applier.state.get(key)
-
-    async def range(
-        self, prefix: bytes, after: bytes = b"", limit: int = 1_000, *, stale: bool = False
-    ) -> Sequence[Entry]:
-        await trio.lowlevel.checkpoint()
-        return self.applier.state.range(prefix, after, limit)
-
-    async def watch(
-        self, prefix: bytes, from_revision: int | None = None
-    ) -> AsyncGenerator[tuple[list[Change], int], None]:
-        state = self.applier.state
-        told = state.revision if from_revision is None else from_revision - 1
-        yield [], told
-        while True:
-            moved = self._moved
-            if state.revision > told:
-                found = state.history.since(told + 1, prefix)
-                told = state.revision
-                yield found, told
-            await moved.wait()
-
-    async def end_leases(self) -> None:
-        while True:
-            await trio.sleep(0.05)
-            await self.propose([])
 
 
 class RecipeGateway(LiveGateway):

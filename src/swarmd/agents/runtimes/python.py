@@ -21,15 +21,18 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 
 from swarmd.agents.attempts import AttemptRun, Cause, Outcome, Progress
+from swarmd.agents.holdings import Holdings
 from swarmd.agents.logs import LineCutter, clean
 from swarmd.sdk import protocol
 from swarmd.sdk.protocol import FrameReader, ProtocolError, encode_frame
+from swarmd.state.recipes.service import Recipes
 
 _READ_BYTES: Final = 64 * 1024
 # A flood of lines or progress is read at 5,000 a second: the agent waits, not the daemon.
@@ -62,6 +65,8 @@ class PythonInstance:
     Args:
         scratch: an own, existing folder: the process's working directory, deleted at its end.
         on_line: told (task id, attempt, text) of every line it prints or logs.
+        recipes: what attempts get their locks from.
+        host: the node's name, for those who look who holds a lock.
     """
 
     def __init__(
@@ -72,8 +77,14 @@ class PythonInstance:
         on_line: LineSink,
         line_bytes_max: int,
         tail_lines_max: int,
+        recipes: Recipes | None = None,
+        host: str = "",
     ) -> None:
         self.launch = launch
+        self._recipes = recipes
+        self._host = host
+        self._holdings: Holdings | None = None
+        self._lost = ""
         self.exited = trio.Event()
         self.ready = False
         self.attempts = 0
@@ -85,7 +96,10 @@ class PythonInstance:
         self._tail: deque[str] = deque(maxlen=tail_lines_max)
         self._cutter = LineCutter(line_bytes_max)
         self._reader = FrameReader()
-        self._reading: trio.CancelScope | None = None
+        # Those who wait for the channel; cancelled when the process has ended.
+        self._channel_waits: dict[trio.CancelScope, None] = {}
+        self._sending = trio.Lock()
+        self._nursery: trio.Nursery | None = None
         self._whole_request_sent = False
         self._in_use = False
         self._spawn()
@@ -129,7 +143,8 @@ class PythonInstance:
         Cancellation: kills the process and returns once it is reaped.
         """
         try:
-            async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as self._nursery:
+                nursery = self._nursery
                 nursery.start_soon(self._pump_output)
                 await trio.lowlevel.wait_readable(self._pidfd)
                 nursery.cancel_scope.cancel()
@@ -142,8 +157,8 @@ class PythonInstance:
                 self._read_output()
                 self._emit(self._cutter.finish())
                 self.exited.set()
-                if self._reading is not None:
-                    self._reading.cancel()
+                for waits in self._channel_waits:
+                    waits.cancel()
                 self._close()
                 await trio.to_thread.run_sync(
                     lambda: shutil.rmtree(self._scratch, ignore_errors=True)
@@ -226,7 +241,12 @@ class PythonInstance:
         Cancellation: tells the agent, kills it after `cancel_grace_s`, then passes on.
         """
         with self._using_channel():
-            return await self._execute(attempt, on_progress, cancel_grace_s)
+            try:
+                return await self._execute(attempt, on_progress, cancel_grace_s)
+            finally:
+                if self._holdings is not None:
+                    self._holdings.close()
+                    self._holdings = None
 
     async def _execute(
         self, attempt: AttemptRun, on_progress: Progress | None, cancel_grace_s: float
@@ -235,6 +255,7 @@ class PythonInstance:
         self.task_id, self._attempt = attempt.task_id, attempt.attempt
         self._tail.clear()
         self._whole_request_sent = False
+        self._lost = ""
         began_s = trio.current_time()
         try:
             with trio.move_on_after(attempt.timeout_s):
@@ -244,6 +265,8 @@ class PythonInstance:
             return self._failure(Cause.TIMEOUT, message, began_s)
         except _Gone:
             message = f"the worker process {await self._how_it_ended()}"
+            if self._lost:
+                return self._failure(Cause.LOCK_LOST, self._lost, began_s)
             return self._failure(Cause.CRASHED, message, began_s)
         except ProtocolError as error:
             await self.end()
@@ -290,15 +313,40 @@ class PythonInstance:
                     on_progress(fields[1], fields[2])
             elif kind in (protocol.RESULT, protocol.FAILED) and fields[0] == run:
                 return kind, fields
+            elif kind == protocol.ASK:
+                if fields[0] == run:
+                    await self._holding().ask(*fields[1:])
             else:
                 raise ProtocolError(f"a frame of kind {kind} in run {run}")
             frames += 1
             if frames % _FLOOD_FRAMES == 0:
                 await trio.sleep(_FLOOD_FRAMES * _SECONDS_PER_FRAME)
 
+    def _holding(self) -> Holdings:
+        """What the present attempt asks for and holds."""
+        if self._holdings is None:
+            assert self._nursery is not None, "a process is watched before it runs anything"
+            owner = f"task {self.task_id} of {self.launch.agent} on {self._host or 'this node'}"
+            answer = partial(self._answer_ask, self.attempts)
+            self._holdings = Holdings(self._recipes, owner, self._nursery, answer, self._lose)
+        return self._holdings
+
+    async def _answer_ask(
+        self, run: int, ask: int, code: str, message: str, value: int, lease: int
+    ) -> None:
+        text = message[: protocol.TEXT_CHARS_MAX]
+        with contextlib.suppress(_Gone):
+            await self._send(encode_frame(protocol.ANSWER, run, ask, code, text, value, lease))
+
+    def _lose(self, why: str) -> None:
+        self._lost = why
+        self.kill()
+
     async def _cancel_run(self, grace_s: float) -> None:
         """Let the agent see that it is cancelled; kill the process unless it answers in time."""
         with trio.CancelScope(shield=True):
+            if self._holdings is not None:
+                self._holdings.cancel()
             if self._whole_request_sent and not self.exited.is_set():
                 try:
                     with trio.move_on_after(grace_s):
@@ -310,6 +358,10 @@ class PythonInstance:
             await self.end()
 
     async def _send(self, frame: bytes) -> None:
+        async with self._sending:
+            await self._send_now(frame)
+
+    async def _send_now(self, frame: bytes) -> None:
         view = memoryview(frame)
         while view:
             if self.exited.is_set():
@@ -317,9 +369,8 @@ class PythonInstance:
             try:
                 view = view[self._socket.send(view) :]
             except BlockingIOError:
-                with trio.CancelScope() as self._reading:
+                with self._until_exit():
                     await trio.lowlevel.wait_writable(self._socket)
-                self._reading = None
             except OSError as error:
                 raise _Gone from error
 
@@ -331,9 +382,8 @@ class PythonInstance:
             except BlockingIOError:
                 if self.exited.is_set():
                     raise _Gone from None
-                with trio.CancelScope() as self._reading:
+                with self._until_exit():
                     await trio.lowlevel.wait_readable(self._socket)
-                self._reading = None
                 continue
             except OSError as error:
                 raise _Gone from error
@@ -341,6 +391,16 @@ class PythonInstance:
                 raise _Gone
             self._reader.feed(data)
         return frame
+
+    @contextlib.contextmanager
+    def _until_exit(self) -> Iterator[None]:
+        """Waiting for the channel ends when the process does."""
+        with trio.CancelScope() as scope:
+            self._channel_waits[scope] = None
+            try:
+                yield
+            finally:
+                del self._channel_waits[scope]
 
     async def _how_it_ended(self) -> str:
         """Wait for the end, and say it in words."""
