@@ -36,8 +36,8 @@ def start(script: str, note: Path, *, stop_s: float = 3_600, kill_s: float = 3_6
     return kept
 
 
-def run(script: str, note: Path, *, stop_s: float = 3_600, kill_s: float = 3_600) -> Ended:
-    kept = start(script, note, stop_s=stop_s, kill_s=kill_s)
+def run(script: str, note: Path) -> Ended:
+    kept = start(script, note)
     ended = kept.ended()
     kept.close()
     return ended
@@ -88,25 +88,35 @@ def test_a_command_is_told_to_end_and_may_do_so_in_order(note: Path) -> None:
     script = (
         "trap 'echo ended >> $NOTE; exit 0' TERM; echo up >> $NOTE; while :; do sleep 0.01; done"
     )
-    began = time.monotonic()
-    ended = run(script, note, stop_s=0.3, kill_s=30)
+    kept = start(script, note)
+    noted(note)
+    now = boot_ns()
+    kept.set_deadlines(now + S // 3, now + FAR)
+    ended = kept.ended()
     assert (ended.exit_code, ended.lapsed) == (0, True)
     assert noted(note, 2) == ["up", "ended"]
-    assert 0.25 < time.monotonic() - began < 5
+    assert boot_ns() > now + S // 3
+    kept.close()
 
 
 def test_a_command_that_does_not_listen_is_killed(note: Path) -> None:
-    began = time.monotonic()
-    ended = run("trap '' TERM; while :; do sleep 0.01; done", note, stop_s=0.1, kill_s=0.4)
+    kept = start("trap '' TERM; echo up >> $NOTE; while :; do sleep 0.01; done", note)
+    noted(note)
+    now = boot_ns()
+    kept.set_deadlines(now + S // 10, now + S // 2)
+    ended = kept.ended()
     assert (ended.exit_code, ended.lapsed) == (137, True)
-    assert 0.35 < time.monotonic() - began < 5
+    assert boot_ns() > now + S // 2
+    kept.close()
 
 
 def test_deadlines_that_move_on_end_nothing(note: Path) -> None:
     began = boot_ns()
-    kept = start("trap 'exit 3' USR1; while :; do sleep 0.01; done", note, stop_s=1.0, kill_s=1.2)
+    script = "trap 'exit 3' USR1; echo up >> $NOTE; while :; do sleep 0.01; done"
+    kept = start(script, note, stop_s=2.0, kill_s=2.5)
     kept.set_deadlines(began + FAR, began + FAR)
-    until(lambda: boot_ns() > began + 2 * S)
+    noted(note)
+    until(lambda: boot_ns() > began + 3 * S)
     kept.send_signal(signal.SIGUSR1)
     ended = kept.ended()
     assert (ended.exit_code, ended.lapsed) == (3, False)
@@ -115,9 +125,11 @@ def test_deadlines_that_move_on_end_nothing(note: Path) -> None:
 
 def test_once_told_to_end_a_command_has_no_way_back(note: Path) -> None:
     """A renewal that comes through after SIGTERM: the command would not know."""
-    script = "trap 'echo told >> $NOTE' TERM; while :; do sleep 0.01; done"
-    kept = start(script, note, stop_s=0.1, kill_s=1.0)
+    script = "trap 'echo told >> $NOTE' TERM; echo up >> $NOTE; while :; do sleep 0.01; done"
+    kept = start(script, note)
     noted(note)
+    kept.set_deadlines(boot_ns() + S // 10, boot_ns() + S)
+    noted(note, 2)
     kept.set_deadlines(boot_ns() + FAR, boot_ns() + FAR)
     ended = kept.ended()
     assert (ended.exit_code, ended.lapsed) == (137, True)
@@ -201,5 +213,9 @@ def test_a_command_under_a_lease_cannot_be_suspended_from_the_terminal(note: Pat
 
 
 def test_a_stopped_command_is_killed_all_the_same(note: Path) -> None:
-    ended = run("kill -STOP $$", note, stop_s=0.1, kill_s=0.3)
+    kept = start("kill -STOP $$", note)
+    until(lambda: Path(f"/proc/{kept.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    kept.set_deadlines(boot_ns() + S // 10, boot_ns() + S // 3)
+    ended = kept.ended()
     assert (ended.exit_code, ended.lapsed) == (137, True)
+    kept.close()
