@@ -355,3 +355,81 @@ def _spoil_pieces(world: RaftWorld) -> None:
         return m.StatePiece(found.total, found.data.replace(b"c1.", b"c9."))
 
     node._piece = spoilt  # type: ignore[method-assign]
+
+
+# ---- what was signed is there -----------------------------------------------------------------
+
+
+def _all_lose_power_in_the_new_epoch(removed: Sequence[str] = ()) -> RaftWorld:
+    """Three others take all seats; once the old voters have deleted theirs, the power goes."""
+    world = quiet(spares=3, removed=removed)
+    change(world, "v3", "v4", "v5")
+    new = _nodes(world, "v3", "v4", "v5")
+    until(world, lambda: all(node.room is not None for node in new))
+    until(world, lambda: not world.nodes["v0"].machine._leftovers(), within_s=30.0)
+    world.trouble.total_power_loss(0.2)
+    world.settle()
+    return world
+
+
+def test_all_new_voters_lose_power_when_the_old_state_is_gone() -> None:
+    assert not _all_lose_power_in_the_new_epoch().world.violations
+
+
+def test_new_voters_would_forget_without_the_rule() -> None:
+    assert _all_lose_power_in_the_new_epoch([SealRule.STATE_BEFORE_VOTE]).world.violations
+
+
+def _all_lose_power_at_the_certificate(removed: Sequence[str] = ()) -> RaftWorld:
+    """The power goes everywhere when all know the certificate and nobody fetched the state."""
+    world = quiet(removed=removed)
+    change(world, "v0", "v1", "v2")  # The same voters: all of them keep the state themselves.
+    until(world, lambda: all(node.head == 3 for node in _nodes(world, "v0", "v1", "v2")))
+    world.world.run_for(0.1)
+    world.trouble.total_power_loss(0.2)
+    world.settle()
+    return world
+
+
+def test_all_lose_power_when_the_certificate_is_known() -> None:
+    assert not _all_lose_power_at_the_certificate().world.violations
+
+
+def test_signed_states_would_be_gone_without_the_rule() -> None:
+    world = _all_lose_power_at_the_certificate([SealRule.STATE_BEFORE_SIGNATURE])
+    assert world.world.violations
+
+
+def _leader_lost_after_the_seal(removed: Sequence[str] = ()) -> tuple[RaftWorld, list[str]]:
+    """The leader and one voter applied the seal; the leader is gone, the third never heard."""
+    world = quiet(removed=removed)
+    first = leader(world)
+    near, far = (world.nodes[name] for name in ("v0", "v1", "v2") if name != first.name)
+    world.network.cut([far.name], others(world, far.name))
+    world.world.run_for(1.0)
+    _deafen(near)
+    seats = [m.Voter(n.key.public, n.storage) for n in (near, far, world.nodes["v3"])]
+    first.propose((m.Group(b"", 0, 0, (m.Seal(3, tuple(seats)),)),), lambda _: None)
+    until(world, lambda: first.room is not None and first.room.state.sealed is not None)
+    world.world.run_for(0.05)
+    first.crash(power=False)
+    del near.receive  # type: ignore[attr-defined]
+    assert near.head == 2
+    world.network.heal()
+    world.world.run_for(12.0)
+    return world, [near.name, far.name, "v3"]
+
+
+def test_a_leader_lost_right_after_the_seal_loses_nothing() -> None:
+    """Goal: the voter that lags learns of the seal from one that has applied it, and signs."""
+    world, wanted = _leader_lost_after_the_seal()
+    assert world.epochs.newest == 3
+    assert {node.name for node in world.epochs.seated()} == set(wanted)
+    assert any(node.serving for node in world.nodes.values())
+    settled(world)
+
+
+def test_a_change_would_stand_still_without_the_rule() -> None:
+    world, _ = _leader_lost_after_the_seal([SealRule.ORDINARY_UNTIL_CERTIFIED])
+    assert world.epochs.newest == 2
+    assert not any(node.serving for node in world.nodes.values())

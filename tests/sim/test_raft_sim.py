@@ -6,16 +6,20 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from swarmd.sim.checkers import linearizable_key
 from swarmd.sim.raft import FAULTS, MUTANT_SEEDS, OTHERS, RaftWorld, first_catch, sweep
+from swarmd.sim.raft_rules import SealRule
 from swarmd.sim.raft_voter import Shown, Voter
+from swarmd.sim.swarm_mutants import MUTANTS, ByTest
 from swarmd.state.raft.guards import Guard
 from swarmd.state.raft.messages import Entry, GetAsk
 
+ROOT = Path(__file__).resolve().parents[2]
 # Seeds that once failed, and why, with the worlds of their time:
 # 30: parts of a message sent before a leader's restart were put together with parts sent after.
 # 1, 2: each refusal in flight was answered by four more messages, until nothing else got through.
@@ -46,6 +50,15 @@ def test_many_seeds_keep_every_promise_and_every_fault_fires() -> None:
 @pytest.mark.parametrize("guard", sorted(MUTANT_SEEDS), ids=str)
 def test_a_mutant_is_caught_by_its_seed(guard: Guard) -> None:
     assert first_catch(guard, [MUTANT_SEEDS[guard]]) is not None
+
+
+def test_the_table_names_every_guard_and_every_rule_of_the_seal() -> None:
+    table = MUTANTS["raft"]
+    assert set(table) == {*Guard, *SealRule}
+    for how in table.values():
+        if isinstance(how, ByTest):
+            path, _, name = how.node_id.partition("::")
+            assert f"def {name.partition('[')[0]}(" in (ROOT / path).read_text()
 
 
 def test_a_lone_voter_keeps_what_it_acknowledged() -> None:

@@ -15,6 +15,7 @@ from typing import Final
 
 from swarmd.mesh.swim.machine import SwimMachine
 from swarmd.sim import raft, swarm, swim, tasks
+from swarmd.sim.raft_rules import SealRule
 from swarmd.state.raft.guards import Guard
 
 SEEDS_TRIED: Final = 40
@@ -75,6 +76,32 @@ _RAFT: Final[dict[str, How]] = {
     else _hazard(guard)
     for guard in Guard
 }
+_EPOCHS: Final = "tests/sim/test_raft_epochs.py::"
+_EPOCH_UNITS: Final = "tests/unit/store/test_store_epoch.py::"
+_SEAL: Final[dict[str, How]] = {
+    SealRule.READ_TESTS_SEAL: ByTest(f"{_EPOCHS}test_both_leaders_would_answer_without_the_rule"),
+    SealRule.NOTHING_AFTER: BySeed("raft", 0),
+    SealRule.FIRST_COUNTS: ByTest(f"{_EPOCHS}test_the_last_seal_would_count_without_the_rule"),
+    SealRule.STATE_BEFORE_SIGNATURE: ByTest(
+        f"{_EPOCHS}test_signed_states_would_be_gone_without_the_rule"
+    ),
+    # One honest signature would do in simulation; this is about the others.
+    SealRule.MAJORITY_SIGNS: ByTest(
+        f"{_EPOCH_UNITS}test_a_ballot_becomes_a_certificate_with_a_majority"
+    ),
+    SealRule.ORDINARY_UNTIL_CERTIFIED: ByTest(
+        f"{_EPOCHS}test_a_change_would_stand_still_without_the_rule"
+    ),
+    SealRule.CERTIFICATE_FIRST: BySeed("raft", 0),
+    SealRule.STATE_PROVES_ITSELF: ByTest(
+        f"{_EPOCHS}test_a_wrong_state_would_be_taken_without_the_rule"
+    ),
+    SealRule.STATE_BEFORE_VOTE: ByTest(f"{_EPOCHS}test_new_voters_would_forget_without_the_rule"),
+    SealRule.KEEP_UNTIL_INSTALLED: BySeed("raft", 2),
+    SealRule.NEW_DISK_NEW_VOTER: ByTest(
+        f"{_EPOCHS}test_a_lost_disk_would_break_promises_without_the_rule"
+    ),
+}
 _TASKS: Final[dict[str, How]] = {
     "assign_repeat": BySeed("all", 4),
     "at_most_once": BySeed("all", 0),
@@ -102,7 +129,12 @@ _SWARM: Final[dict[str, How]] = {
 
 # Per name of a simulation: the guards to take away, and how each is caught.
 MUTANTS: Final[Mapping[str, Mapping[str, How]]] = MappingProxyType(
-    {"swim": _SWIM, "raft": _RAFT, "tasks": _TASKS, "all": {**_SWIM, **_RAFT, **_TASKS, **_SWARM}}
+    {
+        "swim": _SWIM,
+        "raft": {**_RAFT, **_SEAL},
+        "tasks": _TASKS,
+        "all": {**_SWIM, **_RAFT, **_TASKS, **_SWARM},
+    }
 )
 
 
