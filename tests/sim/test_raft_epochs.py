@@ -78,6 +78,8 @@ def test_a_crash_at_each_point_of_a_change(point: str, everybody: bool) -> None:
     there, or each of them does the first time that it comes there.
     """
     world = quiet()
+    fetches = point.partition(".")[0] in ("fetch", "piece", "install")
+    world.copy_chance = 0.0 if fetches else 1.0
     first = leader(world)
     for node in world.nodes.values():
         node.crash_at(point)
@@ -345,6 +347,7 @@ def test_a_wrong_state_would_be_taken_without_the_rule() -> None:
 
 def _spoil_pieces(world: RaftWorld) -> None:
     """The first old voter in order of ids, which is asked first, gives out another state."""
+    world.copy_chance = 0.0
     node = min(_nodes(world, "v0", "v1", "v2"), key=lambda n: n.node_id)
     piece = node._piece
 

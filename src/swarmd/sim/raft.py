@@ -59,6 +59,7 @@ OTHERS: Final = (
     "poison",
     "seal",
     "epoch",
+    "copy_used",
     *(f"seal crash {point}" for point in CRASH_POINTS),
 )
 _MENDS_MAX: Final = 5
@@ -109,6 +110,7 @@ class RaftWorld:
         self.names = tuple(f"v{n}" for n in range(count + spares))
         self.genesis = the_genesis()
         self.network = Network(self.world, weather(self._rng))
+        self.copy_chance = 0.7
         self.point_chance = self._rng.choice((0.0, 0.01, 0.03))
         keys = {name: node_key(number) for number, name in enumerate(self.names)}
         self.ids_of = {name: key.key_id for name, key in keys.items()}

@@ -9,6 +9,7 @@ name and is counted when it happens there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Final, Protocol
 
 from swarmd.base.disk import open_body, seal_body
@@ -18,6 +19,7 @@ from swarmd.base.machine import Effect, Event, Send, SetTimer
 from swarmd.identity.genesis import Genesis
 from swarmd.identity.keys import SigningKey
 from swarmd.sim.disk import PowerLost
+from swarmd.sim.raft_copies import COPY_POINTS, Copier, Copies
 from swarmd.sim.raft_rules import HastyMachine, SealRule
 from swarmd.sim.raft_voter import Around as VoterAround
 from swarmd.sim.raft_voter import LogRoom, Voter
@@ -44,6 +46,7 @@ STORAGE_FILE: Final = "raft.storage"
 _POINTS: Final[dict[type[Effect], str]] = {
     KeepSealedState: "keep",
     em.SaveChain: "chain",
+    em.UseCopy: "use",
     StopEpoch: "stop",
     em.KeepState: "install",
     StartEpoch: "start",
@@ -59,6 +62,7 @@ CRASH_POINTS: Final = (
     "fetch",
     "piece",
     "installed",
+    *COPY_POINTS,
 )
 
 
@@ -69,6 +73,7 @@ class Around(VoterAround, Protocol):
     names_of: dict[NodeId, str]
     ids_of: dict[str, NodeId]
     point_chance: float
+    copy_chance: float
 
     def start(self, name: str) -> None: ...
 
@@ -144,6 +149,7 @@ class Node(Voter):
         made = HastyMachine if hasty else em.EpochMachine
         self.machine = made(self.chain, me, self.key, self.files.on_disk())
         self.head = self.chain.head.number
+        self.copies, self.copier = Copies(self), Copier(self, self.near.genesis)
         self.after(0.0, self.feed, em.Wake(em.START))
 
     def ended(self) -> None:
@@ -184,6 +190,13 @@ class Node(Voter):
                     self.room.feed(Deliver(source, data))
                 else:
                     self.feed(em.StrayPacket(self._id_of(source), key))
+            case ("epoch", 0, m.Follow(number)):
+                head = self.chain.head
+                seated = self._id_of(source) in head.node_ids
+                if number == head.number and seated and not self.machine.has_seat:
+                    self.copier.told(self._id_of(source), number)
+            case ("epoch", serial, m.BaseAsk() | m.LogAsk() as body):
+                self.copies.answer(body, partial(self._tell_peer, source, serial))
             case ("epoch", 0, body):
                 self.feed(em.Heard(self._id_of(source), body))
             case ("epoch", serial, body):
@@ -205,7 +218,7 @@ class Node(Voter):
         if name is not None:
             self.network.send(self.name, name, ("epoch", serial, body))
 
-    def _ask_peer(self, peer: NodeId, body: Any, timeout_s: float, done: Any) -> None:
+    def ask_peer(self, peer: NodeId, body: Any, timeout_s: float, done: Any) -> None:
         """Ask once; `done(None)` if no answer comes in time."""
         self._serial += 1
         serial = self._serial
@@ -237,6 +250,7 @@ class Node(Voter):
         if head.number != self.head:
             self.head = head.number
             self.near.certified(self.name, head)
+            self.copier.epoch_began(head.number)
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -252,7 +266,7 @@ class Node(Voter):
                         self._send(self._id_of(name), body)
                 self.point("certified")
             case em.Ask(tag, peer, body):
-                self._ask_peer(
+                self.ask_peer(
                     peer, body, ASK_TIMEOUT_S, lambda got: self.feed(em.Answered(tag, got))
                 )
                 if isinstance(body, m.StateAsk):
@@ -288,7 +302,10 @@ class Node(Voter):
             if isinstance(answer, m.Certificates):
                 self.feed(em.Heard(peer, answer))
 
-        self._ask_peer(peer, m.ChainAsk(self.chain.head.number), ASK_TIMEOUT_S, heard)
+        self.ask_peer(peer, m.ChainAsk(self.chain.head.number), ASK_TIMEOUT_S, heard)
+
+    def _tell_peer(self, peer: str, serial: int, body: Any) -> None:
+        self.network.send(self.name, peer, ("told", serial, body))
 
     def _tell(self, question: int, body: Any) -> None:
         source, serial = self._questions.pop(question)
@@ -343,6 +360,8 @@ class Node(Voter):
                 body = self.room.state.sealed_body()
                 self._keep(number, body, SealRule.STATE_BEFORE_SIGNATURE)
                 return em.StateKept(number, state_digest(body), self._on_disk())
+            case em.UseCopy(number, digest):
+                return self._use_copy(number, digest)
             case em.KeepState(number, digest):
                 return self._keep_state(number, digest)
             case StartEpoch(number):
@@ -354,6 +373,7 @@ class Node(Voter):
         assert isinstance(effect, DropEpochs), effect
         self.near.dropping(self.name, self.chain.head)
         for number in effect.numbers:
+            self.copier.close(number)
             self.files.drop(number)
         return em.EpochsDropped(self._on_disk())
 
@@ -367,7 +387,8 @@ class Node(Voter):
 
     def _on_disk(self) -> em.OnDisk:
         found = self.files.on_disk()
-        return em.OnDisk(tuple(sorted({*found.states, *self._unwritten})), found.epochs)
+        states = tuple(sorted({*found.states, *self._unwritten}))
+        return em.OnDisk(states, found.epochs, found.copies)
 
     def _state(self, number: int) -> bytes | None:
         return self._unwritten.get(number) or self.files.state(number)
@@ -378,6 +399,18 @@ class Node(Voter):
         trusting = SealRule.STATE_PROVES_ITSELF in self.removed
         if state_digest(body) != digest and not trusting:
             return em.StateRefused(number)
+        self._keep(number, body, SealRule.STATE_BEFORE_VOTE)
+        return em.StateKept(number, digest, self._on_disk())
+
+    def _use_copy(self, number: int, digest: bytes) -> Event:
+        body = self.copier.first_state(number)
+        if body is None:
+            return em.StateRefused(number)
+        if state_digest(body) != digest:
+            # Nobody would believe it, but it must not be: what was copied was applied.
+            self.world.violate(f"{self.name} copied a log that makes up another state")
+            return em.StateRefused(number)
+        self.world.count("copy_used")
         self._keep(number, body, SealRule.STATE_BEFORE_VOTE)
         return em.StateKept(number, digest, self._on_disk())
 
@@ -420,6 +453,14 @@ class Node(Voter):
             return  # Who serves has a majority that holds the state of its epoch.
         self._changing = True
         self.world.count("change_asked")
+        copying = self.rng.random() < self.near.copy_chance
+        for peer in chosen:
+            if copying and peer not in self.chain.head.node_ids:
+                self._send(peer, m.Follow(room.number))
+        # As the seats do: the new ones copy the log first. It may go wrong, then they fetch.
+        self.after(self.rng.uniform(0.2, 1.0) if copying else 0.0, self._enlist, room, chosen)
+
+    def _enlist(self, room: LogRoom, chosen: tuple[NodeId, ...]) -> None:
         enlisted: dict[NodeId, m.Voter] = {}
         waiting = set(chosen)
 
@@ -431,7 +472,7 @@ class Node(Voter):
                 self._enlisted(room, chosen, enlisted)
 
         for peer in chosen:
-            self._ask_peer(
+            self.ask_peer(
                 peer, m.Enlist(), ENLIST_TIMEOUT_S, lambda got, peer=peer: answered(peer, got)
             )
 

@@ -490,3 +490,12 @@ async def test_under_the_driver_with_real_files(tmp_path: Path) -> None:
         "a", ("a",), FileDisk(tmp_path / "raft"), ListState(), make_rng(1), RaftConfig(), 0.0
     )
     assert again.status(0.0).last_index == 502
+
+
+def test_the_foothold_behind_an_installed_snapshot_is_not_given_out_as_an_entry() -> None:
+    """What stood there is not known any more: a copy that took it would be of another state."""
+    hands = Hands()
+    content = encode_snapshot(Snapshot(5, 1, ("a", "b", "c"), ListState().snapshot()()))
+    hands.say("b", SnapshotChunk(1, 1, 5, 5, 1, len(content), 0, content))
+    assert hands.machine.applied_after(5, 1_000) == []
+    assert hands.machine.applied_after(4, 1_000) is None

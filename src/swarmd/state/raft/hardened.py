@@ -255,9 +255,10 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
     def applied_after(self, index: int, bytes_max: int) -> list[bytes] | None:
         """What was applied after `index`, in order, up to `bytes_max` bytes, at least one.
 
-        An entry of the log's own is empty. None if `index` is let go of, or not reached yet.
+        An entry of the log's own is empty. None if `index` is let go of, or not reached yet; the
+        log's first entry is let go of, for behind an installed snapshot it is a mere foothold.
         """
-        if not self.journal.first_index <= index + 1 <= self.applied_index + 1:
+        if not self.journal.first_index <= index <= self.applied_index:
             return None
         if index == self.applied_index:
             return []
