@@ -21,6 +21,7 @@ from reliability_history import GENERATION_S, GROUP_SLOTS, REGISTER_SLOTS, Call
 
 from swarmd.base.errors import SwarmError
 from swarmd.client import Client
+from swarmd.gateway.shapes import KvCompare, KvOperation
 
 CALL_TIMEOUT_S: Final = 3.0
 RESULTS_PATIENCE_S: Final = 60.0
@@ -208,41 +209,66 @@ class Registers(Worker):
 
 
 class Groups(Worker):
-    """Keys that are read together, and keys that are written once."""
+    """Keys that are read together and written in transactions, and keys that are written once."""
+
+    def __init__(self, name: str, sockets: list[str], options: Options) -> None:
+        super().__init__(name, sockets, options)
+        self._seen: dict[str, Any] = {}
 
     def turn(self) -> None:
         self.pause(0.0, 0.08)
         group = f"g/{self.generation()}"
-        chance = self.rng.random()
-        if chance < 0.4:
-            value = self.fresh()
-            key = f"{group}/{self.rng.randrange(GROUP_SLOTS)}"
+        keys = [f"{group}/{slot}" for slot in range(GROUP_SLOTS)]
+        [act] = self.rng.choices((self.put, self.change, self.list, self.once), (20, 25, 30, 25))
+        act(group, keys)
 
-            def put() -> tuple[None, int]:
-                return None, self.client.kv_put(key, value.encode()).mod_revision
+    def put(self, group: str, keys: list[str]) -> None:
+        key, value = self.rng.choice(keys), self.fresh()
 
-            self.call("put", key, value, put)
-        elif chance < 0.7:
-            keys = [f"{group}/{slot}" for slot in range(GROUP_SLOTS)]
-            self.call("list", f"{group}/", keys, lambda: self._list(f"{group}/"))
-        else:
-            value = self.fresh()
-            key = f"once/{value}"
+        def act() -> tuple[None, int]:
+            return None, self.client.kv_put(key, value.encode()).mod_revision
 
-            def once() -> tuple[bool, int]:
-                try:
-                    entry = self.client.kv_put(key, value.encode(), expect=0)
-                except SwarmError as error:
-                    if error.code != "conflict":
-                        raise
-                    return False, 0
-                return True, entry.mod_revision
+        self.call("put", key, value, act)
 
-            self.call("once", key, value, once)
+    def change(self, group: str, keys: list[str]) -> None:
+        """A transaction: new values for some keys if the first is as this client saw it last."""
+        first, *others = self.rng.sample(keys, self.rng.randint(2, len(keys)))
+        old, revision = self._seen.get(first, (None, 0))
+        new = [self.fresh() for _ in (first, *others)]
+        puts = [
+            KvOperation(op="put", key=key, text=value)
+            for key, value in zip((first, *others), new, strict=True)
+        ]
 
-    def _list(self, prefix: str) -> tuple[dict[str, Any], int]:
-        found = self.client.kv_list(prefix)
-        return {one.key: [one.value.decode(), one.mod_revision] for one in found}, 0
+        def act() -> tuple[bool, int]:
+            done = self.client.kv_txn([KvCompare(key=first, revision=revision)], puts)
+            return done.branch == "then", done.revision if done.branch == "then" else 0
+
+        argument = [[first, old, new[0]], *map(list, zip(others, new[1:], strict=True))]
+        self.call("txn", group, argument, act)
+
+    def list(self, group: str, keys: list[str]) -> None:
+        def act() -> tuple[dict[str, Any], int]:
+            found = self.client.kv_list(f"{group}/")
+            return {one.key: [one.value.decode(), one.mod_revision] for one in found}, 0
+
+        done = self.call("list", f"{group}/", keys, act)
+        self._seen = done.result if done is not None else {}
+
+    def once(self, group: str, keys: list[str]) -> None:
+        value = self.fresh()
+        key = f"once/{value}"
+
+        def act() -> tuple[bool, int]:
+            try:
+                entry = self.client.kv_put(key, value.encode(), expect=0)
+            except SwarmError as error:
+                if error.code != "conflict":
+                    raise
+                return False, 0
+            return True, entry.mod_revision
+
+        self.call("once", key, value, act)
 
 
 class Tasks(Worker):

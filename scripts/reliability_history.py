@@ -7,8 +7,8 @@ has no time of return: it may have taken effect, then or later, or never.
 Three kinds of keys, so that each check has what it needs:
 - registers `k/GENERATION/SLOT`: put, compare-and-set, delete, get. Each generation is ten seconds
   of calls, short enough for the search of `sim.checkers.linearizable`.
-- groups `g/GENERATION/SLOT`: never deleted, and read together, in one answer. What is seen
-  together must have been so at one revision.
+- groups `g/GENERATION/SLOT`: never deleted, written in transactions too, and read together, in
+  one answer. What is seen together must have been so at one revision.
 - `once/...`: written once. What was acknowledged is there at the end.
 
 The store gives a read no revision of its own. The highest revision among the keys of a group is
@@ -51,6 +51,8 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     cas     argument: [old, new]; result: whether it did; revision: if it did
     delete  result: whether there was anything to delete
     get     result: the value, None if there is none; revision: the value's
+    txn     argument: [[key, old, new], [key, new], ...]: if the first key has its old value, all
+            get their new ones; result: whether they did; revision: if they did
     list    argument: the keys asked for; result: {key: [value, revision]}
     once    argument: the value; result: false if the store says that the key is there already
     stale   a read that need not be fresh: counted only
@@ -131,6 +133,12 @@ def operations(calls: Iterable[Call]) -> Iterator[Operation]:
             yield made(call.key, "write", call.argument)
         elif call.kind == "cas":
             yield made(call.key, "cas", tuple(call.argument), call.result)
+        elif call.kind == "txn":
+            (key, old, new), *others = call.argument
+            yield made(key, "cas", (old, new), call.result)
+            if call.result is not False:
+                for other, value in others:
+                    yield made(other, "write", value)
         elif call.kind == "delete":
             # One that finds nothing is a read: it says so without writing.
             found = call.result is not False
@@ -189,8 +197,8 @@ def check_revisions(calls: Sequence[Call]) -> list[str]:
     problems = revisions(writes, [])
     by_space: dict[str, list[Write]] = defaultdict(list)
     for write in writes:
-        key = str(write.changes[0][0])
-        for space in {key, _space(key)}:
+        keys = [str(key) for key, _ in write.changes]
+        for space in {*keys, *map(_space, keys)}:
             by_space[space].append(write)
     reads: dict[str, list[Read]] = defaultdict(list)
     for space, read in _reads(calls):
@@ -212,29 +220,35 @@ def _shown(calls: Iterable[Call]) -> dict[tuple[str, str], set[int]]:
         if call.kind == "list" and call.returned is not None:
             for key, (value, revision) in call.result.items():
                 given[key, value].add(revision)
+        elif call.kind in ("get", "stale") and call.revision:
+            given[call.key, call.result].add(call.revision)
         elif call.revision:
-            value = call.result if call.kind in ("get", "stale") else _written(call)
-            given[call.key, str(value)].add(call.revision)
+            for change in _changes(call):
+                given[change].add(call.revision)
     return given
 
 
-def _written(call: Call) -> str | None:
-    """The value that the call sets, if it does anything; None for calls that set none."""
+def _changes(call: Call) -> tuple[tuple[str, str], ...]:
+    """What the call sets, if it does anything."""
     if call.result is False:
-        return None
+        return ()
+    if call.kind in ("put", "once"):
+        return ((call.key, call.argument),)
     if call.kind == "cas":
-        return str(call.argument[1])
-    return call.argument if call.kind in ("put", "once") else None
+        return ((call.key, call.argument[1]),)
+    if call.kind == "txn":
+        return tuple((change[0], change[-1]) for change in call.argument)
+    return ()
 
 
 def _writes(calls: Iterable[Call], shown: dict[tuple[str, str], set[int]]) -> Iterator[Write]:
     """What is known to have been applied: acknowledged, or of unknown outcome but seen."""
     for call in calls:
-        value = _written(call)
-        given = shown.get((call.key, value)) if value is not None else None
+        changes = _changes(call)
+        given = set().union(*(shown.get(change, ()) for change in changes))
         if given:
             returned = FOREVER if call.returned is None else call.returned
-            yield Write(call.called, returned, min(given), ((call.key, value),))
+            yield Write(call.called, returned, min(given), changes)
 
 
 def _space(key: str) -> str:
@@ -359,7 +373,7 @@ def acknowledgements(calls: Iterable[Call]) -> list[float]:
         call.returned
         for call in calls
         if call.returned is not None
-        and call.kind in ("put", "cas", "delete", "once")
+        and call.kind in ("put", "cas", "delete", "once", "txn")
         and call.result is not False
     )
 

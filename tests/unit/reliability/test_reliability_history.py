@@ -51,6 +51,12 @@ def seen_together(called: float, **values: tuple[str, int]) -> Call:
     return Call("b", "list", "g/0/", called, called + 1, keys, found)
 
 
+def change(called: float, returned: float | None, old: str | None, did: bool | None) -> Call:
+    argument = [["g/0/a", old, "x9"], ["g/0/b", "y9"]]
+    revision = int(called) if did else 0
+    return Call("a", "txn", "g/0", called, returned, argument, did, revision)
+
+
 GROUP = [put(0, 1, "x1", 1, "g/0/a"), put(2, 3, "y1", 2, "g/0/b"), put(4, 5, "x2", 3, "g/0/a")]
 GOOD = {
     "write, then read": [put(0, 1, "x", 1), get(2, 3, "x", 1)],
@@ -73,6 +79,26 @@ GOOD = {
         swap(2, 9, "x", "z", False),
     ],
     "a group read between two writes": [*GROUP, seen_together(3.5, a=("x1", 1), b=("y1", 2))],
+    "a transaction and what it left": [
+        *GROUP,
+        change(6, 7, "x2", True),
+        seen_together(8, a=("x9", 6), b=("y9", 6)),
+    ],
+    "a transaction that found another value": [
+        *GROUP,
+        change(6, 7, "x1", False),
+        seen_together(8, a=("x2", 3), b=("y1", 2)),
+    ],
+    "an unknown transaction, seen": [
+        *GROUP,
+        change(6, None, "x2", None),
+        seen_together(8, a=("x9", 6), b=("y9", 6)),
+    ],
+    "an unknown transaction, not seen": [
+        *GROUP,
+        change(6, None, "x2", None),
+        seen_together(8, a=("x2", 3), b=("y1", 2)),
+    ],
     "a stale read": [put(0, 1, "x", 1), Call("b", "stale", "k/0/0", 2, 3, None, None, 0)],
 }
 BAD = {
@@ -89,6 +115,18 @@ BAD = {
         swap(2, 9, "x", "y", True),
         swap(2, 9, "x", "z", True),
     ],
+    "half of a transaction": [
+        *GROUP,
+        change(6, 7, "x2", True),
+        seen_together(8, a=("x9", 6), b=("y1", 2)),
+    ],
+    "half of an unknown transaction": [
+        *GROUP,
+        change(6, None, "x2", None),
+        seen_together(8, a=("x9", 6), b=("y1", 2)),
+    ],
+    "a transaction that should have been refused": [*GROUP, change(6, 7, "x1", True)],
+    "a transaction said to have failed": [*GROUP, change(6, 7, "x2", False)],
     "a swap said to have failed": [swap(2, 3, None, "y", False), get(4, 5, "y", 2)],
 }
 
