@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -313,11 +313,11 @@ def report(
 ) -> dict[str, Any]:
     """All figures, as `--json` prints them."""
     acknowledged = acknowledgements(calls)
-    pauses: dict[str, float] = defaultdict(float)
+    pauses: dict[str, float] = {}
     for window in run.windows:
         longest = longest_pause_s(acknowledged, window.began, window.ended)
         what = window.kinds[0] if len(window.kinds) == 1 else TOGETHER
-        pauses[what] = max(pauses[what], longest)
+        pauses[what] = max(pauses.get(what, 0.0), round(longest, 2))
     together = sum(len(window.kinds) > 1 for window in run.windows)
     times = {**run.faults, TOGETHER: together}
     return {
@@ -327,7 +327,7 @@ def report(
         "calls": count_outcomes(calls),
         "writes_acknowledged": len(acknowledged),
         "faults": {
-            kind: {"times": count, "longest_pause_s": round(pauses[kind], 2)}
+            kind: {"times": count, "longest_pause_s": pauses.get(kind)}
             for kind, count in sorted(times.items())
         },
         "left_out": missing,
@@ -344,7 +344,9 @@ def show(result: dict[str, Any]) -> None:
     print(f"\nseed {result['seed']}, {result['nodes']} daemons, {result['took_s']:g} s\n")
     print(f"  {'fault':12}{'times':>8}{'longest time without an acknowledged write':>46}")
     for kind, found in result["faults"].items():
-        print(f"  {kind:12}{found['times']:>8}{found['longest_pause_s']:>44.2f} s")
+        pause = found["longest_pause_s"]
+        shown = "-" if pause is None else f"{pause:.2f} s"
+        print(f"  {kind:12}{found['times']:>8}{shown:>46}")
     for kind, why in result["left_out"].items():
         print(f"  {kind:12}left out: {why}")
     print(f"\n  {'call':12}{'answered':>10}{'unknown':>10}")
