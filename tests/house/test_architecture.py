@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from swarmd.state.raft.guards import Guard
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "swarmd"
 TEXT = (ROOT / "ARCHITECTURE.md").read_text()
@@ -43,3 +45,9 @@ def test_every_room_appears_and_every_named_room_exists() -> None:
         if path.name not in ("__init__.py", "__pycache__", "py.typed")
     }
     assert named == rooms
+
+
+def test_every_guard_is_listed_with_what_would_happen_without_it() -> None:
+    section = TEXT.split("### Guards of the log\n", 1)[1].split("\n## ", 1)[0]
+    listed = re.findall(r"(?m)^\| `([^`]+)` \| \S.+ \|$", section)
+    assert listed == [guard.value for guard in Guard]
