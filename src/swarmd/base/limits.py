@@ -25,7 +25,8 @@ BATCH_BYTES_MAX: Final = 1 * MIB
 ENTRY_BYTES_MAX: Final = VALUE_BYTES_MAX + 64 * KIB
 SESSIONS_MAX: Final = 10_000
 LEASES_MAX: Final = 10_000
-LEASE_KEYS_MAX: Final = 10_000
+# All of a lease's keys go at once when it ends: more would hold up the loop.
+LEASE_KEYS_MAX: Final = 2_000
 LEASE_TTL_MIN_MS: Final = 1_000
 LEASE_TTL_MAX_MS: Final = 24 * 3_600 * 1_000
 # What watches can go back to. The newest revision is kept whole, whatever its size.
