@@ -38,6 +38,7 @@ from swarmd.state.raft import messages as m
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.epoch import Epoch
 from swarmd.state.raft.guards import Guard, without
+from swarmd.state.raft.journal import Owner
 from swarmd.state.raft.machine import RaftMachine
 from swarmd.state.raft.messages import Group, Put
 
@@ -60,6 +61,7 @@ OTHERS: Final = (
     "seal",
     "epoch",
     "copy_used",
+    "transfer",
     *(f"seal crash {point}" for point in CRASH_POINTS),
 )
 _MENDS_MAX: Final = 5
@@ -156,6 +158,7 @@ class RaftWorld:
             config,
             room.voter.clock.now(),
             self._guards,
+            Owner(self.genesis.swarm_id, self.ids_of[room.voter.name]),
         )
 
     def make_state(self, log: LogWatch, host: str) -> WatchedState:

@@ -96,6 +96,7 @@ class Trouble:
             (self._jump, 5),
             (self._drift, 5),
             (around.change_voters, 9),
+            (self._transfer, 6),
         )
 
     def begin(self) -> None:
@@ -194,6 +195,12 @@ class Trouble:
         pause_s = self._rng.uniform(2.0, 6.0) if long else self._rng.uniform(0.1, 2.0)
         self._victim().paused_until = self._world.now + pause_s
         self._world.count("pause")
+
+    def _transfer(self) -> None:
+        """Whoever leads is asked to hand its office over to another voter."""
+        for node in self._around.nodes.values():
+            if node.serving and node.room is not None:
+                node.hand_over(self._rng.choice(node.room.names))
 
     # ---- clocks --------------------------------------------------------------------------
 

@@ -116,6 +116,7 @@ class Node(Voter):
         self._feeding: list[Event] = []
         self._changing = False
         self._told_seal = False
+        self._led = 0
         self._unwritten: dict[int, bytes] = {}
 
     # ---- life ----------------------------------------------------------------------------
@@ -368,6 +369,8 @@ class Node(Voter):
                 return self._start_epoch(number)
             case StopEpoch(number):
                 self.near.stopped(number, self.machine.me)
+                if self.room is not None and self.room.machine.office.state == "leader":
+                    self._led = number
                 self.end_room()
                 return em.EpochStopped(number)
         assert isinstance(effect, DropEpochs), effect
@@ -424,7 +427,8 @@ class Node(Voter):
         state.restore(body)
         self._told_seal = False
         names = tuple(sorted(self.near.names_of[node_id] for node_id in epoch.node_ids))
-        self.room = LogRoom(self, log, names, state, self.files.log_disk(epoch), epoch.key)
+        disk, stand = self.files.log_disk(epoch), self._led == number - 1
+        self.room = LogRoom(self, log, names, state, disk, epoch.key, stand=stand)
         self.near.started(self, epoch)
         return em.EpochStarted(number, self._seal(), self._on_disk())
 

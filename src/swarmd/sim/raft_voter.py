@@ -33,6 +33,9 @@ from swarmd.state.raft.machine import (
     ReadIndex,
     ReadReady,
     SendRaft,
+    Stand,
+    Transfer,
+    Transferred,
     Wake,
 )
 from swarmd.state.raft.messages import (
@@ -91,6 +94,8 @@ class LogRoom:
         state: WatchedState,
         disk: Disk,
         key: bytes,
+        *,
+        stand: bool = False,
     ) -> None:
         self.voter = voter
         self.names = names
@@ -102,10 +107,11 @@ class LogRoom:
         self._applied = -1
         self._scan = LogScan(log, voter.name)
         self._open = True
+        self.disk_fault = False
         rng = voter.world.rng_for(f"machine:{voter.name}:{voter.life}:{log.number}")
         self.machine = voter.around.make_machine(self, disk, rng)
         self.state.restores = 0  # What its own snapshot held is no install.
-        self.feed(Wake(START))
+        self.feed(Stand() if stand else Wake(START))
 
     @property
     def number(self) -> int:
@@ -169,9 +175,11 @@ class LogRoom:
         try:
             self.machine.sync()
         except DiskFault:
+            self.disk_fault = True
+            self.voter.disk_failed()
             self.voter.after(_DISK_RETRY_S, self._synced, effects)
             return
-        self._syncing = False
+        self._syncing = self.disk_fault = False
         self._perform(effects)
         self._step_soon()
 
@@ -189,6 +197,8 @@ class LogRoom:
                     voter.proposed(effect)
                 case ReadReady(tag, ok):
                     voter.read_ready(tag, ok)
+                case Transferred(_, code):
+                    voter.world.count("transfer" if code is None else f"transfer_{code}")
                 case Office():
                     voter.office_changed(self, effect)
                 case Applied():
@@ -269,7 +279,7 @@ class Voter(Host):
         if self.room is None:
             return False
         office = self.room.machine.office
-        return office.state == "leader" and office.ready
+        return office.state == "leader" and office.ready and not self.room.disk_fault
 
     @property
     def serving(self) -> bool:
@@ -329,6 +339,18 @@ class Voter(Host):
             self._candidacy = (room.number, office.term)
             self._time_base = (room.state.time_ms, self.clock.now())
             self._take_office(room, office.term)
+
+    def disk_failed(self) -> None:
+        """Nobody waits for a disk: whoever does is told to ask elsewhere."""
+        self._office = None
+        for tag in list(self._waiting):
+            self._settle(tag, None)
+
+    def hand_over(self, target: str) -> None:
+        """Have another voter of the epoch stand for the office."""
+        if self.room is not None and target in self.room.names:
+            self._tag += 1
+            self.room.feed(Transfer(target, self._tag))
 
     def _take_office(self, room: LogRoom, term: int) -> None:
         def holds() -> bool:
