@@ -157,7 +157,7 @@ def start_clients(run: Run, swarm: LocalSwarm) -> None:
             f"--history={run.folder / f'history-{daemon.name}.jsonl'}",
             f"--ledger={run.ledger}",
             f"--seed={run.options.seed}",
-            f"--since={time.monotonic()}",
+            f"--since={run.since}",
             f"--inject={run.options.inject}",
         ]
         with (run.folder / f"clients-{daemon.name}.log").open("ab") as log:

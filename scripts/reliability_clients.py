@@ -24,7 +24,7 @@ from swarmd.client import Client
 from swarmd.gateway.shapes import KvCompare, KvOperation
 
 CALL_TIMEOUT_S: Final = 3.0
-RESULTS_PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 60.0
 # Nothing was done, for certain: no byte was sent, or the daemon has no store yet.
 _NOT_DONE: Final = frozenset({"daemon_down", "not_ready"})
 _PAUSE_AFTER_TROUBLE_S: Final = (0.1, 0.5)
@@ -219,7 +219,7 @@ class Groups(Worker):
         self.pause(0.0, 0.08)
         group = f"g/{self.generation()}"
         keys = [f"{group}/{slot}" for slot in range(GROUP_SLOTS)]
-        [act] = self.rng.choices((self.put, self.change, self.list, self.once), (20, 25, 30, 25))
+        [act] = self.rng.choices((self.put, self.change, self.read, self.once), (20, 25, 30, 25))
         act(group, keys)
 
     def put(self, group: str, keys: list[str]) -> None:
@@ -247,7 +247,7 @@ class Groups(Worker):
         argument = [[first, old, new[0]], *map(list, zip(others, new[1:], strict=True))]
         self.call("txn", group, argument, act)
 
-    def list(self, group: str, keys: list[str]) -> None:
+    def read(self, group: str, keys: list[str]) -> None:
         def act() -> tuple[dict[str, Any], int]:
             found = self.client.kv_list(f"{group}/")
             return {one.key: [one.value.decode(), one.mod_revision] for one in found}, 0
@@ -269,6 +269,32 @@ class Groups(Worker):
             return True, entry.mod_revision
 
         self.call("once", key, value, act)
+
+
+class Watches(Worker):
+    """Follows the groups' changes; where a watch breaks off for good, another one begins."""
+
+    def run(self) -> None:
+        count = 0
+        while not self.options.ended.is_set():
+            count += 1
+            try:
+                self._watch(f"{self.name}.{count}")
+            except SwarmError:
+                self.pause(*_PAUSE_AFTER_TROUBLE_S)
+
+    def _watch(self, who: str) -> None:
+        called = time.monotonic()
+        with Client(self.sockets, timeout_s=2 * CALL_TIMEOUT_S) as client:
+            for told in client.kv_watch("g/", retry_s=PATIENCE_S):
+                changes = [
+                    [one.key, (one.value or b"").decode(), one.revision] for one in told.changes
+                ]
+                self.options.notebook.note(
+                    Call(who, "watch", "g/", called, time.monotonic(), None, changes, told.revision)
+                )
+                if self.options.ended.is_set():
+                    return
 
 
 class Tasks(Worker):
@@ -321,7 +347,7 @@ class Tasks(Worker):
         sockets = [self.sockets[0], *self.sockets]
         try:
             with Client(sockets, timeout_s=CALL_TIMEOUT_S) as client:
-                for task in client.results(ids, retry_s=RESULTS_PATIENCE_S):
+                for task in client.results(ids, retry_s=PATIENCE_S):
                     ended = [task.state, committed_fence(task)]
                     self.options.notebook.note(
                         Call(self.name, "task", task.id, called, time.monotonic(), None, ended)
@@ -348,7 +374,7 @@ def main() -> int:
     parser.add_argument("--inject", choices=("", "stale-reads"), default="")
     arguments = parser.parse_args()
     options = Options(arguments)
-    kinds = {"r": Registers, "s": Registers, "g": Groups, "t": Tasks}
+    kinds = {"r": Registers, "s": Registers, "g": Groups, "w": Watches, "t": Tasks}
     workers = [
         kind(f"{arguments.name}{letter}", arguments.sockets, options)
         for letter, kind in kinds.items()

@@ -29,6 +29,7 @@ SLOW_SYNC_MS: Final = (50, 400)
 HELD_S: Final = (2.0, 6.0)
 HEALED_WITHIN_S: Final = 60.0
 STOPPED_WITHIN_S: Final = 30.0
+LEAVE_WITHIN_S: Final = 30.0
 _ASK_TIMEOUT_S: Final = 2.0
 _FILL_BYTES: Final = 1024 * 1024
 # How often a fault that has a choice takes the coordinator, which holds what can be lost.
@@ -384,13 +385,13 @@ class LeaveAndJoin(Fault):
     alone = True
 
     def begin(self, field: Field) -> str:
-        voters = self._voters(field)
-        victim = field.victim(voters or None)
-        try:
-            with Client(victim.socket, timeout_s=30.0) as client:
-                client.leave()
-        except SwarmError as error:
-            return f"{victim.name} may not: {error.message}"
+        deadline = time.monotonic() + LEAVE_WITHIN_S
+        victim = field.victim(self._voters(field) or None)
+        while (refused := self._leave(field, victim)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        if refused:
+            field.problems.append(f"{victim.name} may not leave a healthy swarm: {refused}")
+            return f"{victim.name} may not: {refused}"
         assert victim.process is not None
         try:
             victim.process.wait(STOPPED_WITHIN_S)
@@ -399,6 +400,17 @@ class LeaveAndJoin(Fault):
             victim.kill()
         victim.process = None
         return victim.name
+
+    @staticmethod
+    def _leave(field: Field, victim: Daemon) -> str:
+        """Why it may not; empty if it leaves, or its answer was lost because it did."""
+        try:
+            with Client(victim.socket, timeout_s=STOPPED_WITHIN_S) as client:
+                client.leave()
+        except SwarmError as error:
+            gone = victim.process is not None and victim.process.poll() == 0
+            return "" if gone else error.message
+        return ""
 
     @staticmethod
     def _voters(field: Field) -> list[Daemon]:

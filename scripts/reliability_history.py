@@ -55,6 +55,8 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
             get their new ones; result: whether they did; revision: if they did
     list    argument: the keys asked for; result: {key: [value, revision]}
     once    argument: the value; result: false if the store says that the key is there already
+    watch   result: [[key, value, revision], ...], told at a time; revision: all up to it is told;
+            who: the watch
     stale   a read that need not be fresh: counted only
     final   key: a prefix; result: {key: value} of all below it, read when all was calm
     submit  key: the task's; argument: its mode; result: its id
@@ -112,6 +114,7 @@ def check_store(calls: Sequence[Call]) -> Findings:
     """Hold the calls on keys against both checkers, and acknowledged writes against the end."""
     findings = check_linearizable(calls)
     findings.problems += check_revisions(calls)
+    findings.problems += check_watches(calls)
     findings.problems += check_once(calls)
     return findings
 
@@ -220,6 +223,9 @@ def _shown(calls: Iterable[Call]) -> dict[tuple[str, str], set[int]]:
         if call.kind == "list" and call.returned is not None:
             for key, (value, revision) in call.result.items():
                 given[key, value].add(revision)
+        elif call.kind == "watch":
+            for key, value, revision in call.result:
+                given[key, value].add(revision)
         elif call.kind in ("get", "stale") and call.revision:
             given[call.key, call.result].add(call.revision)
         elif call.revision:
@@ -261,12 +267,56 @@ def _reads(calls: Iterable[Call]) -> Iterator[tuple[str, Read]]:
         if call.returned is None:
             continue
         if call.kind == "get" and call.revision:
-            seen = ((call.key, call.result),)
-            yield call.key, Read(call.called, call.returned, call.revision, seen)
+            found = ((call.key, call.result),)
+            yield call.key, Read(call.called, call.returned, call.revision, found)
         elif call.kind == "list":
             seen = tuple((key, call.result.get(key, [None])[0]) for key in call.argument)
             highest = max((revision for _, revision in call.result.values()), default=0)
             yield _space(call.argument[0]), Read(call.called, call.returned, highest, seen)
+
+
+def check_watches(calls: Sequence[Call]) -> list[str]:
+    """Each watch tells every change once and in order, and begins with all that was over."""
+    told: dict[str, list[Call]] = defaultdict(list)
+    asked = set()
+    for call in calls:
+        asked.update(_changes(call))
+        if call.kind == "watch":
+            told[call.who].append(call)
+    writes = list(_writes(calls, _shown(calls)))
+    problems = []
+    for who, answers in sorted(told.items()):
+        answers.sort(key=lambda call: call.returned or 0.0)
+        first = answers[0]
+        begin = Read(first.called, first.returned or 0.0, first.revision, ())
+        problems += [f"watch {who}: {text}" for text in revisions(writes, [begin])]
+        problems += [f"watch {who}: {text}" for text in _watch_problems(answers, writes, asked)]
+    return problems
+
+
+def _watch_problems(
+    answers: Sequence[Call], writes: Iterable[Write], asked: set[tuple[str, str]]
+) -> Iterator[str]:
+    """`answers` in the order they came; the first is the mark where the watch begins."""
+    begin = last = answers[0].revision
+    seen: set[tuple[str, str]] = set()
+    for answer in answers[1:]:
+        latest = last
+        for key, value, revision in answer.result:
+            if revision <= last or revision < latest:
+                yield f"{key}={value!r} at {revision} was told after {latest}"
+            if (key, value) not in asked:
+                yield f"{key}={value!r} was told and never asked for"
+            latest = revision
+            seen.add((key, value))
+        if answer.revision < latest:
+            yield f"a mark at {answer.revision} came after {latest}"
+        last = answer.revision
+    for write in writes:
+        for change in write.changes:
+            watched = str(change[0]).startswith("g/") and begin < write.revision <= last
+            if watched and change not in seen:
+                yield f"{change[0]}={change[1]!r} at {write.revision} was not told by {last}"
 
 
 # ---- what must be there at the end -------------------------------------------------------

@@ -187,6 +187,35 @@ def test_what_was_written_once_is_there_at_the_end() -> None:
     assert check_once(calls) == ["the keys that were written once were not read at the end"]
 
 
+def told(returned: float, mark: int, *changes: tuple[str, str, int], who: str = "w.1") -> Call:
+    found = [[f"g/0/{key}", value, revision] for key, value, revision in changes]
+    return Call(who, "watch", "g/", 0, returned, None, found, mark)
+
+
+X1, Y1, X2 = ("a", "x1", 1), ("b", "y1", 2), ("a", "x2", 3)
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([told(0.5, 0), told(1, 1, X1), told(5, 3, Y1, X2)], ""),
+        ([told(0.5, 0), told(1, 1, X1), told(3, 2, Y1), told(9, 3, X2), told(12, 7)], ""),
+        ([told(0.5, 1), told(3, 2, Y1)], ""),
+        ([told(0.5, 0), told(1, 1, X1), told(5, 3, X2)], "'y1' at 2 was not told by 3"),
+        ([told(0.5, 0), told(1, 1, X1), told(5, 3, X1, Y1, X2)], "at 1 was told after 1"),
+        ([told(0.5, 0), told(5, 3, X1, X2, Y1)], "at 2 was told after 3"),
+        ([told(0.5, 0), told(5, 2, X1, Y1, X2)], "a mark at 2 came after 3"),
+        ([told(0.5, 0), told(5, 3, X1, Y1, ("a", "?", 3))], "never asked for"),
+        ([told(0.5, 0), told(5, 3, X1, Y1, X2), told(6, 5, ("a", "x2", 5))], "at revisions [3, 5]"),
+        ([msgspec.structs.replace(told(7, 2), called=6)], "called after revision 3"),
+    ],
+)
+def test_a_watch_tells_every_change_once_and_in_order(answers: list[Call], expected: str) -> None:
+    problems = check_store([*GROUP, *answers, FINAL]).problems
+    assert bool(problems) == bool(expected), problems
+    assert any(expected in problem for problem in problems) or not expected, problems
+
+
 def submit(key: str, task_id: str, mode: str = "default") -> Call:
     return Call("a", "submit", key, 0, 1, mode, task_id)
 
