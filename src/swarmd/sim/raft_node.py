@@ -285,7 +285,9 @@ class Node(Voter):
                     self._pieces.clear()
                 self._pieces.append(data)
                 self.point("piece")
-            case em.Changed():
+            case em.NoteStart(tag):
+                self._tell(tag, m.StartNoted(True))
+            case em.Changed() | em.Admit():
                 pass
             case em.Dropped(why):
                 self.world.count(f"dropped {why}")

@@ -9,6 +9,8 @@ import pytest
 from test_store_epoch import DIGEST, GENESIS, KEYS, VOTERS, certificate
 
 from swarmd.base.machine import Effect, Event, Send, SetTimer
+from swarmd.sim.disk import SimDisk
+from swarmd.sim.world import World
 from swarmd.state.raft import epoch_machine as em
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.epoch import (
@@ -20,6 +22,7 @@ from swarmd.state.raft.epoch import (
     StopEpoch,
     statement_of,
 )
+from swarmd.state.raft.storage import EpochFiles
 
 IDS = [v.node_id for v in VOTERS]
 
@@ -41,8 +44,13 @@ def grown(*signed_by: list[int]) -> tuple[Chain, list[bytes]]:
 
 
 def steps(effects: Sequence[Effect]) -> list[Effect]:
-    """Without timers and gossip."""
-    return [e for e in effects if not isinstance(e, SetTimer | Send | em.AskAnybody | em.Changed)]
+    """Without timers, gossip and questions about this life of the disk."""
+    quiet = (SetTimer, Send, em.AskAnybody, em.Changed, em.Admit)
+    return [e for e in effects if not isinstance(e, quiet) and not _asks_to_note(e)]
+
+
+def _asks_to_note(effect: Effect) -> bool:
+    return isinstance(effect, em.Ask) and isinstance(effect.message, m.StartAsk)
 
 
 def of(effects: Sequence[Effect], kind: type[Effect]) -> list[Effect]:
@@ -152,7 +160,7 @@ def without_copy(one: em.EpochMachine, at: float = 0.0) -> Sequence[Effect]:
 
 
 def asks(effects: Sequence[Effect]) -> list[em.Ask]:
-    return [e for e in effects if isinstance(e, em.Ask)]
+    return [e for e in effects if isinstance(e, em.Ask) and not _asks_to_note(e)]
 
 
 def test_a_state_is_fetched_piece_by_piece_then_checked_then_the_epoch_begins() -> None:
@@ -382,3 +390,86 @@ def _end_of(doing: Effect, disk: em.OnDisk) -> Event:
         case StopEpoch(number):
             return em.EpochStopped(number)
     return em.EpochsDropped(em.OnDisk())
+
+
+# ---- lives of a disk ---------------------------------------------------------------------
+
+
+def notes(effects: Sequence[Effect]) -> list[em.Ask]:
+    return [e for e in effects if isinstance(e, em.Ask) and _asks_to_note(e)]
+
+
+def started() -> tuple[em.EpochMachine, list[em.Ask]]:
+    """A voter of epoch 2 whose log is started, and whom it asks to note that."""
+    chain, _ = grown([0])
+    disk = em.OnDisk((2,), (2,))
+    one = em.EpochMachine(chain, VOTERS[0], KEYS[0], disk, start=5, nonce=b"n")
+    one.handle(em.Wake(em.START), 0.0)
+    effects = one.handle(em.EpochStarted(2, None, disk), 0.0)
+    assert not of(effects, em.Admit)
+    return one, notes(effects)
+
+
+def test_a_voter_takes_part_once_a_majority_noted_this_life() -> None:
+    one, asked = started()
+    assert [a.message for a in asked] == [m.StartAsk(VOTERS[0].storage, 5, b"n")] * 2
+    assert one.waits_for is not None
+    assert not of(one.handle(em.Answered(asked[0].tag, None), 0.1), em.Admit)
+    admitted = one.handle(em.Answered(asked[1].tag, m.StartNoted(True)), 0.1)
+    assert of(admitted, em.Admit) == [em.Admit(2)]
+    assert one.waits_for is None
+    assert not of(one.handle(em.Wake(em.START), 0.2), em.Admit), "once"
+
+
+def test_who_does_not_answer_is_asked_again_later() -> None:
+    one, asked = started()
+    for ask in asked:
+        assert notes(one.handle(em.Answered(ask.tag, None), 0.1)) == []
+    again = [e for token in range(1, 10) for e in one.handle(em.Wake(token), 0.5)]
+    assert len(notes(again)) == 2
+
+
+def test_a_disk_that_was_seen_later_takes_another_name_and_votes_no_more() -> None:
+    one, asked = started()
+    refused = one.handle(em.Answered(asked[0].tag, m.StartNoted(False)), 0.1)
+    assert steps(refused) == [StopEpoch(2)]
+    assert not of(one.handle(em.Answered(asked[1].tag, m.StartNoted(True)), 0.1), em.Admit)
+    assert steps(one.handle(em.EpochStopped(2), 0.2)) == [em.RenewStorage()]
+    other = m.Voter(VOTERS[0].public, b"another storage!")
+    renewed = one.handle(em.StorageRenewed(other), 0.3)
+    assert not one.has_seat
+    assert not of(renewed, StartEpoch)
+    enlisted = one.handle(em.Heard(IDS[1], m.Enlist(), 1), 0.4)
+    assert of(enlisted, em.Answer) == [em.Answer(1, m.Enlisted(other, 2))]
+
+
+def test_a_new_epoch_is_told_of_this_life_anew() -> None:
+    one, asked = started()
+    one.handle(em.Answered(asked[0].tag, m.StartNoted(True)), 0.1)
+    newer = certificate(one.chain.head, [VOTERS[0], VOTERS[3], VOTERS[4]], [0, 1])
+    one.handle(em.Heard(IDS[1], m.Certificates((newer,))), 0.2)
+    one.handle(em.ChainSaved(3, em.OnDisk((2, 3), (2, 3))), 0.3)
+    one.handle(em.EpochStopped(2), 0.4)
+    begun = one.handle(em.EpochStarted(3, None, em.OnDisk((2, 3), (2, 3))), 0.5)
+    assert {a.peer for a in notes(begun)} == {IDS[3], IDS[4]}
+    assert not of(begun, em.Admit)
+
+
+def test_starts_are_noted_durably_and_only_another_life_does_not_rise() -> None:
+    disk = SimDisk(World(1), "d")
+    files = EpochFiles(disk)
+    assert files.count_start() == 1
+    assert EpochFiles(disk).count_start() == 2
+    assert files.note_start(b"node", b"storage", 3, b"a")
+    assert files.note_start(b"node", b"storage", 3, b"a"), "the same life asks again"
+    disk.crash()
+    again = EpochFiles(disk)
+    assert not again.note_start(b"node", b"storage", 3, b"b")
+    assert not again.note_start(b"node", b"storage", 2, b"a")
+    assert again.note_start(b"node", b"other", 1, b"b"), "another storage"
+    assert again.note_start(b"other", b"storage", 1, b"b"), "nobody speaks for another"
+    assert again.note_start(b"node", b"storage", 4, b"b")
+    assert not again.note_start(b"node", b"storage", 3, b"a")
+    for number in range(1_100):
+        again.note_start(b"%d" % number, b"storage", 1, b"b")
+    assert len(disk.read("raft.seen") or b"") < 100_000

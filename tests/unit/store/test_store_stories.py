@@ -199,3 +199,73 @@ async def test_the_copied_disk_of_an_old_voter_cannot_start_the_old_epoch(
         entry = await swarm.store(0).get(b"a")
         assert entry is not None
         assert entry.value == b"second"
+
+
+async def test_a_disk_restored_from_a_copy_votes_no_more_under_its_old_name(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It has forgotten votes and acknowledgements: it is seated anew, as another voter."""
+    async with running_swarm() as swarm:
+        await _started(swarm)
+        await swarm.crash(2)
+        copy = dict(swarm.nodes[2].disk._durable)
+        await swarm.start(2)
+        await swarm.voters_are(0, 1, 2)
+        await _holds(swarm, 2, b"first")
+        assert (await swarm.store(0).propose([Put(b"a", b"second")]))[0].ok
+        epoch = swarm.store(0).epoch_number
+        await swarm.crash(2)
+        swarm.nodes[2].disk._durable = copy
+        await swarm.start(2)
+        await trio.sleep(1)
+        assert not swarm.store(2).is_voter, "nothing of the old seat"
+        await _holds(swarm, 2, b"second")
+        await swarm.voters_are(0, 1, 2)
+        assert swarm.store(0).epoch_number == epoch + 1
+
+
+async def test_a_copy_of_a_disk_from_before_the_epoch_began_cannot_vote_in_it_twice(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It would fetch the first state and begin the log anew, under the same name."""
+    async with running_swarm() as swarm:
+        await _started(swarm, 3)
+        await swarm.crash(0)
+        copy = dict(swarm.nodes[0].disk._durable)
+        await swarm.start(0)
+        await swarm.voters_are(0, 1, 2)
+        await _leaves(swarm, 2)
+        await swarm.voters_are(0, 1, 3)
+        await _holds(swarm, 0, b"first")
+        await swarm.crash(0)
+        swarm.nodes[0].disk._durable = copy
+        await swarm.start(0)
+        await trio.sleep(2)
+        assert not swarm.store(0).is_voter
+        await swarm.voters_are(0, 1, 3)
+        assert (await swarm.store(0).propose([Put(b"a", b"second")]))[0].ok
+
+
+async def test_everybody_restarts_and_all_take_part_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running_swarm() as swarm:
+        await _started(swarm)
+        for _ in range(3):
+            await swarm.crash(0, 1, 2)
+            await swarm.start(0)
+            await trio.sleep(1)
+            assert swarm.store(0).status().state == "epoch_waiting"
+            await swarm.start(1, 2)
+            await swarm.voters_are(0, 1, 2)
+
+
+async def _holds(swarm: Swarm, index: int, value: bytes) -> None:
+    """Wait until a node votes and has applied `value`."""
+    with trio.fail_after(20):
+        while True:
+            store = swarm.store(index)
+            entry = store.local.get(b"a") if store.local is not None else None
+            if store.is_voter and entry is not None and entry.value == value:
+                return
+            await trio.sleep(0.1)

@@ -11,6 +11,9 @@ Rules:
 - Certificates spread three ways: whoever assembles one sends it to every member alive, a packet
   of an ended epoch is answered with its successor's, and every few seconds each node asks
   another whether there is a newer epoch.
+- A voter takes part in an epoch only after a majority of its voters noted, durably, that this
+  life of its disk does. Another life of the same number means that the disk is a copy of an
+  earlier time, which has forgotten votes: it takes another name and has no seat under the old.
 - A question is asked again after a while, never at once; so is a write that failed.
 """
 
@@ -42,6 +45,7 @@ from swarmd.state.raft.epoch import (
     Facts,
     FetchState,
     SignSeal,
+    StopEpoch,
     decide,
     statement_of,
 )
@@ -160,6 +164,13 @@ class EpochsDropped(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class StorageRenewed(Event):
+    """This disk has another name as a voter, durably."""
+
+    me: m.Voter
+
+
+@dataclass(frozen=True, slots=True)
 class WriteFailed(Event):
     """The disk refused what the effect under way was to write."""
 
@@ -174,6 +185,27 @@ class SaveChain(Effect):
     """Make the chain durable up to `number` at least; look which states its digests prove."""
 
     number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Admit(Effect):
+    """Let the log of `number`, which is started, take part; until then it says nothing."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class RenewStorage(Effect):
+    """Give this disk another name as a voter: `StorageRenewed` follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoteStart(Effect):
+    """Note the start that `peer` tells, durably, and answer whether it rises."""
+
+    tag: int
+    peer: NodeId
+    start: m.StartAsk
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,11 +311,21 @@ class EpochMachine:
         chain: what is durable of it; the machine extends it.
         me: this node's seat, if it has one.
         disk: what is durable besides.
+        start: the number of this life of the disk, raised durably before; `nonce` is drawn for it.
 
     While `leaving`, this node takes no seat: the one it gave up would be offered to it again.
     """
 
-    def __init__(self, chain: Chain, me: m.Voter, key: SigningKey, disk: OnDisk) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        me: m.Voter,
+        key: SigningKey,
+        disk: OnDisk,
+        *,
+        start: int = 1,
+        nonce: bytes = b"",
+    ) -> None:
         self.chain = chain
         self.me = me
         self.waits_for: str | None = None
@@ -295,6 +337,12 @@ class EpochMachine:
         self._seal: SealApplied | None = None
         self._ballot: Ballot | None = None
         self._installed: dict[NodeId, None] = {}
+        self._life = (start, nonce)
+        self._noted: dict[NodeId, None] = {}  # Voters of the newest epoch who noted this life.
+        self._noting: dict[int, NodeId] = {}  # tag -> who was asked to
+        self._note_again = True
+        self._admitted = False
+        self._restored = False
         self._fetch: _Fetch | None = None
         self._asked: dict[int, NodeId] = {}  # tag -> who was asked whether it installed
         self._doing: Effect | None = None
@@ -363,7 +411,7 @@ class EpochMachine:
         if not self._busy:
             self._out.append(AskAnybody())
         self._paused = False
-        self._ask_again = True
+        self._ask_again = self._note_again = True
 
     def _arm(self) -> None:
         due = self._now + (TICK_BUSY_S if self._busy else TICK_IDLE_S)
@@ -390,13 +438,16 @@ class EpochMachine:
                     self._out.append(Dropped("wrong_digest"))
                 self._try_next_source()
             case EpochStarted(number, seal, disk):
-                self._running, self._seal = number, seal
+                self._running, self._seal, self._admitted = number, seal, False
                 self._disk = OnDisk(disk.states, tuple(sorted({*disk.epochs, number})), disk.copies)
             case EpochStopped():
                 self._running = self._seal = self._ballot = None
                 self._out.append(Changed())
             case EpochsDropped(disk):
                 self._disk = disk
+                self._out.append(Changed())
+            case StorageRenewed(me):
+                self.me, self._restored = me, False
                 self._out.append(Changed())
             case WriteFailed():
                 self._paused = True
@@ -423,8 +474,13 @@ class EpochMachine:
         head = self.chain.head.number
         if self._saved < head:
             return self._begin(SaveChain(head))
+        if self._restored:
+            running = self._running
+            return self._begin(RenewStorage() if running is None else StopEpoch(running))
         steps = decide(self._facts())
         self._busy = bool(steps)
+        if self._running == head and not self._admitted:
+            self._admit(head)
         if not steps:
             return None
         match steps[0]:
@@ -480,6 +536,24 @@ class EpochMachine:
         for peer in of:
             self._asked[self._ask(peer, m.InstalledAsk(number))] = peer
 
+    def _admit(self, number: int) -> None:
+        """Take part once a majority of the voters, this one among them, noted this life."""
+        head = self.chain.head
+        others = sum(v in self._noted for v in head.node_ids if v != self.me.node_id)
+        if others + 1 >= head.majority:
+            self._admitted = True
+            self._out.append(Admit(number))
+            return
+        self._busy = True
+        self.waits_for = "a majority of the voters to tell that this disk is no old copy"
+        if self._noting or not self._note_again:
+            return
+        self._note_again = False
+        ask = m.StartAsk(self.me.storage, *self._life)
+        for peer in self.chain.head.node_ids:
+            if peer != self.me.node_id and peer not in self._noted:
+                self._noting[self._ask(peer, ask)] = peer
+
     def _ask(self, peer: NodeId, message: Any) -> int:
         self._tag += 1
         self._out.append(Ask(self._tag, peer, message))
@@ -527,11 +601,21 @@ class EpochMachine:
     # ---- answers -----------------------------------------------------------------------
 
     def _answered(self, tag: int, message: Any) -> None:
-        peer = self._asked.pop(tag, None)
+        peer, noting = self._asked.pop(tag, None), self._noting.pop(tag, None)
         if peer is not None:
             self._take_installed(peer, message)
+        elif noting is not None:
+            self._take_noted(noting, message)
         elif self._fetch is not None and self._fetch.tag == tag:
             self._take_piece(self._fetch, message)
+
+    def _take_noted(self, peer: NodeId, answer: Any) -> None:
+        if not isinstance(answer, m.StartNoted):
+            return  # Away: it is asked again.
+        if answer.rises:
+            self._noted[peer] = None
+        else:
+            self._restored = True
 
     def _take_installed(self, peer: NodeId, answer: Any) -> None:
         if not isinstance(answer, m.Installed):
@@ -556,10 +640,12 @@ class EpochMachine:
             if grown:
                 self._installed.clear()
                 self._asked.clear()
+                self._noted.clear()
+                self._noting.clear()
                 self._told.clear()
                 self._fetch = None
                 self._paused = False
-                self._ask_again = True
+                self._ask_again = self._note_again = True
                 self._spread(certificates, push)
                 self._out.append(Changed())
 
@@ -623,7 +709,9 @@ class EpochMachine:
                 return Answer(tag, m.Enlisted(self.me, self.chain.head.number))
             case m.StateAsk(number, offset):
                 return self._piece(peer, tag, number, offset)
-            case m.StatePiece() | m.Installed() | m.Enlisted():
+            case m.StartAsk():
+                return NoteStart(tag, peer, message)
+            case m.StatePiece() | m.Installed() | m.Enlisted() | m.StartNoted():
                 raise RemoteError("an answer to no question")
             case _:
                 raise BadRequest("not a question about epochs")

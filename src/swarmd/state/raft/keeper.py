@@ -68,6 +68,7 @@ class Keeper:
         chain: Chain,
         files: EpochFiles,
         me: m.Voter,
+        start: int,
         genesis: Genesis,
         key: SigningKey,
         link: Link,
@@ -95,6 +96,7 @@ class Keeper:
         self._on_applied = on_applied
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
+        self._admitted = trio.Event()
         self._led = 0  # The epoch in which this node led until it ended.
         self._served: tuple[int, bytes] | None = None
         self._pieces: list[bytes] = []
@@ -105,7 +107,8 @@ class Keeper:
         self.copier = Copier(
             files=files, genesis=genesis, link=link, clock=clock, config=config, nursery=nursery
         )
-        self._machine = em.EpochMachine(chain, me, key, files.on_disk())
+        nonce = rng.getrandbits(128).to_bytes(16, "big")
+        self._machine = em.EpochMachine(chain, me, key, files.on_disk(), start=start, nonce=nonce)
         self._driver = Driver(
             "epoch",
             self._machine,
@@ -115,6 +118,9 @@ class Keeper:
                 StartEpoch: self._writing(self._start),
                 DropEpochs: self._writing(self._drop),
                 em.SaveChain: self._writing(self._save_chain),
+                em.Admit: lambda _: self._admitted.set(),
+                em.RenewStorage: self._writing(self._renew_storage),
+                em.NoteStart: self._note_start,
                 em.UseCopy: self._writing(self._use_copy),
                 em.KeepPiece: self._keep_piece,
                 em.KeepState: self._writing(self._keep_state),
@@ -318,6 +324,20 @@ class Keeper:
         self._files.find_states(self.chain)
         return em.ChainSaved(head, self._files.on_disk())
 
+    def _renew_storage(self, effect: em.RenewStorage) -> Event:
+        _log.error("this disk is a copy of an earlier time: it votes no more under its old name")
+        me = m.Voter(self._machine.me.public, self._files.renew_storage())
+        return em.StorageRenewed(me)
+
+    def _note_start(self, effect: em.NoteStart) -> None:
+        start = effect.start
+        try:
+            rises = self._files.note_start(effect.peer, start.storage, start.start, start.nonce)
+        except DiskFault as error:
+            self._refuse(em.Refuse(effect.tag, error.code, error.message))
+        else:
+            self._answer(em.Answer(effect.tag, m.StartNoted(rises)))
+
     def _keep_sealed_state(self, effect: KeepSealedState) -> Event:
         assert self.replica is not None
         body = self.replica.state.sealed_body()
@@ -378,6 +398,7 @@ class Keeper:
         state.drain_changes()
         self.replica = replica
         self._scope, self._ended = trio.CancelScope(), trio.Event()
+        self._admitted = trio.Event()
         self._nursery.start_soon(self._run_replica, replica, self._scope, self._ended)
         _log.info("the epoch begins here", epoch=number, voters=len(epoch.voters))
         self._on_replica()
@@ -388,6 +409,7 @@ class Keeper:
     ) -> None:
         try:
             with scope:
+                await self._admitted.wait()
                 await replica.run()
         finally:
             ended.set()

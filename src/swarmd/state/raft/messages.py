@@ -513,6 +513,23 @@ class Enlisted(Message, frozen=True, tag=9):
     number: int
 
 
+class StartAsk(Message, frozen=True, tag=10):
+    """The sender's storage begins to vote in its `start`-th life, which `nonce` tells apart.
+
+    Noted durably, then answered by `StartNoted`.
+    """
+
+    storage: bytes
+    start: int
+    nonce: bytes
+
+
+class StartNoted(Message, frozen=True, tag=11):
+    """`rises`: no other life of that storage with such a number or a later one was seen."""
+
+    rises: bool
+
+
 EPOCH: Final = Family(
     "epoch",
     ChainAsk,
@@ -524,6 +541,8 @@ EPOCH: Final = Family(
     Installed,
     Enlist,
     Enlisted,
+    StartAsk,
+    StartNoted,
 )
 
 # ---- from voters to members that keep a copy of the running log -----------------------

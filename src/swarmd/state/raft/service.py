@@ -105,6 +105,7 @@ class Store:
             chain=chain,
             files=files,
             me=me,
+            start=files.count_start(),
             genesis=genesis,
             key=key,
             link=link,

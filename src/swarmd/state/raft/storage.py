@@ -1,6 +1,7 @@
 """What the store keeps on disk besides the log: seat, chain of epochs, first states.
 
-Files, all checked: `raft.storage` (the random name of this disk as a voter), `raft.chain`
+Files, all checked: `raft.storage` (the random name of this disk as a voter), `raft.starts` (how
+often it was started), `raft.seen` (which starts of other voters were told here), `raft.chain`
 (seal certificates), `raft.e<N>.state` (the state that epoch N begins with); the log of epoch
 N keeps its own files under `raft.e<N>.log.`, a copy of it under `raft.e<N>.copy.`.
 """
@@ -9,21 +10,40 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from swarmd.base.disk import Disk, open_body, seal_body
-from swarmd.base.errors import CorruptFile
+from swarmd.base.errors import CorruptFile, MalformedMessage
 from swarmd.observe.log import get_logger
 from swarmd.state.raft.epoch import Chain, Epoch, founder_storage
 from swarmd.state.raft.epoch_machine import OnDisk
 from swarmd.state.raft.messages import STORAGE_BYTES
 from swarmd.state.raft.statemachine import state_digest
+from swarmd.wire.codec import decode_struct, encode_struct
 
 _log = get_logger("raft")
 _STORAGE: Final = "raft.storage"
+_STARTS: Final = "raft.starts"
+_SEEN: Final = "raft.seen"
+_SEEN_MAX: Final = 1_000
 _CHAIN: Final = "raft.chain"
 _EPOCH_FILE: Final = re.compile(r"raft\.e(\d+)\.(?!copy\.).+", re.ASCII)
 _COPY_FILE: Final = re.compile(r"raft\.e(\d+)\.copy\..+", re.ASCII)
+
+
+class _Starts(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    count: int
+
+
+class _Seen(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The latest start of a voter's storage that was told here."""
+
+    node_id: bytes
+    storage: bytes
+    start: int
+    nonce: bytes
 
 
 class PrefixDisk:
@@ -79,6 +99,43 @@ class EpochFiles:
         made = founder_storage(swarm_id) if founding else secrets.token_bytes(STORAGE_BYTES)
         self._disk.replace(_STORAGE, seal_body("storage", 1, made))
         return made
+
+    def renew_storage(self) -> bytes:
+        """Give this disk another name as a voter."""
+        made = secrets.token_bytes(STORAGE_BYTES)
+        self._disk.replace(_STORAGE, seal_body("storage", 1, made))
+        return made
+
+    def count_start(self) -> int:
+        """The number of this start of the disk, which is durable from now on."""
+        raw = self._disk.read(_STARTS)
+        before = 0
+        if raw is not None:
+            starts: _Starts = _decode(_Starts, "rstarts", raw, _STARTS)
+            before = starts.count
+        self._disk.replace(_STARTS, seal_body("rstarts", 1, encode_struct(_Starts(before + 1))))
+        return before + 1
+
+    def note_start(self, node_id: bytes, storage: bytes, start: int, nonce: bytes) -> bool:
+        """Note a start of another voter; False if as late a one of another life was told."""
+        seen = self._load_seen()
+        key = (node_id, storage)
+        before = seen.get(key)
+        if before is not None and before.start >= start:
+            return (before.start, before.nonce) == (start, nonce)
+        seen.pop(key, None)
+        while len(seen) >= _SEEN_MAX:
+            del seen[next(iter(seen))]
+        seen[key] = _Seen(node_id, storage, start, nonce)
+        self._disk.replace(_SEEN, seal_body("seen", 1, msgspec.msgpack.encode([*seen.values()])))
+        return True
+
+    def _load_seen(self) -> dict[tuple[bytes, bytes], _Seen]:
+        raw = self._disk.read(_SEEN)
+        if raw is None:
+            return {}
+        found: list[_Seen] = _decode(list[_Seen], "seen", raw, _SEEN)
+        return {(one.node_id, one.storage): one for one in found}
 
     def load_chain(self, chain: Chain) -> None:
         raw = self._disk.read(_CHAIN)
@@ -141,6 +198,14 @@ class EpochFiles:
     def _numbers(self, kind: re.Pattern[str]) -> tuple[int, ...]:
         found = (kind.fullmatch(name) for name in self._disk.names())
         return tuple(sorted({int(match[1]) for match in found if match}))
+
+
+def _decode(shape: Any, kind: str, raw: bytes, name: str) -> Any:
+    body = open_body(kind, 1, raw, source=name)
+    try:
+        return decode_struct(shape, body)
+    except MalformedMessage as error:
+        raise CorruptFile(f"{name} does not hold what it should: {error.message}") from error
 
 
 def _state_name(number: int) -> str:
