@@ -25,6 +25,7 @@ LAZY: Final = {
     "kv": (f"{_COMMANDS}.kv:kv", "The swarm's strongly consistent keys."),
     "lease": (f"{_COMMANDS}.lease:lease", "Rights that end by themselves, and their keys."),
     "raft": (f"{_COMMANDS}.raft:raft", "How the voters' logs are."),
+    "voter": (f"{_COMMANDS}.voter:voter", "Who votes, and who is pinned to a seat."),
     "coordinator": (f"{_COMMANDS}.raft:coordinator", "Who coordinates; hand the office over."),
     "snapshot": (f"{_COMMANDS}.snapshot:snapshot", "Save the store to a file; put keys back."),
     "lock": (f"{_COMMANDS}.lock:lock", "Run a command while holding a lock."),

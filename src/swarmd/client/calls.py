@@ -108,6 +108,21 @@ class Client(RecipeCalls):
             "POST", "/coordinator/transfer", body, kind=shapes.Done, safe=True
         ).message
 
+    def voters(self) -> list[shapes.VoterSeat]:
+        """Members that vote, could or are pinned; those with a seat first."""
+        return self._get("/voters", list[shapes.VoterSeat])
+
+    def voter_pin(self, node: str) -> shapes.VoterSeat:
+        """Give `node` (name or id) a seat before others. Raises Conflict: seven are pinned."""
+        return self._call(
+            "PUT", f"/voters/{quote(node, safe='')}/pin", {}, kind=shapes.VoterSeat, safe=True
+        )
+
+    def voter_unpin(self, node: str) -> shapes.VoterSeat:
+        return self._call(
+            "DELETE", f"/voters/{quote(node, safe='')}/pin", kind=shapes.VoterSeat, safe=True
+        )
+
     def snapshot(self) -> Iterator[shapes.SnapshotItem]:
         """A consistent copy of the store. Raises NotReady: the node that was asked is no voter."""
         return self._stream("GET", "/snapshot", None, _SNAPSHOT_ITEM)

@@ -20,6 +20,7 @@ from swarmd.gateway.routes.leases import LeaseRoutes
 from swarmd.gateway.routes.raft import RaftRoutes
 from swarmd.gateway.routes.recipes import RecipeRoutes
 from swarmd.gateway.routes.tasks import TaskRoutes
+from swarmd.gateway.routes.voters import Voters
 from swarmd.observe.log import get_logger
 
 log = get_logger("gateway")
@@ -47,6 +48,7 @@ class Api:
             *AgentRoutes(context).routes(),
             *JobRoutes(context).routes(),
             *RaftRoutes(context).routes(),
+            *Voters(context).routes(),
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -96,6 +96,19 @@ class Coordinator(Struct, frozen=True, kw_only=True):
     """Revision that made it coordinator; the next one's is higher."""
 
 
+class VoterSeat(Struct, frozen=True, kw_only=True):
+    node: str
+    node_id: str
+    state: str
+    """As a member: alive, suspect, dead, left; unknown if it is not known here."""
+    seat: bool
+    """It votes; else it could."""
+    pinned: bool
+    coordinator: bool = False
+    host: str = ""
+    """Seats prefer distinct ones."""
+
+
 class Status(Struct, frozen=True, kw_only=True):
     node: str
     node_id: str

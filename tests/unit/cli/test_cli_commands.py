@@ -30,6 +30,7 @@ from gateway_fakes import (
     wait_until,
 )
 
+from swarmd.base.ids import to_text
 from swarmd.cli.common import run_program
 from swarmd.cli.swarmctl import swarmctl
 from swarmd.client import Client
@@ -37,6 +38,8 @@ from swarmd.identity.entries import AddToken, open_entry
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.tokens import decode_token
 from swarmd.mesh.transports.memory import MemoryNetwork
+from swarmd.state.raft.messages import PIN_PREFIX, PINS_MAX
+from swarmd.state.raft.seats import pinned
 
 
 @dataclass
@@ -171,6 +174,35 @@ def test_the_coordinator_is_shown_and_changed(ctl: Run, store: FakeStore) -> Non
     nobody = ctl("coordinator", "show")
     assert nobody.code == 4
     assert "nobody coordinates now" in nobody.err
+
+
+def test_voters_are_listed_pinned_and_unpinned(ctl: Run, store: FakeStore) -> None:
+    rows = [line.split() for line in ctl("voter", "list").out.splitlines()]
+    assert rows[0] == ["NODE", "STATE", "SEAT", "PINNED", "HOST"]
+    assert rows[1] == ["n1", "alive", "coordinator", "-", "127.0.0.1"]
+    assert rows[2] == ["n2", "alive", "voter", "-", "127.0.0.1"]
+    store._voters.pop()
+    assert ctl("voter", "pin", "n1").out == "n1 keeps its seat\n"
+    assert "n3 gets a seat at the next change" in ctl("voter", "pin", "n3").out
+    assert ctl("voter", "pin", "n3").code == 0, "again"
+    third = ctl("voter", "list").out.splitlines()[3].split()
+    assert third == ["n3", "alive", "spare", "yes", "127.0.0.1"]
+    assert [one["pinned"] for one in ctl("voter", "list", "--json").json] == [True, False, True]
+    assert ctl("voter", "unpin", "n3").out == "n3 is not pinned\n"
+    assert ctl("voter", "unpin", "n3", "--json").json["pinned"] is False
+    assert pinned(store.state) == [node_id("n1")]
+    unknown = ctl("voter", "pin", "n9")
+    assert (unknown.code, "no member is called 'n9'" in unknown.err) == (1, True)
+
+
+def test_pins_are_bounded_and_of_members_that_may_vote(ctl: Run, store: FakeStore) -> None:
+    for number in range(PINS_MAX):
+        store.state._set(PIN_PREFIX + node_id(f"gone{number}"), b"", 0)
+    full = ctl("voter", "pin", "n1")
+    assert (full.code, "unpin one first" in full.err) == (1, True)
+    gone = to_text(node_id("gone0"))
+    assert ctl("voter", "unpin", gone).code == 0, "also who is no member any more"
+    assert ctl("voter", "pin", "n1").code == 0
 
 
 # ---- keys -----------------------------------------------------------------------------

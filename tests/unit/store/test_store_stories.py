@@ -8,7 +8,7 @@ from store_swarm import Swarm, running_swarm
 
 from swarmd.base.errors import NoQuorum
 from swarmd.sim.disk import SimDisk
-from swarmd.state.raft.messages import Put
+from swarmd.state.raft.messages import PIN_PREFIX, Delete, Put
 
 
 async def _started(swarm: Swarm, *more: int) -> None:
@@ -160,6 +160,25 @@ async def test_a_voter_that_only_restarts_keeps_its_seat(
             await swarm.start(1)
             await trio.sleep(3)
         assert swarm.store(0).epoch_number == epoch
+
+
+async def test_a_pinned_member_gets_a_seat_and_keeps_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running_swarm() as swarm:
+        await _started(swarm, 3, 4)
+        await swarm.store(4).propose([Put(PIN_PREFIX + swarm.id(4), b"")])
+        await trio.sleep(50)
+        assert not swarm.store(4).is_voter, "that can wait"
+        await trio.sleep(15)
+        assert swarm.store(4).is_voter
+        voters = swarm.store(4).voters
+        await swarm.crash(4)
+        await trio.sleep(120)
+        assert swarm.store(0).voters == voters, "it is waited for"
+        await swarm.store(0).propose([Delete(PIN_PREFIX + swarm.id(4))])
+        await trio.sleep(3)
+        assert swarm.id(4) not in swarm.store(0).voters, "it was dead long enough"
 
 
 async def test_growth_to_five_and_one_leaves(autojump_clock: trio.testing.MockClock) -> None:

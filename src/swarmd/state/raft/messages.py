@@ -28,6 +28,9 @@ STORAGE_BYTES: Final = 16
 PUBLIC_BYTES: Final = 32
 TXN_OPERATIONS_MAX: Final = 256
 VOTERS_MAX: Final = 9
+# Keys: this and a node's id, for who is pinned to a seat. More than have a seat pins nobody.
+PIN_PREFIX: Final = b"v/pin/"
+PINS_MAX: Final = 7
 # What one message carries of a state, a large value or a large packet.
 PIECE_BYTES: Final = 256 * KIB
 # Requests and answers up to this size travel whole.

@@ -23,9 +23,6 @@ from swarmd.state.raft.replica import Replica
 from swarmd.state.raft.statemachine import StateMachine
 from swarmd.state.raft.voters import Candidate
 
-# Keys of the strong store: this and a node's id, for whoever is pinned to a seat.
-PIN_PREFIX: Final = b"v/pin/"
-PINS_MAX: Final = m.VOTERS_MAX
 CHECK_S: Final = 0.5
 ENLIST_TIMEOUT_S: Final = 1.0
 _log = get_logger("raft")
@@ -200,8 +197,8 @@ class Seats:
 
 def pinned(state: StateMachine) -> list[NodeId]:
     """Whom the state names as pinned to a seat; the lowest ids, if they are too many."""
-    entries = state.range(PIN_PREFIX, limit=PINS_MAX)
-    return [NodeId(entry.key[len(PIN_PREFIX) :]) for entry in entries]
+    entries = state.range(m.PIN_PREFIX, limit=m.PINS_MAX)
+    return [NodeId(entry.key[len(m.PIN_PREFIX) :]) for entry in entries]
 
 
 def _host_of(member: Any) -> str:
