@@ -23,6 +23,19 @@ _MAGIC: Final = b"SWRM"
 _HEADER: Final = struct.Struct(">4s8sHQ32s")
 
 
+class DiskReader(Protocol):
+    """A file opened for reading; its content does not change."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes from `offset` on. Raises DiskFault."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class Disk(Protocol):
     @property
     def blocking(self) -> bool:
@@ -43,6 +56,21 @@ class Disk(Protocol):
 
     def replace(self, name: str, data: bytes) -> None:
         """Give the file new content, atomically and durably. Raises DiskFault."""
+        ...
+
+    def rename(self, old: str, new: str) -> None:
+        """Let a file that was synced take the place of `new`, atomically and durably.
+
+        Raises:
+            DiskFault: it may or may not have come about; call again.
+        """
+        ...
+
+    def reader(self, name: str) -> DiskReader | None:
+        """The file as it is now, to be read in pieces, or None where there is none.
+
+        What replaces the file later does not show. Whoever asked closes it.
+        """
         ...
 
     def remove(self, name: str) -> None:

@@ -51,6 +51,26 @@ class FileDisk:
             self._close(name)
             raise DiskFault(f"cannot write {self._folder / name}: {error.strerror}") from error
 
+    def rename(self, old: str, new: str) -> None:
+        self._close(old)
+        self._close(new)
+        self._buffers.pop(new, None)
+        try:
+            with contextlib.suppress(FileNotFoundError):  # Renamed by a try that failed later.
+                os.rename(self._folder / old, self._folder / new)
+            sync_folder(self._folder)
+        except OSError as error:
+            raise DiskFault(f"cannot rename {self._folder / old}: {error.strerror}") from error
+        self._failed.discard(new)
+
+    def reader(self, name: str) -> FileReader | None:
+        try:
+            return FileReader(self._folder / name)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DiskFault(f"cannot read {self._folder / name}: {error.strerror}") from error
+
     def replace(self, name: str, data: bytes) -> None:
         self._close(name)
         self._buffers.pop(name, None)
@@ -87,6 +107,26 @@ class FileDisk:
         fd = self._open.pop(name, None)
         if fd is not None:
             os.close(fd)
+
+
+class FileReader:
+    """An open file: it stays readable when another one takes its name."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size = os.fstat(self._fd).st_size
+
+    def read(self, offset: int, size: int) -> bytes:
+        try:
+            return os.pread(self._fd, size, offset)
+        except OSError as error:
+            raise DiskFault(f"cannot read {self._path}: {error.strerror}") from error
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def sync_folder(folder: Path) -> None:

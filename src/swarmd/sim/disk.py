@@ -18,6 +18,20 @@ class PowerLost(Exception):
     """The power went in the middle of an operation: nothing after it happened."""
 
 
+class SimReader:
+    """A file as it was when it was opened."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.size = len(content)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._content[offset : offset + size]
+
+    def close(self) -> None:
+        self._content = b""
+
+
 class SimDisk:
     """Implements `base.disk.Disk` in memory; survives a simulated crash as a real disk would.
 
@@ -68,6 +82,18 @@ class SimDisk:
         self._refuse_if_full(name)
         self._forget(name)
         self._durable[name] = data
+
+    def rename(self, old: str, new: str) -> None:
+        self._burn()
+        self._refuse_if_full(old)
+        self._forget(new)
+        for files in (self._durable, self._pending, self._dropped):
+            if old in files:
+                files[new] = files.pop(old)
+
+    def reader(self, name: str) -> SimReader | None:
+        content = self.read(name)
+        return None if content is None else SimReader(content)
 
     def remove(self, name: str) -> None:
         self._burn()

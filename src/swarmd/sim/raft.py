@@ -283,7 +283,7 @@ class RaftWorld:
                 self.world.violate(f"{node.name} has a seat and does not vote at the end")
                 continue
             self.watch.ends(node.name, node.room.state)
-            states.append(node.room.state.snapshot()())
+            states.append(tuple(node.room.state.snapshot()))
         # All of the state, not only the keys, byte by byte.
         if len(set(states)) > 1:
             self.world.violate("the voters end in different states")

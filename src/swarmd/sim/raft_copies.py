@@ -19,6 +19,7 @@ from swarmd.sim.raft_voter import LogRoom
 from swarmd.state.raft import copy_machine as cm
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.epoch_copy import EpochCopy
+from swarmd.state.raft.statefile import encode_state
 from swarmd.state.raft.storage import EpochFiles
 
 ASK_TIMEOUT_S: Final = 2.0
@@ -65,7 +66,7 @@ class Copies:
     def _piece(self, room: LogRoom, asked: m.BaseAsk) -> m.BasePiece | str:
         if asked.index == 0 and asked.offset == 0:
             state = room.state
-            self._base = (room.number, room.machine.applied_index, state.snapshot()())
+            self._base = (room.number, room.machine.applied_index, encode_state(state.snapshot()))
         base = self._base
         if base is None or base[0] != room.number or asked.index not in (0, base[1]):
             return "not_found"

@@ -22,7 +22,8 @@ from swarmd.sim.raft_node import Node
 from swarmd.sim.world import World
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.epoch import Ballot, Chain, Epoch, first_epoch, statement_of
-from swarmd.state.raft.statemachine import StateMachine, state_digest
+from swarmd.state.raft.statefile import encode_state, state_digest
+from swarmd.state.raft.statemachine import StateMachine
 
 _SIZES: Final = (1, 3, 5, 7)
 
@@ -57,7 +58,7 @@ def second_epoch(seats: Iterable[m.Voter]) -> tuple[bytes, bytes]:
     group = m.Group(b"", 0, 0, (m.Seal(2, tuple(seats)),))
     state.apply(m.encode_batch(m.Batch(0, (group,))), 2, 1)
     assert state.sealed is not None
-    body = state.sealed_body()
+    body = encode_state(state.sealed_snapshot())
     first = first_epoch(genesis)
     statement = statement_of(first, 2, 2, state_digest(body), state.sealed.voters)
     certificate = Ballot(genesis.swarm_id, first, statement, _founder()).certificate()

@@ -34,7 +34,7 @@ from swarmd.state.raft.epoch import (
     StopEpoch,
 )
 from swarmd.state.raft.machine import Deliver
-from swarmd.state.raft.statemachine import state_digest
+from swarmd.state.raft.statefile import encode_state, restore_state, state_digest
 from swarmd.state.raft.storage import EpochFiles
 
 ASK_TIMEOUT_S: Final = 2.0
@@ -135,7 +135,7 @@ class Node(Voter):
         chain.extend(certificate)
         files.save_chain(chain)
         if body is not None:
-            files.keep_state(2, body)
+            files.write_state(2, body)
 
     def boot(self) -> None:
         self._clear()
@@ -360,7 +360,7 @@ class Node(Voter):
                 return em.ChainSaved(head, self.files.on_disk())
             case KeepSealedState(number):
                 assert self.room is not None
-                body = self.room.state.sealed_body()
+                body = encode_state(self.room.state.sealed_snapshot())
                 self._keep(number, body, SealRule.STATE_BEFORE_SIGNATURE)
                 return em.StateKept(number, state_digest(body), self._on_disk())
             case em.UseCopy(number, digest):
@@ -387,7 +387,7 @@ class Node(Voter):
         if rule in self.removed:
             self._unwritten[number] = body
             return
-        self.files.keep_state(number, body)
+        self.files.write_state(number, body)
         self.near.installed(number, self.machine.me)
 
     def _on_disk(self) -> em.OnDisk:
@@ -426,7 +426,7 @@ class Node(Voter):
         state = self.around.make_state(log, self.name)
         body = self._state(number)
         assert body is not None, f"the state of epoch {number} is missing"
-        state.restore(body)
+        restore_state(state, body)
         self._told_seal = False
         names = tuple(sorted(self.near.names_of[node_id] for node_id in epoch.node_ids))
         disk, stand = self.files.log_disk(epoch), self._led == number - 1

@@ -35,6 +35,7 @@ from swarmd.sim.world import World
 from swarmd.state.raft.journal import Entry as LogEntry
 from swarmd.state.raft.machine import RaftMachine
 from swarmd.state.raft.messages import Entry, OpResult, Voter, decode_batch
+from swarmd.state.raft.statefile import Restoring
 from swarmd.state.raft.statemachine import Change, StateMachine
 
 POISON: Final = b"poison"
@@ -93,9 +94,9 @@ class WatchedState(StateMachine):
             self._watch.seals(self._host, self.mark, (self.sealed.number, self.sealed.voters))
         return results
 
-    def restore(self, raw: bytes) -> None:
+    def become(self, made: Restoring) -> None:
         """Become a snapshot's state; it must be one that was."""
-        super().restore(raw)
+        super().become(made)
         self.restores += 1
         self.drain_changes()
         self._digest = 0

@@ -28,6 +28,7 @@ from swarmd.base.ids import NodeId
 from swarmd.identity.genesis import Genesis
 from swarmd.sim.world import World
 from swarmd.state.raft.messages import Batch, OpResult, decode_batch
+from swarmd.state.raft.statefile import Restoring
 from swarmd.state.raft.statemachine import Change, StateMachine
 from swarmd.tasks.spec import (
     ASSIGNMENT_PREFIX,
@@ -65,9 +66,9 @@ class WatchedState(StateMachine):
         self._watch.applied(self._host, index, term, command, mark, results, changes or [])
         return results
 
-    def restore(self, raw: bytes) -> None:
+    def become(self, made: Restoring) -> None:
         """Become a snapshot's state; it must be one that was."""
-        super().restore(raw)
+        super().become(made)
         self.drain_changes()
         self._watch.restored(self._host, (self.revision, self.time_ms, len(self)))
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
-
-import msgspec
 
 from swarmd.base.disk import Disk
 from swarmd.base.errors import CorruptFile
@@ -14,10 +12,12 @@ from swarmd.base.rng import make_rng
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.state.raft.config import RaftConfig
+from swarmd.state.raft.frames import pack
 from swarmd.state.raft.guards import ALL_GUARDS
 from swarmd.state.raft.machine import START, Deliver, Propose, RaftMachine, SendRaft, Wake
+from swarmd.state.raft.snapshot import FORMAT, KIND, SnapshotMeta
 from swarmd.state.raft.wire import VOTERS, Append, PreVoteGranted, VoteGranted
-from swarmd.wire.codec import Message
+from swarmd.wire.codec import Message, encode_struct
 
 
 def sim_disk(label: str = "a") -> SimDisk:
@@ -36,15 +36,41 @@ class ListState:
         self.commands.append(command)
         return index
 
-    def snapshot(self) -> Callable[[], bytes]:
-        frozen = list(self.commands)
-        return lambda: msgspec.msgpack.encode(frozen)
+    def snapshot(self) -> Iterator[bytes]:
+        """A frame for each command, and one at the end."""
+        return iter([b"c" + command for command in self.commands] + [b"."])
 
-    def restore(self, raw: bytes) -> None:
-        try:
-            self.commands = msgspec.msgpack.decode(raw, type=list[bytes])
-        except msgspec.MsgspecError as error:
-            raise CorruptFile("not a list of commands") from error
+    def restoring(self) -> ListRestoring:
+        return ListRestoring(self)
+
+
+class ListRestoring:
+    def __init__(self, state: ListState) -> None:
+        self._state = state
+        self._commands: list[bytes] = []
+        self._ended = False
+
+    def take(self, frame: bytes) -> None:
+        if self._ended or frame[:1] not in (b"c", b"."):
+            raise CorruptFile("not a list of commands")
+        self._ended = frame == b"."
+        if not self._ended:
+            self._commands.append(frame[1:])
+
+    def finish(self) -> None:
+        if not self._ended:
+            raise CorruptFile("not a whole list of commands")
+        self._state.commands = self._commands
+
+
+def snapshot_of(
+    index: int, term: int, *commands: bytes, voters: tuple[str, ...] = ("a", "b", "c")
+) -> bytes:
+    """A snapshot file of a `ListState`."""
+    state = ListState()
+    state.commands = list(commands)
+    meta = encode_struct(SnapshotMeta(index, term, voters))
+    return pack(KIND, FORMAT, [meta, *state.snapshot()])
 
 
 class Hands:

@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Callable
 
 import pytest
-from raft_hands import Hands, ListState, of, sent, sim_disk
+from raft_hands import Hands, of, sent, sim_disk, snapshot_of
 
 from swarmd.base.disk import Disk
 from swarmd.base.errors import CorruptFile, DiskFault, Diverged
@@ -30,7 +30,7 @@ from swarmd.state.raft.machine import (
     SendRaft,
     Transfer,
 )
-from swarmd.state.raft.snapshot import SNAPSHOT_FILE, Snapshot, encode_snapshot
+from swarmd.state.raft.snapshot import SNAPSHOT_FILE
 from swarmd.state.raft.wire import (
     Append,
     AppendReply,
@@ -302,12 +302,14 @@ def a_kill_within_a_rewrite_loses_nothing(guards: Guards) -> bool:
 @scenario(Guard.H10_VERIFY_SNAPSHOT)
 def a_bad_snapshot_is_neither_kept_nor_acknowledged(guards: Guards) -> bool:
     disk = sim_disk()
-    good = encode_snapshot(Snapshot(5, 1, ("a", "b", "c"), ListState().snapshot()()))
+    good = snapshot_of(5, 1)
     hands = Hands(guards=guards, disk=disk)
     hands.say("b", SnapshotChunk(1, 1, 5, 5, 1, len(good), 0, good))
+    hands.go_on()
     assert disk.read(SNAPSHOT_FILE) == good
-    bad = good[:-1] + bytes([good[-1] ^ 1])
+    bad = snapshot_of(9, 1)[:-1] + b"x"
     effects = hands.say("b", SnapshotChunk(1, 1, 9, 9, 1, len(bad), 0, bad))
+    effects += hands.go_on()
     accepted = [r for r in sent(effects, AppendReply) if r.ok and r.next_index > 6]
     return disk.read(SNAPSHOT_FILE) == good and not accepted
 
@@ -348,7 +350,7 @@ def an_old_snapshot_changes_nothing(guards: Guards) -> bool:
     hands = Hands(guards=guards)
     hands.follow([b"2", b"3", b"4"], commit=4)
     hands.go_on()
-    old = encode_snapshot(Snapshot(3, 1, ("a", "b", "c"), ListState().snapshot()()))
+    old = snapshot_of(3, 1)
     hands.say("b", SnapshotChunk(1, 2, 4, 3, 1, len(old), 0, old))
     hands.go_on()
     return hands.state.commands == [b"2", b"3", b"4"] and hands.last == hands.commit == 4

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from raft_hands import Hands, ListState, of, sent, sim_disk
+from raft_hands import Hands, ListState, of, sent, sim_disk, snapshot_of
 
 from swarmd.base.clock import BootClock
 from swarmd.base.errors import CorruptFile, DiskFault, Diverged
@@ -18,6 +18,7 @@ from swarmd.base.machine import Persist, SetTimer
 from swarmd.base.rng import make_rng
 from swarmd.mesh.driver import Driver
 from swarmd.state.raft.config import RaftConfig
+from swarmd.state.raft.frames import unpack
 from swarmd.state.raft.machine import (
     START,
     Applied,
@@ -35,7 +36,7 @@ from swarmd.state.raft.machine import (
     Transferred,
     Wake,
 )
-from swarmd.state.raft.snapshot import SNAPSHOT_FILE, Snapshot, decode_snapshot, encode_snapshot
+from swarmd.state.raft.snapshot import FORMAT, KIND, SNAPSHOT_FILE, decode_meta
 from swarmd.state.raft.wire import (
     VOTERS,
     Append,
@@ -243,7 +244,7 @@ def test_power_loss_between_snapshot_and_journal_is_mended() -> None:
     disk = sim_disk()
     hands = Hands(disk=disk)
     hands.follow([b"2", b"3"])
-    content = encode_snapshot(Snapshot(50, 4, ("a", "b", "c"), ListState().snapshot()()))
+    content = snapshot_of(50, 4)
     disk.replace(SNAPSHOT_FILE, content)
     hands.start()
     assert hands.machine.applied_index == 50
@@ -260,15 +261,15 @@ def test_a_damaged_snapshot_stops_the_start_by_name() -> None:
 
 def test_a_snapshot_without_a_journal_stops_the_start() -> None:
     disk = sim_disk()
-    disk.replace(SNAPSHOT_FILE, encode_snapshot(Snapshot(5, 1, ("a", "b", "c"), b"\x90")))
+    disk.replace(SNAPSHOT_FILE, snapshot_of(5, 1))
     with pytest.raises(CorruptFile, match="term and vote"):
         Hands(disk=disk)
 
 
 def test_a_snapshot_of_other_voters_is_refused() -> None:
-    content = encode_snapshot(Snapshot(5, 1, ("x", "y", "z"), b"\x90"))
+    content = snapshot_of(5, 1, voters=("x", "y", "z"))
     with pytest.raises(CorruptFile, match="other voters"):
-        decode_snapshot(content, voters=("a", "b", "c"), source="test")
+        decode_meta(unpack(KIND, FORMAT, content, source="test")[0], voters=("a",), source="test")
     hands = Hands()
     hands.say("b", SnapshotChunk(1, 1, 5, 5, 1, len(content), 0, content))
     assert hands.machine.refused_snapshots == 1
@@ -495,7 +496,8 @@ async def test_under_the_driver_with_real_files(tmp_path: Path) -> None:
 def test_the_foothold_behind_an_installed_snapshot_is_not_given_out_as_an_entry() -> None:
     """What stood there is not known any more: a copy that took it would be of another state."""
     hands = Hands()
-    content = encode_snapshot(Snapshot(5, 1, ("a", "b", "c"), ListState().snapshot()()))
+    content = snapshot_of(5, 1)
     hands.say("b", SnapshotChunk(1, 1, 5, 5, 1, len(content), 0, content))
+    hands.go_on()
     assert hands.machine.applied_after(5, 1_000) == []
     assert hands.machine.applied_after(4, 1_000) is None

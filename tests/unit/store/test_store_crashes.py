@@ -66,6 +66,12 @@ class CuttingDisk:
     def remove(self, name: str) -> None:
         self._step(self.inner.remove, name)
 
+    def rename(self, old: str, new: str) -> None:
+        self._step(self.inner.rename, old, new)
+
+    def reader(self, name: str) -> Any:
+        return self.inner.reader(name)
+
     def crash(self) -> None:
         self.inner.crash()
 

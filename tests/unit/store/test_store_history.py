@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from states import restore, whole
 from store_applier import VOTER, Applier
 
 from swarmd.base.errors import Compacted
@@ -82,7 +83,7 @@ def test_it_crosses_snapshots_and_epochs(applier: Applier, monkeypatch: pytest.M
     monkeypatch.setattr(h, "HISTORY_CHANGES_MAX", 2)
     applier.do(*(Put(b"u/a", b"%d" % i) for i in range(3)), Seal(2, (VOTER,)))
     following = Applier()
-    following.state.restore(applier.state.sealed_body())
+    restore(following.state, whole(applier.state.sealed_snapshot()))
     assert following.state.history.dump() == applier.state.history.dump()
     assert following.state.history.compacted == 1
     following.do(Put(b"u/b", b""))

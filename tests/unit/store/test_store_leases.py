@@ -5,6 +5,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
+from states import restore, whole
 from store_applier import SESSION, VOTER, Applier
 
 from swarmd.base.errors import CorruptFile, LeaseExpired
@@ -178,7 +179,7 @@ def test_leases_cross_snapshots_and_epochs(applier: Applier) -> None:
     applier.do(RenewLease(lease), Seal(2, (VOTER,)), stamp_ms=200)
     assert applier.do(RenewLease(lease), stamp_ms=9_000)[0].code == "moved"
     following = Applier()
-    following.state.restore(applier.state.sealed_body())
+    restore(following.state, whole(applier.state.sealed_snapshot()))
     assert following.in_session(0, GrantLease(1_000))[0].revision == lease, "granted once"
     following.do(stamp_ms=1_199)
     assert keys(following) == [b"a"]
@@ -191,7 +192,7 @@ def test_a_state_with_a_key_of_no_lease_is_refused(applier: Applier) -> None:
     applier.do(Put(b"a", b"", lease=lease))
     del applier.state.leases._leases[lease]
     with pytest.raises(CorruptFile, match="a lease that it does not hold"):
-        Applier().state.restore(applier.state.snapshot()())
+        restore(Applier().state, whole(applier.state.snapshot()))
 
 
 # ---- against a model -----------------------------------------------------------------------
@@ -268,8 +269,8 @@ def test_leases_agree_with_a_plain_model_also_after_a_restore(
     for index, (op, passed) in enumerate(steps):
         if index == cut:
             restored = Applier()
-            restored.state.restore(applier.state.snapshot()())
-            assert restored.state.snapshot()() == applier.state.snapshot()()
+            restore(restored.state, whole(applier.state.snapshot()))
+            assert whole(restored.state.snapshot()) == whole(applier.state.snapshot())
             applier = restored
         now += passed
         result = applier.do(op, stamp_ms=now)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
+from states import restore, whole
 from store_applier import ADMIN_KEY, GENESIS, SESSION, VOTER, Applier
 
 from swarmd.base.errors import BadRequest, Conflict, CorruptFile, TooLarge
@@ -31,7 +32,7 @@ from swarmd.state.raft.messages import (
     TakeOffice,
     Txn,
 )
-from swarmd.state.raft.statemachine import Change, StateMachine, state_digest
+from swarmd.state.raft.statemachine import Change, StateMachine
 
 
 @pytest.fixture
@@ -175,9 +176,9 @@ def test_range_is_sorted_bounded_and_resumes(applier: Applier) -> None:
     ],
 )
 def test_what_is_wrong_is_a_result(applier: Applier, op: Operation, code: str) -> None:
-    before = applier.state.snapshot()()
+    before = whole(applier.state.snapshot())
     assert applier.do(op)[0].code == code
-    assert applier.state.snapshot()() == before
+    assert whole(applier.state.snapshot()) == before
 
 
 def test_junk_is_a_result(applier: Applier) -> None:
@@ -258,7 +259,7 @@ def test_authority_entries_return_their_record(applier: Applier) -> None:
     assert decode_record(result.value).height == 1
     assert applier.state.authority.head[0] == 1
     copy = StateMachine(GENESIS)
-    copy.restore(applier.state.snapshot()())
+    restore(copy, whole(applier.state.snapshot()))
     assert copy.authority.head == applier.state.authority.head
 
 
@@ -293,7 +294,7 @@ def test_changes_are_bounded_and_say_that_some_were_lost(
 
 def test_a_restored_state_says_that_changes_were_lost(applier: Applier) -> None:
     other = StateMachine(GENESIS)
-    other.restore(applier.state.snapshot()())
+    restore(other, whole(applier.state.snapshot()))
     assert other.drain_changes() is None
 
 
@@ -302,11 +303,10 @@ def test_after_a_seal_nothing_changes(applier: Applier) -> None:
     sealed, after = applier.do(Seal(2, (VOTER,)), Put(b"a", b"2"))
     assert sealed.ok
     assert after.code == "moved"
-    body = applier.state.sealed_body()
+    body = whole(applier.state.sealed_snapshot())
     assert applier.in_session(0, Put(b"a", b"2"))[0].code == "moved"
     assert applier.do(Seal(2, (VOTER,)), TakeOffice(b"n"), stamp_ms=99)[0].code == "moved"
-    assert applier.state.sealed_body() == body
-    assert state_digest(applier.state.sealed_body()) == state_digest(body)
+    assert whole(applier.state.sealed_snapshot()) == body
 
 
 def test_a_session_goes_on_in_the_next_epoch(applier: Applier) -> None:
@@ -315,7 +315,7 @@ def test_a_session_goes_on_in_the_next_epoch(applier: Applier) -> None:
     applier.do(Seal(2, (VOTER,)))
     assert applier.in_session(1, Put(b"a", b"2"))[0].code == "moved"
     following = Applier()
-    following.state.restore(applier.state.sealed_body())
+    restore(following.state, whole(applier.state.sealed_snapshot()))
     assert (following.state.epoch, following.state.sealed) == (2, None)
     assert following.in_session(0, Put(b"a", b"1")) == done, "a repeat across the seal"
     assert following.in_session(1, Put(b"a", b"2"))[0].revision == 2
@@ -328,17 +328,18 @@ def test_a_session_goes_on_in_the_next_epoch(applier: Applier) -> None:
 def test_a_snapshot_is_frozen_when_taken(applier: Applier) -> None:
     applier.do(OpenSession(SESSION), Put(b"a", b"1"))
     applier.in_session(0, Put(b"b", b"1"))
-    encode = applier.state.snapshot()
-    before = encode()
-    applier.in_session(1, Put(b"a", b"2"), Delete(b"b"))
-    assert encode() == before
+    before = whole(applier.state.snapshot())
+    frozen = applier.state.snapshot()
+    applier.in_session(1, Put(b"a", b"2"), Delete(b"b"), Put(b"aa", b"3"))
+    assert whole(frozen) == before
+    assert applier.state.frozen == []
 
 
 @pytest.mark.parametrize("raw", [b"", b"junk", b"\x92\x01\x02", b"\x91" * 5000])
 def test_a_bad_state_is_refused_and_changes_nothing(applier: Applier, raw: bytes) -> None:
     applier.do(Put(b"a", b"1"))
     with pytest.raises(CorruptFile):
-        applier.state.restore(raw)
+        restore(applier.state, raw)
     assert applier.state.get(b"a") is not None
 
 
@@ -365,10 +366,10 @@ def test_a_restored_state_goes_on_as_the_original(ops: list[Operation], cut: int
     original.do(OpenSession(SESSION))
     for sequence, op in enumerate(ops[:cut]):
         original.in_session(sequence, op)
-    copy.state.restore(original.state.snapshot()())
+    restore(copy.state, whole(original.state.snapshot()))
     for sequence, op in enumerate(ops[cut:], start=cut):
         assert copy.in_session(sequence, op) == original.in_session(sequence, op)
-    assert copy.state.snapshot()() == original.state.snapshot()()
+    assert whole(copy.state.snapshot()) == whole(original.state.snapshot())
 
 
 @settings(max_examples=60, deadline=None)
@@ -418,4 +419,4 @@ def test_no_number_of_a_client_can_spoil_the_snapshot(applier: Applier, first: i
     [refused] = applier.in_session(first, Put(b"a", b"1"), Put(b"b", b"2"))
     assert refused.code == "malformed"
     assert len(applier.state) == 0
-    StateMachine(GENESIS).restore(applier.state.snapshot()())
+    restore(StateMachine(GENESIS), whole(applier.state.snapshot()))

@@ -20,6 +20,7 @@ from swarmd.observe.metrics import DROPPED
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.keeper import Keeper
 from swarmd.state.raft.replica import Replica
+from swarmd.state.raft.statefile import encode_state
 from swarmd.wire.codec import Message
 
 # A question waits this long for news; well below the second within which a copy is heard of.
@@ -158,7 +159,7 @@ class Copies:
         """Have a state to hand out; one will do as long as the log holds what follows it."""
         base, number = self._base, replica.epoch.number
         if base is None or base[0] != number or replica.applied_after(base[1], 0) is None:
-            self._base = (number, replica.applied_index, replica.state.snapshot()())
+            self._base = (number, replica.applied_index, encode_state(replica.state.snapshot()))
 
     def _base_piece(self, replica: Replica, index: int, offset: int) -> m.BasePiece:
         number = replica.epoch.number

@@ -18,6 +18,7 @@ from swarmd.base.limits import ENTRY_BYTES_MAX
 from swarmd.identity.genesis import Genesis
 from swarmd.observe.log import get_logger
 from swarmd.state.raft.copy_machine import NOTHING
+from swarmd.state.raft.statefile import encode_state, restore_state
 from swarmd.state.raft.statemachine import StateMachine
 
 _BASE: Final = "base"
@@ -50,7 +51,7 @@ class EpochCopy:
         body = open_body("copybase", 1, raw, source=_BASE)
         if len(body) < _INDEX.size:
             raise CorruptFile(f"{_BASE} is too short")
-        self.state.restore(body[_INDEX.size :])
+        restore_state(self.state, body[_INDEX.size :])
         self.last = _INDEX.unpack_from(body)[0]
         log = self._disk.read(_LOG) or b""
         offset = 0
@@ -58,7 +59,7 @@ class EpochCopy:
             self._take_up(entry)
             offset += _RECORD.size + len(entry)
         # What was read may not have been synced, and what follows is damaged, or another log.
-        self.begin(self.last, self.state.snapshot()())
+        self.begin(self.last, encode_state(self.state.snapshot()))
 
     def _entry_at(self, log: bytes, offset: int) -> bytes | None:
         """The entry that follows `last`, if it stands there whole."""
@@ -79,7 +80,7 @@ class EpochCopy:
             DiskFault: it is not durable.
         """
         state = StateMachine(self._genesis)
-        state.restore(body)
+        restore_state(state, body)
         state.drain_changes()
         self._disk.replace(_BASE, seal_body("copybase", 1, _INDEX.pack(index) + body))
         self._disk.remove(_LOG)
@@ -97,7 +98,7 @@ class EpochCopy:
             self._take_up(entry)
         self.state.drain_changes()
         if self._log_bytes > self._log_bytes_max:
-            self.begin(self.last, self.state.snapshot()())
+            self.begin(self.last, encode_state(self.state.snapshot()))
 
     def _take_up(self, entry: bytes) -> None:
         self.last += 1
@@ -109,7 +110,7 @@ class EpochCopy:
         sealed = self.state.sealed
         if sealed is None or sealed.number != number:
             return None
-        return self.state.sealed_body()
+        return encode_state(self.state.sealed_snapshot())
 
 
 def _checksum(index: int, entry: bytes) -> int:

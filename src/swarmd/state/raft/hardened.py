@@ -21,7 +21,7 @@ The rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol
 
@@ -37,13 +37,20 @@ from swarmd.state.raft.guards import ALL_GUARDS, Guard
 from swarmd.state.raft.journal import ANYBODY, JOURNAL_FILE, Journal, Owner
 from swarmd.state.raft.library import CLOCK, Outbox, Peer, SyncObj
 from swarmd.state.raft.replication import NO_OP, Receiver, Sender
-from swarmd.state.raft.snapshot import SnapshotStore
+from swarmd.state.raft.snapshot import Restoring, SnapshotStore
 from swarmd.state.raft.transfer import Transfers
 from swarmd.wire.codec import Message
 
 FOLLOWER: Final = 0
 CANDIDATE: Final = 1
 LEADER: Final = 2
+
+# Between two slices of a snapshot, so that others get their turns.
+SLICE_PAUSE_S: Final = 0.002
+# A snapshot that could not be written is taken again after this.
+SNAPSHOT_PAUSE_S: Final = 1.0
+# The log may grow to so many times `compact_bytes` while a follower is sent a snapshot.
+HELD_BATCHES_MAX: Final = 8
 
 _REGULAR: Final = b"\x00"
 
@@ -58,16 +65,15 @@ class ReplicatedState(Protocol):
         """
         ...
 
-    def snapshot(self) -> Callable[[], bytes]:
-        """A frozen copy, made cheaply; calling what is returned encodes it, maybe later."""
+    def snapshot(self) -> Iterator[bytes]:
+        """Frames of the state as it is now, whatever is applied while they are asked for.
+
+        Each is short in the making. A method `close`, if there is one, ends it early.
+        """
         ...
 
-    def restore(self, raw: bytes) -> None:
-        """Become the state that was encoded.
-
-        Raises:
-            CorruptFile: `raw` is no such state; nothing changed.
-        """
+    def restoring(self) -> Restoring:
+        """Take frames of a state; this one becomes it when that is finished."""
         ...
 
 
@@ -144,6 +150,8 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         self._leader_heard_at = float("-inf")
         self._compacted_index = 0
         self.disk_failed = False
+        self._slice_at = self._take_at = now
+        self._failures_seen = 0
         self._applying = (0, 0)
         nodes = list(self._nodes.values())
         super().__init__(Peer(me), nodes, self._settings(), transportClass=Outbox)
@@ -174,7 +182,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
 
     def _restore(self) -> None:
         """Take up snapshot and journal, which must fit together (H5)."""
-        snapshot = self.snapshots.load()
+        snapshot = self.snapshots.load(self.state.restoring())
         held = 1 if snapshot is None else snapshot.index
         if self.on(Guard.H5_SNAPSHOT_REQUIRED):
             if snapshot is not None and not self.journal.existed:
@@ -186,7 +194,6 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
                 )
         if snapshot is None:
             return
-        self.state.restore(snapshot.state)
         if self.journal.term_at(snapshot.index) != snapshot.term:
             # Power was lost between writing the snapshot and resetting the journal.
             self.journal.reset(snapshot.index, snapshot.term, NO_OP)
@@ -273,14 +280,17 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         """When `tick` must be called if nothing happens before."""
         if self.is_leader:
             sender = self.sender
-            return min(sender.heartbeat_at, sender.notice_at, self.transfers.next_wake())
-        return float(self._SyncObj__raftElectionDeadline)
+            due = min(sender.heartbeat_at, sender.notice_at, self.transfers.next_wake())
+        else:
+            due = float(self._SyncObj__raftElectionDeadline)
+        return min(due, self._slice_at) if self.snapshots.has_more else due
 
     def wants_tick(self) -> bool:
         """True if `tick` gets further as soon as what was written is durable."""
         if self.commit_index > self.applied_index:
             return True
-        if self.snapshots.dirty or self.snapshots.index > self._compacted_index:
+        snapshots = self.snapshots
+        if snapshots.dirty or snapshots.received or snapshots.index > self._compacted_index:
             return True
         return self.is_leader and not self.peers and self.journal.last_index > self.commit_index
 
@@ -347,7 +357,9 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
             self._stand()
         self._apply_committed()
         self._answer_reads()
+        self.receiver.install_if_durable()
         self._compact_if_due()
+        self._take_slice(now)
         if self.is_leader:
             self.sender.run(now)
             self.transfers.run(now)
@@ -403,19 +415,38 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         config, journal, durable = self.config, self.journal, self.snapshots.index
         if durable > self._compacted_index:
             self._compacted_index = durable
-            journal.compact(max(journal.first_index, durable - config.keep_entries))
+            journal.compact(max(journal.first_index, self._keep_from(durable)))
         behind = self.applied_index - durable
         due = behind >= config.compact_entries
         # Entries kept on purpose must not call for the next snapshot by their size alone.
         due = due or (journal.entry_bytes >= config.compact_bytes and behind > config.keep_entries)
-        if due and not self.snapshots.dirty:
+        if self.snapshots.failures != self._failures_seen:
+            self._failures_seen = self.snapshots.failures
+            self._take_at = self.now + SNAPSHOT_PAUSE_S
+        if due and not self.snapshots.taking and self.now >= self._take_at:
             term = journal.term_at(self.applied_index)
             assert term is not None, self.applied_index
-            self.snapshots.stage(self.applied_index, term, self.state.snapshot())
+            self._slice_at = self.now
+            self.snapshots.begin(self.applied_index, term, self.state.snapshot())
 
-    def install(self, index: int, term: int, content: bytes) -> None:
-        """Stand where a verified snapshot, which the state has already taken up, ends."""
-        self.snapshots.stage_file(index, term, content)
+    def _keep_from(self, durable: int) -> int:
+        """The first entry that is kept: a follower that is being sent a snapshot needs what
+        comes behind it, unless that grows too long.
+        """
+        wanted = durable - self.config.keep_entries
+        if self.journal.entry_bytes < HELD_BATCHES_MAX * self.config.compact_bytes:
+            wanted = min([wanted, *self.sender.sending_indexes()])
+        return wanted
+
+    def _take_slice(self, now: float) -> None:
+        """A part of the snapshot that is being taken, and the next after a while."""
+        if self.snapshots.has_more and now >= self._slice_at:
+            self._slice_at = now + SLICE_PAUSE_S
+            self.snapshots.advance()
+
+    def install(self, index: int, term: int) -> None:
+        """Stand where the snapshot received, which the state has already taken up, ends."""
+        self.snapshots.install(index, term)
         self.journal.reset(index, term, NO_OP)
         self._SyncObj__raftLastApplied = index
         self._SyncObj__raftCommitIndex = index

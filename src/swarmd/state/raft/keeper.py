@@ -6,13 +6,24 @@ are answered one at a time, so that a peer that asks much feels it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from functools import partial
 from typing import Any, Final, Protocol
 
 import trio
 
 from swarmd.base.clock import Clock
-from swarmd.base.errors import BadRequest, Busy, DiskFault, NotFound, SwarmError, from_code
+from swarmd.base.disk import DiskReader
+from swarmd.base.errors import (
+    BadRequest,
+    Busy,
+    CorruptFile,
+    DiskFault,
+    NotFound,
+    SwarmError,
+    from_code,
+)
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Event, Send
 from swarmd.base.rng import Rng
@@ -26,10 +37,14 @@ from swarmd.state.raft import epoch_machine as em
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.copier import Copier
-from swarmd.state.raft.epoch import Chain, DropEpochs, KeepSealedState, StartEpoch, StopEpoch
+from swarmd.state.raft.epoch import Chain, DropEpochs, Epoch, KeepSealedState, StartEpoch, StopEpoch
+from swarmd.state.raft.frames import FrameReader, FrameWriter
 from swarmd.state.raft.replica import Replica
-from swarmd.state.raft.statemachine import StateMachine, state_digest
+from swarmd.state.raft.snapshot import SideFile
+from swarmd.state.raft.statefile import STATE_FORMAT, STATE_KIND, state_digest
+from swarmd.state.raft.statemachine import StateMachine
 from swarmd.state.raft.storage import EpochFiles
+from swarmd.state.raft.syncer import Syncer
 
 ASK_TIMEOUT_S: Final = 2.0
 PUSH_MEMBERS_MAX: Final = 1_000
@@ -53,6 +68,29 @@ class _Question:
         self.done = trio.Event()
         self.answer: Any = None
         self.error: SwarmError | None = None
+
+
+class _Fetched:
+    """The first state of an epoch, as it comes from another node."""
+
+    def __init__(self, number: int, file: SideFile) -> None:
+        self.file = file
+        self.unwritten: DiskFault | None = None
+        self._reader = FrameReader(STATE_KIND, STATE_FORMAT, source=f"the state of epoch {number}")
+        self._sound = True
+
+    def add(self, data: bytes) -> None:
+        """Check a piece and keep it beside."""
+        try:
+            self._reader.feed(data)
+        except CorruptFile:
+            self._sound = False
+        if self._sound:
+            self.file.append(data)
+
+    def digest(self) -> bytes | None:
+        """Of what came, if it is sound and whole."""
+        return self._reader.digest if self._sound else None
 
 
 class Keeper:
@@ -98,8 +136,9 @@ class Keeper:
         self._ended = trio.Event()
         self._admitted = trio.Event()
         self._led = 0  # The epoch in which this node led until it ended.
-        self._served: tuple[int, bytes] | None = None
-        self._pieces: list[bytes] = []
+        self._served: tuple[int, DiskReader] | None = None
+        self._fetched: _Fetched | None = None
+        self._syncer = Syncer(blocking=files.blocking)
         self._questions: dict[int, _Question] = {}
         self._tag = 0
         self._head = chain.head.number
@@ -185,7 +224,11 @@ class Keeper:
         """
         self._nursery.start_soon(self.copier.run)
         self._driver.feed(em.Wake(em.START))
-        await self._driver.run()
+        try:
+            await self._driver.run()
+        finally:
+            self._serve_no_more()
+            self._syncer.close()
 
     def seal_applied(self, replica: Replica) -> None:
         """The replica has applied the seal of its epoch."""
@@ -276,14 +319,20 @@ class Keeper:
 
     def _piece(self, number: int, offset: int) -> m.StatePiece:
         if self._served is None or self._served[0] != number:
-            body = self._files.state(number)
-            if body is None:
+            file = self._files.state_reader(number)
+            if file is None:
                 raise NotFound(f"the state of epoch {number} is not here")
-            self._served = (number, body)
-        body = self._served[1]
-        if not 0 <= offset < len(body):
-            raise BadRequest(f"a state of {len(body)} bytes has no offset {offset}")
-        return m.StatePiece(len(body), body[offset : offset + m.PIECE_BYTES])
+            self._serve_no_more()
+            self._served = (number, file)
+        file = self._served[1]
+        if not 0 <= offset < file.size:
+            raise BadRequest(f"a state of {file.size} bytes has no offset {offset}")
+        return m.StatePiece(file.size, file.read(offset, m.PIECE_BYTES))
+
+    def _serve_no_more(self) -> None:
+        if self._served is not None:
+            self._served[1].close()
+            self._served = None
 
     async def _ask(self, effect: em.Ask) -> None:
         lane = Lane.BULK if isinstance(effect.message, m.StateAsk) else Lane.CONTROL
@@ -306,25 +355,25 @@ class Keeper:
 
     # ---- files ---------------------------------------------------------------------------
 
-    def _writing(self, perform: Callable[[Any], Event]) -> Callable[[Any], None]:
+    def _writing(self, perform: Callable[[Any], Awaitable[Event]]) -> Callable[[Any], None]:
         """`perform`, with its end as the event fed back."""
 
-        def performed(effect: Any) -> None:
+        async def performed(effect: Any) -> None:
             try:
-                self._driver.feed(perform(effect))
+                self._driver.feed(await perform(effect))
             except DiskFault as error:
                 _log.error("the epoch's files are not durable", error=error.message)
                 self._driver.feed(em.WriteFailed())
 
-        return performed
+        return lambda effect: self._nursery.start_soon(performed, effect)
 
-    def _save_chain(self, effect: em.SaveChain) -> Event:
+    async def _save_chain(self, effect: em.SaveChain) -> Event:
         head = self.chain.head.number
         self._files.save_chain(self.chain)
         self._files.find_states(self.chain)
         return em.ChainSaved(head, self._files.on_disk())
 
-    def _renew_storage(self, effect: em.RenewStorage) -> Event:
+    async def _renew_storage(self, effect: em.RenewStorage) -> Event:
         _log.error("this disk is a copy of an earlier time: it votes no more under its old name")
         me = m.Voter(self._machine.me.public, self._files.renew_storage())
         return em.StorageRenewed(me)
@@ -338,51 +387,92 @@ class Keeper:
         else:
             self._answer(em.Answer(effect.tag, m.StartNoted(rises)))
 
-    def _keep_sealed_state(self, effect: KeepSealedState) -> Event:
+    async def _keep_sealed_state(self, effect: KeepSealedState) -> Event:
+        """Nothing of the state changes after the seal; it is written a slice at a time."""
         assert self.replica is not None
-        body = self.replica.state.sealed_body()
-        self._files.keep_state(effect.number, body)
-        return em.StateKept(effect.number, state_digest(body), self._files.on_disk())
+        writer = FrameWriter(STATE_KIND, STATE_FORMAT)
+        file = self._files.beside(effect.number)
+        file.append(writer.head())
+        with closing(self.replica.state.sealed_snapshot()) as frames:
+            for body in frames:
+                file.append(writer.frame(body))
+                if file.wants_sync:
+                    await self._syncer.run(file.sync)
+                await trio.lowlevel.checkpoint()
+        file.append(writer.end())
+        await self._syncer.run(file.sync)
+        await self._syncer.run(partial(self._files.keep_state, effect.number, file))
+        return em.StateKept(effect.number, writer.digest, self._files.on_disk())
 
-    def _use_copy(self, effect: em.UseCopy) -> Event:
+    async def _use_copy(self, effect: em.UseCopy) -> Event:
         body = self.copier.first_state(effect.number)
         if body is None or state_digest(body) != effect.digest:
             return em.StateRefused(effect.number)
-        self._files.keep_state(effect.number, body)
+        self._files.write_state(effect.number, body)
         return em.StateKept(effect.number, effect.digest, self._files.on_disk())
 
     def _keep_piece(self, effect: em.KeepPiece) -> None:
-        if effect.offset == 0:
-            self._pieces.clear()
-        self._pieces.append(effect.data)
+        if effect.offset == 0 or self._fetched is None:
+            self._fetched = _Fetched(effect.number, self._files.beside(effect.number))
+        fetched = self._fetched
+        fetched.add(effect.data)
+        if fetched.file.wants_sync:
+            self._nursery.start_soon(self._write_piece, fetched, fetched.file.take())
 
-    def _keep_state(self, effect: em.KeepState) -> Event:
-        body = b"".join(self._pieces)
-        self._pieces.clear()
-        if state_digest(body) != effect.digest:
+    async def _write_piece(self, fetched: _Fetched, data: bytes) -> None:
+        try:
+            await self._syncer.run(partial(fetched.file.write, data))
+        except DiskFault as error:
+            _log.error("the epoch's files are not durable", error=error.message)
+            fetched.unwritten = error
+
+    async def _keep_state(self, effect: em.KeepState) -> Event:
+        fetched, self._fetched = self._fetched, None
+        if fetched is None or fetched.digest() != effect.digest:
             return em.StateRefused(effect.number)
-        self._files.keep_state(effect.number, body)
+        # Behind the pieces that are being written: there is one thread.
+        await self._write_piece(fetched, fetched.file.take())
+        if fetched.unwritten is not None:
+            raise fetched.unwritten
+        await self._syncer.run(partial(self._files.keep_state, effect.number, fetched.file))
         return em.StateKept(effect.number, effect.digest, self._files.on_disk())
 
-    def _drop(self, effect: DropEpochs) -> Event:
+    async def _drop(self, effect: DropEpochs) -> Event:
+        self._serve_no_more()
         for number in effect.numbers:
             self.copier.close(number)
             self._files.drop(number)
-        self._served = None
         return em.EpochsDropped(self._files.on_disk())
 
     # ---- the running epoch ---------------------------------------------------------------
 
-    def _start(self, effect: StartEpoch) -> Event:
+    async def _start(self, effect: StartEpoch) -> Event:
         number = effect.number
         epoch = self.chain.epoch(number)
         assert epoch is not None
+        # What is on the disk may be large: it is read in a thread where that takes time.
+        if self._files.blocking:
+            replica = await trio.to_thread.run_sync(self._open_replica, epoch)
+        else:
+            replica = self._open_replica(epoch)
+        replica.state.drain_changes()
+        self.replica = replica
+        self._scope, self._ended = trio.CancelScope(), trio.Event()
+        self._admitted = trio.Event()
+        self._nursery.start_soon(self._run_replica, replica, self._scope, self._ended)
+        _log.info("the epoch begins here", epoch=number, voters=len(epoch.voters))
+        self._on_replica()
+        return em.EpochStarted(number, _seal_of(replica), self._files.on_disk())
+
+    def _open_replica(self, epoch: Epoch) -> Replica:
+        """The voter's part in `epoch`, from what is on the disk."""
         state = StateMachine(self._genesis)
         if epoch.digest is not None:
-            body = self._files.state(number)
-            assert body is not None, f"the state of epoch {number} is missing"
-            state.restore(body)
-        replica = Replica(
+            restoring = state.restoring()
+            for frame in self._files.state_frames(epoch.number):
+                restoring.take(frame)
+            restoring.finish()
+        return Replica(
             epoch,
             state,
             self._files.log_disk(epoch),
@@ -393,16 +483,8 @@ class Keeper:
             config=self._config,
             on_office=self._on_office,
             on_applied=self._on_applied,
-            stand_at_once=self._led == number - 1,
+            stand_at_once=self._led == epoch.number - 1,
         )
-        state.drain_changes()
-        self.replica = replica
-        self._scope, self._ended = trio.CancelScope(), trio.Event()
-        self._admitted = trio.Event()
-        self._nursery.start_soon(self._run_replica, replica, self._scope, self._ended)
-        _log.info("the epoch begins here", epoch=number, voters=len(epoch.voters))
-        self._on_replica()
-        return em.EpochStarted(number, _seal_of(replica), self._files.on_disk())
 
     async def _run_replica(
         self, replica: Replica, scope: trio.CancelScope, ended: trio.Event

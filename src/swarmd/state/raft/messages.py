@@ -307,7 +307,7 @@ class RangeAsk(Message, frozen=True, tag=9):
     stale: bool
 
 
-class Entry(_Part, frozen=True):
+class Entry(_Part, frozen=True, gc=False):
     """A key with its value, its two revisions and the lease it goes with; 0: none."""
 
     key: bytes
@@ -353,7 +353,7 @@ class LeaderAsk(Message, frozen=True, tag=15):
     """Answered by `Redirect`."""
 
 
-class Change(_Part, frozen=True):
+class Change(_Part, frozen=True, gc=False):
     """A key got a value (None: was deleted) at a revision."""
 
     revision: int

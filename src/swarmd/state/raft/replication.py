@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Final
 
+from swarmd.base.disk import DiskReader
 from swarmd.base.errors import CorruptFile, Diverged
 from swarmd.state.raft.guards import Guard
 from swarmd.state.raft.journal import Entry
-from swarmd.state.raft.snapshot import decode_snapshot
+from swarmd.state.raft.snapshot import Restoring, SnapshotReader
 from swarmd.state.raft.wire import Append, AppendReply, SnapshotChunk, SnapshotReply, StaleTerm
 
 if TYPE_CHECKING:
@@ -32,13 +33,27 @@ NO_OP: Final = b"\x01"
 
 @dataclass(slots=True)
 class _Sending:
-    """A snapshot on its way to one follower; `waits` while a chunk is unacknowledged."""
+    """A snapshot on its way to one follower; `waits` while a chunk is unacknowledged.
+
+    `file` stays the one that it was, whatever is taken meanwhile. What is sent for the first
+    time is checked by `check`: a damaged file is not to be sent for ever.
+    """
 
     index: int
     term: int
-    content: bytes
+    file: DiskReader
+    check: SnapshotReader
+    checked: int = 0
     offset: int = 0
     waits: bool = False
+
+    def piece(self, size: int) -> bytes:
+        """Up to `size` bytes from the offset on. Raises CorruptFile."""
+        data = self.file.read(self.offset, size)
+        if self.checked == self.offset:
+            self.checked += len(data)
+            self.check.feed(data)
+        return data
 
 
 class Sender:
@@ -69,13 +84,21 @@ class Sender:
         self.notice_at = inf
         self._told_commit = 0
         self._moved_key = (0, 0)
-        self._sending.clear()
-        self._probing.clear()
+        self.end()
 
     def end(self) -> None:
         """Leave office."""
-        self._sending.clear()
+        for peer in list(self._sending):
+            self._end_sending(peer)
         self._probing.clear()
+
+    def _end_sending(self, peer: str) -> None:
+        self._sending.pop(peer).file.close()
+
+    def sending_indexes(self) -> list[int]:
+        """Where the snapshots end that are on their way to followers who still answer."""
+        oldest = self._core.now - self._core.config.election_max_s
+        return [s.index for peer, s in self._sending.items() if self.heard_at[peer] > oldest]
 
     def run(self, now: float) -> None:
         """Queue what each follower is to get now.
@@ -130,14 +153,15 @@ class Sender:
         sending = self._sending.get(peer)
         if sending is None:
             store = core.snapshots
-            sending = _Sending(store.index, store.term, store.content())
+            check = SnapshotReader(core.voters, "the snapshot to be sent")
+            sending = _Sending(store.index, store.term, store.reader(), check)
             self._sending[peer] = sending
         if sending.waits and not beat and not moved:
             return
         # A follower that is silent gets probes until it answers, not the same chunk for ever.
         silent = now - self.heard_at[peer] > core.config.election_min_s
         size = core.config.snapshot_chunk_bytes if beat or not sending.waits else 0
-        chunk = b"" if silent else sending.content[sending.offset : sending.offset + size]
+        chunk = b"" if silent or not size else sending.piece(size)
         sending.waits = True
         core.put(
             peer,
@@ -147,7 +171,7 @@ class Sender:
                 core.commit_index,
                 sending.index,
                 sending.term,
-                len(sending.content),
+                sending.file.size,
                 sending.offset,
                 chunk,
             ),
@@ -185,7 +209,7 @@ class Sender:
             self.next[peer] = next_index
         sending = self._sending.get(peer)
         if sending is not None and held >= sending.index:
-            del self._sending[peer]
+            self._end_sending(peer)
 
     def _refusal_is_news(self, peer: str, previous: int) -> bool:
         """False for a refusal that was answered already, or is older than an acceptance."""
@@ -199,7 +223,7 @@ class Sender:
         sending = self._sending.get(peer)
         if sending is None or sending.index != message.index:
             return
-        if message.offset <= len(sending.content) and message.offset != sending.offset:
+        if message.offset <= sending.file.size and message.offset != sending.offset:
             sending.offset = message.offset
             sending.waits = False
         elif message.offset == sending.offset and sending.offset == 0:
@@ -208,12 +232,21 @@ class Sender:
 
 @dataclass(slots=True)
 class _Receiving:
-    """A snapshot that arrives in chunks."""
+    """A snapshot that arrives in chunks: checked, kept beside and restored as it comes.
+
+    Attributes:
+        held: bytes so far; the last of them is to be acknowledged in `round` of `leader_term`.
+    """
 
     index: int
     term: int
     total: int
-    content: bytearray
+    reader: SnapshotReader
+    restoring: Restoring
+    held: int = 0
+    leader: str = ""
+    leader_term: int = 0
+    round: int = 0
 
 
 class Receiver:
@@ -304,62 +337,91 @@ class Receiver:
         if not core.on(Guard.H4_NO_COMMIT_FROM_SNAPSHOT):
             core.commit_to(min(message.commit, core.journal.last_index))
         if message.index <= core.commit_index and core.on(Guard.H14_NO_OLD_SNAPSHOT):
-            self._receiving = None
+            self._forget()
             self._reply(peer, message, ok=True, next_index=core.commit_index + 1)
             return
         if core.journal.term_at(message.index) == message.index_term and core.on(
             Guard.H14_NO_OLD_SNAPSHOT
         ):
             # The snapshot is of committed entries, and this very entry is in the log.
-            self._receiving = None
+            self._forget()
             core.commit_to(message.index)
             self._reply(peer, message, ok=True, next_index=message.index + 1)
             return
-        content = self._collect(message)
-        if content is not None:
-            self._install(peer, message, content)
-        elif self._receiving is not None:
-            held = len(self._receiving.content)
+        self._collect(peer, message)
+        if self._receiving is not None:
+            held = self._receiving.held
             core.put(peer, SnapshotReply(core.term, message.round, message.index, held))
 
-    def _collect(self, message: SnapshotChunk) -> bytes | None:
-        """Add a chunk; the whole content once the last one is in."""
+    def _collect(self, peer: str, message: SnapshotChunk) -> None:
+        """Take the next chunk: check it (H10), keep it beside, restore what is whole."""
+        core = self._core
         now = self._receiving
         wanted = (message.index, message.index_term, message.total_bytes)
-        if now is None or (now.index, now.term, now.total) != wanted:
-            if message.total_bytes > self._core.config.snapshot_bytes_max:
-                self.refused_snapshots += 1
-                return None
-            now = self._receiving = _Receiving(*wanted, bytearray())
-        if message.offset != len(now.content):
-            return None  # A repeat, or one that was overtaken: the reply says what is wanted.
-        if len(now.content) + len(message.data) > now.total:
-            self._receiving = None
-            self.refused_snapshots += 1
-            return None
-        now.content += message.data
-        if len(now.content) < now.total:
-            return None
-        self._receiving = None
-        return bytes(now.content)
-
-    def _install(self, peer: str, message: SnapshotChunk, content: bytes) -> None:
-        """Verify first (H10), then take over; the reply waits for the sync like any other."""
-        core = self._core
-        if core.on(Guard.H10_VERIFY_SNAPSHOT):
-            try:
-                snapshot = decode_snapshot(
-                    content, voters=core.voters, source=f"snapshot of {peer}"
-                )
-                if (snapshot.index, snapshot.term) != (message.index, message.index_term):
-                    raise CorruptFile(f"the snapshot of {peer} ends elsewhere than it said")
-                core.state.restore(snapshot.state)
-            except CorruptFile:
-                # Nothing changed and nothing is acknowledged: the leader goes on asking.
-                self.refused_snapshots += 1
+        same = now is not None and (now.index, now.term, now.total) == wanted
+        if now is None or not same or not core.snapshots.receiving:
+            if message.total_bytes > core.config.snapshot_bytes_max:
+                self._refuse()
                 return
-        core.install(message.index, message.index_term, content)
-        self._reply(peer, message, ok=True, next_index=message.index + 1)
+            reader = SnapshotReader(core.voters, f"the snapshot of {peer}")
+            now = self._receiving = _Receiving(*wanted, reader, core.state.restoring())
+            core.snapshots.receive_anew()
+        now.leader, now.leader_term, now.round = peer, core.term, message.round
+        if message.offset != now.held or not message.data:
+            return  # A repeat, or one that was overtaken: the reply says what is wanted.
+        try:
+            if now.held + len(message.data) > now.total:
+                raise CorruptFile(f"the snapshot of {peer} is longer than it said")
+            self._restore(now, message.data)
+        except CorruptFile:
+            # Nothing changed and nothing is acknowledged: the leader goes on asking.
+            self._refuse()
+            return
+        now.held += len(message.data)
+        core.snapshots.receive(message.data, last=now.held == now.total)
+
+    def _restore(self, now: _Receiving, data: bytes) -> None:
+        """Raises CorruptFile."""
+        verify = self._core.on(Guard.H10_VERIFY_SNAPSHOT)
+        try:
+            for frame in now.reader.feed(data):
+                now.restoring.take(frame)
+            meta = now.reader.meta
+            if meta is not None and (meta.index, meta.term) != (now.index, now.term):
+                raise CorruptFile("the snapshot ends elsewhere than it said")
+            if now.held + len(data) == now.total:
+                now.reader.finish()
+        except CorruptFile:
+            if verify:
+                raise
+
+    def _refuse(self) -> None:
+        self.refused_snapshots += 1
+        self._forget()
+
+    def _forget(self) -> None:
+        self._receiving = None
+        self._core.snapshots.forget_received()
+
+    def install_if_durable(self) -> None:
+        """Take over what was received, once it is whole and durable; then acknowledge it."""
+        core, now = self._core, self._receiving
+        if now is None or not core.snapshots.received:
+            return
+        self._receiving = None
+        if now.index <= core.commit_index and core.on(Guard.H14_NO_OLD_SNAPSHOT):
+            core.snapshots.forget_received()
+            return
+        try:
+            now.restoring.finish()
+        except CorruptFile:
+            if core.on(Guard.H10_VERIFY_SNAPSHOT):
+                self._refuse()
+                return
+        core.install(now.index, now.term)
+        if core.leader == now.leader and core.term == now.leader_term:
+            reply = AppendReply(core.term, now.round, True, now.index, now.index + 1)
+            core.put(now.leader, reply)
 
 
 def _entries_of(message: Append) -> list[Entry]:

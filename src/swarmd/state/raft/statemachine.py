@@ -16,26 +16,25 @@ Rules:
   leaves no trace, so that it can be repeated in the next epoch (Lamport, Malkhi and Zhou,
   *Reconfiguring a State Machine*, 2010). So the state that the next epoch begins with can be
   taken at any moment after the seal and is the same on every voter.
-- Values, entries and results are immutable, so a copy of the dictionaries is a snapshot.
+- Values, entries and results are immutable, and who replaces an entry tells the snapshots that
+  are being taken first (`statefile.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from sortedcontainers import SortedList
 
-from swarmd.base.errors import CorruptFile, SwarmError
-from swarmd.base.ids import digest
+from swarmd.base.errors import SwarmError
 from swarmd.base.limits import LEASE_KEYS_MAX, LEASES_MAX, SESSIONS_MAX
-from swarmd.identity.authority import RECORDS_MAX, AuthorityState
+from swarmd.identity.authority import AuthorityState
 from swarmd.identity.entries import encode_record
 from swarmd.identity.genesis import Genesis
 from swarmd.state.raft.bounds import NUMBER_MAX, problem_of
 from swarmd.state.raft.history import History
-from swarmd.state.raft.leases import Lease, LeaseDump, Leases
+from swarmd.state.raft.leases import Lease, Leases
 from swarmd.state.raft.messages import (
     RAN_OTHERWISE,
     USER_PREFIX,
@@ -57,10 +56,10 @@ from swarmd.state.raft.messages import (
     Seal,
     TakeOffice,
     Txn,
-    Voter,
     decode_batch,
 )
-from swarmd.state.raft.sessions import Session, SessionDump
+from swarmd.state.raft.sessions import Session
+from swarmd.state.raft.statefile import Frozen, Restoring, Sealed
 
 __all__ = ["Change", "Entry", "Sealed", "StateMachine"]
 
@@ -68,57 +67,34 @@ SESSION_TTL_MS: Final = 600_000
 CHANGES_MAX: Final = 100_000
 # Keys that go with ended leases per batch, about; more would hold up the loop.
 SWEEP_KEYS_MAX: Final = 1_000
-STATE_FORMAT: Final = 2
+_BURIED_PER_BATCH: Final = 2_000
 _DIGITS_MAX: Final = len(str(NUMBER_MAX))
 
 _EXPIRED: Final = "the session has ended: the outcome of this operation is unknown"
 _MOVED: Final = "the epoch is sealed: ask the voters of the next one"
 
 
-class Sealed(msgspec.Struct, frozen=True, array_like=True):
-    """The epoch's end: the number and voters of the next, and the log index of the seal."""
-
-    number: int
-    voters: tuple[Voter, ...]
-    index: int
-
-
-class _StateDump(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    format: int
-    epoch: int
-    revision: int
-    time_ms: int
-    entries: list[Entry]
-    sessions: list[SessionDump]
-    records: list[bytes]
-    office: tuple[bytes, int]
-    sealed: Sealed | None
-    leases: list[LeaseDump]
-    compacted: int
-    history: list[Change]
-
-
 class StateMachine:
     """The replicated state. See `state.raft.machine.ReplicatedState` for who calls what."""
 
     def __init__(self, genesis: Genesis) -> None:
-        self._genesis = genesis
-        self._clear()
-
-    def _clear(self) -> None:
+        self.genesis = genesis
         self.epoch = 1
         self.revision = 0
         self.time_ms = 0
         self.office: tuple[bytes, int] = (b"", 0)
         self.sealed: Sealed | None = None
-        self.authority = AuthorityState(self._genesis)
+        self.authority = AuthorityState(self.genesis)
         self.leases = Leases()
         self.history = History()
         self._entries: dict[bytes, Entry] = {}
-        self._keys: SortedList[bytes] = SortedList()
-        self._sessions: dict[bytes, Session] = {}
+        self.keys: SortedList[bytes] = SortedList()
+        self.sessions: dict[bytes, Session] = {}
         self._changes: list[Change] = []
         self._changes_lost = False
+        # Snapshots being taken, and entries of a state that was replaced.
+        self.frozen: list[Frozen] = []
+        self._graves: list[dict[bytes, Entry]] = []
 
     # ---- reading ---------------------------------------------------------------------
 
@@ -132,9 +108,9 @@ class StateMachine:
         """Up to `limit` entries whose key begins with `prefix` and is above `after`, by key."""
         found: list[Entry] = []
         if after >= prefix and after:
-            keys = self._keys.irange(after, None, inclusive=(False, True))
+            keys = self.keys.irange(after, None, inclusive=(False, True))
         else:
-            keys = self._keys.irange(prefix)
+            keys = self.keys.irange(prefix)
         for key in keys:
             if not key.startswith(prefix) or len(found) >= limit:
                 break
@@ -163,6 +139,8 @@ class StateMachine:
             return [[OpResult(False, self.revision, error.code, error.message)]]
         if self.sealed is None:
             self._move_time(batch)
+        if self._graves:
+            self._bury()
         return [self._apply_group(group, index) for group in batch.groups]
 
     def _move_time(self, batch: Batch) -> None:
@@ -178,10 +156,10 @@ class StateMachine:
             return [self._apply_operation(op, index) for op in group.ops]
         if self.sealed is not None:
             return [self._refused("moved", _MOVED)] * len(group.ops)
-        session = self._sessions.pop(group.session, None)
+        session = self.sessions.pop(group.session, None)
         if session is None:
             return [self._refused("session_expired", _EXPIRED)] * len(group.ops)
-        self._sessions[group.session] = session  # The latest used is last.
+        self.sessions[group.session] = session  # The latest used is last.
         session.used_ms = self.time_ms
         session.forget_below(group.low)
         results = []
@@ -322,8 +300,10 @@ class StateMachine:
 
     def _set(self, key: bytes, value: bytes, lease: int) -> None:
         before = self._entries.get(key)
+        if self.frozen:
+            self._note_before(key, before)
         if before is None:
-            self._keys.add(key)
+            self.keys.add(key)
             created, attached = self.revision, 0
         else:
             created, attached = before.create_revision, before.lease
@@ -334,10 +314,16 @@ class StateMachine:
 
     def _unset(self, key: bytes) -> None:
         entry = self._entries.pop(key)
-        self._keys.remove(key)
+        if self.frozen:
+            self._note_before(key, entry)
+        self.keys.remove(key)
         if entry.lease:
             self.leases.detach(key, entry.lease)
         self._note(Change(self.revision, key, None))
+
+    def _note_before(self, key: bytes, before: Entry | None) -> None:
+        for frozen in self.frozen:
+            frozen.note(key, before)
 
     def _attach(self, key: bytes, before: int, lease: int) -> None:
         if before:
@@ -362,18 +348,18 @@ class StateMachine:
         return OpResult(True, self.revision, value=encode_record(record))
 
     def _apply_open(self, op: OpenSession) -> OpResult:
-        if op.session not in self._sessions:
-            if len(self._sessions) >= SESSIONS_MAX:
-                del self._sessions[next(iter(self._sessions))]
-            self._sessions[op.session] = Session(self.time_ms)
+        if op.session not in self.sessions:
+            if len(self.sessions) >= SESSIONS_MAX:
+                del self.sessions[next(iter(self.sessions))]
+            self.sessions[op.session] = Session(self.time_ms)
         return OpResult(True, self.revision)
 
     def _expire_sessions(self) -> None:
-        while self._sessions:
-            oldest = next(iter(self._sessions))
-            if self._sessions[oldest].used_ms + SESSION_TTL_MS >= self.time_ms:
+        while self.sessions:
+            oldest = next(iter(self.sessions))
+            if self.sessions[oldest].used_ms + SESSION_TTL_MS >= self.time_ms:
                 return
-            del self._sessions[oldest]
+            del self.sessions[oldest]
 
     def _apply_seal(self, op: Seal, index: int) -> OpResult:
         if op.number != self.epoch + 1:
@@ -442,97 +428,38 @@ class StateMachine:
 
     # ---- whole state -----------------------------------------------------------------
 
-    def snapshot(self) -> Callable[[], bytes]:
-        """A frozen copy of the state now; the function returned encodes it later."""
-        return self._freeze(self.epoch, self.sealed)
+    def snapshot(self) -> Frozen:
+        """The frames of the state as it is now, whatever is applied while they are made."""
+        return Frozen(self, self.epoch, self.sealed)
 
-    def sealed_body(self) -> bytes:
+    def sealed_snapshot(self) -> Frozen:
         """The state that the next epoch begins with; only after the seal."""
         assert self.sealed is not None, "the epoch is not sealed"
-        return self._freeze(self.sealed.number, None)()
+        return Frozen(self, self.sealed.number, None)
 
-    def _freeze(self, epoch: int, sealed: Sealed | None) -> Callable[[], bytes]:
-        entries = dict(self._entries)
-        sessions = [
-            SessionDump(name, s.used_ms, s.low, list(s.results.items()))
-            for name, s in self._sessions.items()
-        ]
-        records = self.authority.dump()
-        revision, time_ms, office = self.revision, self.time_ms, self.office
-        leases = self.leases.dump()
-        compacted, history = self.history.compacted, self.history.dump()
+    def restoring(self) -> Restoring:
+        """Take frames of a state; this one becomes it at the end."""
+        return Restoring(self)
 
-        def encode() -> bytes:
-            ordered = [entries[key] for key in sorted(entries)]
-            return msgspec.msgpack.encode(
-                _StateDump(
-                    STATE_FORMAT,
-                    epoch,
-                    revision,
-                    time_ms,
-                    ordered,
-                    sessions,
-                    records,
-                    office,
-                    sealed,
-                    leases,
-                    compacted,
-                    history,
-                )
-            )
-
-        return encode
-
-    def restore(self, raw: bytes) -> None:
-        """Become the state that `raw` encodes.
-
-        Raises:
-            CorruptFile: `raw` is no such state; nothing changed.
-        """
-        dump = _decode_state(raw)
-        try:
-            authority = AuthorityState.load(self._genesis, dump.records)
-        except SwarmError as error:
-            raise CorruptFile(f"the stored authority log is not sound: {error}") from error
-        leases = _leases_of(dump)
-        self._clear()
-        self.authority = authority
-        self.epoch, self.revision, self.time_ms = dump.epoch, dump.revision, dump.time_ms
-        self.office, self.sealed = dump.office, dump.sealed
-        self._entries = {entry.key: entry for entry in dump.entries}
-        self._keys = SortedList(self._entries)
-        self.leases = leases
-        self.history = History(dump.compacted, dump.history)
-        for stored in dump.sessions:
-            session = Session(stored.used_ms, stored.low)
-            session.results = dict(stored.results)
-            self._sessions[stored.session] = session
+    def become(self, made: Restoring) -> None:
+        """Take the place of what is held. Called by `Restoring.finish`."""
+        head = made.head
+        self._graves.append(self._entries)
+        self.epoch, self.revision, self.time_ms = head.epoch, head.revision, head.time_ms
+        self.office, self.sealed = head.office, head.sealed
+        self.authority = made.authority
+        self._entries, self.keys = made.entries, made.keys
+        self.sessions, self.leases, self.history = made.sessions, made.leases, made.history
+        self._changes = []
         self._changes_lost = True
 
-
-def _decode_state(raw: bytes) -> _StateDump:
-    try:
-        dump: Any = msgspec.msgpack.Decoder(_StateDump).decode(raw)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
-        raise CorruptFile(f"not a state of the strong store: {error}") from error
-    state: _StateDump = dump
-    if state.format != STATE_FORMAT:
-        raise CorruptFile(f"a state of format {state.format}; this version reads {STATE_FORMAT}")
-    if len(state.sessions) > SESSIONS_MAX or len(state.records) > RECORDS_MAX:
-        raise CorruptFile("a state with more sessions or records than are allowed")
-    if len(state.leases) > LEASES_MAX:
-        raise CorruptFile("a state with more leases than are allowed")
-    return state
-
-
-def _leases_of(dump: _StateDump) -> Leases:
-    leases = Leases(dump.leases)
-    for entry in dump.entries:
-        if entry.lease:
-            if leases.get(entry.lease) is None:
-                raise CorruptFile("a state with a key of a lease that it does not hold")
-            leases.attach(entry.key, entry.lease)
-    return leases
+    def _bury(self) -> None:
+        """Let go of a part of what was replaced: of all at once would hold up the loop."""
+        entries = self._graves[-1]
+        for _ in range(min(_BURIED_PER_BATCH, len(entries))):
+            entries.popitem()
+        if not entries:
+            self._graves.pop()
 
 
 def _takes_office(batch: Batch) -> bool:
@@ -551,8 +478,3 @@ def _integer(value: bytes) -> int | None:
     if not digits.isdigit() or len(digits) > _DIGITS_MAX:
         return None
     return int(value)
-
-
-def state_digest(body: bytes) -> bytes:
-    """The digest of an encoded state, as seal certificates name it."""
-    return digest(b"state", body)

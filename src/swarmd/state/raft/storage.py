@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
 
-from swarmd.base.disk import Disk, open_body, seal_body
+from swarmd.base.disk import Disk, DiskReader, open_body, seal_body
 from swarmd.base.errors import CorruptFile, MalformedMessage
 from swarmd.observe.log import get_logger
 from swarmd.state.raft.epoch import Chain, Epoch, founder_storage
 from swarmd.state.raft.epoch_machine import OnDisk
+from swarmd.state.raft.frames import read_frames, stream_digest
 from swarmd.state.raft.messages import STORAGE_BYTES
-from swarmd.state.raft.statemachine import state_digest
+from swarmd.state.raft.snapshot import SideFile
+from swarmd.state.raft.statefile import STATE_FORMAT, STATE_KIND
 from swarmd.wire.codec import decode_struct, encode_struct
 
 _log = get_logger("raft")
@@ -68,6 +71,12 @@ class PrefixDisk:
 
     def replace(self, name: str, data: bytes) -> None:
         self._disk.replace(self._prefix + name, data)
+
+    def rename(self, old: str, new: str) -> None:
+        self._disk.rename(self._prefix + old, self._prefix + new)
+
+    def reader(self, name: str) -> DiskReader | None:
+        return self._disk.reader(self._prefix + name)
 
     def remove(self, name: str) -> None:
         self._disk.remove(self._prefix + name)
@@ -159,26 +168,48 @@ class EpochFiles:
                 self._states.add(number)
 
     def _holds(self, number: int, expected: bytes) -> bool:
+        name = _state_name(number)
+        if name not in self._disk.names():
+            return False
         try:
-            body = self.state(number)
+            return stream_digest(self._disk, name, STATE_KIND, STATE_FORMAT) == expected
         except CorruptFile as error:
             # As good as none: it is fetched again from whoever has it whole.
             _log.error("a kept state is damaged", error=error.message)
             return False
-        return body is not None and state_digest(body) == expected
 
     def on_disk(self) -> OnDisk:
         states = tuple(sorted(self._states))
         return OnDisk(states, self._numbers(_EPOCH_FILE), self._numbers(_COPY_FILE))
 
-    def state(self, number: int) -> bytes | None:
-        """The first state of epoch `number`. Raises CorruptFile."""
-        name = _state_name(number)
-        raw = self._disk.read(name)
-        return None if raw is None else open_body("state", 1, raw, source=name)
+    @property
+    def blocking(self) -> bool:
+        return self._disk.blocking
 
-    def keep_state(self, number: int, body: bytes) -> None:
-        self._disk.replace(_state_name(number), seal_body("state", 1, body))
+    def state_frames(self, number: int) -> Iterator[bytes]:
+        """The first state of epoch `number`, frame by frame. Raises CorruptFile, DiskFault."""
+        return read_frames(self._disk, _state_name(number), STATE_KIND, STATE_FORMAT)
+
+    def state_reader(self, number: int) -> DiskReader | None:
+        """The file of a first state, as it is given to others."""
+        return self._disk.reader(_state_name(number))
+
+    def state(self, number: int) -> bytes | None:
+        """The file of a first state as a whole."""
+        return self._disk.read(_state_name(number))
+
+    def write_state(self, number: int, body: bytes) -> None:
+        """Keep a first state that is held as a whole."""
+        self._disk.replace(_state_name(number), body)
+        self._states.add(number)
+
+    def beside(self, number: int) -> SideFile:
+        """Where a first state is written until it is whole; see `keep_state`."""
+        return SideFile(self._disk, _state_name(number) + ".new")
+
+    def keep_state(self, number: int, file: SideFile) -> None:
+        """Have `file`, which is whole and synced, be the first state of epoch `number`."""
+        file.take_place_of(_state_name(number))
         self._states.add(number)
 
     def log_disk(self, epoch: Epoch) -> PrefixDisk:
