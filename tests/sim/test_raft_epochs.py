@@ -86,7 +86,7 @@ def test_a_crash_at_each_point_of_a_change(point: str, everybody: bool) -> None:
     happened = f"seal crash {point}"
     spare = others(world, first.name)[1]
     wanted = {first.name, "v3", spare if spare in ("v1", "v2") else "v2"}
-    for _ in range(20):
+    for _ in range(60):  # Copying before the seal takes up to a second.
         if world.epochs.newest > 2:
             break
         serving = [node for node in world.nodes.values() if node.serving]
