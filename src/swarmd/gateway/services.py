@@ -154,6 +154,11 @@ class StoreStatus(Protocol):
         """None on a node that is no voter."""
         ...
 
+    @property
+    def copies(self) -> int:
+        """On how many disks what is acknowledged now is, at least."""
+        ...
+
 
 class StoreEntry(Protocol):
     @property

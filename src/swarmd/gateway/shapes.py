@@ -40,6 +40,8 @@ class StoreStatus(Struct, frozen=True, kw_only=True):
     """Names, in the order of the epoch."""
     may_lose: int = 0
     """Voters that may fail from now on while the store still answers."""
+    copies: int = 1
+    """On how many disks what is acknowledged now is, at least."""
 
 
 class FollowerInfo(Struct, frozen=True, kw_only=True):
@@ -339,6 +341,8 @@ class Submitted(Struct, frozen=True, kw_only=True):
     """False if the key was known already."""
     error: ErrorInfo | None = None
     """Why this one was refused; the others are not affected."""
+    copies: int = 1
+    """On how many disks its record is, at least."""
 
 
 class TaskInfo(Struct, frozen=True, kw_only=True):

@@ -74,6 +74,7 @@ def store_status(services: Services) -> shapes.StoreStatus | None:
         revision=max(0, found.revision),
         voters=sorted(services.name_of(voter) for voter in found.voters),
         may_lose=max(0, found.may_lose),
+        copies=found.copies,
     )
 
 

@@ -138,6 +138,7 @@ class FakeStore:
             detail="",
             may_lose=0 if self.no_quorum else len(self._voters) - majority,
             log=self.log,
+            copies=majority,
         )
 
     def coordinator(self) -> NodeId | None:

@@ -22,6 +22,7 @@ from swarmd.state.raft.keeper import Keeper
 from swarmd.state.raft.messages import Put
 from swarmd.state.raft.statefile import encode_state
 from swarmd.state.raft.statemachine import StateMachine
+from swarmd.state.raft.storage import PrefixDisk
 
 GENESIS = init_swarm("lab", "one")[0]
 PEER = NodeId(b"p" * 32)
@@ -279,3 +280,66 @@ async def test_no_state_goes_to_who_was_not_asked_to_keep_it(
             with pytest.raises(SwarmError) as caught:
                 await swarm.store(3)._link.request(m.COPY, swarm.id(0), ask, timeout_s=0.5)
             assert caught.value.code == code
+
+
+# ---- the learner of a swarm of two -------------------------------------------------------
+
+
+async def _copies_are(swarm: Swarm, copies: int, *nodes: int) -> None:
+    with trio.fail_after(10):
+        for node in nodes:
+            while True:
+                if swarm.store(node).status().copies == copies:
+                    break
+                await trio.sleep(0.05)
+
+
+async def test_what_is_acknowledged_by_two_is_on_both_disks(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running_swarm() as swarm:
+        await swarm.start(0, 1)
+        await swarm.store(0).propose([Put(b"a", b"1")])
+        await _copies_are(swarm, 2, 0, 1)
+        assert swarm.store(0).voters == (swarm.id(0),)
+        for number in range(50):
+            writer = number % 2
+            key = b"k%d" % number
+            assert (await swarm.store(writer).propose([Put(key, b"v")]))[0].ok
+            durable = SimDisk(swarm.world, "copy")
+            durable._durable = dict(swarm.nodes[1].disk._durable)
+            prefix = "raft.e1.copy."
+            assert EpochCopy(PrefixDisk(durable, prefix), swarm.genesis, 2**20).state.get(key)
+
+
+async def test_who_does_not_answer_is_waited_for_a_second_and_no_more(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running_swarm() as swarm:
+        await swarm.start(0, 1)
+        await swarm.store(0).propose([Put(b"a", b"1")])
+        await _copies_are(swarm, 2, 0, 1)
+        await swarm.crash(1)
+        began = trio.current_time()
+        assert (await swarm.store(0).propose([Put(b"a", b"2")]))[0].ok
+        assert trio.current_time() - began < 1.5
+        began = trio.current_time()
+        assert (await swarm.store(0).propose([Put(b"a", b"3")]))[0].ok
+        assert trio.current_time() - began < 0.1
+        assert swarm.store(0).status().copies == 1
+        await swarm.start(1)
+        await _copies_are(swarm, 2, 0, 1)
+
+
+async def test_a_full_disk_of_the_learner_holds_nothing_up_for_long(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running_swarm() as swarm:
+        await swarm.start(0, 1)
+        await swarm.store(0).propose([Put(b"a", b"1")])
+        await _copies_are(swarm, 2, 0, 1)
+        swarm.nodes[1].disk.full = True
+        assert (await swarm.store(0).propose([Put(b"a", b"2")]))[0].ok
+        await _copies_are(swarm, 1, 0, 1)
+        swarm.nodes[1].disk.full = False
+        await _copies_are(swarm, 2, 0, 1)

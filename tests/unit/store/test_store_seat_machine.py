@@ -214,7 +214,7 @@ def test_new_voters_copy_first_and_a_majority_of_the_new_set_must_have() -> None
         return driven.feed(sm.Looked(members(3), of, 2))
 
     effects = look([])
-    assert followers(effects) == IDS[1:3]
+    assert set(followers(effects)) == set(IDS[1:3])
     assert not proposed(effects)
     assert not proposed(look([1], behind=sm.FRESH_ENTRIES + 1)), "too far behind"
     assert not proposed(look([1], silence_s=sm.FRESH_S + 0.1)), "not heard from"
@@ -249,3 +249,12 @@ def test_who_leaves_is_told_to_ask_again_while_the_state_is_copied() -> None:
     assert told.code == "unavailable"
     (seal,) = [driven.look(members(2), epoch(0)), driven.changes(sm.Leaves(2, IDS[0]))][1]
     assert proposed([seal]) == [(3, (SEATS[1],))]
+
+
+def test_beside_a_lone_voter_somebody_keeps_a_copy() -> None:
+    driven = Driven()
+    driven.now += 0.5
+    assert followers(driven.feed(sm.Looked(members(2), epoch(0), 2))) == [IDS[1]]
+    assert followers(driven.feed(sm.Looked(members(2, dead=[1]), epoch(0), 2))) == []
+    assert followers(driven.feed(sm.Looked(members(3), epoch(0, 1, 2), 2))) == []
+    assert followers(driven.feed(sm.Looked(members(2), None, 2))) == []

@@ -94,10 +94,12 @@ class TaskRoutes:
         payloads = await self._context.values_of(request, [_input(one) for one in body.tasks])
         specs = [_spec(one, value) for one, value in zip(body.tasks, payloads, strict=True)]
         answers = await tasks.submit(specs)
+        copies = self._services.need(self._services.store).status().copies
         shown = [
             shapes.Submitted(
                 id=one.task_id,
                 created=one.created,
+                copies=0 if one.code else copies,
                 error=_error_info(from_code(one.code, one.message)) if one.code else None,
             )
             for one in answers

@@ -22,6 +22,7 @@ from swarmd.state.raft.epoch_copy import EpochCopy
 from swarmd.state.raft.storage import EpochFiles
 
 ASK_TIMEOUT_S: Final = 2.0
+LIVING_S: Final = 1.0
 _log = get_logger("raft")
 
 
@@ -42,6 +43,8 @@ class Copier:
         self._genesis = genesis
         self._link = link
         self._config = config
+        self._clock = clock
+        self._heard_at = float("-inf")
         self._open: tuple[int, EpochCopy] | None = None
         self._machine = cm.CopyMachine()
         self._driver = Driver(
@@ -63,6 +66,12 @@ class Copier:
     def told(self, peer: NodeId, number: int) -> None:
         """`peer` wants a copy of the log of `number` kept here."""
         self._driver.feed(cm.Told(peer, number))
+
+    def follows(self, number: int) -> bool:
+        """Is there a copy of `number` here that a voter fed within the last second?"""
+        machine = self._machine
+        fresh = self._clock.now() - self._heard_at < LIVING_S
+        return machine.number == number and machine.last != cm.NOTHING and fresh
 
     def epoch_began(self, number: int) -> None:
         """Follow the epochs before `number` no more; what was copied stays until it is dropped."""
@@ -129,4 +138,5 @@ class Copier:
         except SwarmError as error:
             self._driver.feed(cm.Answered(effect.tag, None, error.code))
         else:
+            self._heard_at = self._clock.now()
             self._driver.feed(cm.Answered(effect.tag, answer))

@@ -29,6 +29,9 @@ SERVED_MAX: Final = 64
 FOLLOWERS_MAX: Final = 16
 # Who was not told for this long is served no more.
 TOLD_TTL_S: Final = 30.0
+# A lone voter waits for a copy that was heard of within this, and lacks at most so many entries.
+LIVING_S: Final = 1.0
+LIVING_ENTRIES: Final = 1_000
 
 
 @dataclass(slots=True)
@@ -81,6 +84,31 @@ class Copies:
         if follower is None or follower.number != number or follower.after < 0:
             return None
         return self._clock.now() - follower.heard_at, max(0, last - follower.after)
+
+    def holders(self, number: int, index: int) -> int:
+        """Living copies of `number` that hold everything up to `index`."""
+        return sum(f.after >= index for f in self._living(number, index))
+
+    def _living(self, number: int, index: int) -> list[_Follower]:
+        since, least = self._clock.now() - LIVING_S, max(0, index - LIVING_ENTRIES)
+        return [
+            f
+            for f in self._followers.values()
+            if f.number == number and f.after >= least and f.heard_at > since
+        ]
+
+    async def wait_for_holders(self, number: int, index: int) -> None:
+        """Wait until every living copy of `number` holds everything up to `index`.
+
+        One that is not heard of for a second lives no more, so this ends.
+        """
+        while True:
+            behind = [f for f in self._living(number, index) if f.after < index]
+            if not behind:
+                return
+            left_s = max(f.heard_at for f in behind) + LIVING_S - self._clock.now()
+            with trio.move_on_after(max(0.0, left_s)):
+                await self._heard.wait()
 
     def followers(self, number: int) -> list[NodeId]:
         """Members that were told to keep a copy of `number`."""

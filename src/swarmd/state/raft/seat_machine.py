@@ -14,6 +14,7 @@ Rules:
 - New voters first get the state and follow the log (`copy_machine`); the seal is proposed only
   while a majority of the new set, heard from within a second, lacks at most 1,000 entries. So
   the next epoch can begin as soon as this one has ended.
+- Beside a lone voter somebody keeps a copy at all times, so that there are two disks.
 - A voter that is alive and takes no part may have lost its disk: then its seat is given to the
   storage that it has now, which is another voter.
 """
@@ -28,7 +29,7 @@ from swarmd.base.errors import NotCoordinator, Unavailable, WouldLoseData
 from swarmd.base.ids import NodeId, short
 from swarmd.base.machine import Effect, Event
 from swarmd.state.raft.messages import Voter
-from swarmd.state.raft.voters import Candidate, choose_voters, seats_for
+from swarmd.state.raft.voters import Candidate, choose_learner, choose_voters, seats_for
 
 # After an attempt, so that a flapping member cannot make epochs follow each other.
 PAUSE_S: Final = 2.0
@@ -246,6 +247,11 @@ class SeatMachine:
                 self._let_go(leaver, NotCoordinator.code, "another node leads the strong store")
         if change is None:
             self._lose_patience()
+        if epoch is not None:
+            voters = [v.node_id for v in epoch.voters]
+            learner = choose_learner(self._members, voters)
+            if learner is not None:
+                self._out.append(Follow(learner, epoch.number))
 
     def _lose_patience(self) -> None:
         for leaver, waiting in list(self._leavers.items()):

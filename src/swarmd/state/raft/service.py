@@ -180,12 +180,20 @@ class Store:
     async def propose_here(
         self, replica: Replica, groups: tuple[m.Group, ...]
     ) -> list[list[OpResult]]:
+        """Commit here; a lone voter also waits for the living copies of its log."""
+        results = await self._commit(replica, groups)
+        if len(replica.epoch.voters) == 1:
+            number = replica.epoch.number
+            await self._copies.wait_for_holders(number, replica.applied_index)
+        return results
+
+    async def _commit(self, replica: Replica, groups: tuple[m.Group, ...]) -> list[list[OpResult]]:
         with trio.move_on_after(ATTEMPT_TIMEOUT_S):
             return await replica.propose(groups, self.store_time_ms())
         raise TimedOut("the voters did not answer in time")
 
     async def _propose_alone(self, replica: Replica, op: Operation) -> OpResult:
-        results = await self.propose_here(replica, (m.Group(b"", 0, 0, (op,)),))
+        results = await self._commit(replica, (m.Group(b"", 0, 0, (op,)),))
         return results[0][0]
 
     # ---- reading -------------------------------------------------------------------------
@@ -423,7 +431,18 @@ class Store:
             state=state,
             detail=detail,
             log=replica.log() if replica is not None else None,
+            copies=self._disks(),
         )
+
+    def _disks(self) -> int:
+        """On how many disks what is acknowledged now is, at least; as far as is known here."""
+        keeper, replica = self._keeper, self._keeper.replica
+        head = keeper.chain.head
+        if len(head.voters) > 1:
+            return head.majority
+        if replica is not None and replica.epoch.number == head.number:
+            return 1 + self._copies.holders(head.number, replica.applied_index)
+        return 2 if keeper.copier.follows(head.number) else 1
 
     def _health(self, living: int) -> tuple[str, str]:
         keeper, replica = self._keeper, self._keeper.replica

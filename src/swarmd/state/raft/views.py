@@ -50,7 +50,8 @@ class StoreStatus:
     `role` is leader, follower, candidate or none (no voter); `may_lose` counts the voters
     that may still be lost before writes stop, negative if they have. `state` is `ok`,
     `no_quorum`, `epoch_waiting` (the next epoch could not begin yet) or `disk_fault`;
-    `detail` says what is waited for. Revision -1: not known here. `log`: voters only.
+    `detail` says what is waited for. Revision -1: not known here. `log`: voters only. `copies`:
+    on how many disks what is acknowledged now is, at least.
     """
 
     epoch: int
@@ -65,3 +66,4 @@ class StoreStatus:
     state: str
     detail: str
     log: VoterLog | None = None
+    copies: int = 1

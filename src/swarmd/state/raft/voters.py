@@ -132,6 +132,16 @@ def _seats(staying: int, keep: int, current: int, size_held_s: float) -> int:
     return current
 
 
+def choose_learner(members: Sequence[Candidate], current: Sequence[NodeId]) -> NodeId | None:
+    """Who keeps a copy beside a lone voter, so that its disk is not the only one; None: nobody."""
+    if len(current) != 1:
+        return None
+    seated = [c for c in members if c.node_id in current]
+    spare = [c for c in members if c.alive and c.capable and c.node_id not in current]
+    best = min(spare, key=lambda c: _rank(c, seated), default=None)
+    return best.node_id if best is not None else None
+
+
 def losses_tolerated(voters: int, alive: int) -> int:
     """How many more voters may be lost before writes stop; negative if they have."""
     return alive - (voters // 2 + 1)
