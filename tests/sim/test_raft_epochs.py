@@ -328,6 +328,38 @@ def test_a_lost_disk_would_break_promises_without_the_rule() -> None:
     assert world.world.violations
 
 
+def _put_back_an_old_copy(removed: Sequence[str] = ()) -> tuple[RaftWorld, Node]:
+    """A voter is started on a copy of its disk that was taken before it last was started."""
+    world = quiet(removed=removed)
+    node = world.nodes[others(world, leader(world).name)[0]]
+    node.crash(power=True)
+    image = node.disk.copy()
+    world.start(node.name)
+    until(world, lambda: node.room is not None)
+    world.world.run_for(2.0)
+    node.crash(power=True)
+    node.disk.put_back(image)
+    node.copied.add(node.storage)
+    world.start(node.name)
+    world.world.run_for(3.0)
+    return world, node
+
+
+def test_a_restored_disk_has_no_vote_until_it_is_seated_anew() -> None:
+    world, node = _put_back_an_old_copy()
+    assert node.up
+    assert node.room is None
+    assert world.world.counts["restored_disk_seen"] > 0
+    change(world, "v0", "v1", "v2")
+    until(world, lambda: node.room is not None)
+    settled(world)
+
+
+def test_a_restored_disk_would_vote_without_the_rule() -> None:
+    world, _ = _put_back_an_old_copy([SealRule.COPY_OF_DISK_IS_ANOTHER])
+    assert any("forgotten its votes" in text for text in world.world.violations)
+
+
 def test_a_wrong_state_is_fetched_from_elsewhere() -> None:
     world = quiet()
     _spoil_pieces(world)

@@ -157,4 +157,3 @@ class SimDisk:
         self._durable = dict(image)
         self._pending.clear()
         self._dropped.clear()
-        self._world.count("disk_restored")

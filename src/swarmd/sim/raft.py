@@ -57,6 +57,7 @@ OTHERS: Final = (
     "restart",
     "snapshot_install",
     "damage_named",
+    "restored_disk_seen",
     "poison",
     "seal",
     "epoch",
@@ -180,6 +181,10 @@ class RaftWorld:
         """May this disk be lost, and a majority of every epoch that matters still survive?"""
         return self.epochs.may_lose(name)
 
+    def would_be_seen(self, node: Node, image: dict[str, bytes]) -> bool:
+        """Would the voters tell that `image`, put back on this node, is of an earlier time?"""
+        return self.epochs.would_be_seen(node, image)
+
     def change_voters(self) -> None:
         """Whoever serves, or believes so, is asked for other voters."""
         for node in self.nodes.values():
@@ -200,6 +205,9 @@ class RaftWorld:
 
     def started(self, node: Node, epoch: Epoch) -> None:
         self.epochs.started(node, epoch)
+
+    def admitted(self, node: Node) -> None:
+        self.epochs.admitted(node)
 
     def start(self, name: str) -> None:
         """Start a node on whatever its disk holds."""

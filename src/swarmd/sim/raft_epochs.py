@@ -113,10 +113,32 @@ class EpochWatch:
         seat = m.Voter(node.key.public, node.storage)
         if epoch.seat_of(node.node_id) != seat:
             self._world.violate(f"{node.name} begins epoch {epoch.number} without a seat there")
-        if (epoch.number, seat) in self._stopped:
-            self._world.violate(f"{node.name} begins epoch {epoch.number}, which it knows ended")
         if node.flipped is not None and node.flipped.startswith(f"raft.e{epoch.number}.log."):
             self._world.violate(f"{node.name} started on a damaged {node.flipped}")
+
+    def admitted(self, node: Node) -> None:
+        """The log that runs on a node takes part from now on."""
+        assert node.room is not None
+        number, seat = node.room.number, m.Voter(node.key.public, node.storage)
+        if (number, seat) in self._stopped:
+            self._world.violate(f"{node.name} votes in epoch {number}, which it knew to have ended")
+        if seat.storage in node.copied:
+            self._world.violate(f"{node.name} votes on a disk that has forgotten its votes")
+
+    def would_be_seen(self, node: Node, image: Mapping[str, bytes]) -> bool:
+        """Has whoever may answer first noted a later life of this disk than the copy knows?
+
+        A voter takes part when a majority, itself included, tells nothing against it. So there
+        must be fewer than that, itself aside, who would not tell; and all must be there now.
+        """
+        head = self._epochs[self.newest]
+        others = [self._of(seat) for seat in head.voters if seat.public != node.key.public]
+        same = all(image.get(n) == node.disk.read(n) for n in ("raft.storage", "raft.chain"))
+        if len(others) == len(head.voters) or not same or node.head != head.number:
+            return False  # It would ask the voters of another epoch, or under another name.
+        there = all(o.up and o.paused_until <= self._world.now for o in others)
+        silent = sum(not o.knows_later(node, image) for o in others)
+        return there and silent < head.majority - 1
 
     # ---- whom to seat ------------------------------------------------------------------------
 
@@ -144,7 +166,8 @@ class EpochWatch:
 
     def _is_whole(self, seat: m.Voter) -> bool:
         node = self._of(seat)
-        return node.lost is None and node.flipped is None and node.storage == seat.storage
+        damaged = node.lost is not None or node.flipped is not None
+        return not damaged and node.storage == seat.storage and seat.storage not in node.copied
 
     def _of(self, seat: m.Voter) -> Node:
         return next(node for node in self._nodes.values() if node.key.public == seat.public)

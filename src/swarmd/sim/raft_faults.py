@@ -34,6 +34,7 @@ FAULTS: Final = (
     "failed_sync",
     "slow_sync",
     "disk_loss",
+    "disk_restored",
     "pause",
     "wall_jump",
     "clock_rate",
@@ -59,6 +60,8 @@ class Around(Protocol):
     def may_lose(self, name: str) -> bool: ...
 
     def change_voters(self) -> None: ...
+
+    def would_be_seen(self, node: Node, image: dict[str, bytes]) -> bool: ...
 
 
 def weather(rng: Rng) -> LinkFaults:
@@ -92,6 +95,7 @@ class Trouble:
             (self._slow_disk, 6),
             (self._lose_disk, 0.7),
             (self._flip_bit, 0.7),
+            (self._copy_disk, 1.5),
             (self._pause, 10),
             (self._jump, 5),
             (self._drift, 5),
@@ -235,6 +239,26 @@ class Trouble:
         if self._around.may_lose(voter.name):
             voter.crash(power=True)
             self._replace_disk(voter)
+
+    def _copy_disk(self) -> None:
+        """Somebody copies the disk of a host that is down, and puts the copy back later."""
+        node = self._victim()
+        node.crash(power=True)
+        self._world.after(self._rng.uniform(3.0, 12.0), self._put_back, node, node.disk.copy())
+        self._world.after(self._rng.uniform(0.05, 0.5), self.restart_all)
+
+    def _put_back(self, node: Node, image: dict[str, bytes]) -> None:
+        """Only while enough others are there who know of a later life: else nobody could tell."""
+        if self.over or node.lost is not None or node.flipped is not None:
+            return
+        if not self._around.may_lose(node.name) or not self._around.would_be_seen(node, image):
+            return
+        self._around.network.heal()
+        node.crash(power=True)
+        node.disk.put_back(image)
+        self._world.count("disk_restored")
+        node.copied.add(node.storage)
+        self.restart_all()
 
     def _replace_disk(self, voter: Node) -> None:
         """An empty disk takes its place; the process comes up on it a little later."""

@@ -8,7 +8,7 @@ name and is counted when it happens there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -18,7 +18,7 @@ from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect, Event, Send, SetTimer
 from swarmd.identity.genesis import Genesis
 from swarmd.identity.keys import SigningKey
-from swarmd.sim.disk import PowerLost
+from swarmd.sim.disk import PowerLost, SimDisk
 from swarmd.sim.raft_copies import COPY_POINTS, Copier, Copies
 from swarmd.sim.raft_rules import HastyMachine, SealRule
 from swarmd.sim.raft_voter import Around as VoterAround
@@ -47,6 +47,8 @@ _POINTS: Final[dict[type[Effect], str]] = {
     KeepSealedState: "keep",
     em.SaveChain: "chain",
     em.UseCopy: "use",
+    em.NoteStart: "note",
+    em.RenewStorage: "renew",
     StopEpoch: "stop",
     em.KeepState: "install",
     StartEpoch: "start",
@@ -91,6 +93,8 @@ class Around(VoterAround, Protocol):
 
     def started(self, node: Node, epoch: Epoch) -> None: ...
 
+    def admitted(self, node: Node) -> None: ...
+
 
 class Node(Voter):
     """A process with a disk that may hold a seat, or another one later."""
@@ -104,6 +108,8 @@ class Node(Voter):
         self.chain: Chain
         self.head = 0
         self._disks = 0
+        # Names of this disk that copies of it from an earlier time may bear.
+        self.copied: set[bytes] = set()
         self._crash_at: str | None = None
         self._clear()
 
@@ -124,7 +130,7 @@ class Node(Voter):
     def name_disk(self) -> None:
         """Name an empty disk; `EpochFiles` would draw the name from the machine's own entropy."""
         if self.disk.read(STORAGE_FILE) is None:
-            if SealRule.NEW_DISK_NEW_VOTER not in self.removed:
+            if not self._disks or SealRule.NEW_DISK_NEW_VOTER not in self.removed:
                 self._disks += 1
             made = f"{self.name}/{self._disks}".encode().ljust(m.STORAGE_BYTES, b".")
             self.disk.replace(STORAGE_FILE, seal_body("storage", 1, made))
@@ -148,7 +154,9 @@ class Node(Voter):
         me = m.Voter(self.key.public, storage)
         hasty = SealRule.KEEP_UNTIL_INSTALLED in self.removed
         made = HastyMachine if hasty else em.EpochMachine
-        self.machine = made(self.chain, me, self.key, self.files.on_disk())
+        start, nonce = self.files.count_start(), self.rng.randbytes(16)
+        disk = self.files.on_disk()
+        self.machine = made(self.chain, me, self.key, disk, start=start, nonce=nonce)
         self.head = self.chain.head.number
         self.copies, self.copier = Copies(self), Copier(self, self.near.genesis)
         self.after(0.0, self.feed, em.Wake(em.START))
@@ -285,9 +293,13 @@ class Node(Voter):
                     self._pieces.clear()
                 self._pieces.append(data)
                 self.point("piece")
-            case em.NoteStart(tag):
-                self._tell(tag, m.StartNoted(True))
-            case em.Changed() | em.Admit():
+            case em.NoteStart():
+                self.after(self.rng.uniform(*_DISK_S), self._note_start, effect)
+            case em.Admit():
+                assert self.room is not None
+                self.near.admitted(self)
+                self.room.admit()
+            case em.Changed():
                 pass
             case em.Dropped(why):
                 self.world.count(f"dropped {why}")
@@ -338,6 +350,29 @@ class Node(Voter):
         # Small pieces, so that a state takes several.
         return m.StatePiece(len(body), body[offset : offset + max(200, len(body) // 3)])
 
+    def _note_start(self, effect: em.NoteStart) -> None:
+        """Note another voter's life durably, then answer whether it is a new one."""
+        told = effect.start
+        self.point("note.before")
+        try:
+            rises = self.files.note_start(effect.peer, told.storage, told.start, told.nonce)
+        except DiskFault:
+            self._tell(effect.tag, None)
+            return
+        self.point("note.after")
+        if not rises:
+            self.world.count("restored_disk_seen")
+        believes = SealRule.COPY_OF_DISK_IS_ANOTHER in self.removed
+        self._tell(effect.tag, m.StartNoted(rises or believes))
+
+    def knows_later(self, node: Node, image: Mapping[str, bytes]) -> bool:
+        """Has this node noted a life of that disk which a copy of it cannot know of?"""
+        copy = SimDisk(self.world, "copy")
+        copy.put_back(dict(image))
+        lives = EpochFiles(copy).count_start()  # What the copy would call its next life.
+        seen = self.files._load_seen().get((node.node_id, node.storage))
+        return seen is not None and seen.start >= lives
+
     # ---- what it writes --------------------------------------------------------------------
 
     def _write(self, effect: Effect) -> None:
@@ -365,6 +400,10 @@ class Node(Voter):
                 return em.StateKept(number, state_digest(body), self._on_disk())
             case em.UseCopy(number, digest):
                 return self._use_copy(number, digest)
+            case em.RenewStorage():
+                self.disk.remove(STORAGE_FILE)
+                self.name_disk()
+                return em.StorageRenewed(m.Voter(self.key.public, self.storage))
             case em.KeepState(number, digest):
                 return self._keep_state(number, digest)
             case StartEpoch(number):

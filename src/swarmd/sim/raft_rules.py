@@ -43,6 +43,8 @@ class SealRule(StrEnum):
     KEEP_UNTIL_INSTALLED = "seal-keep-until-installed"
     # A disk that lost its files is another voter.
     NEW_DISK_NEW_VOTER = "seal-new-disk-new-voter"
+    # So is a disk put back from a copy, which has forgotten votes: others know its later life.
+    COPY_OF_DISK_IS_ANOTHER = "seal-copy-of-disk-is-another"
 
 
 SEAL_RULES: Final[frozenset[str]] = frozenset(SealRule)

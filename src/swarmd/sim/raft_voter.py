@@ -107,11 +107,17 @@ class LogRoom:
         self._applied = -1
         self._scan = LogScan(log, voter.name)
         self._open = True
+        self._admitted = False
         self.disk_fault = False
         rng = voter.world.rng_for(f"machine:{voter.name}:{voter.life}:{log.number}")
         self.machine = voter.around.make_machine(self, disk, rng)
         self.state.restores = 0  # What its own snapshot held is no install.
         self.feed(Stand() if stand else Wake(START))
+
+    def admit(self) -> None:
+        """Begin to take part; until then nothing is done or said."""
+        self._admitted = True
+        self._step_soon()
 
     @property
     def number(self) -> int:
@@ -128,7 +134,7 @@ class LogRoom:
             self._step_soon()
 
     def _step_soon(self) -> None:
-        if self._inbox and not self._scheduled and not self._syncing:
+        if self._inbox and self._admitted and not self._scheduled and not self._syncing:
             self._scheduled = True
             self.voter.after(STEP_S, self._step)
 

@@ -101,6 +101,9 @@ _SEAL: Final[dict[str, How]] = {
     SealRule.NEW_DISK_NEW_VOTER: ByTest(
         f"{_EPOCHS}test_a_lost_disk_would_break_promises_without_the_rule"
     ),
+    SealRule.COPY_OF_DISK_IS_ANOTHER: ByTest(
+        f"{_EPOCHS}test_a_restored_disk_would_vote_without_the_rule"
+    ),
 }
 _TASKS: Final[dict[str, How]] = {
     "assign_repeat": BySeed("all", 4),
