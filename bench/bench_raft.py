@@ -227,15 +227,23 @@ def details(beside: Beside, prefix: str) -> Figures:
 
 
 def idle(options: Options) -> Figures:
-    with folder() as root, LocalSwarm(root, 3) as swarm:
-        swarm.form()
+    """What a vote adds to a member: the busiest voter's use less that of one without a seat."""
+    with folder() as root, LocalSwarm(root, 4) as swarm:
+        swarm.form(voters=3)
         time.sleep(5)
-        daemons = [psutil.Process(d.process.pid) for d in swarm.daemons if d.process]
-        before = [sum(d.cpu_times()[:2]) for d in daemons]
+        voters = set(swarm[0].json("status")["store"]["voters"])
+        daemons = {d.name: psutil.Process(d.process.pid) for d in swarm.daemons if d.process}
+        before = {name: sum(one.cpu_times()[:2]) for name, one in daemons.items()}
         time.sleep(IDLE_S)
-        after = [sum(d.cpu_times()[:2]) for d in daemons]
-        used = [(b - a) / IDLE_S * 100 for a, b in zip(before, after, strict=True)]
-        yield Figure("idle_cpu_percent_per_voter", max(used))
+        used = {
+            name: (sum(one.cpu_times()[:2]) - before[name]) / IDLE_S * 100
+            for name, one in daemons.items()
+        }
+        busiest = max(used[name] for name in voters)
+        other = next(used[name] for name in used if name not in voters)
+        yield Figure("idle_cpu_percent_per_voter", busiest - other)
+        yield Figure("info_idle_cpu_percent_of_the_busiest_voter", busiest)
+        yield Figure("info_idle_cpu_percent_of_a_member_without_vote", other)
 
 
 # ---- the leader is killed -------------------------------------------------------------

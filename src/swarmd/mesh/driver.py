@@ -69,6 +69,8 @@ class Driver:
         self._timers: list[tuple[float, int, Event]] = []
         self._sequence = itertools.count()
         self._wake = trio.Event()
+        self._alarm = trio.CancelScope()
+        self._rings_for = math.inf
         self._event_counts = MACHINE_EVENTS.of(name)
         self._effect_counts = MACHINE_EFFECTS.of(name)
 
@@ -86,20 +88,35 @@ class Driver:
     async def run(self) -> None:
         """Step the machine until cancelled."""
         while True:
-            await self._wait()
+            # One scope serves many waits: to enter one costs more than many a step.
+            with trio.CancelScope() as self._alarm:
+                self._rings_for = math.inf
+                await self._until_it_rings()
             step = self._take()
             if step:
                 await self._step(step)
 
-    async def _wait(self) -> None:
-        if self._inbox:
-            await trio.lowlevel.checkpoint()
-            return
-        delay = self._timers[0][0] - self._clock.now() if self._timers else math.inf
-        with trio.move_on_after(max(0.0, delay)):
-            await self._wake.wait()
-        if self._wake.is_set():
-            self._wake = trio.Event()
+    async def _until_it_rings(self) -> None:
+        """Step as events come, until a timer is due: then the scope around this is cancelled."""
+        while True:
+            if self._inbox:
+                await trio.lowlevel.checkpoint()
+            else:
+                self._set_alarm(self._timers[0][0] if self._timers else math.inf)
+                await self._wake.wait()
+            if self._wake.is_set():
+                self._wake = trio.Event()
+            if self._alarm.cancel_called:
+                return
+            step = self._take()
+            if step:
+                await self._step(step)
+
+    def _set_alarm(self, due: float) -> None:
+        if due != self._rings_for:
+            self._rings_for = due
+            delay_s = max(0.0, due - self._clock.now())
+            self._alarm.deadline = trio.current_time() + delay_s
 
     def _take(self) -> list[Event]:
         step: list[Event] = []
@@ -119,6 +136,7 @@ class Driver:
             effects.extend(self._settle(self._clock.now()))
         if any(type(effect) is Persist for effect in effects):
             assert self._persist is not None, f"{self._name} asked for Persist"
+            self._set_alarm(math.inf)  # It may not ring in the middle of a step.
             ahead = [effect for effect in effects if isinstance(effect, Ahead)]
             if ahead:
                 effects = [effect for effect in effects if not isinstance(effect, Ahead)]
