@@ -142,7 +142,8 @@ def carry_out(run: Run) -> dict[str, Any]:
         run.say(f"checking {len(calls)} calls")
         run.findings.add(check_store(calls))
         starts = read_ledger(run.ledger.read_text())
-        run.findings.problems += check_tasks(calls, tasks, starts)
+        if tasks is not None:
+            run.findings.problems += check_tasks(calls, tasks, starts)
         return report(run, calls, tasks, starts, left_out(ground))
 
 
@@ -222,11 +223,11 @@ def stop_clients(run: Run) -> None:
 
 def read_everything(
     run: Run, swarm: LocalSwarm, calls: Sequence[Call]
-) -> tuple[list[Call], dict[str, tuple[str, int]]]:
-    """Reads of every key through every daemon, and the end of every task."""
+) -> tuple[list[Call], dict[str, tuple[str, int]] | None]:
+    """Reads of every key through every daemon, and the end of every task; None: unreadable."""
     keys = {c.key for c in calls if c.kind in ("put", "cas", "get", "delete")}
     found: list[Call] = []
-    tasks: dict[str, tuple[str, int]] = {}
+    tasks = None
     try:
         for daemon in swarm.daemons:
             with Client(daemon.socket, timeout_s=30.0) as client:
@@ -307,7 +308,7 @@ def crashes(swarm: LocalSwarm) -> list[str]:
 def report(
     run: Run,
     calls: Sequence[Call],
-    tasks: dict[str, tuple[str, int]],
+    tasks: dict[str, tuple[str, int]] | None,
     starts: dict[str, list[int]],
     missing: dict[str, str],
 ) -> dict[str, Any]:
@@ -332,7 +333,7 @@ def report(
         },
         "left_out": missing,
         "voter_changes": run.epochs,
-        "tasks": dict(sorted(Counter(state for state, _ in tasks.values()).items())),
+        "tasks": dict(sorted(Counter(state for state, _ in (tasks or {}).values()).items())),
         "attempts": sum(map(len, starts.values())),
         "problems": run.findings.problems,
         "undecided": run.findings.undecided,

@@ -11,6 +11,7 @@ import contextlib
 import random
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,7 @@ class Field:
         self.has_shim = shim is not None
         self.problems: list[str] = []
         self._paused: set[str] = set()
+        self._leaving: set[str] = set()
         self._probes = 0
         for number, (daemon, host) in enumerate(zip(swarm.daemons, hosts.hosts, strict=True)):
             if number > 0:
@@ -110,6 +112,15 @@ class Field:
         preferred = self.coordinator() if self.rng.random() < _COORDINATOR_CHANCE else None
         drawn = self.rng.choice(choices)  # Always drawn, so that later choices do not move.
         return preferred if preferred is not None and preferred in choices else drawn
+
+    def voters(self) -> list[Daemon]:
+        """As one that answers names them."""
+        for daemon in self.swarm.alive():
+            with contextlib.suppress(SwarmError), self.client(daemon) as client:
+                store = client.status().store
+                if store is not None and store.voters:
+                    return [self.swarm.by_name(name) for name in store.voters]
+        return []
 
     def split(self) -> tuple[list[Daemon], list[Daemon]]:
         """A minority that the coordinator is as likely to be in as in the rest, and the rest."""
@@ -161,6 +172,17 @@ class Field:
         if daemon.terminate(STOPPED_WITHIN_S) == -9:
             self.problems.append(f"{daemon.name} did not stop within {STOPPED_WITHIN_S:g} s")
 
+    def leave(self, daemon: Daemon) -> str:
+        """Ask it to leave. Why it may not; empty if it leaves, or went before its answer."""
+        self._leaving.add(daemon.name)
+        try:
+            with Client(daemon.socket, timeout_s=STOPPED_WITHIN_S) as client:
+                client.leave()
+        except SwarmError as error:
+            gone = daemon.process is not None and daemon.process.poll() == 0
+            return "" if gone else error.message
+        return ""
+
     @staticmethod
     def _told(daemon: Daemon) -> Path:
         return daemon.folder / "disk-faults"
@@ -178,6 +200,8 @@ class Field:
                 continue
             code = daemon.process.returncode
             daemon.process = None
+            if code == 0 and daemon.name in self._leaving:
+                continue
             self.say(f"{daemon.name} ended by itself (exit code {code})")
             if not disk_trouble:
                 self.problems.append(f"{daemon.name} ended by itself (exit code {code})")
@@ -204,6 +228,7 @@ class Field:
                 )
             self.note_ended()
             time.sleep(0.1)
+        self._leaving.clear()
 
     def _serves(self, daemon: Daemon) -> bool:
         """It sees the whole swarm and all voters, and a write through it is acknowledged."""
@@ -386,8 +411,8 @@ class LeaveAndJoin(Fault):
 
     def begin(self, field: Field) -> str:
         deadline = time.monotonic() + LEAVE_WITHIN_S
-        victim = field.victim(self._voters(field) or None)
-        while (refused := self._leave(field, victim)) and time.monotonic() < deadline:
+        victim = field.victim(field.voters() or None)
+        while (refused := field.leave(victim)) and time.monotonic() < deadline:
             time.sleep(0.5)
         if refused:
             field.problems.append(f"{victim.name} may not leave a healthy swarm: {refused}")
@@ -401,25 +426,24 @@ class LeaveAndJoin(Fault):
         victim.process = None
         return victim.name
 
-    @staticmethod
-    def _leave(field: Field, victim: Daemon) -> str:
-        """Why it may not; empty if it leaves, or its answer was lost because it did."""
-        try:
-            with Client(victim.socket, timeout_s=STOPPED_WITHIN_S) as client:
-                client.leave()
-        except SwarmError as error:
-            gone = victim.process is not None and victim.process.poll() == 0
-            return "" if gone else error.message
-        return ""
 
-    @staticmethod
-    def _voters(field: Field) -> list[Daemon]:
-        for daemon in field.swarm.alive():
-            with contextlib.suppress(SwarmError), field.client(daemon) as client:
-                store = client.status().store
-                if store is not None and store.voters:
-                    return [field.swarm.by_name(name) for name in store.voters]
-        return []
+class KillAtLeave(Fault):
+    name = "leave_kill"
+    what = "a daemon, perhaps itself, is killed within 0.4 s of a voter's asking to leave"
+    alone = True
+
+    def begin(self, field: Field) -> str:
+        leaving = field.victim(field.voters() or None)
+        killed = field.rng.choice(field.swarm.daemons)
+        after_s = field.rng.uniform(0.0, 0.4)
+        asking = threading.Thread(target=field.leave, args=(leaving,))
+        asking.start()
+        time.sleep(after_s)
+        killed.kill()
+        field.rest(0.0, 2.0)
+        killed.start()
+        asking.join()
+        return f"{leaving.name} leaves, {killed.name} is killed {after_s * 1_000:.0f} ms later"
 
 
 FAULTS: Final[tuple[type[Fault], ...]] = (
@@ -434,6 +458,7 @@ FAULTS: Final[tuple[type[Fault], ...]] = (
     SlowSync,
     RollingRestart,
     LeaveAndJoin,
+    KillAtLeave,
 )
 _TOGETHER_CHANCE: Final = 0.3
 

@@ -403,7 +403,7 @@ def _task_problems(key: str, mode: str, state: str, fence: int, starts: list[int
     problems = []
     if state not in FINAL_STATES:
         problems.append(f"task {key} was acknowledged and is {state}")
-    if state == "unknown" and mode != "at_most_once":
+    if state in ("unknown", "failed") and mode != "at_most_once":
         problems.append(f"task {key} is {mode} and ended {state}")
     if state == "succeeded" and (not starts or fence != max(starts)):
         problems.append(f"task {key} was committed under fence {fence} of {starts}")

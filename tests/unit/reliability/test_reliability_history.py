@@ -232,6 +232,7 @@ def submit(key: str, task_id: str, mode: str = "default") -> Call:
         ([submit("k", "1")], {}, "k 5 1", "was acknowledged and is missing"),
         ([submit("k", "1")], {"1": ("running", 0)}, "k 5 1", "was acknowledged and is running"),
         ([submit("k", "1")], {"1": ("unknown", 0)}, "k 5 1", "is default and ended unknown"),
+        ([submit("k", "1", "exclusive")], {"1": ("failed", 0)}, "k 5 1", "ended failed"),
         (
             [submit("k", "1"), submit("k", "2")],
             {"1": ("dead", 0), "2": ("dead", 0)},
