@@ -1,8 +1,8 @@
 """Real daemons on this machine, for the demo, the benches and the tests.
 
-Each daemon is the installed `swarmd` with a folder, a loopback address and a socket of its
-own, and is spoken to through the installed `swarmctl` and the HTTP API alone. Everything
-started here is ended here, by process id.
+Each daemon is the installed `swarmd` with a folder, an address (of the loopback, or of a host of
+`nethosts`) and a socket of its own, and is spoken to through the installed `swarmctl` and the
+HTTP API alone. Everything started here is ended here, by process id.
 """
 
 from __future__ import annotations
