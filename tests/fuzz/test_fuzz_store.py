@@ -57,7 +57,7 @@ MESSAGES = [
     (m.EPOCH, m.Certificates((b"c",))),
     (m.EPOCH, m.Enlisted(VOTER, 1)),
     (m.EPOCH, m.StatePiece(5, b"x")),
-    (m.EPOCH, m.StartAsk(b"s" * 16, 3, b"n" * 16)),
+    (m.EPOCH, m.StartAsk(b"s" * 16, 3, (b"n" * 16,))),
     (m.COPY, m.BasePiece(3, 5, b"x")),
     (m.COPY, m.LogPiece((b"x", b""), 9, 0)),
 ]

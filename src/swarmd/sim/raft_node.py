@@ -154,9 +154,9 @@ class Node(Voter):
         me = m.Voter(self.key.public, storage)
         hasty = SealRule.KEEP_UNTIL_INSTALLED in self.removed
         made = HastyMachine if hasty else em.EpochMachine
-        start, nonce = self.files.count_start(), self.rng.randbytes(16)
+        start, nonces = self.files.count_start(self.rng.randbytes(16))
         disk = self.files.on_disk()
-        self.machine = made(self.chain, me, self.key, disk, start=start, nonce=nonce)
+        self.machine = made(self.chain, me, self.key, disk, start=start, nonces=nonces)
         self.head = self.chain.head.number
         self.copies, self.copier = Copies(self), Copier(self, self.near.genesis)
         self.after(0.0, self.feed, em.Wake(em.START))
@@ -355,7 +355,7 @@ class Node(Voter):
         told = effect.start
         self.point("note.before")
         try:
-            rises = self.files.note_start(effect.peer, told.storage, told.start, told.nonce)
+            rises = self.files.note_start(effect.peer, told.storage, told.start, told.nonces)
         except DiskFault:
             self._tell(effect.tag, None)
             return
@@ -369,7 +369,7 @@ class Node(Voter):
         """Has this node noted a life of that disk which a copy of it cannot know of?"""
         copy = SimDisk(self.world, "copy")
         copy.put_back(dict(image))
-        lives = EpochFiles(copy).count_start()  # What the copy would call its next life.
+        lives, _ = EpochFiles(copy).count_start(b"")  # What the copy would call its next life.
         seen = self.files._load_seen().get((node.node_id, node.storage))
         return seen is not None and seen.start >= lives
 

@@ -403,7 +403,7 @@ def started() -> tuple[em.EpochMachine, list[em.Ask]]:
     """A voter of epoch 2 whose log is started, and whom it asks to note that."""
     chain, _ = grown([0])
     disk = em.OnDisk((2,), (2,))
-    one = em.EpochMachine(chain, VOTERS[0], KEYS[0], disk, start=5, nonce=b"n")
+    one = em.EpochMachine(chain, VOTERS[0], KEYS[0], disk, start=5, nonces=(b"m", b"n"))
     one.handle(em.Wake(em.START), 0.0)
     effects = one.handle(em.EpochStarted(2, None, disk), 0.0)
     assert not of(effects, em.Admit)
@@ -412,7 +412,7 @@ def started() -> tuple[em.EpochMachine, list[em.Ask]]:
 
 def test_a_voter_takes_part_once_a_majority_noted_this_life() -> None:
     one, asked = started()
-    assert [a.message for a in asked] == [m.StartAsk(VOTERS[0].storage, 5, b"n")] * 2
+    assert [a.message for a in asked] == [m.StartAsk(VOTERS[0].storage, 5, (b"m", b"n"))] * 2
     assert one.waits_for is not None
     assert not of(one.handle(em.Answered(asked[0].tag, None), 0.1), em.Admit)
     admitted = one.handle(em.Answered(asked[1].tag, m.StartNoted(True)), 0.1)
@@ -458,18 +458,41 @@ def test_a_new_epoch_is_told_of_this_life_anew() -> None:
 def test_starts_are_noted_durably_and_only_another_life_does_not_rise() -> None:
     disk = SimDisk(World(1), "d")
     files = EpochFiles(disk)
-    assert files.count_start() == 1
-    assert EpochFiles(disk).count_start() == 2
-    assert files.note_start(b"node", b"storage", 3, b"a")
-    assert files.note_start(b"node", b"storage", 3, b"a"), "the same life asks again"
+    assert files.count_start(b"a") == (1, (b"a",))
+    assert EpochFiles(disk).count_start(b"b") == (2, (b"a", b"b"))
+    assert files.note_start(b"node", b"storage", 3, [b"a"])
+    assert files.note_start(b"node", b"storage", 3, [b"a"]), "the same life asks again"
     disk.crash()
     again = EpochFiles(disk)
-    assert not again.note_start(b"node", b"storage", 3, b"b")
-    assert not again.note_start(b"node", b"storage", 2, b"a")
-    assert again.note_start(b"node", b"other", 1, b"b"), "another storage"
-    assert again.note_start(b"other", b"storage", 1, b"b"), "nobody speaks for another"
-    assert again.note_start(b"node", b"storage", 4, b"b")
-    assert not again.note_start(b"node", b"storage", 3, b"a")
+    assert not again.note_start(b"node", b"storage", 3, [b"b"])
+    assert not again.note_start(b"node", b"storage", 2, [b"a"])
+    assert again.note_start(b"node", b"other", 1, [b"b"]), "another storage"
+    assert again.note_start(b"other", b"storage", 1, [b"b"]), "nobody speaks for another"
+    assert again.note_start(b"node", b"storage", 4, [b"a", b"b"])
+    assert not again.note_start(b"node", b"storage", 3, [b"a"])
     for number in range(1_100):
-        again.note_start(b"%d" % number, b"storage", 1, b"b")
+        again.note_start(b"%d" % number, b"storage", 1, [b"b"])
     assert len(disk.read("raft.seen") or b"") < 100_000
+
+
+def test_a_copy_of_a_disk_is_seen_through_however_often_it_starts() -> None:
+    """It would reach the number of the life that was seen, and pass it, but was never that life."""
+    disk, witness = SimDisk(World(1), "d"), EpochFiles(SimDisk(World(1), "w"))
+    EpochFiles(disk).count_start(b"first")
+    copy = disk.copy()
+    start, nonces = EpochFiles(disk).count_start(b"second")
+    assert witness.note_start(b"node", b"storage", start, nonces)
+    disk.put_back(copy)
+    for number in range(300):
+        start, nonces = EpochFiles(disk).count_start(b"copy %d" % number)
+        if number < 250:
+            assert not witness.note_start(b"node", b"storage", start, nonces)
+    assert len(nonces) == 256
+
+
+def test_a_disk_that_started_often_while_nobody_saw_it_is_taken_for_itself() -> None:
+    disk, witness = SimDisk(World(1), "d"), EpochFiles(SimDisk(World(1), "w"))
+    for seen in (1, 5, 300):
+        for _ in range(seen):
+            start, nonces = EpochFiles(disk).count_start(b"%d" % seen)
+        assert witness.note_start(b"node", b"storage", start, nonces)

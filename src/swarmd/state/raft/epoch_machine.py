@@ -144,7 +144,8 @@ class EpochMachine:
         chain: what is durable of it; the machine extends it.
         me: this node's seat, if it has one.
         disk: what is durable besides.
-        start: the number of this life of the disk, raised durably before; `nonce` is drawn for it.
+        start: the number of this life of the disk, raised durably before; `nonces`
+            tell it and those before it apart, the newest last.
 
     While `leaving`, this node takes no seat: the one it gave up would be offered to it again.
     """
@@ -157,7 +158,7 @@ class EpochMachine:
         disk: OnDisk,
         *,
         start: int = 1,
-        nonce: bytes = b"",
+        nonces: tuple[bytes, ...] = (),
     ) -> None:
         self.chain = chain
         self.me = me
@@ -170,7 +171,7 @@ class EpochMachine:
         self._seal: SealApplied | None = None
         self._ballot: Ballot | None = None
         self._installed: dict[NodeId, None] = {}
-        self._life = (start, nonce)
+        self._life = (start, nonces)
         self._noted: dict[NodeId, None] = {}  # Voters of the newest epoch who noted this life.
         self._noting: dict[int, NodeId] = {}  # tag -> who was asked to
         self._note_again = True

@@ -106,7 +106,7 @@ class Keeper:
         chain: Chain,
         files: EpochFiles,
         me: m.Voter,
-        start: int,
+        life: tuple[int, tuple[bytes, ...]],
         genesis: Genesis,
         key: SigningKey,
         link: Link,
@@ -146,8 +146,9 @@ class Keeper:
         self.copier = Copier(
             files=files, genesis=genesis, link=link, clock=clock, config=config, nursery=nursery
         )
-        nonce = rng.getrandbits(128).to_bytes(16, "big")
-        self._machine = em.EpochMachine(chain, me, key, files.on_disk(), start=start, nonce=nonce)
+        start, nonces = life
+        disk = files.on_disk()
+        self._machine = em.EpochMachine(chain, me, key, disk, start=start, nonces=nonces)
         self._driver = Driver(
             "epoch",
             self._machine,
@@ -379,9 +380,9 @@ class Keeper:
         return em.StorageRenewed(me)
 
     def _note_start(self, effect: em.NoteStart) -> None:
-        start = effect.start
+        told = effect.start
         try:
-            rises = self._files.note_start(effect.peer, start.storage, start.start, start.nonce)
+            rises = self._files.note_start(effect.peer, told.storage, told.start, told.nonces)
         except DiskFault as error:
             self._refuse(em.Refuse(effect.tag, error.code, error.message))
         else:

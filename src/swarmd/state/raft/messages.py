@@ -28,6 +28,8 @@ STORAGE_BYTES: Final = 16
 PUBLIC_BYTES: Final = 32
 TXN_OPERATIONS_MAX: Final = 256
 VOTERS_MAX: Final = 9
+# Lives of a disk that are told apart; a copy that starts more often alone is not seen through.
+LIVES_MAX: Final = 256
 # Keys: this and a node's id, for who is pinned to a seat. More than have a seat pins nobody.
 PIN_PREFIX: Final = b"v/pin/"
 PINS_MAX: Final = 7
@@ -516,19 +518,23 @@ class Enlisted(Message, frozen=True, tag=9):
     number: int
 
 
-class StartAsk(Message, frozen=True, tag=10):
-    """The sender's storage begins to vote in its `start`-th life, which `nonce` tells apart.
+LifeNonce = Annotated[bytes, Meta(max_length=16)]
 
+
+class StartAsk(Message, frozen=True, tag=10):
+    """The sender's storage begins to vote in its `start`-th life.
+
+    `nonces` tell it and those before it apart, as far as they are remembered, the newest last.
     Noted durably, then answered by `StartNoted`.
     """
 
     storage: bytes
     start: int
-    nonce: bytes
+    nonces: Annotated[tuple[LifeNonce, ...], Meta(max_length=LIVES_MAX)]
 
 
 class StartNoted(Message, frozen=True, tag=11):
-    """`rises`: no other life of that storage with such a number or a later one was seen."""
+    """`rises`: no life of that storage was seen that it does not itself remember."""
 
     rises: bool
 

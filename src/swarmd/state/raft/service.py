@@ -105,7 +105,7 @@ class Store:
             chain=chain,
             files=files,
             me=me,
-            start=files.count_start(),
+            life=files.count_start(derive(rng, "life").randbytes(16)),
             genesis=genesis,
             key=key,
             link=link,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -21,7 +21,7 @@ from swarmd.observe.log import get_logger
 from swarmd.state.raft.epoch import Chain, Epoch, founder_storage
 from swarmd.state.raft.epoch_machine import OnDisk
 from swarmd.state.raft.frames import read_frames, stream_digest
-from swarmd.state.raft.messages import STORAGE_BYTES
+from swarmd.state.raft.messages import LIVES_MAX, STORAGE_BYTES
 from swarmd.state.raft.snapshot import SideFile
 from swarmd.state.raft.statefile import STATE_FORMAT, STATE_KIND
 from swarmd.wire.codec import decode_struct, encode_struct
@@ -37,7 +37,10 @@ _COPY_FILE: Final = re.compile(r"raft\.e(\d+)\.copy\..+", re.ASCII)
 
 
 class _Starts(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """How often this disk was started; what tells the latest lives apart, the newest last."""
+
     count: int
+    nonces: tuple[bytes, ...] = ()
 
 
 class _Seen(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -115,23 +118,30 @@ class EpochFiles:
         self._disk.replace(_STORAGE, seal_body("storage", 1, made))
         return made
 
-    def count_start(self) -> int:
-        """The number of this start of the disk, which is durable from now on."""
+    def count_start(self, nonce: bytes) -> tuple[int, tuple[bytes, ...]]:
+        """The number of this start of the disk, which is durable from now on, and the nonces
+        of its latest lives: a copy of the disk has others than it, however often it starts.
+        """
         raw = self._disk.read(_STARTS)
-        before = 0
-        if raw is not None:
-            starts: _Starts = _decode(_Starts, "rstarts", raw, _STARTS)
-            before = starts.count
-        self._disk.replace(_STARTS, seal_body("rstarts", 1, encode_struct(_Starts(before + 1))))
-        return before + 1
+        before = _Starts(0) if raw is None else _decode(_Starts, "rstarts", raw, _STARTS)
+        now = _Starts(before.count + 1, (*before.nonces[1 - LIVES_MAX :], nonce))
+        self._disk.replace(_STARTS, seal_body("rstarts", 1, encode_struct(now)))
+        return now.count, now.nonces
 
-    def note_start(self, node_id: bytes, storage: bytes, start: int, nonce: bytes) -> bool:
-        """Note a start of another voter; False if as late a one of another life was told."""
+    def note_start(
+        self, node_id: bytes, storage: bytes, start: int, nonces: Sequence[bytes]
+    ) -> bool:
+        """Note a start of another voter; False if a life was told that this one does not know."""
         seen = self._load_seen()
         key = (node_id, storage)
+        nonce = nonces[-1] if nonces else b""
         before = seen.get(key)
-        if before is not None and before.start >= start:
-            return (before.start, before.nonce) == (start, nonce)
+        if before is not None:
+            since = start - before.start
+            if since < 0 or (since < len(nonces) and nonces[-1 - since] != before.nonce):
+                return False
+            if since == 0:
+                return before.nonce == nonce
         seen.pop(key, None)
         while len(seen) >= _SEEN_MAX:
             del seen[next(iter(seen))]
