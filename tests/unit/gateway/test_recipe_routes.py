@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,14 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
-from gateway_fakes import LiveGateway, make_services, wait_until
+from gateway_fakes import make_services, wait_until
+from recipe_gateway import RecipeGateway
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
-
-from memory_store import MemoryStore
-
-from swarmd.base.clock import BootClock
 from swarmd.base.errors import (
     BadName,
     BadTtl,
@@ -29,27 +23,10 @@ from swarmd.base.errors import (
     NotACounter,
     SwarmError,
 )
-from swarmd.base.rng import make_rng
 from swarmd.base.unix_http import UnixConnection
 from swarmd.client import Client
 from swarmd.gateway.services import Services
 from swarmd.state.raft.messages import Put
-from swarmd.state.recipes.service import open_recipes
-
-
-class RecipeGateway(LiveGateway):
-    """A gateway with recipes; `store` is what they rest on."""
-
-    store: MemoryStore
-
-    async def _run(self) -> None:
-        self.store = MemoryStore()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.store.end_leases)
-            async with open_recipes(self.store, BootClock(), make_rng(1)) as recipes:
-                self.services.recipes = recipes
-                await super()._run()
-            nursery.cancel_scope.cancel()
 
 
 @pytest.fixture
