@@ -11,6 +11,10 @@ import pytest
 from localswarm import Daemon, LocalSwarm, wait_until
 from locks_ledger import Holder, check_ledger, nothing_runs, read_ledger, wait_runs, worker
 
+from swarmd.client import Client
+
+AGENTS = Path(__file__).parent / "agents"
+
 
 @pytest.fixture
 def ledger(folder: Path) -> Path:
@@ -246,3 +250,29 @@ def test_contenders_never_overlap_while_daemons_die(trio_swarm: LocalSwarm, ledg
     assert len(runs) > 10
     trio_swarm.wait_whole()
     assert trio_swarm[0].ctl("locks", "list").stdout == "no lock is held\n"
+
+
+@pytest.mark.long
+def test_attempts_under_one_lock_never_overlap_while_a_daemon_dies(
+    trio_swarm: LocalSwarm, ledger: Path
+) -> None:
+    """60 tasks on three nodes take turns at a lock; the coordinator is killed midway."""
+    trio_swarm[0].json("agent", "deploy", str(AGENTS / "locker.toml"))
+    tasks = [
+        {"agent": "locker", "input": {"ledger": str(ledger), "hold_s": 0.1}, "key": f"k{n}"}
+        for n in range(60)
+    ]
+    sockets = [daemon.socket for daemon in trio_swarm.daemons]
+    with Client(sockets) as client:
+        ids = [one.id for one in client.submit(tasks)]
+        wait_runs(ledger, 10)
+        coordinator = trio_swarm.coordinator()
+        assert coordinator is not None
+        coordinator.kill()
+        results = list(client.results(ids))
+    assert {task.state for task in results} == {"succeeded"}
+    runs = check_ledger(ledger)
+    assert {task.result["fence"] for task in results} <= {run.fence for run in runs}
+    living = others_than(trio_swarm, coordinator)[0]
+    assert living.json("counter", "get", "locker")["value"] >= 60
+    wait_until("nobody holds it", lambda: owners(living, "door") == [])
