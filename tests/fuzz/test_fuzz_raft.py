@@ -30,6 +30,9 @@ class _NoState:
     def restoring(self) -> _NoState:
         return self
 
+    def digest(self) -> bytes:
+        return b"digest"
+
     def take(self, frame: bytes) -> None:
         return None
 
@@ -51,6 +54,7 @@ _messages = st.one_of(
     st.builds(wire.PreVoteGranted, _small),
     st.builds(wire.StaleTerm, _small),
     st.builds(wire.TimeoutNow, _small, _small),
+    st.builds(wire.StateDigest, _small, _small, st.binary(max_size=6)),
     st.builds(wire.HandedVoteRequest, _small, _small, _small),
     st.builds(wire.Append, _small, _small, _small, _small, _small, _entries),
     st.builds(wire.AppendReply, _small, _small, st.booleans(), _small, _small),

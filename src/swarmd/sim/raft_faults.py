@@ -16,6 +16,7 @@ from swarmd.sim.raft_host import RATE_MAX, RATE_MIN
 from swarmd.sim.raft_node import STORAGE_FILE, Node
 from swarmd.sim.world import World
 from swarmd.state.raft.journal import JOURNAL_FILE
+from swarmd.state.raft.messages import Entry
 
 FAULTS: Final = (
     "loss",
@@ -295,11 +296,29 @@ class Trouble:
         self.restart_all()
 
 
+def flip_state(voter: Node, key: bytes) -> None:
+    """One bit of a value turns over in a voter's memory; nothing of the log says so.
+
+    Not one of the trouble's faults: until it is found, the voter may answer anything. It is lost
+    then, with its disk, which may hold a snapshot of what it took for its state.
+    """
+    assert voter.room is not None
+    state = voter.room.state
+    entry = state.get(key)
+    assert entry is not None, key
+    value = bytes([entry.value[0] ^ 1]) + entry.value[1:]
+    state.spoil(Entry(key, value, entry.create_revision, entry.mod_revision, entry.lease))
+    voter.state_flipped = True
+    voter.world.count("state_flip")
+
+
 def _files(voter: Node) -> list[str]:
     """What the process is bound to read when it starts: its seat, its chain, the newest log."""
     head = f"raft.e{voter.head}.log."
     fixed = ("raft.chain", STORAGE_FILE)
-    return [n for n in voter.disk.names() if n in fixed or n.startswith(head)]
+    beside = (".new", ".in")  # Half written: removed unread.
+    names = [n for n in voter.disk.names() if not n.endswith(beside)]
+    return [n for n in names if n in fixed or n.startswith(head)]
 
 
 def _proven(raw: bytes) -> int:

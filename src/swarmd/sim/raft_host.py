@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Final
 
-from swarmd.base.errors import CorruptFile
+from swarmd.base.errors import CorruptFile, Diverged
 from swarmd.sim.disk import PowerLost, SimDisk
 from swarmd.sim.network import Network
 from swarmd.sim.world import World
@@ -64,6 +64,8 @@ class Host(ABC):
         self.lost: str | None = None
         # The file of this disk that is damaged.
         self.flipped: str | None = None
+        # Has a bit turned over in this process's memory? Then it must stop for it.
+        self.state_flipped = False
 
     @abstractmethod
     def boot(self) -> None:
@@ -103,7 +105,12 @@ class Host(ABC):
             self.ended()
 
     def stop_for(self, error: Exception) -> None:
-        """The process ended itself, which is a finding."""
+        """The process ended itself, which is a finding, unless its memory was at fault."""
+        if self.state_flipped and isinstance(error, Diverged):
+            self.world.count("state_flip_found")
+            self.lost = str(error)
+            self.crash(power=False)
+            return
         self.world.violate(f"{self.name} stopped: {type(error).__name__}: {error}")
         self.crash(power=False)
 

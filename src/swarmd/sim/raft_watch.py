@@ -105,6 +105,10 @@ class WatchedState(StateMachine):
             self._digest ^= hashed
         self._watch.restored(self._host, self.mark)
 
+    def spoil(self, entry: Entry) -> None:
+        """Hold another entry, as if the memory had changed by itself."""
+        self._entries[entry.key] = entry
+
     def everything(self) -> list[Entry]:
         return self.range(b"", limit=_ALL)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 from swarmd.base.disk import Disk
-from swarmd.base.errors import CorruptFile
+from swarmd.base.errors import CorruptFile, Diverged
 from swarmd.base.machine import Effect, Event, Persist
 from swarmd.base.rng import make_rng
 from swarmd.sim.disk import SimDisk
@@ -42,6 +43,12 @@ class ListState:
 
     def restoring(self) -> ListRestoring:
         return ListRestoring(self)
+
+    def digest(self) -> bytes:
+        """Eight bytes. `b"spoilt"` among the commands is what no log brought."""
+        if b"spoilt" in self.commands:
+            raise Diverged("the state changed without its log")
+        return hashlib.blake2b(b"\0".join(self.commands), digest_size=8).digest()
 
 
 class ListRestoring:

@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Callable
 
 import pytest
-from raft_hands import Hands, of, sent, sim_disk, snapshot_of
+from raft_hands import Hands, ListState, of, sent, sim_disk, snapshot_of
 
 from swarmd.base.disk import Disk
 from swarmd.base.errors import CorruptFile, DiskFault, Diverged
@@ -36,6 +36,7 @@ from swarmd.state.raft.wire import (
     AppendReply,
     HandedVoteRequest,
     SnapshotChunk,
+    StateDigest,
     TimeoutNow,
     VoteGranted,
     VoteRequest,
@@ -433,6 +434,45 @@ def a_late_word_of_an_old_leader_deposes_nobody(guards: Guards) -> bool:
     hands.follow([], leader="c", term=2, previous=(2, 1))
     effects = hands.say("b", TimeoutNow(1, 2))
     return hands.term == 2 and not sent(effects, HandedVoteRequest)
+
+
+def _after_eight_entries(guards: Guards) -> Hands:
+    hands = Hands(guards=guards, config=RaftConfig(digest_entries=8))
+    hands.follow([b"%d" % n for n in range(2, 9)], commit=7)
+    hands.go_on()
+    return hands
+
+
+@scenario(Guard.D1_COMPARE_DIGESTS)
+def a_voter_with_another_state_than_the_leader_stops(guards: Guards) -> bool:
+    for flipped in (False, True):
+        hands = _after_eight_entries(guards)
+        other = ListState()
+        other.commands = [b"%d" % n for n in range(2, 9)]
+        hands.say("b", StateDigest(1, 8, other.digest()))  # Before it got there itself.
+        hands.state.commands[2:3] = [b"flipped"] if flipped else [b"4"]
+        try:
+            hands.say("b", Append(1, 1, 8, 8, 1, ()))
+            hands.go_on()
+        except Diverged as error:
+            if not flipped or "bucket 0" not in error.message:
+                return False
+        else:
+            if flipped:
+                return False
+    return True
+
+
+@scenario(Guard.D2_SCRUB_STATE)
+def a_voter_whose_memory_changed_without_the_log_stops(guards: Guards) -> bool:
+    hands = _after_eight_entries(guards)
+    hands.state.commands[3] = b"spoilt"
+    try:
+        hands.say("b", Append(1, 1, 8, 8, 1, ()))
+        hands.go_on()
+    except Diverged:
+        return True
+    return False
 
 
 def test_every_guard_has_a_scenario() -> None:

@@ -39,6 +39,9 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     # Entries kept behind a snapshot, so that a follower that lags a little needs no snapshot.
     # Busy ones have about 10 KB.
     keep_entries: int = 250
+    # Voters compare digests of their states after every so many entries. Fewer finds a voter
+    # that differs sooner; each costs two hashes per key changed and a message to each follower.
+    digest_entries: int = 32
     # Proposals that may wait for their commit; beyond it new ones are answered `busy`.
     proposals_max: int = 10_000
     # Entries applied per step; more finishes a restart sooner, less keeps heartbeats timely.
@@ -68,6 +71,7 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             "snapshot_bytes_max",
             "compact_entries",
             "compact_bytes",
+            "digest_entries",
             "proposals_max",
             "apply_entries_max",
         ):

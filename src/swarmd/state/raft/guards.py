@@ -15,7 +15,7 @@ from typing import Final
 class Guard(StrEnum):
     """W: what is durable and decoded. H: protocol slips. C, R, V: commit, reads, votes.
 
-    T: transfers of the office.
+    T: transfers of the office. D: digests of the state.
     """
 
     # Bytes from the log or a peer never reach pickle: unpickling runs code.
@@ -73,6 +73,10 @@ class Guard(StrEnum):
     T1_HAND_OVER_ALL = "T1-hand-over-all"
     # Only the leader of this term can ask a voter to stand past the others' stickiness.
     T2_OF_THIS_TERM = "T2-of-this-term"
+    # Voters compare digests of their states at the same entries; one that differs stops.
+    D1_COMPARE_DIGESTS = "D1-compare-digests"
+    # A voter adds its state up anew, bit by bit; one that changed without the log stops.
+    D2_SCRUB_STATE = "D2-scrub-state"
 
 
 ALL_GUARDS: Final[frozenset[str]] = frozenset(Guard)

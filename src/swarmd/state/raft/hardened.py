@@ -32,6 +32,7 @@ from swarmd.base.errors import CorruptFile
 from swarmd.base.limits import ENTRY_BYTES_MAX
 from swarmd.base.rng import Rng
 from swarmd.state.raft import wire
+from swarmd.state.raft.agreement import Agreement
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.guards import ALL_GUARDS, Guard
 from swarmd.state.raft.journal import ANYBODY, JOURNAL_FILE, Journal, Owner
@@ -74,6 +75,14 @@ class ReplicatedState(Protocol):
 
     def restoring(self) -> Restoring:
         """Take frames of a state; this one becomes it when that is finished."""
+        ...
+
+    def digest(self) -> bytes | None:
+        """The same bytes for the same state on every voter; None while it is not known.
+
+        Raises:
+            Diverged: the state changed otherwise than by what was applied.
+        """
         ...
 
 
@@ -139,6 +148,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         self.sender = Sender(self)
         self.receiver = Receiver(self)
         self.transfers = Transfers(self)
+        self.agreement = Agreement(self)
         self.answers: list[Answer] = []
         self.reads_done: list[tuple[int, bool]] = []
         self._waiting: dict[int, int] = {}  # log index -> tag
@@ -407,6 +417,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
             self._applying = (index, found[2])
             result = self._SyncObj__doApplyCommand(found[0])
             self._SyncObj__raftLastApplied = index
+            self.agreement.applied(index)
             tag = self._waiting.pop(index, None)
             if tag is not None:
                 self.answers.append(Answer(tag, result, None))
@@ -616,6 +627,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
     _HANDLERS: ClassVar[dict[type[Message], Callable[[HardenedRaft, str, Any], None]]] = {
         wire.VoteRequest: _on_vote_request,
         wire.HandedVoteRequest: _on_vote_request,
+        wire.StateDigest: lambda self, peer, message: self.agreement.on_state_digest(peer, message),
         wire.TimeoutNow: lambda self, peer, message: self.transfers.on_timeout_now(peer, message),
         wire.VoteGranted: _on_vote_granted,
         wire.PreVoteRequest: _on_pre_vote_request,

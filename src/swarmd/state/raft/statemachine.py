@@ -33,6 +33,7 @@ from swarmd.identity.authority import AuthorityState
 from swarmd.identity.entries import encode_record
 from swarmd.identity.genesis import Genesis
 from swarmd.state.raft.bounds import NUMBER_MAX, problem_of
+from swarmd.state.raft.digests import Digests
 from swarmd.state.raft.history import History
 from swarmd.state.raft.leases import Lease, Leases
 from swarmd.state.raft.messages import (
@@ -95,6 +96,7 @@ class StateMachine:
         # Snapshots being taken, and entries of a state that was replaced.
         self.frozen: list[Frozen] = []
         self._graves: list[dict[bytes, Entry]] = []
+        self._digests = Digests(self)
 
     # ---- reading ---------------------------------------------------------------------
 
@@ -300,8 +302,7 @@ class StateMachine:
 
     def _set(self, key: bytes, value: bytes, lease: int) -> None:
         before = self._entries.get(key)
-        if self.frozen:
-            self._note_before(key, before)
+        self._note_before(key, before)
         if before is None:
             self.keys.add(key)
             created, attached = self.revision, 0
@@ -314,14 +315,14 @@ class StateMachine:
 
     def _unset(self, key: bytes) -> None:
         entry = self._entries.pop(key)
-        if self.frozen:
-            self._note_before(key, entry)
+        self._note_before(key, entry)
         self.keys.remove(key)
         if entry.lease:
             self.leases.detach(key, entry.lease)
         self._note(Change(self.revision, key, None))
 
     def _note_before(self, key: bytes, before: Entry | None) -> None:
+        self._digests.note(key, before)
         for frozen in self.frozen:
             frozen.note(key, before)
 
@@ -452,6 +453,11 @@ class StateMachine:
         self.sessions, self.leases, self.history = made.sessions, made.leases, made.history
         self._changes = []
         self._changes_lost = True
+        self._digests = Digests(self)
+
+    def digest(self) -> bytes | None:
+        """Of the state now, by buckets; see `Digests.take`."""
+        return self._digests.take()
 
     def _bury(self) -> None:
         """Let go of a part of what was replaced: of all at once would hold up the loop."""

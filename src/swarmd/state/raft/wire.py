@@ -126,6 +126,14 @@ class HandedVoteRequest(Message, frozen=True, tag=12):
     last_term: Number
 
 
+class StateDigest(Message, frozen=True, tag=13):
+    """The digest of the leader's state after entry `index`, bucket by bucket."""
+
+    term: Number
+    index: Number
+    digest: bytes
+
+
 VOTERS: Final = Family(
     "voters",
     VoteRequest,
@@ -140,6 +148,7 @@ VOTERS: Final = Family(
     Part,
     TimeoutNow,
     HandedVoteRequest,
+    StateDigest,
     alpn="swarmd-raft/1",
     message_bytes_max=MESSAGE_RAFT_BYTES_MAX,
 )
