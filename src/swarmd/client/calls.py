@@ -123,6 +123,15 @@ class Client(RecipeCalls):
             "DELETE", f"/voters/{quote(node, safe='')}/pin", kind=shapes.VoterSeat, safe=True
         )
 
+    def recovery_plan(self) -> shapes.RecoveryPlan:
+        """What the node would go on with alone. Raises Conflict: a majority answers."""
+        return self._get("/recovery", shapes.RecoveryPlan)
+
+    def recover(self, certificate: bytes) -> str:
+        """Have the node go on alone; the certificate is the plan's statement, signed."""
+        body = {"certificate": certificate}
+        return self._call("POST", "/recovery", body, kind=shapes.Done).message
+
     def snapshot(self) -> Iterator[shapes.SnapshotItem]:
         """A consistent copy of the store. Raises NotReady: the node that was asked is no voter."""
         return self._stream("GET", "/snapshot", None, _SNAPSHOT_ITEM)

@@ -190,7 +190,30 @@ class StoreCopy(Protocol):
     def get(self, key: bytes) -> StoreEntry | None: ...
 
 
+class RecoveryPlan(Protocol):
+    """See `state.raft.recovery.RecoveryPlan`."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def revision(self) -> int: ...
+    @property
+    def keys(self) -> int: ...
+    @property
+    def statement(self) -> bytes: ...
+
+
+class Recovery(Protocol):
+    async def plan(self) -> RecoveryPlan: ...
+    async def begin(self, certificate: bytes) -> None: ...
+
+
 class Store(Protocol):
+    @property
+    def recovery(self) -> Recovery: ...
+
     @property
     def local(self) -> StoreCopy | None:
         """None on a node that is no voter."""

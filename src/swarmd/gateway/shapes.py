@@ -111,6 +111,23 @@ class VoterSeat(Struct, frozen=True, kw_only=True):
     """Seats prefer distinct ones."""
 
 
+class RecoveryPlan(Struct, frozen=True, kw_only=True):
+    node: str
+    """The one that would go on."""
+    node_id: str
+    swarm: str
+    swarm_id: bytes
+    source: str
+    """voter: its log, all of it; learner: its copy"""
+    epoch: int
+    revision: int
+    keys: int
+    voters: list[VoterSeat]
+    """Of the epoch that would be given up."""
+    statement: bytes
+    """What the recovery key signs."""
+
+
 class Status(Struct, frozen=True, kw_only=True):
     node: str
     node_id: str

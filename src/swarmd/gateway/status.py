@@ -98,10 +98,13 @@ def next_loss(
     if len(voters) <= 1:
         holder = store.voters[0] if store.voters else "the voter"
         others = [one.name for one in present if one.node_id not in voters]
+        disk = "and losing its disk loses all records"
+        if store.copies > 1:
+            disk = "or until `swarmctl voter recover` goes on with the copy beside it"
         return (
-            f"losing {holder}, the only voter, stops the swarm until it is back, and losing its "
-            f"disk loses all records; losing {_some(others) or 'another node'} costs only the "
-            "attempts it runs; from three nodes on, no single loss matters"
+            f"losing {holder}, the only voter, stops the swarm until it is back, {disk}; "
+            f"losing {_some(others) or 'another node'} costs only the attempts it runs; from "
+            "three nodes on, no single loss matters"
         )
     if store.may_lose == 0:
         return (

@@ -205,6 +205,27 @@ def test_pins_are_bounded_and_of_members_that_may_vote(ctl: Run, store: FakeStor
     assert ctl("voter", "pin", "n1").code == 0
 
 
+def test_a_recovery_is_confirmed_and_signed_by_the_right_key(
+    ctl: Run, store: FakeStore, tmp_path: Path
+) -> None:
+    path, wrong = tmp_path / "lab.recovery.key", tmp_path / "wrong.key"
+    store.recovery_key.save(path)
+    SigningKey.from_seed(b"w" * 32).save(wrong)
+    recover = ("voter", "recover", "--recovery-key")
+    needless = ctl(*recover, str(path), "--yes", "lab")
+    assert (needless.code, "nothing to recover from" in needless.err) == (1, True)
+    store.no_quorum = True
+    unsure = ctl(*recover, str(path), "--yes", "bal")
+    assert (unsure.code, "nothing is changed" in unsure.err) == (2, True)
+    assert "is lost for ever" in unsure.err
+    assert ctl(*recover, str(path), "--json").code == 2
+    assert store.no_quorum
+    refused = ctl(*recover, str(wrong), "--yes", "lab")
+    assert (refused.code, "is not the recovery key" in refused.err) == (2, True)
+    done = ctl(*recover, str(path), "--yes", "lab")
+    assert (done.code, done.out) == (0, "n1 goes on alone from revision 0, with 0 keys\n")
+
+
 # ---- keys -----------------------------------------------------------------------------
 
 

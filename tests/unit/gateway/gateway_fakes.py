@@ -23,11 +23,13 @@ from swarmd.gateway.service import Gateway, open_gateway
 from swarmd.gateway.services import Services
 from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
+from swarmd.identity.signing import verify_envelope
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.state.blobs.messages import BlobRef, hash_of
 from swarmd.state.raft.bounds import problem_of
+from swarmd.state.raft.epoch import RECOVERY_DOMAIN
 from swarmd.state.raft.messages import (
     AuthorityEntry,
     Batch,
@@ -39,10 +41,12 @@ from swarmd.state.raft.messages import (
     encode_batch,
 )
 from swarmd.state.raft.reads import leases_in
+from swarmd.state.raft.recovery import RecoveryPlan
 from swarmd.state.raft.statemachine import StateMachine
 from swarmd.state.raft.views import Follower, VoterLog
 from swarmd.tasks.messages import JobView, StageView, SubmittedItem, TaskView
 from swarmd.tasks.spec import FINAL, Inline, JobSpec, JobState, State, Stored, TaskRecord, TaskSpec
+from swarmd.wire.envelope import decode_envelope
 
 SWARM_ID = digest(b"swarm")
 
@@ -95,6 +99,7 @@ class FakeStore:
     def __init__(self, voters: Sequence[str]) -> None:
         genesis = init_swarm("lab", "n1", node_key=SigningKey.from_seed(b"n" * 32))[0]
         self.state = StateMachine(genesis)
+        self.recovery_key = SigningKey.from_seed(b"r" * 32)
         self.gate: trio.Event | None = None
         self.batches: list[int] = []
         self.is_voter = True
@@ -117,6 +122,21 @@ class FakeStore:
 
     def follow(self) -> None:
         self.log = VoterLog("follower", 3, 7, 40, 40, 42, 30, 5_000, 0.0004, 0.0123, {})
+
+    @property
+    def recovery(self) -> Any:
+        return self
+
+    async def plan(self) -> RecoveryPlan:
+        if not self.no_quorum:
+            raise Conflict("a majority of the voters answers: there is nothing to recover from")
+        return RecoveryPlan("voter", 2, self.revision, len(self.state), b"statement")
+
+    async def begin(self, certificate: bytes) -> None:
+        envelope = decode_envelope(certificate, domain=RECOVERY_DOMAIN)
+        verify_envelope(envelope, SWARM_ID, {self.recovery_key.key_id: self.recovery_key.public})
+        assert envelope.payload == b"statement"
+        self.no_quorum = False
 
     async def transfer(self, target: NodeId | None) -> NodeId:
         if target is not None and target not in self._voters:

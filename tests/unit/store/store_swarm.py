@@ -87,7 +87,7 @@ class Swarm:
 
     def __post_init__(self) -> None:
         keys = [SigningKey.from_seed(bytes([i + 1]) * 32) for i in range(12)]
-        genesis, _, self.admin, _ = init_swarm("lab", "n0", node_key=keys[0])
+        genesis, _, self.admin, self.recovery = init_swarm("lab", "n0", node_key=keys[0])
         self.genesis = genesis
         self.records = _admit_all(genesis, self.admin, keys)
         for i, key in enumerate(keys):

@@ -3,12 +3,16 @@
 A pin is a key of the strong store that the coordinator respects when it chooses voters: who is
 pinned gets a seat before others and is not moved. It takes effect at the coordinator's next
 change of voters, within about a minute.
+
+A recovery is in two steps, so that the recovery key never comes near a daemon: the node says
+what it would go on with, and takes that back signed.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -24,6 +28,10 @@ from swarmd.mesh.swim.messages import MemberState
 from swarmd.state.raft.messages import PIN_PREFIX, PINS_MAX, Delete, Put
 
 
+class RecoveryBody(msgspec.Struct, forbid_unknown_fields=True):
+    certificate: bytes
+
+
 class Voters:
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -34,6 +42,8 @@ class Voters:
         pin = "/api/v1/voters/{node}/pin"
         return [
             Route("/api/v1/voters", make(self.seats)),
+            Route("/api/v1/recovery", make(self.plan)),
+            Route("/api/v1/recovery", make(self.recover), methods=["POST"]),
             Route(pin, make(self.pin), methods=["PUT"]),
             Route(pin, make(self.unpin), methods=["DELETE"]),
         ]
@@ -102,6 +112,40 @@ class Voters:
     def _member(self, request: Request) -> Member:
         membership = self._services.need(self._services.mesh).membership
         return find_member(membership.members(), request.path_params["node"])
+
+    # ---- recovery ----------------------------------------------------------------------
+
+    async def plan(self, request: Request) -> Response:
+        """What this node would go on with alone. 409 while a majority of the voters answers."""
+        services = self._services
+        store, trust = services.need(services.store), services.need(services.trust)
+        found = await store.recovery.plan()
+        known = {one.node_id: one for one in services.need(services.mesh).membership.members()}
+        return answer(
+            request,
+            shapes.RecoveryPlan(
+                node=services.config.node_name,
+                node_id=to_text(services.node_id),
+                swarm=trust.genesis.name,
+                swarm_id=bytes(trust.swarm_id),
+                source=found.source,
+                epoch=found.epoch,
+                revision=found.revision,
+                keys=found.keys,
+                statement=found.statement,
+                voters=[
+                    self._seat(one, known.get(one), seated=True, pinned=False)
+                    for one in store.status().voters
+                ],
+            ),
+        )
+
+    async def recover(self, request: Request) -> Response:
+        """Go on alone with what was planned, signed by the recovery key."""
+        body = await self._context.read(request, RecoveryBody)
+        store = self._services.need(self._services.store)
+        await store.recovery.begin(body.certificate)
+        return answer(request, shapes.Done(message=f"{self._services.config.node_name} goes on"))
 
     async def _pins(self) -> list[NodeId]:
         store = self._services.need(self._services.store)

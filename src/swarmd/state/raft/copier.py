@@ -19,6 +19,7 @@ from swarmd.state.raft import copy_machine as cm
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.epoch_copy import EpochCopy
+from swarmd.state.raft.statemachine import StateMachine
 from swarmd.state.raft.storage import EpochFiles
 
 ASK_TIMEOUT_S: Final = 2.0
@@ -85,6 +86,14 @@ class Copier:
         if self._open is None or self._open[0] != number - 1:
             return None
         return self._open[1].first_state(number)
+
+    def state_of(self, number: int) -> StateMachine | None:
+        """The state that the copy of `number` makes up, if there is one."""
+        if self._open is None and number in self._files.on_disk().copies:
+            self._open = (number, self._load(number))
+        if self._open is None or self._open[0] != number or self._open[1].last == cm.NOTHING:
+            return None
+        return self._open[1].state
 
     def close(self, number: int) -> None:
         """Let go of the copy of `number`, if it is open."""

@@ -16,6 +16,10 @@ Rules:
   on, durably, it never votes, appends or acknowledges in it.
 - A new voter votes only after the sealed state, checked against the certificate's digest, is
   durable here. Where the state came from does not matter.
+- When a majority of an epoch is lost for ever, the recovery key that the genesis names may sign
+  a successor instead: of the next generation, whose epochs have higher numbers than any of the
+  one before, so that nothing of the two is ever mixed up. The highest generation wins; what the
+  old one did meanwhile is void.
 - What is left of old epochs goes only after a majority of the new voters hold the state.
 
 `decide` says what to do next from what is durable and known. Every step may be repeated, so a
@@ -38,7 +42,7 @@ from swarmd.base.errors import (
     SwarmError,
     Untrusted,
 )
-from swarmd.base.ids import NodeId, digest, short
+from swarmd.base.ids import NodeId, digest, node_id_of, short
 from swarmd.base.machine import Effect
 from swarmd.identity.genesis import Genesis
 from swarmd.identity.keys import SigningKey
@@ -48,6 +52,10 @@ from swarmd.wire.codec import decode_struct, encode_struct
 from swarmd.wire.envelope import Envelope, decode_envelope, encode_envelope
 
 SEAL_DOMAIN: Final = "seal"
+RECOVERY_DOMAIN: Final = "recover"
+# Numbers of a generation begin at its multiple of this.
+GENERATION_EPOCHS: Final = 1_000_000
+GENERATIONS_MAX: Final = 1_000_000
 CHAIN_EPOCHS_MAX: Final = 100_000
 EPOCH_KEY_BYTES: Final = 16
 
@@ -113,12 +121,28 @@ def statement_of(
     return Statement(epoch.generation, number, epoch.key, index, state, tuple(voters))
 
 
+def recovery_of(epoch: Epoch, state: bytes, voter: Voter) -> Statement:
+    """What the recovery key signs to have `voter` go on alone after `epoch` is lost.
+
+    `state` is the digest of the state it goes on with.
+    """
+    generation = epoch.generation + 1
+    return Statement(generation, recovery_number(epoch), epoch.key, 0, state, (voter,))
+
+
+def recovery_number(epoch: Epoch) -> int:
+    """The number of the first epoch of the generation after `epoch`'s."""
+    return (epoch.generation + 1) * GENERATION_EPOCHS
+
+
 class Chain:
     """Verified epochs, from the first to the newest known."""
 
     def __init__(self, genesis: Genesis) -> None:
         self.swarm_id = genesis.swarm_id
+        self._recovery = {bytes(node_id_of(genesis.recovery_public)): genesis.recovery_public}
         self._epochs = [first_epoch(genesis)]
+        self._positions = {1: 0}
         self._certificates: list[bytes] = []
         self._numbers = {self.head.key: 1}
 
@@ -126,8 +150,14 @@ class Chain:
     def head(self) -> Epoch:
         return self._epochs[-1]
 
+    @property
+    def before_head(self) -> Epoch | None:
+        """The epoch that the newest one followed, or took the place of; None for the first."""
+        return self._epochs[-2] if len(self._epochs) > 1 else None
+
     def epoch(self, number: int) -> Epoch | None:
-        return self._epochs[number - 1] if 1 <= number <= len(self._epochs) else None
+        position = self._positions.get(number)
+        return None if position is None else self._epochs[position]
 
     def number_of(self, key: bytes) -> int | None:
         """The number of the known epoch that `key` names."""
@@ -135,7 +165,7 @@ class Chain:
 
     def certificates_from(self, number: int, limit: int = CHAIN_EPOCHS_MAX) -> tuple[bytes, ...]:
         """Certificates of the epochs above `number`, in order."""
-        start = max(0, number - 1)
+        start = sum(epoch.number <= number for epoch in self._epochs[1:])
         return tuple(self._certificates[start : start + limit])
 
     def extend(self, certificate: bytes) -> bool:
@@ -147,17 +177,13 @@ class Chain:
             BadSignature: not signed by a majority of the old voters.
             MalformedMessage: no such certificate. Nothing changed in any of these cases.
         """
-        envelope = decode_envelope(certificate, domain=SEAL_DOMAIN)
-        statement = _decode_statement(envelope.payload)
-        before = self.epoch(statement.number - 1)
-        if before is None:
-            raise Untrusted(f"epoch {statement.number} does not follow epoch {self.head.number}")
-        if statement.before != before.key or statement.generation != before.generation:
-            raise Untrusted(f"the certificate of epoch {statement.number} is of another history")
-        _check_signatures(envelope, self.swarm_id, before)
+        envelope, statement, before = self._verified(certificate)
         following = _epoch_of(statement, envelope.payload)
         known = self.epoch(statement.number)
         if known is None:
+            if following.number < self.head.number:
+                return False  # Of a generation that was given up since: void.
+            self._positions[following.number] = len(self._epochs)
             self._epochs.append(following)
             self._certificates.append(certificate)
             self._numbers[following.key] = following.number
@@ -168,6 +194,34 @@ class Chain:
                 "stop all nodes and compare their data folders"
             )
         return False
+
+    def _verified(self, certificate: bytes) -> tuple[Envelope, Statement, Epoch]:
+        """A sound certificate, what it says, and the epoch that it ends. Raises as `extend`."""
+        if is_recovery(certificate):
+            return self._verified_recovery(certificate)
+        envelope = decode_envelope(certificate, domain=SEAL_DOMAIN)
+        statement = _decode_statement(envelope.payload)
+        before = self.epoch(statement.number - 1)
+        if before is None:
+            raise Untrusted(f"epoch {statement.number} does not follow epoch {self.head.number}")
+        if statement.before != before.key or statement.generation != before.generation:
+            raise Untrusted(f"the certificate of epoch {statement.number} is of another history")
+        _check_signatures(envelope, self.swarm_id, before)
+        return envelope, statement, before
+
+    def _verified_recovery(self, certificate: bytes) -> tuple[Envelope, Statement, Epoch]:
+        envelope = decode_envelope(certificate, domain=RECOVERY_DOMAIN)
+        verify_envelope(envelope, self.swarm_id, self._recovery)
+        statement = _decode_statement(envelope.payload)
+        ended = self.number_of(statement.before)
+        before = None if ended is None else self.epoch(ended)
+        if before is None:
+            raise Untrusted("a recovery from an epoch that is not known here")
+        if statement.number != recovery_number(before) or (
+            statement.generation != before.generation + 1
+        ):
+            raise Untrusted("a recovery that does not begin the next generation")
+        return envelope, statement, before
 
     def dump(self) -> bytes:
         """All certificates, for a checked file."""
@@ -182,6 +236,15 @@ class Chain:
             raise CorruptFile(f"{source} does not hold a chain of epochs: {error}") from error
 
 
+def is_recovery(certificate: bytes) -> bool:
+    """Does `certificate` say that it is signed by the recovery key? Raises MalformedMessage."""
+    try:
+        decode_envelope(certificate, domain=RECOVERY_DOMAIN)
+    except MalformedMessage:
+        return False
+    return True
+
+
 def _decode_statement(payload: bytes) -> Statement:
     statement: Statement = decode_struct(Statement, payload)
     voters = statement.voters
@@ -190,7 +253,7 @@ def _decode_statement(payload: bytes) -> Statement:
         and all(len(v.public) == PUBLIC_BYTES for v in voters)
         and all(len(v.storage) == STORAGE_BYTES for v in voters)
         and len({v.public for v in voters}) == len(voters)
-        and statement.number >= 2
+        and 2 <= statement.number <= GENERATIONS_MAX * GENERATION_EPOCHS
         and len(statement.digest) == 32
         and encode_struct(statement) == payload
     )

@@ -341,7 +341,7 @@ class EpochMachine:
             states -= {sealed}  # After a restart the signature is made afresh.
         return Facts(
             head=head,
-            before=chain.epoch(head.number - 1),
+            before=chain.before_head,
             me=self.me,
             running=self._running,
             sealed=sealed,
@@ -485,7 +485,7 @@ class EpochMachine:
 
     def _spread(self, certificates: tuple[bytes, ...], push: bool) -> None:
         head = self.chain.head
-        before = self.chain.epoch(head.number - 1)
+        before = self.chain.before_head
         to = tuple(dict.fromkeys((*head.node_ids, *(before.node_ids if before else ()))))
         message = m.Certificates(certificates)
         self._send_each(to, message)
@@ -527,7 +527,8 @@ class EpochMachine:
     def _reply(self, peer: NodeId, message: Any, tag: int) -> Effect:
         match message:
             case m.Certificates(certificates):
-                self._learn(certificates)
+                # From oneself: a recovery, which everybody is to hear of.
+                self._learn(certificates, push=peer == self.me.node_id)
             case m.Signed(envelope):
                 self._take_signature(peer, envelope)
             case m.ChainAsk(number):

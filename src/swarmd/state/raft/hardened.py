@@ -282,6 +282,11 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         held = self.journal.between(index + 1, bytes_max)[: self.applied_index - index]
         return [c[1:] if c[:1] == _REGULAR else b"" for c, _, _ in held]
 
+    def unapplied(self) -> list[bytes]:
+        """Commands in the journal behind what is applied; whether they commit is not known."""
+        held = self.journal.between(self.applied_index + 1, 2**62)
+        return [command[1:] for command, _, _ in held if command[:1] == _REGULAR]
+
     def take_messages(self) -> list[tuple[str, Message]]:
         taken, self._outbox.messages = self._outbox.messages, []
         return taken

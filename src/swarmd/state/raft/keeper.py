@@ -184,6 +184,16 @@ class Keeper:
         return self._machine.has_seat
 
     @property
+    def seat(self) -> m.Voter:
+        """This node as a voter, seated or not."""
+        return self._machine.me
+
+    def holds_state(self, epoch: Epoch) -> bool:
+        """Is the first state of `epoch` durable here?"""
+        body = self._files.state(epoch.number)
+        return body is not None and state_digest(body) == epoch.digest
+
+    @property
     def is_free(self) -> bool:
         """Has this node no seat, and nothing on its disk that somebody may still need?"""
         return self.replica is None and self._machine.is_free
@@ -244,6 +254,15 @@ class Keeper:
             DROPPED.labels("epoch", "inbox_full").inc()
             return False
         return True
+
+    def keep_recovered(self, number: int, body: bytes) -> m.Voter:
+        """Keep the state that a recovery would go on with; this node's seat then."""
+        self._files.write_state(number, body)
+        return self._machine.me
+
+    def recover(self, certificate: bytes) -> None:
+        """Take a checked certificate of a recovery, and tell everybody."""
+        self._driver.feed(em.Heard(self._link.node_id, m.Certificates((certificate,))))
 
     async def ask_chain(self, peer: NodeId) -> None:
         """Learn what `peer` knows; errors are only counted."""
@@ -463,6 +482,7 @@ class Keeper:
         self._nursery.start_soon(self._run_replica, replica, self._scope, self._ended)
         _log.info("the epoch begins here", epoch=number, voters=len(epoch.voters))
         self._on_replica()
+        self._note_change()
         return em.EpochStarted(number, _seal_of(replica), self._files.on_disk())
 
     def _open_replica(self, epoch: Epoch) -> Replica:

@@ -235,6 +235,10 @@ class RaftMachine:
         """What was applied after `index`; see `HardenedRaft`."""
         return self._core.applied_after(index, bytes_max)
 
+    def unapplied(self) -> list[bytes]:
+        """Commands in the log behind what is applied; whether they commit is not known."""
+        return self._core.unapplied()
+
     def term_at(self, index: int) -> int | None:
         """Term of the log's entry at `index`; None if it is not in the log, or no more."""
         return self._core.journal.term_at(index)

@@ -176,6 +176,10 @@ class Replica:
         """The index of the log's entry that `state` is at."""
         return self._machine.applied_index
 
+    def unapplied(self) -> list[bytes]:
+        """Commands in the log behind what is applied; whether they commit is not known."""
+        return self._machine.unapplied()
+
     def applied_after(self, index: int, bytes_max: int) -> list[bytes] | None:
         """What was applied after `index`; None if the log does not hold it (any more)."""
         return self._machine.applied_after(index, bytes_max)

@@ -44,6 +44,7 @@ from swarmd.state.raft.leaseclock import run_lease_clock
 from swarmd.state.raft.messages import Entry, Operation, OpResult
 from swarmd.state.raft.pipe import RETRY_MAX_S, RETRY_MIN_S, Pipe, no_quorum
 from swarmd.state.raft.reads import Reads
+from swarmd.state.raft.recovery import Recovery
 from swarmd.state.raft.replica import Replica
 from swarmd.state.raft.seats import Seats
 from swarmd.state.raft.statemachine import Change, StateMachine
@@ -118,6 +119,8 @@ class Store:
             on_office=self._on_office,
             on_applied=self._on_applied,
         )
+        # For the day when a majority of the voters is lost for ever.
+        self.recovery = Recovery(self._keeper, genesis, self.read_index)
         self._caller = Caller(self._keeper, link, derive(rng, "caller"), nursery)
         self._reads = Reads(
             self._keeper, self._caller, self.serving, self.store_time_ms, derive(rng, "reads")

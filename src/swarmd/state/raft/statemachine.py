@@ -436,7 +436,11 @@ class StateMachine:
     def sealed_snapshot(self) -> Frozen:
         """The state that the next epoch begins with; only after the seal."""
         assert self.sealed is not None, "the epoch is not sealed"
-        return Frozen(self, self.sealed.number, None)
+        return self.first_snapshot(self.sealed.number)
+
+    def first_snapshot(self, number: int) -> Frozen:
+        """This state as the one that epoch `number` begins with."""
+        return Frozen(self, number, None)
 
     def restoring(self) -> Restoring:
         """Take frames of a state; this one becomes it at the end."""

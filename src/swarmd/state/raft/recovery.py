@@ -1,0 +1,125 @@
+"""Going on alone after a majority of the voters is lost for ever.
+
+The node that goes on takes what it has: a voter its whole log, also what may never have been
+acknowledged, for some of it was; a learner its copy. The recovery key signs that state's digest
+and this node's seat, as the first epoch of the next generation. What the lost voters
+acknowledged and this node never got is lost; should some of them live on elsewhere, they turn
+to the new generation as soon as they hear of it, and what they did meanwhile is void.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from swarmd.base.errors import Conflict, NoQuorum, NotFound, Untrusted
+from swarmd.identity.genesis import Genesis
+from swarmd.state.raft.epoch import Chain, is_recovery, recovery_number, recovery_of
+from swarmd.state.raft.keeper import Keeper
+from swarmd.state.raft.statefile import encode_state, restore_state, state_digest
+from swarmd.state.raft.statemachine import StateMachine
+from swarmd.wire.codec import encode_struct
+
+# A majority that answers within this is there.
+LOOK_S: Final = 2.0
+BEGIN_TIMEOUT_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryPlan:
+    """What this node would go on with.
+
+    `source`: voter (its log) or learner (its copy). `statement` is what the recovery key signs,
+    in the domain `epoch.RECOVERY_DOMAIN`.
+    """
+
+    source: str
+    epoch: int
+    revision: int
+    keys: int
+    statement: bytes
+
+
+class Recovery:
+    """Plans and begins the next generation on this node. `read_index` is the store's."""
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        genesis: Genesis,
+        read_index: Callable[[float], Awaitable[int]],
+    ) -> None:
+        self._keeper = keeper
+        self._genesis = genesis
+        self._read_index = read_index
+
+    async def plan(self) -> RecoveryPlan:
+        """Keep the state to go on with, durably, and say what is to be signed.
+
+        Raises:
+            Conflict: a majority of the voters answers; there is nothing to recover from.
+            NotFound: this node holds no state of the newest epoch.
+            DiskFault: the state could not be kept.
+        """
+        try:
+            await self._read_index(LOOK_S)
+        except NoQuorum:
+            return self._plan()
+        raise Conflict("a majority of the voters answers: there is nothing to recover from")
+
+    def _plan(self) -> RecoveryPlan:
+        head = self._keeper.chain.head
+        source, state = _newest_state(self._keeper, self._genesis)
+        number = recovery_number(head)
+        body = encode_state(state.first_snapshot(number))
+        seat = self._keeper.keep_recovered(number, body)
+        statement = encode_struct(recovery_of(head, state_digest(body), seat))
+        return RecoveryPlan(source, head.number, state.revision, len(state), statement)
+
+    async def begin(self, certificate: bytes) -> None:
+        """Go on alone with the state of the last plan.
+
+        Raises:
+            BadSignature, MalformedMessage, Untrusted: not what the recovery key of this swarm
+                signs.
+            Conflict: it is for another node, state or moment: plan again.
+            NoQuorum: the new epoch did not begin in time; it still may.
+        """
+        keeper = self._keeper
+        if not is_recovery(certificate):
+            raise Untrusted("that is not signed as a recovery")
+        scratch = Chain(self._genesis)
+        for known in keeper.chain.certificates_from(1):
+            scratch.extend(known)
+        ended = scratch.head
+        if not scratch.extend(certificate) or scratch.before_head != ended:
+            raise Conflict("the swarm has moved on since: plan the recovery again")
+        if scratch.head.voters != (keeper.seat,) or not keeper.holds_state(scratch.head):
+            raise Conflict("that recovery is for another node or another state: plan it again")
+        keeper.recover(certificate)
+        with trio.move_on_after(BEGIN_TIMEOUT_S):
+            while keeper.replica is None or keeper.replica.epoch != scratch.head:
+                await keeper.changed()
+            return
+        raise NoQuorum("the next generation has not begun yet: see `swarmctl status`")
+
+
+def _newest_state(keeper: Keeper, genesis: Genesis) -> tuple[str, StateMachine]:
+    head, replica = keeper.chain.head, keeper.replica
+    state = StateMachine(genesis)
+    if replica is not None and replica.epoch == head:
+        restore_state(state, encode_state(replica.state.snapshot()))
+        for command in replica.unapplied():
+            state.apply(command, 0, 0)
+        return "voter", state
+    copied = keeper.copier.state_of(head.number)
+    if copied is None:
+        raise NotFound(
+            f"this node holds nothing of epoch {head.number}: recover on a voter or on the "
+            "learner (`swarmctl --node NAME voter recover`)"
+        )
+    restore_state(state, encode_state(copied.snapshot()))
+    return "learner", state
