@@ -10,7 +10,10 @@ import trio
 from store_swarm import Swarm, running_swarm
 
 from swarmd.base.errors import SwarmError
+from swarmd.identity.signing import sign_envelope
+from swarmd.state.raft.epoch import RECOVERY_DOMAIN
 from swarmd.state.raft.messages import Put
+from swarmd.wire.envelope import encode_envelope
 
 
 class PowerCut(Exception):
@@ -172,3 +175,57 @@ async def test_replacement_survives_a_power_cut_at_each_step(
 ) -> None:
     fired, _, _ = await _change(victim, steps, True, [0, 1, 2], _replace)
     assert fired or victim == 2, "who leaves has fewer steps"
+
+
+@pytest.mark.parametrize("steps", range(8, 12))
+async def test_growth_survives_a_power_cut_at_the_later_steps_of_a_new_voter(
+    autojump_clock: trio.testing.MockClock, steps: int
+) -> None:
+    """It copies before the seal, so it has more steps than the others."""
+    fired, _, _ = await _change(1, steps, True, [0], _grow)
+    assert fired
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("steps", range(1, 5))
+async def test_a_recovery_survives_a_power_cut_at_each_step(
+    autojump_clock: trio.testing.MockClock, steps: int, after: bool
+) -> None:
+    """The survivor of three dies while it goes on alone, and is told to again."""
+    async with running_swarm(expects_errors=True) as swarm:
+        swarm.nodes[2].disk = CuttingDisk(swarm.nodes[2].disk)
+        await swarm.start(0, 1, 2)
+        await swarm.voters_are(0, 1, 2)
+        for number in range(10):
+            await swarm.store(0).propose([Put(b"k%d" % number, b"v")])
+        await trio.sleep(0.5)
+        await swarm.crash(0, 1)
+        swarm.nursery.start_soon(_reviver, swarm, 2)
+        swarm.nodes[2].disk.arm(steps, after=after, but="raft.e2.log.")
+        with trio.fail_after(60):
+            while True:
+                if await _goes_on(swarm):
+                    break
+                await trio.sleep(1.0)
+        assert swarm.nodes[2].disk.fired.is_set()
+        found = {entry.key for entry in await swarm.store(2).range(b"k", limit=100)}
+        assert len(found) == 10
+        assert swarm.store(2).voters == (swarm.id(2),)
+
+
+async def _goes_on(swarm: Swarm) -> bool:
+    """Recover, as a person would who tries again."""
+    store = swarm.nodes[2].store
+    if store is None:
+        return False
+    if store.voters == (swarm.id(2),):
+        return swarm.nodes[2].disk.fired.is_set() and store.serving() is not None
+    with trio.move_on_after(5.0):
+        try:
+            plan = await store.recovery.plan()
+            key, swarm_id = swarm.recovery, swarm.genesis.swarm_id
+            envelope = sign_envelope(RECOVERY_DOMAIN, swarm_id, plan.statement, key)
+            await store.recovery.begin(encode_envelope(envelope))
+        except (SwarmError, PowerCut):
+            return False
+    return False
