@@ -65,6 +65,7 @@ OTHERS: Final = (
     "transfer",
     *(f"seal crash {point}" for point in CRASH_POINTS),
 )
+_FILL: Final = tuple(f"f/{number}".encode() for number in range(700))
 _MENDS_MAX: Final = 5
 _CALLERS: Final = 6
 _POISON_EVERY_S: Final = (2.0, 10.0)
@@ -114,6 +115,8 @@ class RaftWorld:
         self.genesis = the_genesis()
         self.network = Network(self.world, weather(self._rng))
         self.copy_chance = 0.7
+        # A third of the seeds have a state that takes several slices of a snapshot.
+        self.fill: Sequence[bytes] = _FILL if self._rng.random() < 1 / 3 else ()
         self.point_chance = self._rng.choice((0.0, 0.01, 0.03))
         keys = {name: node_key(number) for number, name in enumerate(self.names)}
         self.ids_of = {name: key.key_id for name, key in keys.items()}
@@ -132,11 +135,11 @@ class RaftWorld:
         for node in self.nodes.values():
             node.name_disk()
         seats = [m.Voter(node.key.public, node.storage) for node in seated]
-        certificate, body = second_epoch(seats)
+        certificate, body, state = second_epoch(seats, self.fill)
         for node in self.nodes.values():
             node.found(certificate, body if node in seated else None)
-        self.epochs.founded(seats)
-        self.watch.log(2)
+        self.epochs.founded(seats, certificate)
+        self.watch.begins_with(2, state)
 
     # ---- what nodes, callers and trouble ask -------------------------------------------------
 
@@ -146,7 +149,7 @@ class RaftWorld:
         config = RaftConfig(
             batch_bytes_max=chance.choice((300, 1_000, 512 * 1024)),
             part_bytes=chance.choice((200, 500, 256 * 1024)),
-            snapshot_chunk_bytes=chance.choice((500, 256 * 1024)),
+            snapshot_chunk_bytes=chance.choice((5_000 if self.fill else 500, 256 * 1024)),
             compact_entries=chance.choice((20, 60, 200)),
             keep_entries=chance.choice((0, 3, 10)),
         )

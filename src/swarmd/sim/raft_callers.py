@@ -51,6 +51,7 @@ class Around(Protocol):
     network: Network
     watch: Watch
     history: History
+    fill: Sequence[bytes]
 
     def targets(self) -> Sequence[str]: ...
 
@@ -180,6 +181,8 @@ class Caller:
         rng = self._rng
         key, other = rng.sample(KEYS, 2)
         chance = rng.random()
+        if self._around.fill and chance < 0.2:
+            return Put(rng.choice(self._around.fill), self._value())
         if chance < 0.45:
             return Put(key, self._value())
         if chance < 0.65:

@@ -25,6 +25,7 @@ from swarmd.state.raft.epoch import Ballot, Chain, Epoch, first_epoch, statement
 from swarmd.state.raft.statefile import encode_state, state_digest
 from swarmd.state.raft.statemachine import StateMachine
 
+_FILLING: Final = b"." * 60
 _SIZES: Final = (1, 3, 5, 7)
 
 
@@ -51,10 +52,17 @@ def the_genesis() -> Genesis:
     )
 
 
-def second_epoch(seats: Iterable[m.Voter]) -> tuple[bytes, bytes]:
-    """The founder's certificate for these voters, and the empty state that they begin with."""
+def second_epoch(
+    seats: Iterable[m.Voter], fill: Iterable[bytes] = ()
+) -> tuple[bytes, bytes, StateMachine]:
+    """The founder's certificate for these voters, and the state that they begin with.
+
+    `fill`: keys that it holds already, so that it is too large for one slice of a snapshot.
+    """
     genesis = the_genesis()
     state = StateMachine(genesis)
+    puts = tuple(m.Group(b"", 0, 0, (m.Put(key, _FILLING),)) for key in fill)
+    state.apply(m.encode_batch(m.Batch(0, puts)), 1, 1)
     group = m.Group(b"", 0, 0, (m.Seal(2, tuple(seats)),))
     state.apply(m.encode_batch(m.Batch(0, (group,))), 2, 1)
     assert state.sealed is not None
@@ -63,7 +71,7 @@ def second_epoch(seats: Iterable[m.Voter]) -> tuple[bytes, bytes]:
     statement = statement_of(first, 2, 2, state_digest(body), state.sealed.voters)
     certificate = Ballot(genesis.swarm_id, first, statement, _founder()).certificate()
     assert certificate is not None
-    return certificate, body
+    return certificate, body, state
 
 
 class EpochWatch:
@@ -77,9 +85,8 @@ class EpochWatch:
         self._installed: dict[int, set[m.Voter]] = {}
         self._stopped: set[tuple[int, m.Voter]] = set()
 
-    def founded(self, seats: Iterable[m.Voter]) -> None:
+    def founded(self, seats: Iterable[m.Voter], certificate: bytes) -> None:
         self._installed[2] = set(seats)
-        certificate, _ = second_epoch(seats)
         chain = Chain(the_genesis())
         chain.extend(certificate)
         self._epochs[2] = chain.head
