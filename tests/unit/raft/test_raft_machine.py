@@ -222,6 +222,24 @@ def test_a_follower_far_behind_gets_the_snapshot_in_chunks() -> None:
     assert len(room.hands[away].state.commands) > 800
 
 
+def test_the_log_grows_as_long_as_the_state_before_it_is_compacted_again() -> None:
+    """What snapshots cost is in proportion to what is written, not to what is kept."""
+    config = RaftConfig(compact_bytes=1_000, compact_entries=5, keep_entries=0)
+    hands = Hands("a", config=config)
+    hands.time_out()
+    taken: list[int] = []
+    for tag in range(300):
+        hands.step(Propose(b"x" * 50, tag))
+        for _ in range(5):
+            hands.step(Wake(START), after_s=0.01)
+        index = hands.machine.status(hands.now).snapshot_index
+        if not taken or index > taken[-1]:
+            taken.append(index)
+    gaps = [after - before for before, after in itertools.pairwise(taken)]
+    assert gaps[0] < 20
+    assert 30 < gaps[-1] < 80, "four times compact_bytes, and no longer"
+
+
 def test_a_silent_follower_is_not_sent_the_snapshot_for_ever() -> None:
     config = RaftConfig(compact_entries=20, keep_entries=0, snapshot_chunk_bytes=50_000)
     room = Room(config=config)

@@ -197,7 +197,7 @@ def test_who_is_sent_a_snapshot_finds_the_log_behind_it() -> None:
     installed = 0
     for _ in range(200):
         effects = commit(hands, 3)
-        effects += hands.step(Wake(START), after_s=0.05)
+        effects += hands.step(Wake(START), after_s=hands.config.heartbeat_s)
         for message in sent(effects, SnapshotChunk) + sent(effects, Append):
             if isinstance(message, SnapshotChunk):
                 sending.append(message)

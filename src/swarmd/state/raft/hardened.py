@@ -52,6 +52,8 @@ SLICE_PAUSE_S: Final = 0.002
 SNAPSHOT_PAUSE_S: Final = 1.0
 # The log may grow to so many times `compact_bytes` while a follower is sent a snapshot.
 HELD_BATCHES_MAX: Final = 8
+# Times `compact_bytes` that the log may grow to where the last snapshot was as large.
+LOG_GROWTH_MAX: Final = 4
 
 _REGULAR: Final = b"\x00"
 
@@ -439,11 +441,19 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         if self.snapshots.failures != self._failures_seen:
             self._failures_seen = self.snapshots.failures
             self._take_at = self.now + SNAPSHOT_PAUSE_S
+        due = due and not self._is_cheap_to_wait()
         if due and not self.snapshots.taking and self.now >= self._take_at:
             term = journal.term_at(self.applied_index)
             assert term is not None, self.applied_index
             self._slice_at = self.now
             self.snapshots.begin(self.applied_index, term, self.state.snapshot())
+
+    def _is_cheap_to_wait(self) -> bool:
+        """A snapshot costs as much as the state is large: the log may first grow as long, within
+        reason, so that what snapshots cost is in proportion to what is written.
+        """
+        size = min(self.snapshots.size, LOG_GROWTH_MAX * self.config.compact_bytes)
+        return size > self.config.compact_bytes and self.journal.entry_bytes < size
 
     def _keep_from(self, durable: int) -> int:
         """The first entry that is kept: a follower that is being sent a snapshot needs what

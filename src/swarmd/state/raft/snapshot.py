@@ -114,6 +114,7 @@ class _Taking:
         self.meta = meta
         self.frames = frames
         self.file = file
+        self.size = 0
         self.writer = FrameWriter(KIND, FORMAT)
         file.append(self.writer.head() + self.writer.frame(encode_struct(meta)))
 
@@ -121,7 +122,8 @@ class _Taking:
 class SnapshotStore:
     """One voter's latest snapshot, one being taken, and one being received.
 
-    `index` and `term` are of the latest. Only `sync` and `load` touch the disk, and `reader`.
+    `index`, `term` and `size` in bytes are of the latest. Only `sync`, `load` and `reader`
+    touch the disk.
     """
 
     def __init__(self, disk: Disk, voters: tuple[str, ...]) -> None:
@@ -132,7 +134,9 @@ class SnapshotStore:
         self._arriving: SnapshotMeta | None = None
         self.index = 0
         self.term = 0
+        self.size = 0
         self.failures = 0
+        self._received_bytes = 0
 
     @property
     def dirty(self) -> bool:
@@ -160,6 +164,7 @@ class SnapshotStore:
             return None
         meta: SnapshotMeta | None = None
         for body in read_frames(self._disk, SNAPSHOT_FILE, KIND, FORMAT):
+            self.size += len(body)
             if meta is None:
                 meta = decode_meta(body, voters=self._voters, source=SNAPSHOT_FILE)
             else:
@@ -199,6 +204,7 @@ class SnapshotStore:
                 return
             taking.file.append(taking.writer.frame(body))
             size += len(body)
+            taking.size += len(body)
 
     def abandon(self) -> None:
         """Let go of the snapshot that is being taken."""
@@ -213,11 +219,13 @@ class SnapshotStore:
     def receive_anew(self) -> None:
         """Begin to receive; what was received before is let go of."""
         self._received = SideFile(self._disk, RECEIVED_FILE)
+        self._received_bytes = 0
 
     def receive(self, data: bytes, *, last: bool) -> None:
         """Write a piece beside."""
         assert self._received is not None
         self._received.append(data)
+        self._received_bytes += len(data)
         self._received.ended = last
 
     @property
@@ -254,6 +262,7 @@ class SnapshotStore:
         if self._arriving is not None:
             self._disk.rename(RECEIVED_FILE, SNAPSHOT_FILE)
             self.index, self.term = self._arriving.index, self._arriving.term
+            self.size = self._received_bytes
             self._arriving = None
         try:
             if self._received is not None and self._received.wants_sync:
@@ -268,6 +277,7 @@ class SnapshotStore:
                 if taking.file.ended:
                     taking.file.take_place_of(SNAPSHOT_FILE)
                     self.index, self.term = taking.meta.index, taking.meta.term
+                    self.size = taking.size
                     self._taking = None
         except DiskFault:
             self.failures += 1
