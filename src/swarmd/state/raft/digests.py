@@ -13,15 +13,13 @@ from __future__ import annotations
 import hashlib
 import zlib
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, Protocol
 
 import msgspec
+from sortedcontainers import SortedList
 
 from swarmd.base.errors import Diverged
 from swarmd.state.raft.messages import Entry
-
-if TYPE_CHECKING:
-    from swarmd.state.raft.statemachine import StateMachine
 
 BUCKETS: Final = 64
 # Keys that one step of the scrub adds up; more of them as long as nothing is known.
@@ -34,10 +32,21 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 Sums = list[int]
 
 
+class Summed(Protocol):
+    """What is added up: entries by their keys, and what is small besides."""
+
+    @property
+    def keys(self) -> SortedList[bytes]: ...
+
+    def get(self, key: bytes) -> Entry | None: ...
+
+    def besides(self) -> tuple[Any, ...]: ...
+
+
 class Digests:
     """Whoever changes an entry of `state` calls `note` first."""
 
-    def __init__(self, state: StateMachine) -> None:
+    def __init__(self, state: Summed) -> None:
         self._state = state
         self._changed: dict[bytes, Entry | None] = {}
         self._sums: Sums | None = None
@@ -60,22 +69,8 @@ class Digests:
         if self._sums is None:
             return None
         sums = b"".join(s.to_bytes(_SUM_BYTES, "big") for s in self._sums)
-        return sums + _hash(self._rest()).to_bytes(_SUM_BYTES, "big")
-
-    def _rest(self) -> bytes:
-        state = self._state
-        return _encode(
-            (
-                state.epoch,
-                state.revision,
-                state.time_ms,
-                state.office,
-                state.authority.head[0],
-                len(state.sessions),
-                len(state.leases),
-                state.history.compacted,
-            )
-        )
+        rest = _hash(_encode(self._state.besides()))
+        return sums + rest.to_bytes(_SUM_BYTES, "big")
 
     def _fold(self) -> None:
         """Take what changed since into the sums."""

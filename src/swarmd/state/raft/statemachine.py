@@ -22,7 +22,7 @@ Rules:
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from sortedcontainers import SortedList
@@ -105,6 +105,19 @@ class StateMachine:
 
     def get(self, key: bytes) -> Entry | None:
         return self._entries.get(key)
+
+    def besides(self) -> tuple[Any, ...]:
+        """What the digest of the state covers besides its entries."""
+        return (
+            self.epoch,
+            self.revision,
+            self.time_ms,
+            self.office,
+            self.authority.head[0],
+            len(self.sessions),
+            len(self.leases),
+            self.history.compacted,
+        )
 
     def range(self, prefix: bytes, after: bytes = b"", limit: int = 1_000) -> list[Entry]:
         """Up to `limit` entries whose key begins with `prefix` and is above `after`, by key."""
