@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -19,8 +21,11 @@ from swarmd.state.raft import copy_machine as cm
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.epoch_copy import EpochCopy
+from swarmd.state.raft.frames import FrameWriter, unpack
+from swarmd.state.raft.statefile import STATE_FORMAT, STATE_KIND, Frozen
 from swarmd.state.raft.statemachine import StateMachine
 from swarmd.state.raft.storage import EpochFiles
+from swarmd.state.raft.syncer import Syncer
 
 ASK_TIMEOUT_S: Final = 2.0
 LIVING_S: Final = 1.0
@@ -45,6 +50,9 @@ class Copier:
         self._link = link
         self._config = config
         self._clock = clock
+        self._nursery = nursery
+        self._syncer = Syncer(blocking=files.blocking)
+        self._working = trio.Lock()  # Whoever has it may touch the copy and its files.
         self._heard_at = float("-inf")
         self._open: tuple[int, EpochCopy] | None = None
         self._machine = cm.CopyMachine()
@@ -53,7 +61,7 @@ class Copier:
             self._machine,
             {
                 cm.OpenCopy: self._writing(self._open_copy),
-                cm.CloseCopy: lambda effect: self.close(effect.number),
+                cm.CloseCopy: lambda effect: nursery.start_soon(self.close, effect.number),
                 cm.KeepBase: self._writing(self._keep_base),
                 cm.KeepEntries: self._writing(self._keep_entries),
                 cm.AskVoter: lambda effect: nursery.start_soon(self._ask, effect),
@@ -62,7 +70,10 @@ class Copier:
         )
 
     async def run(self) -> None:
-        await self._driver.run()
+        try:
+            await self._driver.run()
+        finally:
+            self._syncer.close()
 
     def told(self, peer: NodeId, number: int) -> None:
         """`peer` wants a copy of the log of `number` kept here."""
@@ -79,63 +90,91 @@ class Copier:
         if 0 < self._machine.number < number:
             self._driver.feed(cm.EpochEnded(self._machine.number))
 
-    def first_state(self, number: int) -> bytes | None:
+    async def first_state(self, number: int) -> bytes | None:
         """What epoch `number` begins with, made from the copy of the log before it, if it can."""
-        if self._open is None and number - 1 in self._files.on_disk().copies:
-            self._open = (number - 1, self._load(number - 1))
-        if self._open is None or self._open[0] != number - 1:
-            return None
-        return self._open[1].first_state(number)
+        async with self._working:
+            copy = await self._copy_of(number - 1)
+            if copy is None or not copy.precedes(number):
+                return None
+            return await encode_slowly(copy.state.sealed_snapshot())
 
-    def state_of(self, number: int) -> StateMachine | None:
+    async def state_of(self, number: int) -> StateMachine | None:
         """The state that the copy of `number` makes up, if there is one."""
-        if self._open is None and number in self._files.on_disk().copies:
-            self._open = (number, self._load(number))
-        if self._open is None or self._open[0] != number or self._open[1].last == cm.NOTHING:
-            return None
-        return self._open[1].state
+        async with self._working:
+            copy = await self._copy_of(number)
+            return copy.state if copy is not None and copy.last != cm.NOTHING else None
 
-    def close(self, number: int) -> None:
-        """Let go of the copy of `number`, if it is open."""
-        if self._open is not None and self._open[0] == number:
-            self._open = None
+    async def close(self, number: int) -> None:
+        """Let go of the copy of `number`; on return nothing is being written to it."""
+        async with self._working:
+            if self._open is not None and self._open[0] == number:
+                self._open = None
 
     # ---- effects -------------------------------------------------------------------------
 
-    def _load(self, number: int) -> EpochCopy:
-        disk = self._files.copy_disk(number)
-        return EpochCopy(disk, self._genesis, self._config.compact_bytes)
+    async def _copy_of(self, number: int) -> EpochCopy | None:
+        """The copy of `number` that is open, or on the disk."""
+        if self._open is None and number in self._files.on_disk().copies:
+            self._open = (number, await self._load(number))
+        return self._open[1] if self._open is not None and self._open[0] == number else None
 
-    def _writing(self, perform: Callable[[Any], Event]) -> Callable[[Any], None]:
+    async def _load(self, number: int) -> EpochCopy:
+        """What is on the disk may be large: it is read in a thread where that takes time."""
+        load = partial(
+            EpochCopy, self._files.copy_disk(number), self._genesis, self._config.compact_bytes
+        )
+        return await trio.to_thread.run_sync(load) if self._files.blocking else load()
+
+    def _writing(self, perform: Callable[[Any], Awaitable[Event]]) -> Callable[[Any], None]:
         """`perform`, with its end as the event fed back."""
 
-        def performed(effect: Any) -> None:
-            try:
-                self._driver.feed(perform(effect))
-            except (DiskFault, CorruptFile) as error:
-                _log.info("the copy is not kept", why=error.message)
-                self.close(effect.number)
-                self._driver.feed(cm.NotKept(effect.number))
+        async def performed(effect: Any) -> None:
+            async with self._working:
+                self._driver.feed(await self._ended(perform, effect))
 
-        return performed
+        return lambda effect: self._nursery.start_soon(performed, effect)
 
-    def _open_copy(self, effect: cm.OpenCopy) -> Event:
-        if self._open is None or self._open[0] != effect.number:
-            self._open = (effect.number, self._load(effect.number))
-        return cm.Kept(effect.number, self._open[1].last)
+    async def _ended(self, perform: Callable[[Any], Awaitable[Event]], effect: Any) -> Event:
+        if effect.number != self._machine.number:
+            return cm.NotKept(effect.number)  # Its epoch has ended; its files may be gone.
+        try:
+            return await perform(effect)
+        except (DiskFault, CorruptFile) as error:
+            _log.info("the copy is not kept", why=error.message)
+            self._open = None
+            return cm.NotKept(effect.number)
 
-    def _keep_base(self, effect: cm.KeepBase) -> Event:
-        if self._open is None:
-            self._open = (effect.number, self._load(effect.number))
-        copy = self._open[1]
-        copy.begin(effect.index, effect.body)
+    async def _take(self, number: int) -> EpochCopy:
+        """The copy of `number`, begun where there is none."""
+        if self._open is None or self._open[0] != number:
+            self._open = (number, await self._load(number))
+        return self._open[1]
+
+    async def _open_copy(self, effect: cm.OpenCopy) -> Event:
+        return cm.Kept(effect.number, (await self._take(effect.number)).last)
+
+    async def _keep_base(self, effect: cm.KeepBase) -> Event:
+        """A slice at a time: the state may be large."""
+        copy = await self._take(effect.number)
+        state = StateMachine(self._genesis)
+        restoring = state.restoring()
+        for frame in unpack(STATE_KIND, STATE_FORMAT, effect.body, source="the state"):
+            restoring.take(frame)
+            await trio.lowlevel.checkpoint()
+        restoring.finish()
+        await self._syncer.run(partial(copy.write_base, effect.index, effect.body))
+        copy.become(effect.index, state)
         return cm.Kept(effect.number, copy.last)
 
-    def _keep_entries(self, effect: cm.KeepEntries) -> Event:
-        if self._open is None or self._open[1].last != effect.after:
+    async def _keep_entries(self, effect: cm.KeepEntries) -> Event:
+        copy = await self._take(effect.number)
+        if copy.last != effect.after:
             return cm.NotKept(effect.number)
-        copy = self._open[1]
-        copy.extend(effect.entries)
+        await self._syncer.run(partial(copy.write_entries, effect.entries))
+        copy.take_up(effect.entries)
+        if copy.wants_base:
+            body = await encode_slowly(copy.state.snapshot())
+            await self._syncer.run(partial(copy.write_base, copy.last, body))
         return cm.Kept(effect.number, copy.last)
 
     async def _ask(self, effect: cm.AskVoter) -> None:
@@ -149,3 +188,15 @@ class Copier:
         else:
             self._heard_at = self._clock.now()
             self._driver.feed(cm.Answered(effect.tag, answer))
+
+
+async def encode_slowly(state: Frozen) -> bytes:
+    """What `encode_state` gives, made a slice at a time, so that the loop goes on."""
+    writer = FrameWriter(STATE_KIND, STATE_FORMAT)
+    parts = [writer.head()]
+    with closing(state) as frames:
+        for body in frames:
+            parts.append(writer.frame(body))
+            await trio.lowlevel.checkpoint()
+    parts.append(writer.end())
+    return b"".join(parts)

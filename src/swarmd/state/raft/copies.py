@@ -18,9 +18,9 @@ from swarmd.base.ids import NodeId, short
 from swarmd.mesh.link import Inbound, Link
 from swarmd.observe.metrics import DROPPED
 from swarmd.state.raft import messages as m
+from swarmd.state.raft.copier import encode_slowly
 from swarmd.state.raft.keeper import Keeper
 from swarmd.state.raft.replica import Replica
-from swarmd.state.raft.statefile import encode_state
 from swarmd.wire.codec import Message
 
 # A question waits this long for news; well below the second within which a copy is heard of.
@@ -54,6 +54,7 @@ class Copies:
         self._nursery = nursery
         self._followers: dict[NodeId, _Follower] = {}
         self._running = 0
+        self._freezing = trio.Lock()
         self._base: tuple[int, int, bytes] | None = None
         self._applied = trio.Event()
         self._heard = trio.Event()
@@ -144,7 +145,10 @@ class Copies:
     async def _answer(self, peer: NodeId, message: Message) -> Message:
         match message:
             case m.BaseAsk(number, index, offset):
-                return self._base_piece(self._replica_for(peer, number), index, offset)
+                replica = self._replica_for(peer, number)
+                if index == 0 and offset == 0:
+                    await self._freeze(replica)
+                return self._base_piece(replica, index, offset)
             case m.LogAsk(number, after, offset):
                 replica = self._replica_for(peer, number)
                 self._note(peer, after)
@@ -183,16 +187,17 @@ class Copies:
             return m.LogPiece((piece,), replica.applied_index, len(whole))
         return m.LogPiece(tuple(entries), replica.applied_index)
 
-    def _freeze(self, replica: Replica) -> None:
+    async def _freeze(self, replica: Replica) -> None:
         """Have a state to hand out; one will do as long as the log holds what follows it."""
-        base, number = self._base, replica.epoch.number
-        if base is None or base[0] != number or replica.applied_after(base[1], 0) is None:
-            self._base = (number, replica.applied_index, encode_state(replica.state.snapshot()))
+        async with self._freezing:
+            base, number = self._base, replica.epoch.number
+            if base is None or base[0] != number or replica.applied_after(base[1], 0) is None:
+                index = replica.applied_index
+                body = await encode_slowly(replica.state.snapshot())
+                self._base = (number, index, body)
 
     def _base_piece(self, replica: Replica, index: int, offset: int) -> m.BasePiece:
         number = replica.epoch.number
-        if index == 0 and offset == 0:
-            self._freeze(replica)
         if self._base is None or self._base[0] != number or index not in (0, self._base[1]):
             raise NotFound("that state is gone: ask for a newer one")
         _, at, body = self._base

@@ -59,7 +59,8 @@ class EpochCopy:
             self._take_up(entry)
             offset += _RECORD.size + len(entry)
         # What was read may not have been synced, and what follows is damaged, or another log.
-        self.begin(self.last, encode_state(self.state.snapshot()))
+        self.write_base(self.last, encode_state(self.state.snapshot()))
+        self.state.drain_changes()
 
     def _entry_at(self, log: bytes, offset: int) -> bytes | None:
         """The entry that follows `last`, if it stands there whole."""
@@ -81,24 +82,45 @@ class EpochCopy:
         """
         state = StateMachine(self._genesis)
         restore_state(state, body)
-        state.drain_changes()
+        self.write_base(index, body)
+        self.become(index, state)
+
+    def write_base(self, index: int, body: bytes) -> None:
+        """Make the state after `index` durable, in place of all that is there. Raises DiskFault."""
         self._disk.replace(_BASE, seal_body("copybase", 1, _INDEX.pack(index) + body))
         self._disk.remove(_LOG)
         self._log_bytes = 0
+
+    def become(self, index: int, state: StateMachine) -> None:
+        """Stand where `write_base` has put the disk."""
+        state.drain_changes()
         self.state, self.last = state, index
+
+    @property
+    def wants_base(self) -> bool:
+        """Has the log grown so long that a base should take its place?"""
+        return self._log_bytes > self._log_bytes_max
 
     def extend(self, entries: tuple[bytes, ...]) -> None:
         """Take up the entries after `last`, once they are durable. Raises DiskFault."""
+        self.write_entries(entries)
+        self.take_up(entries)
+        if self.wants_base:
+            self.write_base(self.last, encode_state(self.state.snapshot()))
+
+    def write_entries(self, entries: tuple[bytes, ...]) -> None:
+        """Make the entries after `last` durable. Raises DiskFault."""
         for index, entry in enumerate(entries, start=self.last + 1):
             record = _RECORD.pack(len(entry), index, _checksum(index, entry)) + entry
             self._disk.append(_LOG, record)
             self._log_bytes += len(record)
         self._disk.sync(_LOG)
+
+    def take_up(self, entries: tuple[bytes, ...]) -> None:
+        """Apply entries that are durable."""
         for entry in entries:
             self._take_up(entry)
         self.state.drain_changes()
-        if self._log_bytes > self._log_bytes_max:
-            self.begin(self.last, encode_state(self.state.snapshot()))
 
     def _take_up(self, entry: bytes) -> None:
         self.last += 1
@@ -107,10 +129,11 @@ class EpochCopy:
 
     def first_state(self, number: int) -> bytes | None:
         """The state that epoch `number` begins with, if the seal before it is here."""
-        sealed = self.state.sealed
-        if sealed is None or sealed.number != number:
-            return None
-        return encode_state(self.state.sealed_snapshot())
+        return encode_state(self.state.sealed_snapshot()) if self.precedes(number) else None
+
+    def precedes(self, number: int) -> bool:
+        """Does the log end with the seal before epoch `number`?"""
+        return self.state.sealed is not None and self.state.sealed.number == number
 
 
 def _checksum(index: int, entry: bytes) -> int:

@@ -425,10 +425,10 @@ class Keeper:
         return em.StateKept(effect.number, writer.digest, self._files.on_disk())
 
     async def _use_copy(self, effect: em.UseCopy) -> Event:
-        body = self.copier.first_state(effect.number)
+        body = await self.copier.first_state(effect.number)
         if body is None or state_digest(body) != effect.digest:
             return em.StateRefused(effect.number)
-        self._files.write_state(effect.number, body)
+        await self._syncer.run(partial(self._files.write_state, effect.number, body))
         return em.StateKept(effect.number, effect.digest, self._files.on_disk())
 
     def _keep_piece(self, effect: em.KeepPiece) -> None:
@@ -460,7 +460,7 @@ class Keeper:
     async def _drop(self, effect: DropEpochs) -> Event:
         self._serve_no_more()
         for number in effect.numbers:
-            self.copier.close(number)
+            await self.copier.close(number)
             self._files.drop(number)
         return em.EpochsDropped(self._files.on_disk())
 

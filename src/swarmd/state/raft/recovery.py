@@ -67,12 +67,12 @@ class Recovery:
         try:
             await self._read_index(LOOK_S)
         except NoQuorum:
-            return self._plan()
+            return await self._plan()
         raise Conflict("a majority of the voters answers: there is nothing to recover from")
 
-    def _plan(self) -> RecoveryPlan:
+    async def _plan(self) -> RecoveryPlan:
         head = self._keeper.chain.head
-        source, state = _newest_state(self._keeper, self._genesis)
+        source, state = await _newest_state(self._keeper, self._genesis)
         number = recovery_number(head)
         body = encode_state(state.first_snapshot(number))
         seat = self._keeper.keep_recovered(number, body)
@@ -107,7 +107,7 @@ class Recovery:
         raise NoQuorum("the next generation has not begun yet: see `swarmctl status`")
 
 
-def _newest_state(keeper: Keeper, genesis: Genesis) -> tuple[str, StateMachine]:
+async def _newest_state(keeper: Keeper, genesis: Genesis) -> tuple[str, StateMachine]:
     head, replica = keeper.chain.head, keeper.replica
     state = StateMachine(genesis)
     if replica is not None and replica.epoch == head:
@@ -115,7 +115,7 @@ def _newest_state(keeper: Keeper, genesis: Genesis) -> tuple[str, StateMachine]:
         for command in replica.unapplied():
             state.apply(command, 0, 0)
         return "voter", state
-    copied = keeper.copier.state_of(head.number)
+    copied = await keeper.copier.state_of(head.number)
     if copied is None:
         raise NotFound(
             f"this node holds nothing of epoch {head.number}: recover on a voter or on the "
