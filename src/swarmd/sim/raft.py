@@ -77,13 +77,12 @@ _VOTERS: Final = (3, 5, 3, 7, 3, 5, 3, 1, 5, 7)
 # that no seed makes likely, or a disk that stops at one byte; the unit tests make it.
 MUTANT_SEEDS: Final[dict[Guard, int]] = {
     Guard.W2_PERSIST_FIRST: 0,
-    Guard.W2_COUNT_SYNCED: 1,
-    Guard.W2_REWRITE_AFTER_FAULT: 1,
-    Guard.H3_SKIP_PREFIX: 1,
+    Guard.W2_COUNT_SYNCED: 7,
+    Guard.W2_REWRITE_AFTER_FAULT: 0,
+    Guard.H3_SKIP_PREFIX: 2,
     Guard.H4_NO_COMMIT_FROM_SNAPSHOT: 1,
     Guard.H8_SPLIT_LARGE: 0,
-    Guard.H9_REWRITE_ASIDE: 0,
-    Guard.H10_VERIFY_SNAPSHOT: 0,
+    Guard.H9_REWRITE_ASIDE: 3,
     Guard.H11_ERRORS_ARE_RESULTS: 0,
 }
 

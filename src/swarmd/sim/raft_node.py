@@ -68,6 +68,11 @@ CRASH_POINTS: Final = (
 )
 
 
+# Points that few seeds come to, so that they are cut short there more often.
+_RARE: Final = frozenset({"renew.before", "renew.after", "seal.proposed", "certified"})
+_RARE_FACTOR: Final = 10
+
+
 class Around(VoterAround, Protocol):
     """What a node needs of its world besides."""
 
@@ -173,7 +178,8 @@ class Node(Voter):
     def point(self, name: str) -> None:
         """A named place at which the process may end, with or without the power."""
         chosen = self._crash_at == name
-        if chosen or self.rng.random() < self.near.point_chance:
+        chance = self.near.point_chance * (_RARE_FACTOR if name in _RARE else 1)
+        if chosen or self.rng.random() < chance:
             self._crash_at = None
             self.world.count(f"seal crash {name}")
             raise Cut(name)
