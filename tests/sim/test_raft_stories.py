@@ -21,12 +21,12 @@ before you believe it. Every voter has a clock of its own, which stands still un
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from swarmd.base.errors import DiskFault
@@ -64,13 +64,32 @@ class _State:
         self._say(f"applies {command.decode()} at {index}")
         return index
 
-    def snapshot(self) -> Callable[[], bytes]:
-        frozen = list(self.commands)
-        return lambda: msgspec.msgpack.encode(frozen)
+    def snapshot(self) -> Iterator[bytes]:
+        return iter([command.encode() for command in self.commands])
 
-    def restore(self, raw: bytes) -> None:
-        self.commands = msgspec.msgpack.decode(raw, type=list[str])
-        self._say(f"takes up a snapshot: {' '.join(self.commands)}")
+    def restoring(self) -> _Restoring:
+        return _Restoring(self)
+
+    def take_up(self, commands: list[str]) -> None:
+        self.commands = commands
+        self._say(f"takes up a snapshot: {' '.join(commands)}")
+
+    def digest(self) -> bytes:
+        return hashlib.blake2b(" ".join(self.commands).encode(), digest_size=8).digest()
+
+
+class _Restoring:
+    """A snapshot of a `_State` on its way, a command a frame."""
+
+    def __init__(self, state: _State) -> None:
+        self._state = state
+        self._commands: list[str] = []
+
+    def take(self, frame: bytes) -> None:
+        self._commands.append(frame.decode())
+
+    def finish(self) -> None:
+        self._state.take_up(self._commands)
 
 
 class _Voter:
@@ -176,6 +195,9 @@ class Story:
     def do_voters(self, *words: str) -> None:
         options = dict(word.split("=") for word in words if "=" in word)
         self.config = RaftConfig(
+            heartbeat_s=0.05,
+            election_min_s=0.3,
+            election_max_s=0.6,
             compact_entries=int(options.get("compact", 1_000)),
             snapshot_chunk_bytes=int(options.get("chunk", 1_000)),
             keep_entries=0,

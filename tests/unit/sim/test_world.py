@@ -32,7 +32,7 @@ def noisy_run(seed: int) -> tuple[str, dict[str, int]]:
 def test_a_seed_fixes_the_run_and_every_fault_fires() -> None:
     assert noisy_run(1) == noisy_run(1)
     assert noisy_run(1)[0] != noisy_run(2)[0]
-    assert set(noisy_run(1)[1]) == {"loss", "duplicate", "delay"}
+    assert set(noisy_run(1)[1]) == {"loss", "duplicate", "delay", "reorder"}
 
 
 def test_a_one_way_cut_stops_one_direction() -> None:
