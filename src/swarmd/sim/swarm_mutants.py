@@ -147,7 +147,8 @@ def _violations(sim: str, seed: int, mutant: str) -> list[str]:
         machine = swim.MUTANTS[mutant] if mutant else SwimMachine
         return [text for _, text in swim.sweep(seeds, machine).violations]
     if sim == "raft":
-        return [text for _, text in raft.sweep(seeds, removed_guards=removed).violations]
+        report = raft.sweep(seeds, removed_guards=removed, stop_at_violation=bool(mutant))
+        return [text for _, text in report.violations]
     if sim == "tasks":
         return [text for _, text in tasks.sweep(seeds, removed_guards=removed).violations]
     return [text for _, text in swarm.sweep(seeds, removed_guards=removed).violations]
