@@ -43,7 +43,9 @@ STALL_S = 30.0
 # The daemons' gauge of their longest pass looks this far back.
 STALL_WINDOW_S = 20.0
 # A load process says when it begins; until then it imports what it needs.
-_HEAD_START_S = 1.2
+_HEAD_START_S = 1.5
+# What is to be read is written first.
+_WRITE_FIRST_S = 2.0
 
 Figures = Iterator[Figure]
 
@@ -76,6 +78,8 @@ def begin_load(
 ) -> tuple[list[subprocess.Popen[str]], float]:
     """Start a process per target, the clients spread over them; when they begin to count."""
     start = time.monotonic() + _HEAD_START_S + WARM_UP_S
+    if op == "get":
+        start += _WRITE_FIRST_S
     processes = []
     for index, target in enumerate(targets):
         share = clients // len(targets) + (index < clients % len(targets))

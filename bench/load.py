@@ -24,6 +24,7 @@ from swarmd.client.keystream import KeyStream
 KEYS_PER_CLIENT = 64
 # A refusal that can be repeated is, after this pause.
 PAUSE_S = 0.01
+WRITES_UNDER_WAY = 64
 
 
 class Target(Protocol):
@@ -82,10 +83,10 @@ class SwarmdRequests:
         return [(self._number, self._ok)]
 
 
-def open_target(plan: dict[str, Any]) -> Target:
+def open_target(plan: dict[str, Any], op: str) -> Target:
     if plan["peer"] == "etcd":
         host, port = plan["address"]
-        return EtcdStream((host, port), PUT if plan["op"] == "put" else RANGE)
+        return EtcdStream((host, port), PUT if op == "put" else RANGE)
     if plan.get("requests"):
         return SwarmdRequests(plan["socket"])
     return Swarmd(plan["socket"])
@@ -107,11 +108,38 @@ class Tally:
         self.last_ack = now
 
 
+def key_of(plan: dict[str, Any], client: int, turn: int) -> str:
+    return f"{plan['prefix']}/{client:03d}/{turn % KEYS_PER_CLIENT}"
+
+
+def value_of(plan: dict[str, Any]) -> bytes:
+    size = int(plan["value_bytes"])
+    return (bytes(range(256)) * (size // 256 + 1))[:size]
+
+
+def write_all(target: Target, plan: dict[str, Any]) -> None:
+    """Write every key that is going to be read."""
+    value = value_of(plan)
+    left = [
+        key_of(plan, client, turn)
+        for client in range(plan["clients"])
+        for turn in range(KEYS_PER_CLIENT)
+    ]
+    under_way: dict[int, str] = {}
+    while left or under_way:
+        while left and len(under_way) < WRITES_UNDER_WAY:
+            key = left.pop()
+            under_way[target.put(key, value)] = key
+        for number, ok in target.take():
+            key = under_way.pop(number)
+            if not ok:
+                left.append(key)
+
+
 def run(target: Target, plan: dict[str, Any]) -> Tally:
     """Keep every client busy until the end, then let what is under way be acknowledged."""
     tally = Tally(plan["start"], plan["end"])
-    value = bytes(range(256)) * (plan["value_bytes"] // 256 + 1)
-    value = value[: plan["value_bytes"]]
+    value = value_of(plan)
     make: Any = (lambda key: target.put(key, value)) if plan["op"] == "put" else target.get
     turns = [0] * plan["clients"]
     under_way: dict[int, tuple[int, str, float]] = {}  # number -> client, key, first sent at
@@ -121,11 +149,12 @@ def run(target: Target, plan: dict[str, Any]) -> Tally:
 
     def next_of(client: int, now: float) -> None:
         turns[client] += 1
-        send(client, f"{plan['prefix']}/{client:03d}/{turns[client] % KEYS_PER_CLIENT}", now)
+        send(client, key_of(plan, client, turns[client]), now)
 
     clock = time.monotonic
     while (now := clock()) < plan["start"] - plan["warm_up_s"]:
         time.sleep(0.01)
+    assert now < plan["start"], "the load process was ready too late"
     for client in range(plan["clients"]):
         next_of(client, now)
     while under_way:
@@ -148,7 +177,9 @@ def run(target: Target, plan: dict[str, Any]) -> Tally:
 
 def main() -> None:
     plan = json.loads(sys.argv[1])
-    tally = run(open_target(plan), plan)
+    if plan["op"] == "get":
+        write_all(open_target(plan, "put"), plan)
+    tally = run(open_target(plan, plan["op"]), plan)
     result = {
         "count": len(tally.times),
         "times_us": [round(one * 1e6) for one in tally.times],
