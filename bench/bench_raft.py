@@ -42,10 +42,8 @@ IDLE_S = 20.0
 STALL_S = 30.0
 # The daemons' gauge of their longest pass looks this far back.
 STALL_WINDOW_S = 20.0
-# A load process says when it begins; until then it imports what it needs.
-_HEAD_START_S = 1.5
-# What is to be read is written first.
-_WRITE_FIRST_S = 2.0
+# From when every load process is ready until the first of them begins.
+_HEAD_START_S = 0.2
 
 Figures = Iterator[Figure]
 
@@ -77,18 +75,25 @@ def begin_load(
     targets: Sequence[dict[str, Any]], clients: int, op: str, seconds: float
 ) -> tuple[list[subprocess.Popen[str]], float]:
     """Start a process per target, the clients spread over them; when they begin to count."""
-    start = time.monotonic() + _HEAD_START_S + WARM_UP_S
-    if op == "get":
-        start += _WRITE_FIRST_S
     processes = []
     for index, target in enumerate(targets):
         share = clients // len(targets) + (index < clients % len(targets))
         if not share:
             continue
-        plan = {"op": op, "clients": share, "start": start, "end": start + seconds}
-        plan |= {"warm_up_s": WARM_UP_S, "value_bytes": VALUE_BYTES, "prefix": f"bench/{index}"}
-        command = [sys.executable, str(HERE / "load.py"), json.dumps(plan | target)]
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        plan = {"op": op, "clients": share, "warm_up_s": WARM_UP_S, "value_bytes": VALUE_BYTES}
+        plan |= {"prefix": f"bench/{index}"} | target
+        command = [sys.executable, str(HERE / "load.py"), json.dumps(plan)]
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))
+    for process in processes:
+        assert process.stdout is not None
+        if process.stdout.readline() != "ready\n":
+            raise RuntimeError("a load process ended before it began")
+    start = time.monotonic() + _HEAD_START_S + WARM_UP_S
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({"start": start, "end": start + seconds}) + "\n")
+        process.stdin.flush()
     return processes, start
 
 

@@ -2,9 +2,10 @@
 
     python load.py '{"peer": "swarmd", "socket": "...", "clients": 85, "op": "put", ...}'
 
-A client sends its next operation when the last one was acknowledged; one that was refused for
-now is sent again until it is. Operations are counted while `start` <= now < `end` (the
-monotonic clock, which processes of one host share), and each one's time is from its first
+It says `ready` on stdout when it is, and is told on stdin when to begin: `{"start", "end"}`, of
+the monotonic clock, which processes of one host share. A client sends its next operation when
+the last one was acknowledged; one that was refused for now is sent again until it is.
+Operations are counted while `start` <= now < `end`, and each one's time is from its first
 sending to its acknowledgement. The result is one line of JSON on stdout.
 """
 
@@ -154,7 +155,6 @@ def run(target: Target, plan: dict[str, Any]) -> Tally:
     clock = time.monotonic
     while (now := clock()) < plan["start"] - plan["warm_up_s"]:
         time.sleep(0.01)
-    assert now < plan["start"], "the load process was ready too late"
     for client in range(plan["clients"]):
         next_of(client, now)
     while under_way:
@@ -179,7 +179,10 @@ def main() -> None:
     plan = json.loads(sys.argv[1])
     if plan["op"] == "get":
         write_all(open_target(plan, "put"), plan)
-    tally = run(open_target(plan, plan["op"]), plan)
+    target = open_target(plan, plan["op"])
+    print("ready", flush=True)
+    plan |= json.loads(sys.stdin.readline())
+    tally = run(target, plan)
     result = {
         "count": len(tally.times),
         "times_us": [round(one * 1e6) for one in tally.times],
