@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, Final, Protocol
 
 from pysyncobj.config import SyncObjConf
 
@@ -34,6 +34,7 @@ from swarmd.base.rng import Rng
 from swarmd.state.raft import wire
 from swarmd.state.raft.agreement import Agreement
 from swarmd.state.raft.config import RaftConfig
+from swarmd.state.raft.elections import Elections
 from swarmd.state.raft.guards import ALL_GUARDS, Guard
 from swarmd.state.raft.journal import ANYBODY, JOURNAL_FILE, Journal, Owner
 from swarmd.state.raft.library import CLOCK, Outbox, Peer, SyncObj
@@ -151,15 +152,13 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         self.receiver = Receiver(self)
         self.transfers = Transfers(self)
         self.agreement = Agreement(self)
+        self.elections = Elections(self)
+        self._handlers = self._all_handlers()
         self.answers: list[Answer] = []
         self.reads_done: list[tuple[int, bool]] = []
         self._waiting: dict[int, int] = {}  # log index -> tag
         self._reads: list[_Read] = []
         self._round_asked = False
-        self._votes_seen: set[str] = set()  # Only asked for membership, never walked.
-        self._pre_votes: set[str] | None = None
-        self._eager_until = float("-inf")
-        self._leader_heard_at = float("-inf")
         self._compacted_index = 0
         self.disk_failed = False
         self._slice_at = self._take_at = now
@@ -238,6 +237,10 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
     @property
     def is_leader(self) -> bool:
         return self.role == LEADER
+
+    @property
+    def is_candidate(self) -> bool:
+        return self.role == CANDIDATE
 
     @property
     def leader(self) -> str | None:
@@ -371,7 +374,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
             self._advance_commit()
             self._check_contact(now)
         elif now >= self._SyncObj__raftElectionDeadline:
-            self._stand()
+            self.elections.stand()
         self._apply_committed()
         self._answer_reads()
         self.receiver.install_if_durable()
@@ -481,7 +484,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
     # ---- the library's own calls, guarded ----------------------------------------------
 
     def _SyncObj__generateRaftTimeout(self) -> float:
-        return self._rng.uniform(self.config.election_min_s, self.config.election_max_s)
+        return self.election_time_s()
 
     def _SyncObj__sendAppendEntries(self) -> None:
         """The library sends on taking office; here the tick that follows does."""
@@ -502,12 +505,12 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         self._reads.clear()
         self.sender.end()
         self.transfers.resigned()
-        pause_s = self._SyncObj__generateRaftTimeout() if self.peers else 0.0
+        pause_s = self.election_time_s() if self.peers else 0.0
         self._SyncObj__raftElectionDeadline = self.now + pause_s
 
     def _SyncObj__setCurrentTerm(self, term: int, voted: str | None) -> None:
         if term != self.term:
-            self._votes_seen.clear()
+            self.elections.new_term()
         super()._SyncObj__setCurrentTerm(term, voted)
 
     def _SyncObj__parseChangeClusterRequest(self, command: bytes) -> Any:
@@ -530,130 +533,65 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         except Exception as error:  # noqa: BLE001 - the same on every voter, so it is the result
             return error
 
-    def _hand_to_library(self, peer: str, message: dict[str, Any]) -> None:
+    def hand_to_library(self, peer: str, message: dict[str, Any]) -> None:
         super()._SyncObj__onMessageReceived(self._nodes[peer], message)
 
-    # ---- elections ---------------------------------------------------------------------
+    # ---- roles, as elections and leaders call for them ----------------------------------
 
-    def _last(self) -> tuple[int, int]:
-        return self.journal.last_index, self.journal.last_term
+    def election_time_s(self) -> float:
+        return self._rng.uniform(self.config.election_min_s, self.config.election_max_s)
 
-    def stand_at_once(self) -> None:
-        """Ask for office now, and again until the longest election time is over: the others
-        may only be starting. For one who held the office before, so that it does not move.
-        """
-        if self.leader is None:
-            self._eager_until = self.now + self.config.election_max_s
-            self._SyncObj__raftElectionDeadline = self.now
-
-    def _stand(self) -> None:
-        """Ask first whether standing would succeed (V1), then stand."""
-        if not self.peers or not self.on(Guard.V1_PRE_VOTE):
-            self.campaign()
-            return
-        eager = self.now < self._eager_until
-        pause_s = self.config.heartbeat_s if eager else self._SyncObj__generateRaftTimeout()
+    def stand_again_in(self, pause_s: float) -> None:
+        """Have `tick` stand after `pause_s`, unless a leader is heard before."""
         self._SyncObj__raftElectionDeadline = self.now + pause_s
-        self._SyncObj__raftLeader = None
-        if self._pre_votes is None or not eager:
-            self._pre_votes = {self.me}
-        for name in self.peers:
-            self.put(name, wire.PreVoteRequest(self.term + 1, *self._last()))
 
-    def campaign(
-        self, request: type[wire.VoteRequest | wire.HandedVoteRequest] = wire.VoteRequest
-    ) -> None:
-        self._pre_votes = None
-        self._eager_until = float("-inf")
-        self._SyncObj__raftElectionDeadline = self.now + self._SyncObj__generateRaftTimeout()
+    def forget_leader(self) -> None:
         self._SyncObj__raftLeader = None
+
+    def become_candidate(self) -> None:
+        """Vote for oneself in the next term."""
+        self.stand_again_in(self.election_time_s())
+        self.forget_leader()
         self._SyncObj__setState(CANDIDATE)
         self._SyncObj__setCurrentTerm(self.term + 1, self.me)
         self._SyncObj__votesCount = 1
-        for name in self.peers:
-            self.put(name, request(self.term, *self._last()))
-        if self.majority == 1:
-            self._SyncObj__onBecomeLeader()
+
+    def become_leader(self) -> None:
+        """Without peers: nobody else is asked."""
+        self._SyncObj__onBecomeLeader()
 
     def follow_term(self, term: int) -> None:
         """A newer term exists: fall in line, having voted for nobody in it."""
         self._SyncObj__setCurrentTerm(term, None)
-        self._SyncObj__raftLeader = None
+        self.forget_leader()
         self._SyncObj__setState(FOLLOWER)
 
     def hear_leader(self, peer: str, term: int) -> None:
         """`peer` leads `term`, which is not older than ours: follow it and stay calm."""
-        self._leader_heard_at = self.now
-        self._pre_votes = None
-        self._hand_to_library(
+        self.elections.leader_heard()
+        self.hand_to_library(
             peer, {"type": "append_entries", "term": term, "commit_index": self.commit_index}
         )
 
-    def _leader_is_heard(self) -> bool:
-        recent = self.now - self._leader_heard_at < self.config.election_min_s
-        return recent and self.on(Guard.V2_STICKY_LEADER)
+    # ---- messages ------------------------------------------------------------------------
 
     def deliver(self, peer: str, message: Message) -> None:
         """Take a decoded message from another voter. Raises Diverged; then the node must stop."""
-        handler = self._HANDLERS[type(message)]
-        handler(self, peer, message)
+        self._handlers[type(message)](peer, message)
 
-    def _on_pre_vote_request(self, peer: str, message: wire.PreVoteRequest) -> None:
-        if message.term < self.term:
-            self.put(peer, wire.StaleTerm(self.term))
-            return
-        mine = (self.journal.last_term, self.journal.last_index)
-        up_to_date = (message.last_term, message.last_index) >= mine
-        busy = self.is_leader or self._leader_is_heard()
-        if message.term > self.term and up_to_date and not busy:
-            self.put(peer, wire.PreVoteGranted(message.term))
-
-    def _on_pre_vote_granted(self, peer: str, message: wire.PreVoteGranted) -> None:
-        if self._pre_votes is None or message.term != self.term + 1 or self.is_leader:
-            return
-        self._pre_votes.add(peer)
-        if len(self._pre_votes) >= self.majority:
-            self.campaign()
-
-    def _on_vote_request(
-        self, peer: str, message: wire.VoteRequest | wire.HandedVoteRequest
-    ) -> None:
-        if message.term < self.term:
-            self.put(peer, wire.StaleTerm(self.term))
-            return
-        handed = isinstance(message, wire.HandedVoteRequest)
-        if message.term > self.term and self._leader_is_heard() and not handed:
-            return
-        request = {"last_log_index": message.last_index, "last_log_term": message.last_term}
-        self._hand_to_library(peer, {"type": "request_vote", "term": message.term, **request})
-
-    def _on_vote_granted(self, peer: str, message: wire.VoteGranted) -> None:
-        if message.term != self.term or self.role != CANDIDATE:
-            return
-        if peer in self._votes_seen and self.on(Guard.H1_ONE_VOTE_EACH):
-            return
-        self._votes_seen.add(peer)
-        self._hand_to_library(peer, {"type": "response_vote", "term": message.term})
-
-    def _on_stale_term(self, _: str, message: wire.StaleTerm) -> None:
-        if message.term > self.term:
-            self.follow_term(message.term)
-
-    _HANDLERS: ClassVar[dict[type[Message], Callable[[HardenedRaft, str, Any], None]]] = {
-        wire.VoteRequest: _on_vote_request,
-        wire.HandedVoteRequest: _on_vote_request,
-        wire.StateDigest: lambda self, peer, message: self.agreement.on_state_digest(peer, message),
-        wire.TimeoutNow: lambda self, peer, message: self.transfers.on_timeout_now(peer, message),
-        wire.VoteGranted: _on_vote_granted,
-        wire.PreVoteRequest: _on_pre_vote_request,
-        wire.PreVoteGranted: _on_pre_vote_granted,
-        wire.StaleTerm: _on_stale_term,
-        wire.Append: lambda self, peer, message: self.receiver.on_append(peer, message),
-        wire.AppendReply: lambda self, peer, message: self.sender.on_append_reply(peer, message),
-        wire.SnapshotChunk: lambda self, peer, message: self.receiver.on_snapshot_chunk(
-            peer, message
-        ),
-        wire.SnapshotReply: lambda self, peer, message: self.sender.on_snapshot_reply(
-            peer, message
-        ),
-    }
+    def _all_handlers(self) -> dict[type[Message], Callable[[str, Any], None]]:
+        elections = self.elections
+        return {
+            wire.VoteRequest: elections.on_vote_request,
+            wire.HandedVoteRequest: elections.on_vote_request,
+            wire.VoteGranted: elections.on_vote_granted,
+            wire.PreVoteRequest: elections.on_pre_vote_request,
+            wire.PreVoteGranted: elections.on_pre_vote_granted,
+            wire.StaleTerm: elections.on_stale_term,
+            wire.TimeoutNow: self.transfers.on_timeout_now,
+            wire.StateDigest: self.agreement.on_state_digest,
+            wire.Append: self.receiver.on_append,
+            wire.AppendReply: self.sender.on_append_reply,
+            wire.SnapshotChunk: self.receiver.on_snapshot_chunk,
+            wire.SnapshotReply: self.sender.on_snapshot_reply,
+        }

@@ -293,7 +293,7 @@ class RaftMachine:
             case Transfer(target, tag):
                 self._core.transfers.ask(target, tag)
             case Stand():
-                self._core.stand_at_once()
+                self._core.elections.stand_at_once()
             case Wake(token):
                 if token == START:
                     self._going_on = False

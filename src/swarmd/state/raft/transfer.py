@@ -94,4 +94,4 @@ class Transfers:
         if late and core.on(Guard.T2_OF_THIS_TERM):
             return
         if core.journal.last_index >= message.last_index:
-            core.campaign(HandedVoteRequest)
+            core.elections.campaign(HandedVoteRequest)
