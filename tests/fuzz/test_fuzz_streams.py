@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarmd.base.errors import SwarmError
-from swarmd.client.keystream import _Answers
+from swarmd.client.keystream import _Exchange
 from swarmd.gateway.duplex import Splitter
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -28,7 +28,7 @@ def test_any_body(frames: bool, pieces: list[bytes]) -> None:
 @settings(max_examples=500)
 @given(st.sampled_from([b"", HEAD, REFUSED]), st.lists(st.binary(max_size=200), max_size=5))
 def test_any_answer(start: bytes, pieces: list[bytes]) -> None:
-    answers = _Answers()
+    answers = _Exchange()
     with contextlib.suppress(SwarmError):
         for piece in [start, *pieces]:
             answers.feed(piece)
@@ -41,7 +41,7 @@ chunk = st.binary(max_size=60).map(lambda raw: b"%x\r\n%b\r\n" % (len(raw), raw)
 @given(st.lists(chunk, max_size=5), st.integers(1, 50))
 def test_any_chunks_in_any_pieces(chunks: list[bytes], step: int) -> None:
     raw = HEAD + b"".join(chunks)
-    answers = _Answers()
+    answers = _Exchange()
     with contextlib.suppress(SwarmError):
         for at in range(0, len(raw), step):
             answers.feed(raw[at : at + step])

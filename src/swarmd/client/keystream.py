@@ -13,8 +13,8 @@ swarm is done with it: two operations under way at once may take effect in eithe
 whoever cares waits for the first one's answer. If the stream breaks, whether the operations
 without an answer were carried out is unknown; nothing is repeated.
 
-It blocks, and one thread at a time may use it. Only the standard library and msgspec are
-imported, as everywhere in this room.
+It blocks, and one thread at a time may use it. It is imported only where it is used: h11 is
+not in the standard library, which is all that the rest of this room needs beside msgspec.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterator
 from typing import Final, Self
 
+import h11
 import msgspec
 
 from swarmd.base.errors import MalformedMessage, SwarmError, TimedOut, Unreachable, from_code
@@ -38,10 +39,16 @@ _GATHER_BYTES: Final = 64 * 1024
 _READ_BYTES: Final = 256 * 1024
 _HEAD_BYTES_MAX: Final = 64 * 1024
 _ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
-_REQUEST: Final = (
-    f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FRAMES}\r\nAccept: {FRAMES}\r\n"
-    "Transfer-Encoding: chunked\r\n\r\n"
-).encode()
+_REQUEST: Final = h11.Request(
+    method="POST",
+    target=PATH,
+    headers=[
+        ("Host", "localhost"),
+        ("Content-Type", FRAMES),
+        ("Accept", FRAMES),
+        ("Transfer-Encoding", "chunked"),
+    ],
+)
 
 
 class _Op(msgspec.Struct, omit_defaults=True):
@@ -53,82 +60,53 @@ class _Op(msgspec.Struct, omit_defaults=True):
     stale: bool = False
 
 
-class _Answers:
-    """Takes the daemon's bytes apart: a head, chunks (RFC 9112, 7.1), frames."""
+class _Exchange:
+    """The one request of a stream and its answer, as bytes; h11 knows HTTP."""
 
     def __init__(self) -> None:
-        self._raw = b""
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES_MAX)
         self._body = b""
         self._status = 0
-        self._chunked = False
-        self._left = 0
         self.ended = False
+        self.request = self._http.send(_REQUEST) or b""
+
+    def chunk(self, data: bytes) -> bytes:
+        """`data` as the next piece of the request's body."""
+        return self._http.send(h11.Data(data)) or b""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The frames that are whole by now.
+        """The frames of the answer that are whole by now; `data` is empty at the end.
 
         Raises:
             MalformedMessage: this is no answer of swarmd's.
             SwarmError: what the daemon refused the stream with.
         """
-        self._raw += data
-        if not self._status and not self._take_head():
+        if self._http.their_state in (h11.CLOSED, h11.ERROR):
             return []
-        while self._take_chunk():
-            pass
+        try:
+            self._http.receive_data(data)
+            while not self.ended and self._take(self._http.next_event()):
+                pass
+        except h11.RemoteProtocolError as error:
+            if not data:
+                return []  # It broke off.
+            raise MalformedMessage("what answers is no swarmd of this version") from error
         if self._status >= 400:
             self._refused()
             return []
         return self._take_frames()
 
-    def _take_head(self) -> bool:
-        end = self._raw.find(b"\r\n\r\n")
-        if end < 0:
-            if len(self._raw) > _HEAD_BYTES_MAX:
-                raise MalformedMessage("an answer whose head does not end")
-            return False
-        head, self._raw = self._raw[:end].decode("latin-1"), self._raw[end + 4 :]
-        first, *lines = head.split("\r\n")
-        version, _, rest = first.partition(" ")
-        if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
-            raise MalformedMessage("what answers is no swarmd of this version")
-        self._status = int(rest[:3])
-        fields = {
-            name.strip().lower(): value.strip()
-            for name, _, value in (line.partition(":") for line in lines)
-        }
-        self._chunked = fields.get("transfer-encoding", "").lower() == "chunked"
-        if not self._chunked:
-            length = fields.get("content-length", "")
-            if not length.isdigit() or int(length) > _ANSWER_BYTES_MAX:
-                raise MalformedMessage("an answer of unknown length")
-            self._left = int(length)
-        return True
-
-    def _take_chunk(self) -> bool:
-        """Move bytes of the body from the wire's framing; False if more must come first."""
-        if self.ended:
-            return False
-        if self._left == 0 and self._chunked:
-            line, found, rest = self._raw.partition(b"\r\n")
-            if not found:
-                return False
-            try:
-                size = int(line.partition(b";")[0] or b"0", 16) if line else -1
-            except ValueError as error:
-                raise MalformedMessage("an answer with a bad chunk") from error
-            self._raw = rest
-            if size <= 0:
-                self.ended = size == 0
-                return size < 0  # The empty line that ends the chunk before.
-            self._left = size
-        part = self._raw[: self._left]
-        self._raw = self._raw[len(part) :]
-        self._body += part
-        self._left -= len(part)
-        if self._left == 0 and not self._chunked:
+    def _take(self, event: object) -> bool:
+        """False if more bytes must come first."""
+        if isinstance(event, h11.Response):
+            self._status = event.status_code
+        elif isinstance(event, h11.Data):
+            self._body += event.data
+        elif isinstance(event, h11.EndOfMessage):
             self.ended = True
-        return bool(part)
+        return event not in (h11.NEED_DATA, h11.PAUSED) and not isinstance(
+            event, h11.ConnectionClosed
+        )
 
     def _refused(self) -> None:
         if len(self._body) > _ANSWER_BYTES_MAX:
@@ -167,12 +145,12 @@ class KeyStream:
         connection.setblocking(False)
         self._socket = connection
         self._timeout_s = timeout_s
-        self._answers = _Answers()
+        self._exchange = _Exchange()
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(KeyDone).decode
         self._made: list[bytes] = []
         self._made_bytes = 0
-        self._to_send = bytearray(_REQUEST)
+        self._to_send = bytearray(self._exchange.request)
         self._done: list[KeyDone] = []
         self._waiting: set[int] = set()
         self._number = 0
@@ -251,8 +229,7 @@ class KeyStream:
 
     def _gather(self) -> None:
         if self._made:
-            self._to_send += b"%x\r\n" % self._made_bytes
-            self._to_send += b"".join(self._made) + b"\r\n"
+            self._to_send += self._exchange.chunk(b"".join(self._made))
             self._made.clear()
             self._made_bytes = 0
 
@@ -291,7 +268,7 @@ class KeyStream:
         except OSError as error:
             raise self._broken() from error
         self._take_answers(data)
-        if (not data or self._answers.ended) and self._waiting:
+        if (not data or self._exchange.ended) and self._waiting:
             raise self._broken()
 
     def _read_last_words(self) -> None:
@@ -303,7 +280,7 @@ class KeyStream:
             return  # It has not.
 
     def _take_answers(self, data: bytes) -> None:
-        for raw in self._answers.feed(data):
+        for raw in self._exchange.feed(data):
             try:
                 done = self._decode(raw)
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
