@@ -78,11 +78,11 @@ _VOTERS: Final = (3, 5, 3, 7, 3, 5, 3, 1, 5, 7)
 MUTANT_SEEDS: Final[dict[Guard, int]] = {
     Guard.W2_PERSIST_FIRST: 0,
     Guard.W2_COUNT_SYNCED: 7,
-    Guard.W2_REWRITE_AFTER_FAULT: 0,
+    Guard.W2_REWRITE_AFTER_FAULT: 8,
     Guard.H3_SKIP_PREFIX: 2,
-    Guard.H4_NO_COMMIT_FROM_SNAPSHOT: 1,
-    Guard.H8_SPLIT_LARGE: 0,
-    Guard.H9_REWRITE_ASIDE: 3,
+    Guard.H4_NO_COMMIT_FROM_SNAPSHOT: 3,
+    Guard.H8_SPLIT_LARGE: 4,
+    Guard.H9_REWRITE_ASIDE: 0,
     Guard.H11_ERRORS_ARE_RESULTS: 0,
 }
 
