@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from swarmd.sim.network import LinkFaults
 from swarmd.sim.raft import RaftWorld
 from swarmd.sim.raft_faults import flip_state
 from swarmd.state.raft.guards import Guard
@@ -13,8 +14,12 @@ KEYS = tuple(b"cold/%d" % n for n in range(20))
 
 
 def _busy(seed: int, *, removed: tuple[str, ...] = ()) -> RaftWorld:
-    """Three voters that serve callers, and hold keys that nobody writes again."""
+    """Three voters that serve callers, and hold keys that nobody writes again.
+
+    No packet is lost: who lags is sent a snapshot, which may heal a flipped key, or spread it.
+    """
     world = RaftWorld(seed, voters=3, spares=0, removed_guards=removed)
+    world.network.faults = LinkFaults()
     for caller in world.callers:
         caller.start()
     world.world.run_for(3.0)
