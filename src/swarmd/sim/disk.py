@@ -54,7 +54,7 @@ class SimDisk:
         self.fuse: int | None = None
 
     def read(self, name: str) -> bytes | None:
-        if name not in self._durable and name not in self._pending:
+        if name not in self.names():
             return None
         unsynced = self._dropped.get(name, b"") + self._pending.get(name, b"")
         return self._durable.get(name, b"") + unsynced
@@ -101,7 +101,7 @@ class SimDisk:
         self._durable.pop(name, None)
 
     def names(self) -> list[str]:
-        return sorted({*self._durable, *self._pending})
+        return sorted({*self._durable, *self._pending, *self._dropped})
 
     def _forget(self, name: str) -> None:
         self._pending.pop(name, None)
