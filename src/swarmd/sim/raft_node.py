@@ -116,12 +116,13 @@ class Node(Voter):
         # Names of this disk that copies of it from an earlier time may bear.
         self.copied: set[bytes] = set()
         self._crash_at: str | None = None
+        # Never begun anew: an answer to one life of the process does not reach the next.
+        self._serial = 0
         self._clear()
 
     def _clear(self) -> None:
         self._pieces: list[bytes] = []
         self._asks: dict[int, Callable[[Any], None]] = {}
-        self._serial = 0
         self._questions: dict[int, tuple[str, int]] = {}
         self._question = 0
         self._feeding: list[Event] = []
