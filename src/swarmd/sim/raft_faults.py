@@ -43,6 +43,7 @@ FAULTS: Final = (
 )
 _HEADER_BYTES: Final = 20
 _NONCE: Final = slice(8, 16)
+_MARK_PLACE_BYTES: Final = 8
 _RECORD_HEAD_BYTES: Final = 8
 
 
@@ -328,7 +329,9 @@ def _proven(raw: bytes) -> int:
     """
     if not raw.startswith(b"SWRJ"):
         return len(raw)
-    return max(0, raw.rfind(b"m" + raw[_NONCE]) - _RECORD_HEAD_BYTES)
+    # The last mark may itself be torn: behind its nonce it holds its place.
+    whole = len(raw) - _MARK_PLACE_BYTES
+    return max(0, raw.rfind(b"m" + raw[_NONCE], 0, whole) - _RECORD_HEAD_BYTES)
 
 
 assert JOURNAL_FILE == "journal"
