@@ -398,6 +398,16 @@ def test_what_a_transfer_is_refused_for() -> None:
     assert of(hands.say("c", StaleTerm(9)), Transferred) == [Transferred(4, None)]
 
 
+def test_who_asks_for_a_term_that_is_there_is_told_so() -> None:
+    """Else one with the later term and one with the longer log refuse each other for ever."""
+    hands = Hands()
+    hands.follow([b"one"], term=2)
+    longer = PreVoteRequest(2, hands.last + 5, 2)
+    assert [m.term for m in sent(hands.say("c", longer), StaleTerm)] == [2]
+    hands.time_out()
+    assert sent(hands.say("c", PreVoteRequest(3, hands.last + 5, 2)), PreVoteGranted)
+
+
 def test_who_led_before_stands_at_once_and_asks_again_soon() -> None:
     """The others may only be starting: what they miss is said again within a heartbeat."""
     hands = Hands()

@@ -89,13 +89,15 @@ class Elections:
 
     def on_pre_vote_request(self, peer: str, message: PreVoteRequest) -> None:
         core = self._core
-        if message.term < core.term:
+        if message.term <= core.term:
+            # It would stand in a term that is there: its own is older. Untold, it would ask for
+            # the same for ever, and if the later term's voter lacks entries nobody could win.
             core.put(peer, StaleTerm(core.term))
             return
         mine = (core.journal.last_term, core.journal.last_index)
         up_to_date = (message.last_term, message.last_index) >= mine
         busy = core.is_leader or self._is_leader_heard()
-        if message.term > core.term and up_to_date and not busy:
+        if up_to_date and not busy:
             core.put(peer, PreVoteGranted(message.term))
 
     def on_pre_vote_granted(self, peer: str, message: PreVoteGranted) -> None:
