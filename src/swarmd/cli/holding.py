@@ -60,6 +60,10 @@ class Signals:
         self.command: Kept | None = None
         self.interrupted = False
 
+    def attach(self, command: Kept) -> None:
+        """From now on signals go to `command`."""
+        self.command = command
+
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
         before = {number: signal.signal(number, self._on_signal) for number in _PASSED_ON}
@@ -117,6 +121,7 @@ class Holding:
                 stop_at_ns=self._stop_at_ns,
                 kill_at_ns=self._kill_at_ns,
                 terminal=terminal.descriptor,
+                attach=self._signals.attach,
             )
             try:
                 return self._attend(kept, command[0])
@@ -133,7 +138,6 @@ class Holding:
             missing = isinstance(error, FileNotFoundError)
             why = f"cannot run {program}: {error.strerror}"
             return Outcome(NOT_FOUND if missing else NOT_EXECUTABLE, False, why)
-        self._signals.command = kept
         poll = select.poll()
         poll.register(kept, select.POLLIN)
         due_ns = self._renew_at_ns

@@ -25,7 +25,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Never
@@ -155,11 +155,13 @@ def keep(
     stop_at_ns: int,
     kill_at_ns: int,
     terminal: int | None = None,
+    attach: Callable[[Kept], None] = lambda _: None,
 ) -> Kept:
     """Run `command` under a keeper.
 
     Args:
         terminal: a terminal to make the command's group the foreground of.
+        attach: called before a signal that came meanwhile is handled, so that none is lost.
 
     To be called from a process with one thread.
     """
@@ -168,9 +170,11 @@ def keep(
     pid = os.fork()
     if pid == 0:
         _be_keeper(theirs, ours, command, environ, (stop_at_ns, kill_at_ns), terminal, mask)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     theirs.close()
-    return Kept(ours, pid)
+    kept = Kept(ours, pid)
+    attach(kept)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return kept
 
 
 # ---- the child ------------------------------------------------------------------------

@@ -219,3 +219,28 @@ def test_a_stopped_command_is_killed_all_the_same(note: Path) -> None:
     ended = kept.ended()
     assert (ended.exit_code, ended.lapsed) == (137, True)
     kept.close()
+
+
+def test_a_signal_that_comes_while_the_command_starts_is_not_lost(note: Path) -> None:
+    """It is handled only once there is somebody to pass it on to."""
+    known: list[Kept] = []
+
+    def attach(kept: Kept) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        known.append(kept)
+
+    before = signal.signal(signal.SIGUSR1, lambda number, _: known[0].send_signal(number))
+    try:
+        now = boot_ns()
+        kept = keep(
+            ["sleep", "60"],
+            {"PATH": os.environ["PATH"]},
+            stop_at_ns=now + FAR,
+            kill_at_ns=now + FAR,
+            attach=attach,
+        )
+        kept.wait_started()
+        assert kept.ended() == Ended(signal.SIGUSR1, False)
+        kept.close()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
