@@ -161,7 +161,9 @@ class LogRoom:
     def _show_watch(self) -> None:
         machine, log = self.machine, self.log
         log.stepped(machine.office.term)
-        self._scan.look(machine.entry_at, machine.last_index)
+        # A lone voter tells nobody of what is not synced: it may lead the same term once more.
+        alone = len(self.names) == 1
+        self._scan.look(machine.entry_at, machine.commit_index if alone else machine.last_index)
         if machine.applied_index != self._applied:
             if self.state.restores:
                 self.voter.world.count("snapshot_install", self.state.restores)
