@@ -10,7 +10,15 @@ import logging
 import sys
 from typing import Any, Literal, cast
 
-import structlog
+# structlog loads rich, where it is, to draw tracebacks: 5 MB that a daemon's log has no use for.
+_drawn: Any = sys.modules.get("rich")
+sys.modules["rich"] = cast(Any, None)
+import structlog  # noqa: E402
+
+if _drawn is None:
+    del sys.modules["rich"]
+else:
+    sys.modules["rich"] = _drawn
 
 Level = Literal["debug", "info", "warning", "error"]
 
