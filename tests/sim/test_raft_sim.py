@@ -77,7 +77,7 @@ def test_a_lone_voter_keeps_what_it_acknowledged() -> None:
     """Crashes, full and slow disks; without peers, only its own sync makes a write durable."""
     assert not RaftWorld(3, voters=1, spares=0).run().violations
     assert any(
-        RaftWorld(seed, voters=1, spares=0, removed_guards=[Guard.W2_COUNT_SYNCED])
+        RaftWorld(seed, voters=1, spares=0, removed_guards=[Guard.W2_PERSIST_FIRST])
         .run(stop_at_violation=True)
         .violations
         for seed in range(8)

@@ -27,11 +27,14 @@ from swarmd.base.machine import Ahead, Effect, Event, Machine, Persist, SetTimer
 from swarmd.observe.metrics import MACHINE_EFFECTS, MACHINE_EVENTS
 
 _STEP_EVENTS_MAX: Final = 1_024
-# A sync on the loop holds up the whole of it. What was sent ahead is on its way after this many
-# turns: the writer wakes, takes the frame's lock, then the stream's, then writes.
+# What was sent is on its way after this many turns of the loop: the writer wakes, takes the
+# frame's lock, then the stream's, then writes.
 AHEAD_TURNS: Final = 4
 
 Performer = Callable[[Any], None]
+# Makes things durable; told whether something was sent ahead of it, which must leave before the
+# loop is held up.
+Persister = Callable[[bool], Awaitable[None]]
 
 
 class Driver:
@@ -43,7 +46,6 @@ class Driver:
         perform: what to do for each effect type; the functions neither wait nor raise.
         persist: awaited before the other effects of a step that holds a `Persist`.
         inbox_max: events that may wait; `feed` refuses beyond it.
-        ahead_turns: turns of the loop for what is `Ahead` to leave before `persist` is awaited.
     """
 
     def __init__(
@@ -53,9 +55,8 @@ class Driver:
         perform: Mapping[type[Effect], Performer],
         *,
         clock: Clock,
-        persist: Callable[[], Awaitable[None]] | None = None,
+        persist: Persister | None = None,
         inbox_max: int = 10_000,
-        ahead_turns: int = AHEAD_TURNS,
     ) -> None:
         self._name = name
         self._machine = machine
@@ -65,7 +66,6 @@ class Driver:
         self._persist = persist
         self._inbox: deque[Event] = deque()
         self._inbox_max = inbox_max
-        self._ahead_turns = ahead_turns
         self._timers: list[tuple[float, int, Event]] = []
         self._sequence = itertools.count()
         self._wake = trio.Event()
@@ -141,9 +141,7 @@ class Driver:
             if ahead:
                 effects = [effect for effect in effects if not isinstance(effect, Ahead)]
                 self._perform_all(ahead)
-                for _ in range(self._ahead_turns):
-                    await trio.lowlevel.checkpoint()
-            await self._persist()
+            await self._persist(bool(ahead))
         self._perform_all(effects)
 
     def _perform_all(self, effects: Sequence[Effect]) -> None:
@@ -156,6 +154,11 @@ class Driver:
                 self._perform[kind](effect)
 
     def _set_timer(self, effect: SetTimer) -> None:
+        if effect.delay_s <= 0:
+            # With the next step, in the order of events; an alarm would only cost more.
+            self._inbox.append(effect.event)
+            self._wake.set()
+            return
         assert len(self._timers) < TIMERS_MAX, f"{self._name} leaks timers"
         due = self._clock.now() + effect.delay_s
         heapq.heappush(self._timers, (due, next(self._sequence), effect.event))

@@ -77,7 +77,6 @@ _VOTERS: Final = (3, 5, 3, 7, 3, 5, 3, 1, 5, 7)
 # that no seed makes likely, or a disk that stops at one byte; the unit tests make it.
 MUTANT_SEEDS: Final[dict[Guard, int]] = {
     Guard.W2_PERSIST_FIRST: 0,
-    Guard.W2_COUNT_SYNCED: 7,
     Guard.W2_REWRITE_AFTER_FAULT: 8,
     Guard.H3_SKIP_PREFIX: 2,
     Guard.H4_NO_COMMIT_FROM_SNAPSHOT: 3,

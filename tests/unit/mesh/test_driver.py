@@ -60,7 +60,7 @@ async def test_events_of_one_step_share_one_persist_before_any_other_effect(
 ) -> None:
     log: list[str] = []
 
-    async def persist() -> None:
+    async def persist(ahead: bool) -> None:
         await trio.sleep(1)
         log.append("persist")
 
@@ -74,27 +74,21 @@ async def test_events_of_one_step_share_one_persist_before_any_other_effect(
     assert log == ["persist", "a1", "a2", "b1"]
 
 
-async def test_what_is_ahead_goes_before_the_persist_and_has_turns_to_leave(
+async def test_what_is_ahead_goes_before_the_persist_which_is_told_of_it(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     log: list[str] = []
 
-    async def persist() -> None:
-        log.append("persist")
+    async def persist(ahead: bool) -> None:
+        log.append("persist, something is on its way" if ahead else "persist")
 
-    async def writer() -> None:
-        while "early" not in log:
-            await trio.lowlevel.checkpoint()
-        for _ in range(2):
-            await trio.lowlevel.checkpoint()
-        log.append("written")
-
-    script = Script({"a": [Say("a1"), Persist(), SayAhead("early")]})
+    script = Script({"a": [Say("a1"), Persist(), SayAhead("early")], "b": [Persist(), Say("b")]})
     driver = start(nursery, script, log, persist=persist)
-    nursery.start_soon(writer)
     driver.feed(Heard("a"))
     await trio.sleep(1)
-    assert log == ["early", "written", "persist", "a1"]
+    driver.feed(Heard("b"))
+    await trio.sleep(1)
+    assert log == ["early", "persist, something is on its way", "a1", "persist", "b"]
 
 
 async def test_what_arrives_during_a_persist_waits_for_the_next_step(
@@ -102,7 +96,7 @@ async def test_what_arrives_during_a_persist_waits_for_the_next_step(
 ) -> None:
     log: list[str] = []
 
-    async def persist() -> None:
+    async def persist(ahead: bool) -> None:
         await trio.sleep(1)
         log.append("persist")
 

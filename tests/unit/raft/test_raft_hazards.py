@@ -163,8 +163,7 @@ def an_acknowledgement_of_another_term_is_ignored(guards: Guards) -> bool:
 def what_a_follower_holds_never_shrinks(guards: Guards) -> bool:
     hands = Hands(guards=guards)
     hands.lead()
-    for tag in range(5):
-        hands.propose(b"x", tag)
+    hands.step(*(Propose(b"x", tag) for tag in range(5)))
     hands.say("b", AppendReply(hands.term, 0, True, 1, 6))
     hands.say("b", AppendReply(hands.term, 0, True, 1, 3))
     return hands.machine.status(hands.now).matched["b"] == 5
@@ -184,8 +183,7 @@ def a_late_acknowledgement_does_not_rewind(guards: Guards) -> bool:
     hands = Hands(guards=guards)
     hands.lead()
     hands.go_on()
-    for tag in range(5):
-        hands.propose(b"x", tag)
+    hands.step(*(Propose(b"x", tag) for tag in range(5)))
     effects = hands.say("b", AppendReply(hands.term, 0, True, 1, 3))
     return not any(a.entries for a in sent(effects, Append))
 

@@ -23,6 +23,7 @@ from swarmd.state.raft.machine import (
     START,
     Applied,
     Deliver,
+    Doubt,
     Office,
     Propose,
     Proposed,
@@ -371,6 +372,38 @@ def test_the_office_moves_to_whom_it_is_handed() -> None:
     assert room.answers[-1].ok
 
 
+def test_what_is_proposed_during_two_rounds_goes_together() -> None:
+    """Two rounds of appends are under way at most; the third carries all that waited."""
+    hands = Hands()
+    hands.lead()
+    hands.say("b", AppendReply(1, 0, True, 1, 3))
+    first = hands.last
+    for tag in range(6):
+        hands.propose(b"%d" % tag, tag)
+    assert hands.last == first + 2
+    effects = hands.say("b", AppendReply(1, 0, True, first, first + 2))
+    appends = [a for a in sent(effects, Append) if a.entries]
+    assert [len(a.entries) for a in appends] == [4, 4], "one message to each follower"
+    hands.say("b", AppendReply(1, 0, True, first, hands.last + 1))
+    assert hands.commit == hands.last == first + 6
+
+
+def test_what_waits_for_a_round_was_never_appended_when_office_is_lost() -> None:
+    hands = Hands()
+    hands.lead()
+    hands.say("b", AppendReply(1, 0, True, 1, 3))
+    for tag in range(4):
+        hands.propose(b"x", tag)
+    ended = of(hands.say("b", StaleTerm(5)), Proposed)
+    assert {(e.tag, e.code) for e in ended} == {
+        (0, "leader_changed"),
+        (1, "leader_changed"),
+        (2, "not_leader"),
+        (3, "not_leader"),
+    }
+    assert hands.last == 4
+
+
 def test_a_transfer_to_one_that_is_away_is_given_up() -> None:
     hands = Hands("abc")
     hands.lead()
@@ -419,6 +452,62 @@ def test_who_led_before_stands_at_once_and_asks_again_soon() -> None:
     hands.say("b", VoteGranted(1))
     assert hands.machine.office.state == "leader"
     assert hands.now < hands.config.election_min_s
+
+
+def test_a_doubted_leader_that_is_silent_is_replaced_sooner() -> None:
+    """The first voter by name stands after one and a half heartbeats, and asks again soon."""
+    hands = Hands()
+    beat_s = hands.config.heartbeat_s
+    hands.follow([b"one"])
+    effects = hands.step(Doubt("b", True))
+    assert not sent(effects, PreVoteRequest)
+    assert min(timer.delay_s for timer in of(effects, SetTimer)) == pytest.approx(1.5 * beat_s)
+    assert not sent(hands.step(Wake(START), after_s=1.4 * beat_s), PreVoteRequest)
+    assert len(sent(hands.step(Wake(START), after_s=0.11 * beat_s), PreVoteRequest)) == 2
+    assert len(sent(hands.step(Wake(START), after_s=beat_s), PreVoteRequest)) == 2
+    hands.say("c", PreVoteGranted(hands.term + 1))
+    hands.say("c", VoteGranted(hands.term))
+    assert hands.machine.office.state == "leader"
+    assert hands.now < hands.config.election_min_s
+
+
+def test_voters_stand_for_a_doubted_leader_one_after_the_other() -> None:
+    stands_at = []
+    for me in "acde":
+        hands = Hands("abcde", me=me)
+        hands.follow([b"one"])
+        effects = hands.step(Doubt("b", True))
+        stands_at.append(min(timer.delay_s for timer in of(effects, SetTimer)))
+    beat_s = RaftConfig().heartbeat_s
+    assert stands_at[:2] == pytest.approx([1.5 * beat_s, 2.5 * beat_s])
+    assert stands_at[1] < stands_at[2] <= 3.5 * beat_s
+
+
+def test_a_leader_that_is_doubted_wrongly_stays() -> None:
+    """It is heard in time, so nobody stands, and nobody is promised a vote."""
+    hands = Hands()
+    hands.follow([b"one"])
+    hands.step(Doubt("b", True))
+    for _ in range(20):
+        effects = hands.step(Wake(START), after_s=hands.config.heartbeat_s)
+        effects += hands.say("c", PreVoteRequest(2, hands.last + 5, 2))
+        assert not sent(effects, PreVoteRequest)
+        assert not sent(effects, PreVoteGranted)
+        hands.say("b", Append(1, 1, 1, hands.last, 1, ()))
+    assert hands.machine.office.leader == "b"
+
+
+def test_a_doubted_leader_keeps_nobody_from_a_vote_once_it_is_silent() -> None:
+    hands = Hands()
+    hands.follow([b"one"])
+    request = PreVoteRequest(2, hands.last + 5, 2)
+    late_s = 1.3 * hands.config.heartbeat_s
+    assert not sent(hands.step(Wake(START), after_s=late_s), PreVoteGranted)
+    assert not sent(hands.say("c", request), PreVoteGranted)
+    hands.step(Doubt("b", True))
+    assert sent(hands.say("c", request), PreVoteGranted)
+    hands.step(Doubt("b", False))
+    assert not sent(hands.say("c", request), PreVoteGranted)
 
 
 def test_junk_and_strangers_are_counted_and_change_nothing() -> None:
@@ -488,7 +577,7 @@ async def test_under_the_driver_with_real_files(tmp_path: Path) -> None:
     answered: list[Proposed] = []
     ready, done = trio.Event(), trio.Event()
 
-    async def persist() -> None:
+    async def persist(ahead: bool) -> None:
         machine.sync()
         await trio.lowlevel.checkpoint()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import trio
 
 from swarmd.base.errors import DiskFault
-from swarmd.state.raft.syncer import Syncer
+from swarmd.state.raft.syncer import SHORT_S, Syncer
 
 
 async def test_the_loop_goes_on_while_a_call_waits() -> None:
@@ -81,4 +82,63 @@ async def test_where_a_disk_never_waits_no_thread_is_made() -> None:
     here: list[int] = []
     await syncer.run(lambda: here.append(threading.get_ident()))
     assert here == [threading.get_ident()]
+    syncer.close()
+
+
+async def in_the_loop(syncer: Syncer, took_s: float = 0.0, *, light: bool = True) -> bool:
+    """Was a sync that took so long done where it was asked for?"""
+    where: list[int] = []
+
+    def call() -> None:
+        where.append(threading.get_ident())
+        time.sleep(took_s)
+
+    await syncer.run(call, light=light)
+    return where == [threading.get_ident()]
+
+
+async def test_light_syncs_stay_in_the_loop_while_they_are_short() -> None:
+    syncer = Syncer(blocking=True)
+    assert not await in_the_loop(syncer), "nothing is known of the disk at first"
+    with trio.fail_after(5):
+        while not await in_the_loop(syncer):
+            pass
+    assert not await in_the_loop(syncer, light=False)
+    await in_the_loop(syncer, 20 * SHORT_S)
+    off_the_loop = 0
+    with trio.fail_after(5):
+        while not await in_the_loop(syncer):
+            off_the_loop += 1
+    assert off_the_loop >= 50, "a disk that was slow once is not trusted soon"
+    syncer.close()
+
+
+async def test_a_disk_that_failed_is_waited_for_off_the_loop() -> None:
+    def fail() -> None:
+        time.sleep(2 * SHORT_S)
+        raise DiskFault("no room")
+
+    syncer = Syncer(blocking=True)
+    with trio.fail_after(5):
+        while not await in_the_loop(syncer):
+            pass
+    with pytest.raises(DiskFault):
+        await syncer.run(fail, light=True)
+    assert not await in_the_loop(syncer)
+    syncer.close()
+
+
+async def test_what_was_sent_ahead_leaves_before_the_loop_is_held_up() -> None:
+    syncer = Syncer(blocking=False)
+    log: list[str] = []
+
+    async def writer() -> None:
+        for _ in range(2):
+            await trio.lowlevel.checkpoint()
+        log.append("written")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer)
+        await syncer.run(lambda: log.append("synced"), ahead=True)
+    assert log == ["written", "synced"]
     syncer.close()

@@ -65,6 +65,9 @@ class View:
     def alive(self) -> list[NodeId]:
         return [n.node_id for n in self.swarm.nodes if n.store is not None]
 
+    async def changed(self) -> None:
+        await trio.sleep(0.05)
+
     def members(self) -> list[FakeMember]:
         return [
             FakeMember(n.node_id, "alive" if n.store is not None else "dead")

@@ -60,6 +60,9 @@ class Members(FakeMembership):
             self.states[key.key_id] = MemberState.ALIVE
             self._names[key.key_id] = f"n{number}"
 
+    async def changed(self) -> None:
+        await trio.sleep(0.05)
+
     def alive(self) -> list[NodeId]:
         return [node for node, state in self.states.items() if state is MemberState.ALIVE]
 

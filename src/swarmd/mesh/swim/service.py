@@ -229,6 +229,10 @@ class Membership:
         self._subscribers.append(changes)
         return changes
 
+    async def changed(self) -> None:
+        """Wait until anything of a member changes next."""
+        await self._changed.wait()
+
     async def seen(self, node_id: NodeId, state: MemberState) -> Member:
         """Wait until a member is seen in `state`; at once if it is so now."""
         while True:

@@ -26,6 +26,10 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     # Messages of entries sent to one follower per step, so that one that lags does not hold
     # up the others.
     batches_max: int = 4
+    # What is proposed while so many rounds of appends are under way waits for one to end and then
+    # goes together. One round leaves a leader idle while disks work; each above two means more
+    # syncs and messages for the same entries.
+    rounds_max: int = 2
     # Messages above this are sent in parts of this size; must fit a stream message.
     part_bytes: int = 256 * KIB
     # Piece of a snapshot sent at a time; the next follows once it was acknowledged.
@@ -34,14 +38,14 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     snapshot_bytes_max: int = 512 * MIB
     # The log is compacted into a snapshot after this many entries or bytes; until then it is
     # in memory, too. Lower restarts faster and uses less memory; higher writes fewer snapshots.
-    # Where the last snapshot was larger, the log first grows as long, to four times this.
+    # Where the last snapshot was larger, the log first grows twice as long, to four times this.
     compact_entries: int = 10_000
     compact_bytes: int = 8 * MIB
     # Entries kept behind a snapshot, so that a follower that lags a little needs no snapshot.
     # Busy ones have about 10 KB.
     keep_entries: int = 250
     # Voters compare digests of their states after every so many entries. Fewer finds a voter
-    # that differs sooner; each costs two hashes per key changed and a message to each follower.
+    # that differs sooner; each costs two checksums per key changed and a message to each follower.
     digest_entries: int = 32
     # Proposals that may wait for their commit; beyond it new ones are answered `busy`.
     proposals_max: int = 10_000
@@ -67,6 +71,7 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         for name in (
             "batch_bytes_max",
             "batches_max",
+            "rounds_max",
             "part_bytes",
             "snapshot_chunk_bytes",
             "snapshot_bytes_max",

@@ -3,11 +3,16 @@
 The library counts votes and gives its own; here is decided what it gets to see. A voter asks
 first whether it would win (pre-vote), so that one that cannot win does not raise the term; and
 nobody votes while a leader is heard, but for a voter whom that leader asked to stand.
+
+Membership may know sooner that a leader is gone: one that it doubts is waited for as long as
+one and a half heartbeats instead of an election time. A leader that is doubted wrongly is heard
+within that time, and nothing happens. The voters then stand one after the other in the order of
+their names, a heartbeat apart, so that they do not take each other's votes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from swarmd.state.raft.guards import Guard
 from swarmd.state.raft.wire import (
@@ -22,6 +27,11 @@ from swarmd.state.raft.wire import (
 if TYPE_CHECKING:
     from swarmd.state.raft.hardened import HardenedRaft
 
+# How long a doubted leader is followed, and when the first voter stands in its stead: counted
+# in heartbeats from the last sign of life. Whoever stands must not meet one that still follows.
+DOUBTED_FOLLOWED_BEATS: Final = 1.25
+DOUBTED_STAND_BEATS: Final = 1.5
+
 
 class Elections:
     """One voter's part in elections."""
@@ -32,18 +42,38 @@ class Elections:
         self._pre_votes: set[str] | None = None
         self._eager_until = float("-inf")
         self._leader_heard_at = float("-inf")
+        self._leader_heard: str | None = None
+        self._doubted: set[str] = set()  # Only asked for membership, never walked.
 
     def new_term(self) -> None:
         self._votes_seen.clear()
 
-    def leader_heard(self) -> None:
+    def leader_heard(self, peer: str) -> None:
         """A leader of this term is there: stay calm."""
         self._leader_heard_at = self._core.now
+        self._leader_heard = peer
+        self._eager_until = float("-inf")
         self._pre_votes = None
+
+    def doubt(self, peer: str, doubted: bool) -> None:
+        """Membership holds `peer` for suspect or gone, or does no more."""
+        if not doubted:
+            self._doubted.discard(peer)
+            return
+        self._doubted.add(peer)
+        core = self._core
+        if peer == core.leader and peer == self._leader_heard:
+            others = sorted(name for name in core.voters if name != peer)
+            beats = DOUBTED_STAND_BEATS + others.index(core.me)
+            core.stand_by(self._leader_heard_at + beats * core.config.heartbeat_s)
+            self._eager_until = core.now + core.config.election_max_s
 
     def _is_leader_heard(self) -> bool:
         core = self._core
-        recent = core.now - self._leader_heard_at < core.config.election_min_s
+        followed_s = core.config.election_min_s
+        if self._leader_heard in self._doubted:
+            followed_s = DOUBTED_FOLLOWED_BEATS * core.config.heartbeat_s
+        recent = core.now - self._leader_heard_at < followed_s
         return recent and core.on(Guard.V2_STICKY_LEADER)
 
     # ---- standing ------------------------------------------------------------------------

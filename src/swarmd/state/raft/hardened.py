@@ -157,6 +157,9 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         self.answers: list[Answer] = []
         self.reads_done: list[tuple[int, bool]] = []
         self._waiting: dict[int, int] = {}  # log index -> tag
+        # Proposals that wait for a round to end, and the last index of each round under way.
+        self._held: list[tuple[bytes, int]] = []
+        self._rounds: list[int] = []
         self._reads: list[_Read] = []
         self._round_asked = False
         self._compacted_index = 0
@@ -317,19 +320,35 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
     # ---- proposals and reads -----------------------------------------------------------
 
     def propose(self, command: bytes, tag: int) -> None:
-        """Append a command as leader; an `Answer` with `tag` follows, maybe much later."""
+        """Take a command as leader for the next round; an `Answer` with `tag` follows."""
         if not self.is_leader:
             self.answers.append(Answer(tag, None, "not_leader"))
         elif self.transfers.blocks_proposals:
             self.answers.append(Answer(tag, None, "handing_over"))
         elif len(command) > ENTRY_BYTES_MAX:
             self.answers.append(Answer(tag, None, "too_large"))
-        elif len(self._waiting) >= self.config.proposals_max:
+        elif len(self._waiting) + len(self._held) >= self.config.proposals_max:
             self.answers.append(Answer(tag, None, "busy"))
         else:
+            self._held.append((command, tag))
+
+    def _append_held(self) -> None:
+        """Begin a round with all that was proposed, once fewer than `rounds_max` are under way.
+
+        A round costs a sync, messages and their answers whatever it carries. So what is
+        proposed meanwhile goes together, as a sync serves all that arrived during the last.
+        Before the office is handed over what was taken still goes.
+        """
+        self._rounds = [last for last in self._rounds if last > self.commit_index]
+        full = len(self._rounds) >= self.config.rounds_max and not self.transfers.blocks_proposals
+        if full or not self._held:
+            return
+        for command, tag in self._held:
             index = self.journal.last_index + 1
             self.journal.add(_REGULAR + command, index, self.term)
             self._waiting[index] = tag
+        self._held.clear()
+        self._rounds.append(self.journal.last_index)
 
     def read_index(self, tag: int) -> None:
         """Ask to read linearizably; (tag, ok) comes out of `reads_done`."""
@@ -372,6 +391,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
             self.give_up_office()
         if self.is_leader:
             self._advance_commit()
+            self._append_held()
             self._check_contact(now)
         elif now >= self._SyncObj__raftElectionDeadline:
             self.elections.stand()
@@ -452,10 +472,10 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
             self.snapshots.begin(self.applied_index, term, self.state.snapshot())
 
     def _is_cheap_to_wait(self) -> bool:
-        """A snapshot costs as much as the state is large: the log may first grow as long, within
-        reason, so that what snapshots cost is in proportion to what is written.
+        """A snapshot costs as much as the state is large: the log may first grow twice as long,
+        within reason, so that what snapshots cost is in proportion to what is written.
         """
-        size = min(self.snapshots.size, LOG_GROWTH_MAX * self.config.compact_bytes)
+        size = min(2 * self.snapshots.size, LOG_GROWTH_MAX * self.config.compact_bytes)
         return size > self.config.compact_bytes and self.journal.entry_bytes < size
 
     def _keep_from(self, durable: int) -> int:
@@ -501,6 +521,9 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         """Out of office: what was proposed here may or may not commit under the next leader."""
         self.answers += [Answer(tag, None, "leader_changed") for tag in self._waiting.values()]
         self.reads_done += [(read.tag, False) for read in self._reads]
+        self.answers += [Answer(tag, None, "not_leader") for _, tag in self._held]
+        self._held.clear()
+        self._rounds.clear()
         self._waiting.clear()
         self._reads.clear()
         self.sender.end()
@@ -545,6 +568,11 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         """Have `tick` stand after `pause_s`, unless a leader is heard before."""
         self._SyncObj__raftElectionDeadline = self.now + pause_s
 
+    def stand_by(self, when: float) -> None:
+        """Have `tick` stand no later than `when`, unless a leader is heard before."""
+        due = min(when, float(self._SyncObj__raftElectionDeadline))
+        self._SyncObj__raftElectionDeadline = due
+
     def forget_leader(self) -> None:
         self._SyncObj__raftLeader = None
 
@@ -568,7 +596,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
 
     def hear_leader(self, peer: str, term: int) -> None:
         """`peer` leads `term`, which is not older than ours: follow it and stay calm."""
-        self.elections.leader_heard()
+        self.elections.leader_heard(peer)
         self.hand_to_library(
             peer, {"type": "append_entries", "term": term, "commit_index": self.commit_index}
         )

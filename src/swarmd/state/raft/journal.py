@@ -31,7 +31,7 @@ from typing import Final, NamedTuple
 from swarmd.base.disk import Disk
 from swarmd.base.errors import CorruptFile, DiskFault
 from swarmd.base.ids import short
-from swarmd.base.limits import ENTRY_BYTES_MAX
+from swarmd.base.limits import ENTRY_BYTES_MAX, KIB
 from swarmd.base.rng import Rng
 from swarmd.state.raft.guards import ALL_GUARDS, Guard
 
@@ -48,6 +48,7 @@ _ENTRY: Final = struct.Struct(">cQQ")
 _NUMBER: Final = struct.Struct(">cQ")
 _MARK: Final = struct.Struct(">c8sQ")
 _PAYLOAD_BYTES_MAX: Final = ENTRY_BYTES_MAX + 1_024
+_LIGHT_BYTES_MAX: Final = 256 * KIB
 # Framing of one entry, for the estimate of the journal's size.
 _ENTRY_OVERHEAD_BYTES: Final = _RECORD.size + _ENTRY.size
 
@@ -108,7 +109,7 @@ class Journal:
         self._voted: str | None = None
         self._saved_commit = 0
         self._nonce = rng.getrandbits(64).to_bytes(8, "big")
-        self._position = 0
+        self._position = self._synced_at = 0
         self._bytes = 0
         self.synced_index = 0
         self.synced_term = 0
@@ -185,6 +186,11 @@ class Journal:
         return self._position
 
     @property
+    def is_light(self) -> bool:
+        """Are only a few records to be made durable?"""
+        return not self._rewrite_due and self._position - self._synced_at <= _LIGHT_BYTES_MAX
+
+    @property
     def entry_bytes(self) -> int:
         """Bytes of the entries held, framing included."""
         return self._bytes
@@ -249,6 +255,7 @@ class Journal:
                 self._rewrite_due = True
             raise
         self.dirty = False
+        self._synced_at = self._position
         self.synced_index = self._entries[-1][1] if self._entries else 0
         self.synced_term = self._term
 

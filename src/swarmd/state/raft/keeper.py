@@ -58,6 +58,8 @@ class MembersView(Protocol):
 
     def members(self) -> list[Any]: ...
 
+    async def changed(self) -> None: ...
+
 
 class _Question:
     """Someone's question, until the machine answered or refused it."""
@@ -234,12 +236,24 @@ class Keeper:
             EpochFork, Diverged, CorruptFile: this node must not go on.
         """
         self._nursery.start_soon(self.copier.run)
+        self._nursery.start_soon(self._follow_members)
         self._driver.feed(em.Wake(em.START))
         try:
             await self._driver.run()
         finally:
             self._serve_no_more()
             self._syncer.close()
+
+    async def _follow_members(self) -> None:
+        """Tell the replica whom membership doubts, until cancelled."""
+        while True:
+            self._tell_doubts()
+            await self._membership.changed()
+
+    def _tell_doubts(self) -> None:
+        if self.replica is not None:
+            members = self._membership.members()
+            self.replica.doubt({m.node_id for m in members if str(m.state) != "alive"})
 
     def seal_applied(self, replica: Replica) -> None:
         """The replica has applied the seal of its epoch."""
@@ -481,6 +495,7 @@ class Keeper:
         self._admitted = trio.Event()
         self._nursery.start_soon(self._run_replica, replica, self._scope, self._ended)
         _log.info("the epoch begins here", epoch=number, voters=len(epoch.voters))
+        self._tell_doubts()
         self._on_replica()
         self._note_change()
         return em.EpochStarted(number, _seal_of(replica), self._files.on_disk())

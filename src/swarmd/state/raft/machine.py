@@ -33,6 +33,7 @@ from swarmd.wire.codec import Message
 __all__ = [
     "Applied",
     "Deliver",
+    "Doubt",
     "Office",
     "Propose",
     "Proposed",
@@ -93,6 +94,14 @@ class Transfer(Event):
 @dataclass(frozen=True, slots=True)
 class Stand(Event):
     """This voter led the epoch before: let it ask for office without waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt(Event):
+    """Membership holds the voter `peer` for suspect or gone; or, not `doubted`, does no more."""
+
+    peer: str
+    doubted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +257,12 @@ class RaftMachine:
         return self._core.journal.entry(index)
 
     @property
+    def sync_is_light(self) -> bool:
+        """Is the sync that is due one of few records? A snapshot or a whole log takes longer."""
+        snapshots = self._core.snapshots
+        return self._core.journal.is_light and not snapshots.taking and not snapshots.dirty
+
+    @property
     def last_index(self) -> int:
         return self._core.journal.last_index
 
@@ -294,6 +309,8 @@ class RaftMachine:
                 self._core.transfers.ask(target, tag)
             case Stand():
                 self._core.elections.stand_at_once()
+            case Doubt(peer, doubted):
+                self._core.elections.doubt(peer, doubted)
             case Wake(token):
                 if token == START:
                     self._going_on = False

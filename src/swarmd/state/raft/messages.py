@@ -69,7 +69,7 @@ class Voter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 # ---- operations ----------------------------------------------------------------------
 
 
-class Put(Message, frozen=True, tag=1):
+class Put(Message, frozen=True, tag=1, gc=False):
     """Set a key. `expect` is the modification revision it must have now; 0: must not exist.
 
     The key goes with `lease` when that ends, 0: with none. Each put says so anew.
@@ -81,7 +81,7 @@ class Put(Message, frozen=True, tag=1):
     lease: int = 0
 
 
-class Delete(Message, frozen=True, tag=2):
+class Delete(Message, frozen=True, tag=2, gc=False):
     """Remove a key; removing an absent one changes nothing and succeeds."""
 
     key: bytes
@@ -203,7 +203,7 @@ class Batch(_Part, frozen=True):
     groups: tuple[Group, ...]
 
 
-class OpResult(_Part, frozen=True):
+class OpResult(_Part, frozen=True, gc=False):
     """What became of one operation.
 
     `revision` is the one it was given, or the store's at that moment if it changed nothing.

@@ -38,7 +38,7 @@ from swarmd.state.raft.messages import (
 )
 from swarmd.state.raft.statemachine import SESSION_TTL_MS
 
-BATCHES_MAX: Final = 4
+BATCHES_MAX: Final = 2
 CALLS_WAITING_MAX: Final = 20_000
 RETRY_MIN_S: Final = 0.02
 RETRY_MAX_S: Final = 0.25

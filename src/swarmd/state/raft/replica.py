@@ -7,7 +7,7 @@ arrive wait together for the next, since a round that began earlier proves nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Final
 
 import trio
@@ -26,7 +26,7 @@ from swarmd.base.errors import (
 )
 from swarmd.base.ids import NodeId, short, to_text
 from swarmd.base.rng import Rng
-from swarmd.mesh.driver import AHEAD_TURNS, Driver
+from swarmd.mesh.driver import Driver
 from swarmd.mesh.link import Link
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
@@ -37,6 +37,7 @@ from swarmd.state.raft.machine import (
     START,
     Applied,
     Deliver,
+    Doubt,
     Office,
     Propose,
     Proposed,
@@ -141,8 +142,6 @@ class Replica:
             },
             clock=clock,
             persist=self._persist,
-            # A sync off the loop holds up nothing that was sent ahead of it.
-            ahead_turns=0 if disk.blocking else AHEAD_TURNS,
         )
         self._tag = 0
         self._pending: dict[int, _Waiting] = {}
@@ -152,6 +151,7 @@ class Replica:
         self._stand_at_once = stand_at_once
         self._moved = trio.Event()
         self._closed = False
+        self._doubted: set[NodeId] = set()
 
     # ---- what can be seen --------------------------------------------------------------
 
@@ -246,6 +246,17 @@ class Replica:
         except Busy:
             DROPPED.labels("raft", "inbox_full").inc()
 
+    def doubt(self, gone: Container[NodeId]) -> None:
+        """Take note of whom membership holds for suspect or gone."""
+        doubted = {peer for peer in self._names if peer in gone and peer != self._link.node_id}
+        for peer in sorted(doubted ^ self._doubted):
+            try:
+                self._driver.feed(Doubt(self._names[peer], peer in doubted))
+            except Busy:
+                DROPPED.labels("raft", "inbox_full").inc()  # Told again with the next change.
+            else:
+                self._doubted ^= {peer}
+
     async def propose(self, groups: tuple[Group, ...], stamp_ms: int) -> list[list[OpResult]]:
         """Commit and apply one batch; results per group and operation.
 
@@ -327,7 +338,7 @@ class Replica:
 
     # ---- effects -----------------------------------------------------------------------
 
-    async def _persist(self) -> None:
+    async def _persist(self, ahead: bool) -> None:
         """Sync; while the disk refuses, take no step: nothing unsynced is ever relied on.
 
         Nor does anybody wait for a disk: whoever has a proposal or a read here is told at once,
@@ -335,7 +346,8 @@ class Replica:
         """
         while True:
             try:
-                await self._syncer.run(self._machine.sync)
+                light = self._machine.sync_is_light
+                await self._syncer.run(self._machine.sync, light=light, ahead=ahead)
             except DiskFault as error:
                 if not self.disk_fault:
                     _log.error("the log is not durable", error=error.message)

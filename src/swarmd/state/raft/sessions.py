@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Final
 
 import msgspec
@@ -32,10 +33,10 @@ class Session:
         if low <= self.low:
             return
         self.low = low
-        results = self.results
-        # Sequences enter nearly in order; one that stands behind a later one goes with it.
-        while results and (oldest := next(iter(results))) < low:
-            del results[oldest]
+        # Sequences enter nearly in order; one that stands behind a later one goes with it. One
+        # walk finds all that go: a dict is slow to find its first key behind those removed.
+        for oldest in list(takewhile(lambda sequence: sequence < low, self.results)):
+            del self.results[oldest]
 
     def keep(self, sequence: int, result: OpResult) -> None:
         self.results[sequence] = result
