@@ -58,6 +58,7 @@ class _Op(msgspec.Struct, omit_defaults=True):
     value: bytes | None = None
     expect: int | None = None
     stale: bool = False
+    lease: int = 0
 
 
 class _Exchange:
@@ -177,9 +178,12 @@ class KeyStream:
 
     # ---- operations --------------------------------------------------------------------
 
-    def put(self, key: str, value: bytes, *, expect: int | None = None) -> int:
-        """Write; with `expect` only if the key's revision is that (0: it does not exist)."""
-        return self._make(_Op(self._number + 1, "put", key, value, expect))
+    def put(self, key: str, value: bytes, *, expect: int | None = None, lease: int = 0) -> int:
+        """Write; with `expect` only if the key's revision is that (0: it does not exist).
+
+        With `lease` the key goes when that lease ends.
+        """
+        return self._make(_Op(self._number + 1, "put", key, value, expect, lease=lease))
 
     def get(self, key: str, *, stale: bool = False) -> int:
         """Read; the answer's value is None and its error `not_found` if there is no such key."""

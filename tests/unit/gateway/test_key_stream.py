@@ -151,12 +151,41 @@ def test_lines_of_json_work_by_hand(live: LiveGateway) -> None:
 
 def test_what_cannot_be_read_ends_the_stream_after_what_could(live: LiveGateway) -> None:
     good = '{"id": 1, "op": "put", "key": "a", "text": "1"}'
-    status, first, last = ndjson(live.socket, good, '{"id": 2, "op": "fly", "key": "a"}', good)
+    status, first, last = ndjson(live.socket, good, '{"id": 2, "op": 7, "key": "a"}', good)
     assert (status, first) == (200, {"id": 1, "revision": 1})
     assert last["error"]["code"] == "bad_request"
     assert "op" in last["error"]["message"]
     assert ndjson(live.socket, "nonsense")[0] == 400
     assert ndjson(live.socket) == [200]
+
+
+def test_an_operation_that_does_not_exist_fails_alone(live: LiveGateway) -> None:
+    put = '{"id": %d, "op": "put", "key": "a", "text": "1"}'
+    status, *answers = ndjson(live.socket, put % 1, '{"id": 2, "op": "fly", "key": "a"}', put % 3)
+    assert status == 200
+    by_id = {one["id"]: one for one in answers}
+    assert [by_id[n].get("revision") for n in (1, 2, 3)] == [1, None, 2]
+    assert by_id[2]["error"]["code"] == "unknown_operation"
+    assert "one of put, get, delete" in by_id[2]["error"]["message"]
+
+
+def test_a_put_belongs_to_its_lease(live: LiveGateway, keys: KeyStream) -> None:
+    with Client(live.socket) as client:
+        lease = client.lease_grant(30).id
+        attached, dead = keys.put("a", b"1", lease=lease), keys.put("b", b"2", lease=lease + 1)
+        done = {one.id: one.error and one.error.code for one in keys.take_all()}
+        assert done == {attached: None, dead: "lease_expired"}
+        assert client.kv_get("a").lease == lease
+        client.lease_revoke(lease)
+    keys.get("a")
+    assert [one.error and one.error.code for one in keys.take_all()] == ["not_found"]
+
+
+@pytest.mark.parametrize("op", ["get", "delete"])
+def test_only_a_put_takes_a_lease(live: LiveGateway, op: str) -> None:
+    _, answer = ndjson(live.socket, json.dumps({"id": 1, "op": op, "key": "a", "lease": 5}))
+    assert answer["error"]["code"] == "bad_request"
+    assert "takes no lease" in answer["error"]["message"]
 
 
 def put_for_ever(keys: KeyStream) -> None:

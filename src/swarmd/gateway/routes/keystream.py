@@ -9,13 +9,12 @@ as if it had come alone. Reads that arrive together share one read round.
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 import msgspec
 from starlette.requests import Request
 from starlette.routing import Route
 
-from swarmd.base.errors import BadRequest, NotFound, SwarmError
+from swarmd.base.errors import BadRequest, NotFound, SwarmError, UnknownOperation
 from swarmd.gateway.context import Context
 from swarmd.gateway.duplex import Duplex
 from swarmd.gateway.http import guarded
@@ -27,15 +26,19 @@ from swarmd.state.raft.messages import Delete, Operation, OpResult, Put, error_o
 
 
 class KeyOp(msgspec.Struct, forbid_unknown_fields=True):
-    """One operation. `value` is base64 in JSON; `text` is taken as UTF-8."""
+    """One operation: a put, a get or a delete.
+
+    `value` is base64 in JSON; `text` is taken as UTF-8. With `lease` a key goes when that ends.
+    """
 
     id: int
-    op: Literal["put", "get", "delete"]
+    op: str
     key: str
     value: bytes | None = None
     text: str | None = None
     expect: int | None = None
     stale: bool = False
+    lease: int = 0
 
 
 class KeyStreams:
@@ -66,6 +69,8 @@ class KeyStreams:
         reads: dict[bool, list[tuple[KeyOp, bytes]]] = {}
         for item in lot:
             try:
+                if item.lease and item.op in ("get", "delete"):
+                    raise BadRequest(f"the {item.op} of {item.key!r} takes no lease")
                 if item.op == "get":
                     reads.setdefault(item.stale, []).append((item, user_key(item.key)))
                 else:
@@ -126,11 +131,13 @@ def _operation(item: KeyOp) -> Operation:
     op: Operation
     if item.op == "delete":
         op = Delete(key, item.expect)
+    elif item.op != "put":
+        raise UnknownOperation(f"operation {item.op!r} does not exist: one of put, get, delete")
     elif (item.value is None) == (item.text is None):
         raise BadRequest("give either value or text, one of the two")
     else:
         value = item.value if item.value is not None else (item.text or "").encode()
-        op = Put(key, value, item.expect)
+        op = Put(key, value, item.expect, item.lease)
     problem = problem_of(op)
     if problem is not None:
         raise problem
