@@ -6,7 +6,7 @@ import pytest
 import trio
 from store_swarm import Swarm, running_swarm
 
-from swarmd.base.errors import BadRequest, NoQuorum
+from swarmd.base.errors import BadRequest, NoQuorum, WouldLoseData
 from swarmd.state.raft.messages import Put
 
 
@@ -99,6 +99,75 @@ async def test_before_an_orderly_stop(autojump_clock: trio.testing.MockClock) ->
         other = (stopping + 1) % 3
         assert (await swarm.store(other).propose([Put(b"a", b"1")]))[0].ok
         assert trio.current_time() - start < 0.3
+
+
+async def test_a_coordinator_that_leaves_hands_its_office_over_first(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running_swarm() as swarm:
+        await grown(swarm)
+        await swarm.start(3)
+        leaver = await swarm.coordinator()
+        writer = swarm.store((leaver + 1) % 3)
+        epoch, waits_s, gone = writer.epoch_number, [], trio.Event()
+
+        async def write() -> None:
+            while not gone.is_set():
+                start = trio.current_time()
+                await writer.propose([Put(b"a", b"1")])
+                waits_s.append(trio.current_time() - start)
+                await trio.sleep(0.01)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            nursery.start_soon(swarm.store(leaver).hand_over_seat)
+            while swarm.store(leaver).serving() is not None:
+                assert writer.epoch_number == epoch, "the office moves before the seat does"
+                await trio.sleep(0.001)
+            office = await swarm.coordinator()
+            await swarm.voters_are(*(i for i in range(4) if i != leaver))
+            assert await swarm.coordinator() == office, "and then it stays"
+            await trio.sleep(1)
+            gone.set()
+        assert writer.epoch_number == epoch + 1
+        assert max(waits_s) < 0.1, "nobody waits for an election"
+
+
+async def test_a_coordinator_leaves_whose_successor_does_not_answer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The office stays where it is until the seat is given away, as if nobody had been asked."""
+    async with running_swarm() as swarm:
+        await grown(swarm)
+        await swarm.start(3)
+        leaver = await swarm.coordinator()
+        cut, other = (i for i in range(3) if i != leaver)
+        handing = swarm.store(leaver).handing
+        handing._best_successor = lambda replica: swarm.id(cut)  # type: ignore[method-assign]
+        swarm.network.cut(swarm.id(cut), [swarm.id(i) for i in range(4) if i != cut])
+        start = trio.current_time()
+        await swarm.store(leaver).hand_over_seat()
+        assert trio.current_time() - start < 4.0
+        assert swarm.id(leaver) not in swarm.store(other).voters
+        assert (await swarm.store(other).propose([Put(b"a", b"1")]))[0].ok
+
+
+async def test_where_nobody_else_is_alive_the_office_stays(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running_swarm() as swarm:
+        await swarm.start(0)
+        await swarm.coordinator()
+        with pytest.raises(WouldLoseData):
+            await swarm.store(0).hand_over_seat()
+        assert swarm.store(0).serving() is not None
+        swarm.store(0).stay()
+        await swarm.start(1, 2)
+        await swarm.voters_are(0, 1, 2)
+        last = await swarm.coordinator()
+        await swarm.crash(*(i for i in range(3) if i != last))
+        with pytest.raises(WouldLoseData):
+            await swarm.store(last).hand_over_seat(timeout_s=2.0)
 
 
 async def test_a_change_of_voters_does_not_move_the_office(

@@ -1,8 +1,8 @@
 """Handing the coordinator's office from one voter to another, asked for on any node.
 
 The log's leader does the work (`transfer.py`); here a target is chosen, and who asked is told
-who coordinates once that is known. A node that stops in order hands its office over first, so
-that nobody waits for an election.
+who coordinates once that is known. A node that stops in order or gives its seat away hands its
+office over first, so that nobody waits for an election.
 """
 
 from __future__ import annotations
@@ -92,9 +92,12 @@ class Handing:
         return max(living, key=lambda voter: matched.get(to_text(voter), 0))
 
     async def give_up(self) -> None:
-        """Before an orderly stop: hand the office over, if it is here and somebody can take it."""
+        """Before an orderly stop, or before the seat is given away: hand the office over, if it
+        is here and somebody can take it.
+        """
         replica = self._serving()
-        if replica is None or len(replica.epoch.voters) == 1:
+        alive = set(self._membership.alive()) - {self._me}
+        if replica is None or alive.isdisjoint(replica.epoch.node_ids):
             return
         try:
             with trio.move_on_after(GIVE_UP_TIMEOUT_S):

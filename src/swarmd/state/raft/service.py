@@ -477,10 +477,12 @@ class Store:
     async def hand_over_seat(self, timeout_s: float = 10.0) -> None:
         """Give this node's seat away; on return a majority of the others holds everything.
 
-        From then on, also after an error, it takes no other seat until `stay` is called.
+        From then on, also after an error, it takes no other seat until `stay` is called. If it
+        coordinates, the office goes first: who has it then makes the change and keeps it in the
+        next epoch, so that nobody waits for an election.
 
         Raises:
-            WouldLoseData: nobody alive can take over; nothing changed.
+            WouldLoseData: nobody alive can take over; the seats are as they were.
             NoQuorum: it did not come about within `timeout_s`; it may still.
         """
         keeper = self._keeper
@@ -501,13 +503,17 @@ class Store:
             raise TimedOut("the next epoch has not begun yet")
 
         trouble: SwarmError | None = None
+        delay_s = RETRY_MIN_S
         with trio.move_on_after(timeout_s):
+            await self.handing.give_up()  # Where it stays here, this node makes the change.
             while True:
                 try:
                     return await attempt()
                 except (Unavailable, RemoteError) as error:
                     trouble = error
-                await trio.sleep(RETRY_MAX_S)
+                # At first soon: a successor may be about to take office.
+                await trio.sleep(delay_s)
+                delay_s = min(delay_s * 1.6, RETRY_MAX_S)
         raise no_quorum(timeout_s, trouble)
 
     def stay(self) -> None:
