@@ -55,6 +55,7 @@ _messages = st.one_of(
     st.builds(wire.StaleTerm, _small),
     st.builds(wire.TimeoutNow, _small, _small),
     st.builds(wire.StateDigest, _small, _small, st.binary(max_size=6)),
+    st.builds(wire.DigestPassed, _small, _small),
     st.builds(wire.HandedVoteRequest, _small, _small, _small),
     st.builds(wire.Append, _small, _small, _small, _small, _small, _entries),
     st.builds(wire.AppendReply, _small, _small, st.booleans(), _small, _small),

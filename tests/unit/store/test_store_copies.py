@@ -252,7 +252,7 @@ async def test_a_copy_that_was_interrupted_goes_on(
     async with running_swarm() as swarm:
         await swarm.start(0, 1)
         await swarm.store(0).propose([Put(b"a", b"x" * 1000)])
-        with trio.move_on_after(0.3):
+        with trio.move_on_after(0.05):
             await swarm.store(0).hand_over_seat()
         await swarm.crash(1)
         with pytest.raises(WouldLoseData):

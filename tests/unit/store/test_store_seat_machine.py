@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from test_store_epoch import VOTERS
 
@@ -234,6 +235,25 @@ def test_a_silent_old_voter_and_a_copy_that_lags_hold_the_seal_back() -> None:
     driven.look(dead, epoch(0, 1, 2, copies=[]))
     assert not proposed(driven.look(dead, epoch(0, 1, 2, silent=[1], copies=[]), after_s=60.0))
     assert proposed(driven.look(dead, epoch(0, 1, 2, silent=[1], copies=[3])))
+
+
+def test_a_seal_waits_until_the_old_voters_that_keep_up_agree_on_the_state() -> None:
+    def is_sealed(*others: sm.Progress) -> bool:
+        driven = Driven()
+        of = sm.Coordinated(2, tuple(SEATS[:3]), (sm.Progress(IDS[0], 0.0, 0), *others))
+        driven.look(members(4), of)
+        return bool(proposed(driven.changes(sm.Leaves(1, IDS[0]))))
+
+    copy = sm.Progress(IDS[3], 0.0, 0)
+    first, second = sm.Progress(IDS[1], 0.0, 0), sm.Progress(IDS[2], 0.0, 0)
+    assert is_sealed(first, second, copy)
+    assert not is_sealed(first, replace(second, agrees=False), copy)
+    silent = replace(second, agrees=False, silence_s=sm.FRESH_S + 0.1)
+    lagging = replace(second, agrees=False, behind=sm.FRESH_ENTRIES + 1)
+    for away in (silent, lagging):
+        assert is_sealed(first, away, copy), "it is not waited for"
+        nobody = replace(first, agrees=False, silence_s=away.silence_s, behind=away.behind)
+        assert not is_sealed(nobody, away, copy), "but a majority is"
 
 
 def test_who_leaves_is_told_to_ask_again_while_the_state_is_copied() -> None:

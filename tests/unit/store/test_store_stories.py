@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import trio
 from store_swarm import Swarm, running_swarm
 
-from swarmd.base.errors import NoQuorum
+from swarmd.base.errors import NoQuorum, Unavailable
 from swarmd.sim.disk import SimDisk
+from swarmd.state.raft.agreement import Agreement
+from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.messages import PIN_PREFIX, Delete, Put
+from swarmd.state.raft.wire import DigestPassed
 
 
 async def _started(swarm: Swarm, *more: int) -> None:
@@ -277,6 +281,56 @@ async def test_everybody_restarts_and_all_take_part_again(
             assert swarm.store(0).status().state == "epoch_waiting"
             await swarm.start(1, 2)
             await swarm.voters_are(0, 1, 2)
+
+
+async def test_voters_are_changed_once_the_living_ones_agree_on_the_state(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers are lost, so that nobody knows whether one voter differs; then they come again,
+    though nobody writes.
+    """
+    passed, lost = Agreement.on_digest_passed, True
+
+    def unless_lost(agreement: Agreement, peer: str, message: DigestPassed) -> None:
+        if not lost:
+            passed(agreement, peer, message)
+
+    monkeypatch.setattr(Agreement, "on_digest_passed", unless_lost)
+    async with running_swarm(config=RaftConfig(digest_entries=4)) as swarm:
+        await _started(swarm, 3)
+        leader = await swarm.coordinator()
+        leaver = (leader + 1) % 3
+        for number in range(8):
+            await swarm.store(0).propose([Put(b"a", b"%d" % number)])
+        epoch = swarm.store(leader).epoch_number
+        with pytest.raises(Unavailable, match="compared"):
+            await swarm.store(leader).hand_over_for(swarm.id(leaver))
+        assert swarm.store(leader).epoch_number == epoch
+        lost = False
+        start = trio.current_time()
+        await swarm.store(leader).hand_over_for(swarm.id(leaver))
+        assert trio.current_time() - start < 0.3
+        await swarm.voters_are(*(i for i in range(4) if i != leaver))
+
+
+async def test_a_voter_that_differs_and_stops_holds_no_change_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running_swarm(config=RaftConfig(digest_entries=4)) as swarm:
+        swarm.expects_errors = True
+        await _started(swarm, 3)
+        leader = await swarm.coordinator()
+        leaver, differs = (i for i in range(3) if i != leader)
+        await trio.sleep(0.1)
+        state = swarm.store(differs).local
+        assert state is not None
+        state._entries[b"a"] = msgspec.structs.replace(state._entries[b"a"], value=b"flipped")
+        for number in range(8):
+            await swarm.store(leader).propose([Put(b"b", b"%d" % number)])
+        await trio.sleep(0.1)
+        assert swarm.nodes[differs].error is not None
+        await swarm.store(leaver).hand_over_seat()
+        assert swarm.id(leaver) not in swarm.store(leader).voters
 
 
 async def _holds(swarm: Swarm, index: int, value: bytes) -> None:

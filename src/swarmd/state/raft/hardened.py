@@ -618,6 +618,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
             wire.StaleTerm: elections.on_stale_term,
             wire.TimeoutNow: self.transfers.on_timeout_now,
             wire.StateDigest: self.agreement.on_state_digest,
+            wire.DigestPassed: self.agreement.on_digest_passed,
             wire.Append: self.receiver.on_append,
             wire.AppendReply: self.sender.on_append_reply,
             wire.SnapshotChunk: self.receiver.on_snapshot_chunk,

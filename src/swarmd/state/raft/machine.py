@@ -180,7 +180,9 @@ class Applied(Effect):
 
 @dataclass(frozen=True, slots=True)
 class RaftStatus:
-    """A voter as seen by itself. `matched` and `silence_s` per peer are a leader's knowledge."""
+    """A voter as seen by itself. A leader's knowledge is `matched` and `silence_s` per peer, and
+    which peers agree on the state (`Agreement`).
+    """
 
     role: str
     term: int
@@ -193,6 +195,7 @@ class RaftStatus:
     journal_bytes: int
     matched: dict[str, int]
     silence_s: dict[str, float]
+    agreeing: tuple[str, ...]
 
 
 class RaftMachine:
@@ -287,6 +290,7 @@ class RaftMachine:
             core.journal.file_bytes,
             dict(sender.match) if leads else {},
             {peer: now - at for peer, at in sender.heard_at.items()} if leads else {},
+            tuple(filter(core.agreement.agrees, core.peers)) if leads else (),
         )
 
     # ---- steps -------------------------------------------------------------------------

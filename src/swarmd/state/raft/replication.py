@@ -205,6 +205,7 @@ class Sender:
         rises = held > self.match[peer]
         if rises or not core.on(Guard.H2_MATCH_RISES):
             self.match[peer] = held
+        core.agreement.heard(peer)
         if next_index > self.next[peer] or not core.on(Guard.H3_NEXT_RISES):
             self.next[peer] = next_index
         sending = self._sending.get(peer)

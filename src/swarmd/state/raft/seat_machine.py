@@ -14,6 +14,9 @@ Rules:
 - New voters first get the state and follow the log (`copy_machine`); the seal is proposed only
   while a majority of the new set, heard from within a second, lacks at most 1,000 entries. So
   the next epoch can begin as soon as this one has ended.
+- A seal is final, and without a majority of the old voters that signs one state nothing comes
+  after it. So it is proposed only while a majority of them, and everyone who keeps up, agrees on
+  the state (`agreement`). Who is dead or lags is not waited for.
 - Beside a lone voter somebody keeps a copy at all times, so that there are two disks.
 - A voter that is alive and takes no part may have lost its disk: then its seat is given to the
   storage that it has now, which is another voter.
@@ -53,12 +56,13 @@ _CHOICES_MAX: Final = 4
 class Progress:
     """How far a voter or a copy is, as the coordinator knows it: last heard of, entries missing.
 
-    The coordinator itself is among them.
+    The coordinator itself is among them. `agrees`: whether a voter's state is this one's.
     """
 
     node_id: NodeId
     silence_s: float
     behind: int
+    agrees: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,9 +258,10 @@ class SeatMachine:
                 self._out.append(Follow(learner, epoch.number))
 
     def _lose_patience(self) -> None:
+        why = "the state is still being copied or compared: ask again"
         for leaver, waiting in list(self._leavers.items()):
             if self._now - waiting.since >= LEAVE_PATIENCE_S:
-                self._let_go(leaver, Unavailable.code, "the state is still being copied: ask again")
+                self._let_go(leaver, Unavailable.code, why)
 
     def _leaves(self, tag: int, node_id: NodeId) -> None:
         if node_id not in self._leavers and len(self._leavers) >= LEAVERS_MAX:
@@ -352,7 +357,8 @@ class SeatMachine:
             for p in change.epoch.progress
             if p.silence_s <= FRESH_S and p.behind <= FRESH_ENTRIES
         }
-        if sum(v.node_id in fresh for v in seats) < len(seats) // 2 + 1:
+        copied = sum(v.node_id in fresh for v in seats) > len(seats) // 2
+        if not copied or not _do_agree(change, fresh):
             self._change = None
             self._waiting = True
             return
@@ -399,3 +405,11 @@ class SeatMachine:
             self._epoch = None  # Sealed: until the next look there is none.
         if change.leaving is None or code is None:
             self._paused_until = self._now + PAUSE_S
+
+
+def _do_agree(change: _Change, fresh: set[NodeId]) -> bool:
+    """Do a majority of the old voters, and all that keep up, agree on the state?"""
+    agreeing = {p.node_id for p in change.epoch.progress if p.agrees}
+    current = change.current
+    majority = sum(v in agreeing for v in current) > len(current) // 2
+    return majority and all(v in agreeing for v in current if v in fresh)

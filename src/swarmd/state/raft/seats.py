@@ -24,6 +24,7 @@ from swarmd.state.raft.statemachine import StateMachine
 from swarmd.state.raft.voters import Candidate
 
 CHECK_S: Final = 0.5
+LEAVE_CHECK_S: Final = 0.1
 ENLIST_TIMEOUT_S: Final = 1.0
 _log = get_logger("raft")
 
@@ -101,7 +102,11 @@ class Seats:
         self._driver.feed(sm.Leaves(tag, leaving))
         self._leavers[tag] = leaver
         try:
-            await leaver.done.wait()
+            while not leaver.done.is_set():
+                with trio.move_on_after(LEAVE_CHECK_S):
+                    await leaver.done.wait()
+                    break
+                self._look()  # What it waits for may have come about.
         finally:
             self._leavers.pop(tag, None)
         if leaver.error is not None:
@@ -125,7 +130,8 @@ class Seats:
             if voter != self._link.node_id:
                 behind = max(0, status.last_index - status.matched.get(name, 0))
                 silence_s = status.silence_s.get(name, 0.0)
-                progress.append(sm.Progress(voter, silence_s, behind))
+                agrees = name in status.agreeing
+                progress.append(sm.Progress(voter, silence_s, behind, agrees))
         for peer in self._copies.followers(replica.epoch.number):
             lag = self._copies.lag(peer, replica.epoch.number, status.last_index)
             if lag is not None:

@@ -134,6 +134,13 @@ class StateDigest(Message, frozen=True, tag=13):
     digest: bytes
 
 
+class DigestPassed(Message, frozen=True, tag=14):
+    """Nothing speaks against the leader's digest after entry `index`, which is applied here."""
+
+    term: Number
+    index: Number
+
+
 VOTERS: Final = Family(
     "voters",
     VoteRequest,
@@ -149,6 +156,7 @@ VOTERS: Final = Family(
     TimeoutNow,
     HandedVoteRequest,
     StateDigest,
+    DigestPassed,
     alpn="swarmd-raft/1",
     message_bytes_max=MESSAGE_RAFT_BYTES_MAX,
 )
