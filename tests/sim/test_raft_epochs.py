@@ -375,6 +375,31 @@ def test_a_restored_disk_that_is_told_and_started_again_is_still_no_voter(point:
     settled(world)
 
 
+def test_a_restored_disk_is_seen_through_though_who_knows_is_the_last_to_answer() -> None:
+    """Method: one voter is away in the life that the copy forgot, and is the first to answer."""
+    world = quiet()
+    node = world.nodes[others(world, leader(world).name)[0]]
+    away, knows = (world.nodes[n] for n in ("v0", "v1", "v2") if n != node.name)
+    node.crash(power=True)
+    image = node.disk.copy()
+    away.crash(power=True)
+    world.start(node.name)
+    until(world, lambda: knows.knows_later(node, image))
+    node.crash(power=True)
+    world.start(away.name)
+    until(world, lambda: away.room is not None)
+    assert not away.knows_later(node, image)
+    node.disk.put_back(image)
+    node.copied.add(node.storage)
+    knows.paused_until = world.world.now + 0.2
+    world.start(node.name)
+    world.world.run_for(3.0)
+    assert node.up
+    assert node.room is None
+    assert world.world.counts["restored_disk_seen"] > 0
+    settled(world)
+
+
 def test_a_restored_disk_would_vote_without_the_rule() -> None:
     world, _ = _put_back_an_old_copy([SealRule.COPY_OF_DISK_IS_ANOTHER])
     assert any("forgotten its votes" in text for text in world.world.violations)

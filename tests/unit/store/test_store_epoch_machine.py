@@ -410,15 +410,58 @@ def started() -> tuple[em.EpochMachine, list[em.Ask]]:
     return one, notes(effects)
 
 
-def test_a_voter_takes_part_once_a_majority_noted_this_life() -> None:
+def grace(effects: Sequence[Effect]) -> list[Effect]:
+    return [e for e in effects if isinstance(e, SetTimer) and isinstance(e.event, em.GraceOver)]
+
+
+def test_a_voter_takes_part_at_once_when_all_noted_this_life() -> None:
     one, asked = started()
     assert [a.message for a in asked] == [m.StartAsk(VOTERS[0].storage, 5, (b"m", b"n"))] * 2
     assert one.waits_for is not None
-    assert not of(one.handle(em.Answered(asked[0].tag, None), 0.1), em.Admit)
-    admitted = one.handle(em.Answered(asked[1].tag, m.StartNoted(True)), 0.1)
+    majority = one.handle(em.Answered(asked[1].tag, m.StartNoted(True)), 0.1)
+    assert not of(majority, em.Admit), "the other one may object"
+    assert len(grace(majority)) == 1
+    admitted = one.handle(em.Answered(asked[0].tag, m.StartNoted(True)), 0.2)
     assert of(admitted, em.Admit) == [em.Admit(2)]
     assert one.waits_for is None
     assert not of(one.handle(em.Wake(em.START), 0.2), em.Admit), "once"
+    assert not of(one.handle(grace(majority)[0].event, 0.4), em.Admit)  # type: ignore[attr-defined]
+
+
+def test_a_voter_takes_part_after_a_grace_when_a_majority_noted_this_life() -> None:
+    one, asked = started()
+    assert grace(one.handle(em.Answered(asked[0].tag, None), 0.1)) == [], "no majority yet"
+    (timer,) = grace(one.handle(em.Answered(asked[1].tag, m.StartNoted(True)), 0.1))
+    assert isinstance(timer, SetTimer)
+    assert timer.delay_s == em.ADMIT_GRACE_S
+    woken = [e for token in range(1, 10) for e in one.handle(em.Wake(token), 0.3)]
+    assert len(notes(woken)) == 1, "who was away is asked again meanwhile"
+    assert grace(woken) == [], "one grace, not one at each event"
+    assert not of(woken, em.Admit)
+    assert not of(one.handle(em.GraceOver(99), 0.3), em.Admit), "stale"
+    assert of(one.handle(timer.event, 0.4), em.Admit) == [em.Admit(2)]
+
+
+def test_an_objection_within_the_grace_counts() -> None:
+    """The voter that did not see the later life of this disk is the first to answer."""
+    one, asked = started()
+    (timer,) = grace(one.handle(em.Answered(asked[0].tag, m.StartNoted(True)), 0.1))
+    objected = one.handle(em.Answered(asked[1].tag, m.StartNoted(False)), 0.2)
+    assert steps(objected) == [StopEpoch(2)]
+    assert not of(one.handle(timer.event, 0.4), em.Admit)  # type: ignore[attr-defined]
+    assert steps(one.handle(em.EpochStopped(2), 0.5)) == [em.RenewStorage()]
+
+
+def test_a_grace_of_an_ended_epoch_admits_to_no_other() -> None:
+    one, asked = started()
+    (timer,) = grace(one.handle(em.Answered(asked[0].tag, m.StartNoted(True)), 0.1))
+    newer = certificate(one.chain.head, [VOTERS[0], VOTERS[3], VOTERS[4]], [0, 1])
+    one.handle(em.Heard(IDS[1], m.Certificates((newer,))), 0.2)
+    one.handle(em.ChainSaved(3, em.OnDisk((2, 3), (2, 3))), 0.2)
+    one.handle(em.EpochStopped(2), 0.2)
+    (ask, _) = notes(one.handle(em.EpochStarted(3, None, em.OnDisk((2, 3), (2, 3))), 0.2))
+    assert len(grace(one.handle(em.Answered(ask.tag, m.StartNoted(True)), 0.3))) == 1
+    assert not of(one.handle(timer.event, 0.4), em.Admit)  # type: ignore[attr-defined]
 
 
 def test_who_does_not_answer_is_asked_again_later() -> None:

@@ -34,6 +34,13 @@ class Wake(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class GraceOver(Event):
+    """The voters that did not answer yet have had their time; the timer of `token` ended."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
 class Heard(Event):
     """A message of the epoch family. With a `tag`, `Answer`, `Refuse` or `ReadPiece` follows."""
 

@@ -14,6 +14,7 @@ Rules:
 - A voter takes part in an epoch only after a majority of its voters noted, durably, that this
   life of its disk does. Another life of the same number means that the disk is a copy of an
   earlier time, which has forgotten votes: it takes another name and has no seat under the old.
+  The rest of the voters get a short grace: the one who knows may be the last to answer.
 - A question is asked again after a while, never at once; so is a write that failed.
 """
 
@@ -61,6 +62,7 @@ from swarmd.state.raft.epoch_events import (
     EpochsDropped,
     EpochStarted,
     EpochStopped,
+    GraceOver,
     Heard,
     KeepPiece,
     KeepState,
@@ -86,6 +88,7 @@ __all__ = [
     "EpochMachine",
     "OnDisk",
     "Wake",
+    "GraceOver",
     "Heard",
     "Answered",
     "StrayPacket",
@@ -119,6 +122,9 @@ __all__ = [
 START: Final = 0
 TICK_BUSY_S: Final = 0.2
 TICK_IDLE_S: Final = 5.0
+# So long a majority that noted this life waits for the other voters to object. It is lost at each
+# start while a voter is away; a voter that lives has answered long before.
+ADMIT_GRACE_S: Final = 0.25
 CERTIFICATES_MAX: Final = 100
 _TOLD_AGAIN_S: Final = 0.5
 _TOLD_PEERS_MAX: Final = 256
@@ -175,6 +181,8 @@ class EpochMachine:
         self._noted: dict[NodeId, None] = {}  # Voters of the newest epoch who noted this life.
         self._noting: dict[int, NodeId] = {}  # tag -> who was asked to
         self._note_again = True
+        self._grace = 0  # The token of the timer; 0: there is none yet.
+        self._grace_over = False
         self._admitted = False
         self._restored = False
         self._fetch: _Fetch | None = None
@@ -230,6 +238,8 @@ class EpochMachine:
                 self._sealed(event)
             case Wake(token):
                 self._woke(token)
+            case GraceOver(token):
+                self._grace_over = self._grace_over or token == self._grace
             case _:
                 self._performed(event)
         self._advance()
@@ -273,6 +283,7 @@ class EpochMachine:
                 self._try_next_source()
             case EpochStarted(number, seal, disk):
                 self._running, self._seal, self._admitted = number, seal, False
+                self._grace, self._grace_over = 0, False
                 self._disk = OnDisk(disk.states, tuple(sorted({*disk.epochs, number})), disk.copies)
             case EpochStopped():
                 self._running = self._seal = self._ballot = None
@@ -371,13 +382,18 @@ class EpochMachine:
             self._asked[self._ask(peer, m.InstalledAsk(number))] = peer
 
     def _admit(self, number: int) -> None:
-        """Take part once a majority of the voters, this one among them, noted this life."""
+        """Take part once all voters noted this life, or a majority did and the grace is over."""
         head = self.chain.head
-        others = sum(v in self._noted for v in head.node_ids if v != self.me.node_id)
-        if others + 1 >= head.majority:
+        noted = 1 + sum(v in self._noted for v in head.node_ids if v != self.me.node_id)
+        enough = noted >= head.majority
+        if noted == len(head.voters) or (enough and self._grace_over):
             self._admitted = True
             self._out.append(Admit(number))
             return
+        if enough and not self._grace:
+            self._tag += 1
+            self._grace = self._tag
+            self._out.append(SetTimer(ADMIT_GRACE_S, GraceOver(self._grace)))
         self._busy = True
         self.waits_for = "a majority of the voters to tell that this disk is no old copy"
         if self._noting or not self._note_again:
