@@ -25,8 +25,14 @@ from swarmd.base.rng import Rng
 from swarmd.sim.disk import PowerLost
 from swarmd.sim.history import History
 from swarmd.sim.network import Network
-from swarmd.sim.raft_callers import KEYS, Caller
-from swarmd.sim.raft_epochs import EpochWatch, node_key, second_epoch, the_genesis
+from swarmd.sim.raft_callers import KEYS, PREFIX, Caller
+from swarmd.sim.raft_epochs import (
+    EpochWatch,
+    node_key,
+    recovery_key,
+    second_epoch,
+    the_genesis,
+)
 from swarmd.sim.raft_faults import FAULTS, Trouble, weather
 from swarmd.sim.raft_host import RATE_MAX
 from swarmd.sim.raft_node import CRASH_POINTS, Node
@@ -36,7 +42,7 @@ from swarmd.sim.raft_watch import POISON, LogWatch, Watch, WatchedState
 from swarmd.sim.world import World
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.config import RaftConfig
-from swarmd.state.raft.epoch import Epoch
+from swarmd.state.raft.epoch import GENERATION_EPOCHS, Epoch, recovery_number
 from swarmd.state.raft.guards import Guard, without
 from swarmd.state.raft.journal import Owner
 from swarmd.state.raft.machine import RaftMachine
@@ -104,6 +110,7 @@ class RaftWorld:
     ) -> None:
         self.world = World(seed)
         self.watch = Watch(self.world, KEYS, time_rate_max=RATE_MAX)
+        self._watches = {0: self.watch}  # By generation; `watch` is the newest one's.
         self.history = History()
         self._rng = self.world.rng_for("chaos")
         self.removed = frozenset(removed_guards)
@@ -121,7 +128,7 @@ class RaftWorld:
         self.names_of = {node_id: name for name, node_id in self.ids_of.items()}
         self.nodes = {name: Node(self, name, key) for name, key in keys.items()}
         self.epochs = EpochWatch(self.world, self.nodes)
-        self.callers = [Caller(self, f"c{n}") for n in range(_CALLERS)]
+        self.callers = self._make_callers("c")
         self.trouble = Trouble(self, self._rng)
         self._found(count)
         for name in self.names:
@@ -139,7 +146,33 @@ class RaftWorld:
         self.epochs.founded(seats, certificate)
         self.watch.begins_with(2, state)
 
+    def _make_callers(self, letter: str) -> list[Caller]:
+        return [Caller(self, f"{letter}{n}") for n in range(_CALLERS)]
+
+    def recover(self, name: str) -> None:
+        """Have this node go on alone, as the next generation; once in a story.
+
+        The callers of before belong to the old generation, and are to be stopped before they
+        meet the new one; those of the new one wait to be started.
+        """
+        node = self.nodes[name]
+        number = recovery_number(node.chain.head)
+        state = node.recover(recovery_key())
+        self.watch = Watch(self.world, KEYS, time_rate_max=RATE_MAX)
+        self.watch.begins_with(number, state)
+        self._watches[number // GENERATION_EPOCHS] = self.watch
+        self.history = History()
+        written: dict[int, list[tuple[bytes, bytes | None]]] = {}
+        for entry in state.range(PREFIX):
+            written.setdefault(entry.mod_revision, []).append((entry.key, entry.value))
+        for revision, changes in sorted(written.items()):
+            self.history.wrote(self.world.now, self.world.now, revision, changes)
+        self.callers = self._make_callers("d")
+
     # ---- what nodes, callers and trouble ask -------------------------------------------------
+
+    def log_watch(self, number: int) -> LogWatch:
+        return self._watches[number // GENERATION_EPOCHS].log(number)
 
     def make_machine(self, room: LogRoom, disk: Disk, rng: Rng) -> RaftMachine:
         """The production machine, with small limits: many batches, parts, chunks, snapshots."""

@@ -85,6 +85,8 @@ class Caller:
     def __init__(self, around: Around, name: str) -> None:
         self.name = name
         self._around = around
+        # Those of its generation: what it saw is not to be held to what the next one does.
+        self._watch, self._history = around.watch, around.history
         self._world = around.world
         self._rng = around.world.rng_for(f"caller:{name}")
         self._sessions = 0
@@ -200,7 +202,7 @@ class Caller:
 
     def _write(self, ops: tuple[Operation, ...]) -> None:
         first, self._next = self._next, self._next + len(ops)
-        floor, now = self._around.watch.floor, self._world.now
+        floor, now = self._watch.floor, self._world.now
         self._send_write(_Write(ops, dict(self._known), self._session, first, now, floor))
 
     def _send_write(self, write: _Write) -> None:
@@ -233,13 +235,11 @@ class Caller:
         now = self._world.now
         for sequence, (op, result) in enumerate(zip(write.ops, results, strict=True), write.first):
             changes = self._record(op, result, write, now)
-            self._around.watch.written(
-                write.session, sequence, result, write.floor, changes=changes
-            )
+            self._watch.written(write.session, sequence, result, write.floor, changes=changes)
 
     def _record(self, op: Operation, result: OpResult, write: _Write, now: float) -> bool:
         """Into the history; True if the operation certainly changed something."""
-        history, called, revision = self._around.history, write.called, result.revision
+        history, called, revision = self._history, write.called, result.revision
         match op:
             case Put(key, value, None):
                 history.wrote(called, now, revision, [(key, value)])
@@ -268,7 +268,7 @@ class Caller:
 
     def _unknown(self, write: _Write) -> None:
         self._world.count("unknown_outcome")
-        history, called = self._around.history, write.called
+        history, called = self._history, write.called
         for op in write.ops:
             match op:
                 case Put(key, value, expect) if expect is not None:
@@ -286,7 +286,7 @@ class Caller:
     # ---- reads ---------------------------------------------------------------------------
 
     def _read(self, body: GetAsk | RangeAsk, keys: tuple[bytes, ...]) -> None:
-        self._send_read(_Ask(body, keys, self._world.now, self._around.watch.floor))
+        self._send_read(_Ask(body, keys, self._world.now, self._watch.floor))
 
     def _send_read(self, ask: _Ask) -> None:
         def answered(answer: Any) -> None:
@@ -303,14 +303,14 @@ class Caller:
     def _saw(self, ask: _Ask, shown: Shown) -> None:
         held: dict[bytes, Entry] = {entry.key: entry for entry in shown.entries}
         seen = [(key, held.get(key)) for key in ask.keys]
-        watch = self._around.watch
+        watch = self._watch
         if ask.body.stale:
             self._world.count("stale_read")
             watch.shown(self.name, shown.revision, seen)
             return
         watch.read(self.name, shown.revision, seen, ask.floor)
         rows = [(k, e.value, e.mod_revision) if e is not None else (k, None, 0) for k, e in seen]
-        self._around.history.read(ask.called, self._world.now, shown.revision, rows)
+        self._history.read(ask.called, self._world.now, shown.revision, rows)
         for key, value, revision in rows:
             self._known[key] = (value, revision)
 

@@ -40,6 +40,12 @@ def _founder() -> SigningKey:
 
 
 @cache
+def recovery_key() -> SigningKey:
+    """The key that the genesis names for the day when a majority is lost."""
+    return SigningKey.from_seed(b"r" * 32)
+
+
+@cache
 def the_genesis() -> Genesis:
     """The genesis of every simulated swarm; its founder is on none of the hosts any more."""
     return make_genesis(
@@ -48,7 +54,7 @@ def the_genesis() -> Genesis:
         node_key=_founder(),
         node_name="founder",
         admin_public=SigningKey.from_seed(b"a" * 32).public,
-        recovery_public=SigningKey.from_seed(b"r" * 32).public,
+        recovery_public=recovery_key().public,
     )
 
 

@@ -18,6 +18,7 @@ from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect, Event, Send, SetTimer
 from swarmd.identity.genesis import Genesis
 from swarmd.identity.keys import SigningKey
+from swarmd.identity.signing import sign_envelope
 from swarmd.sim.disk import PowerLost, SimDisk
 from swarmd.sim.raft_copies import COPY_POINTS, Copier, Copies
 from swarmd.sim.raft_rules import HastyMachine, SealRule
@@ -26,16 +27,23 @@ from swarmd.sim.raft_voter import LogRoom, Voter
 from swarmd.state.raft import epoch_machine as em
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.epoch import (
+    RECOVERY_DOMAIN,
     Chain,
     DropEpochs,
     Epoch,
     KeepSealedState,
     StartEpoch,
     StopEpoch,
+    recovery_number,
+    recovery_of,
 )
 from swarmd.state.raft.machine import Deliver
+from swarmd.state.raft.recovery import copy_with
 from swarmd.state.raft.statefile import encode_state, restore_state, state_digest
+from swarmd.state.raft.statemachine import StateMachine
 from swarmd.state.raft.storage import EpochFiles
+from swarmd.wire.codec import encode_struct
+from swarmd.wire.envelope import encode_envelope
 
 ASK_TIMEOUT_S: Final = 2.0
 ENLIST_TIMEOUT_S: Final = 1.0
@@ -324,7 +332,7 @@ class Node(Voter):
             if isinstance(answer, m.Certificates):
                 self.feed(em.Heard(peer, answer))
 
-        self.ask_peer(peer, m.ChainAsk(self.chain.head.number), ASK_TIMEOUT_S, heard)
+        self.ask_peer(peer, m.ChainAsk(self.chain.asks_from), ASK_TIMEOUT_S, heard)
 
     def _tell_peer(self, peer: str, serial: int, body: Any) -> None:
         self.network.send(self.name, peer, ("told", serial, body))
@@ -468,7 +476,7 @@ class Node(Voter):
     def _start_epoch(self, number: int) -> Event:
         epoch = self.chain.epoch(number)
         assert epoch is not None
-        log = self.around.watch.log(number)
+        log = self.around.log_watch(number)
         state = self.around.make_state(log, self.name)
         body = self._state(number)
         assert body is not None, f"the state of epoch {number} is missing"
@@ -495,6 +503,24 @@ class Node(Voter):
             self.feed(seal)
             if SealRule.ORDINARY_UNTIL_CERTIFIED in self.removed:
                 room.close()
+
+    # ---- as the last one -------------------------------------------------------------------
+
+    def recover(self, key: SigningKey) -> StateMachine:
+        """Go on alone with what is here, as `recovery.py` does; the state to go on with."""
+        head, room, genesis = self.chain.head, self.room, self.near.genesis
+        assert room is not None
+        state = copy_with(genesis, room.state, room.machine.unapplied())
+        state.begin_generation()
+        number = recovery_number(head)
+        body = encode_state(state.first_snapshot(number))
+        self.files.write_state(number, body)
+        self.near.installed(number, self.machine.me)
+        statement = encode_struct(recovery_of(head, state_digest(body), self.machine.me))
+        signed = encode_envelope(sign_envelope(RECOVERY_DOMAIN, genesis.swarm_id, statement, key))
+        heard = em.Heard(self.node_id, m.Certificates((signed,)))
+        self.after(0.0, self.feed, heard)
+        return state
 
     # ---- as coordinator --------------------------------------------------------------------
 

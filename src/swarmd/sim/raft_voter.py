@@ -21,7 +21,7 @@ from swarmd.base.rng import Rng
 from swarmd.sim.network import Network
 from swarmd.sim.raft_host import Host
 from swarmd.sim.raft_rules import SealRule
-from swarmd.sim.raft_watch import LogScan, LogWatch, Watch, WatchedState
+from swarmd.sim.raft_watch import LogScan, LogWatch, WatchedState
 from swarmd.sim.world import World
 from swarmd.state.raft.machine import (
     START,
@@ -75,8 +75,9 @@ class Around(Protocol):
 
     world: World
     network: Network
-    watch: Watch
     removed: frozenset[str]
+
+    def log_watch(self, number: int) -> LogWatch: ...
 
     def make_machine(self, room: LogRoom, disk: Disk, rng: Rng) -> RaftMachine: ...
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
+
 import pytest
 import trio
 from store_swarm import Swarm, running_swarm
 
-from swarmd.base.errors import BadSignature, Conflict, NotFound, Untrusted
+from swarmd.base.errors import BadSignature, Compacted, Conflict, NotFound, Untrusted
 from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.signing import sign_envelope
@@ -19,7 +21,7 @@ from swarmd.state.raft.epoch import (
     recovery_of,
     statement_of,
 )
-from swarmd.state.raft.messages import Put, Voter
+from swarmd.state.raft.messages import GrantLease, Put, RenewLease, Voter
 from swarmd.wire.codec import encode_struct
 from swarmd.wire.envelope import encode_envelope
 
@@ -101,6 +103,17 @@ def test_two_recoveries_of_one_generation_are_a_fork() -> None:
     chain.extend(one)
     with pytest.raises(EpochFork):
         chain.extend(other)
+
+
+def test_who_asks_for_newer_epochs_finds_a_fork_of_the_newest() -> None:
+    one, other, before = grown(), grown(), grown()
+    one.extend(recovered(before))
+    other.extend(recovered(before, voter=1))
+    answer = other.certificates_from(one.asks_from)
+    assert len(answer) == 1
+    with pytest.raises(EpochFork):
+        one.extend(answer[0])
+    assert Chain(GENESIS).asks_from == 1
 
 
 # ---- in a swarm --------------------------------------------------------------------------
@@ -224,3 +237,30 @@ async def test_an_old_majority_behind_a_partition_turns_to_the_new_generation(
             assert await _value(swarm, index, b"a") == b"1"
             assert await _value(swarm, index, b"new") == b"1"
             assert await _value(swarm, index, b"old") is None
+
+
+async def test_no_revision_means_two_things_in_two_generations(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Revisions are fences, names of leases, and what a watch has come to."""
+    async with running_swarm() as swarm:
+        await swarm.start(0, 1, 2)
+        await swarm.voters_are(0, 1, 2)
+        kept = (await swarm.store(0).propose([Put(b"u/a", b"1")]))[0].revision
+        await trio.sleep(0.2)
+        swarm.network.cut(swarm.id(2), [swarm.id(0), swarm.id(1)])
+        await trio.sleep(2)
+        voids = [await swarm.store(0).propose([GrantLease(60_000)]) for _ in range(20)]
+        plan = await swarm.store(2).recovery.plan()
+        assert kept <= plan.revision < voids[-1][0].revision, "what is shown can be compared"
+        await swarm.store(2).recovery.begin(_sign(swarm, plan.statement))
+        new = (await swarm.store(2).propose([GrantLease(60_000)]))[0].revision
+        assert new > voids[-1][0].revision
+        swarm.network.heal()
+        await swarm.voters_are(0, 1, 2, within_s=30)
+        renewed = await swarm.store(2).propose([RenewLease(voids[-1][0].revision)])
+        assert renewed[0].code == "lease_expired"
+        async with aclosing(swarm.store(0).watch(b"u/", voids[-1][0].revision + 1)) as watched:
+            with pytest.raises(Compacted), trio.fail_after(10):
+                await anext(watched)
+        assert (await swarm.store(1).propose([Put(b"u/a", b"2", kept)]))[0].ok

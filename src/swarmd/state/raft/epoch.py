@@ -11,7 +11,8 @@ first node is the only voter of epoch 1, so that anybody can verify who votes no
 Rules:
 - Two majorities of one epoch share a voter, and a voter signs only the first seal of its log,
   so an epoch has at most one successor. Two valid certificates for one number mean that keys
-  or disks were copied: the node stops loudly (`EpochFork`).
+  or disks were copied, or that the recovery key signed twice: the node stops loudly
+  (`EpochFork`). Whoever asks for newer epochs compares the newest that it has, too.
 - Until it holds the certificate an old voter stays an ordinary member of its epoch. From then
   on, durably, it never votes, appends or acknowledges in it.
 - A new voter votes only after the sealed state, checked against the certificate's digest, is
@@ -159,6 +160,12 @@ class Chain:
         position = self._positions.get(number)
         return None if position is None else self._epochs[position]
 
+    @property
+    def asks_from(self) -> int:
+        """What to ask others for certificates above of: so the newest is compared with theirs."""
+        before = self.before_head
+        return self.head.number if before is None else before.number
+
     def number_of(self, key: bytes) -> int | None:
         """The number of the known epoch that `key` names."""
         return self._numbers.get(key)
@@ -190,8 +197,8 @@ class Chain:
             return True
         if known != following:
             raise EpochFork(
-                f"epoch {before.number} has two successors: keys or disks were copied; "
-                "stop all nodes and compare their data folders"
+                f"epoch {before.number} has two successors: keys or disks were copied, or two "
+                "nodes were recovered; stop all nodes and compare their data folders"
             )
         return False
 

@@ -282,7 +282,7 @@ class Keeper:
         """Learn what `peer` knows; errors are only counted."""
         try:
             answer = await self._link.request(
-                m.EPOCH, peer, m.ChainAsk(self.chain.head.number), timeout_s=ASK_TIMEOUT_S
+                m.EPOCH, peer, m.ChainAsk(self.chain.asks_from), timeout_s=ASK_TIMEOUT_S
             )
         except SwarmError as error:
             DROPPED.labels("epoch", error.code).inc()

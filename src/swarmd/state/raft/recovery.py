@@ -9,7 +9,7 @@ to the new generation as soon as they hear of it, and what they did meanwhile is
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -73,11 +73,13 @@ class Recovery:
     async def _plan(self) -> RecoveryPlan:
         head = self._keeper.chain.head
         source, state = await _newest_state(self._keeper, self._genesis)
+        revision = state.revision
+        state.begin_generation()
         number = recovery_number(head)
         body = encode_state(state.first_snapshot(number))
         seat = self._keeper.keep_recovered(number, body)
         statement = encode_struct(recovery_of(head, state_digest(body), seat))
-        return RecoveryPlan(source, head.number, state.revision, len(state), statement)
+        return RecoveryPlan(source, head.number, revision, len(state), statement)
 
     async def begin(self, certificate: bytes) -> None:
         """Go on alone with the state of the last plan.
@@ -109,17 +111,23 @@ class Recovery:
 
 async def _newest_state(keeper: Keeper, genesis: Genesis) -> tuple[str, StateMachine]:
     head, replica = keeper.chain.head, keeper.replica
-    state = StateMachine(genesis)
     if replica is not None and replica.epoch == head:
-        restore_state(state, encode_state(replica.state.snapshot()))
-        for command in replica.unapplied():
-            state.apply(command, 0, 0)
-        return "voter", state
+        return "voter", copy_with(genesis, replica.state, replica.unapplied())
     copied = await keeper.copier.state_of(head.number)
     if copied is None:
         raise NotFound(
             f"this node holds nothing of epoch {head.number}: recover on a voter or on the "
             "learner (`swarmctl --node NAME voter recover`)"
         )
-    restore_state(state, encode_state(copied.snapshot()))
-    return "learner", state
+    return "learner", copy_with(genesis, copied)
+
+
+def copy_with(
+    genesis: Genesis, state: StateMachine, commands: Iterable[bytes] = ()
+) -> StateMachine:
+    """Another state machine, in the state that `state` has after `commands`."""
+    made = StateMachine(genesis)
+    restore_state(made, encode_state(state.snapshot()))
+    for command in commands:
+        made.apply(command, 0, 0)
+    return made

@@ -68,6 +68,8 @@ SESSION_TTL_MS: Final = 600_000
 CHANGES_MAX: Final = 100_000
 # Keys that go with ended leases per batch, about; more would hold up the loop.
 SWEEP_KEYS_MAX: Final = 1_000
+# A generation begins so far above the last revision known: further than the lost voters get.
+GENERATION_REVISIONS: Final = 10**12
 _BURIED_PER_BATCH: Final = 2_000
 _DIGITS_MAX: Final = len(str(NUMBER_MAX))
 
@@ -456,6 +458,15 @@ class StateMachine:
     def first_snapshot(self, number: int) -> Frozen:
         """This state as the one that epoch `number` begins with."""
         return Frozen(self, number, None)
+
+    def begin_generation(self) -> None:
+        """Leave out the revisions that voters who are given up may have given, or may yet give.
+
+        They are fences, names of leases, and places of watches: none may mean two things. What
+        a watch was told of them is void, so each that comes from before has to read anew.
+        """
+        self.revision += GENERATION_REVISIONS
+        self.history = History(self.revision)
 
     def restoring(self) -> Restoring:
         """Take frames of a state; this one becomes it at the end."""
