@@ -9,6 +9,7 @@ import trio
 from store_swarm import Swarm, running_swarm
 
 from swarmd.base.errors import BadSignature, Compacted, Conflict, NotFound, Untrusted
+from swarmd.identity.entries import AddToken, decode_record, sign_entry
 from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.signing import sign_envelope
@@ -21,7 +22,7 @@ from swarmd.state.raft.epoch import (
     recovery_of,
     statement_of,
 )
-from swarmd.state.raft.messages import GrantLease, Put, RenewLease, Voter
+from swarmd.state.raft.messages import AuthorityEntry, GrantLease, Put, RenewLease, Voter
 from swarmd.wire.codec import encode_struct
 from swarmd.wire.envelope import encode_envelope
 
@@ -237,6 +238,40 @@ async def test_an_old_majority_behind_a_partition_turns_to_the_new_generation(
             assert await _value(swarm, index, b"a") == b"1"
             assert await _value(swarm, index, b"new") == b"1"
             assert await _value(swarm, index, b"old") is None
+
+
+def _another_token(swarm: Swarm, letter: bytes) -> AuthorityEntry:
+    token = SigningKey.from_seed(letter * 32)
+    entry = AddToken(token.public, "member", 100, 10**12, letter * 16)
+    return AuthorityEntry(sign_entry(entry, swarm.genesis.swarm_id, swarm.admin))
+
+
+async def test_a_record_that_members_were_told_of_outlives_the_voters_that_logged_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Else no member would ever take the next record, which has the same height."""
+    async with running_swarm() as swarm:
+        entries = [decode_record(record).entry for record in swarm.records]
+        swarm.records = []
+        await swarm.start(0)
+        for entry in entries:
+            assert (await swarm.store(0).propose([AuthorityEntry(entry)]))[0].ok
+        swarm.records = swarm.store(0)._trust.records_from(0)
+        await swarm.start(1, 2)
+        await swarm.voters_are(0, 1, 2)
+        swarm.network.cut(swarm.id(2), [swarm.id(0), swarm.id(1)])
+        await trio.sleep(2)
+        told = (await swarm.store(0).propose([_another_token(swarm, b"a")]))[0].value
+        assert told is not None
+        trusts = [swarm.store(index)._trust for index in range(3)]
+        trusts[2].learn([told], from_peer=True)
+        await _recover(swarm, 2)
+        assert (await swarm.store(2).propose([_another_token(swarm, b"b")]))[0].ok
+        swarm.network.heal()
+        await swarm.voters_are(0, 1, 2, within_s=30)
+        await trio.sleep(1)
+        assert trusts[2].head[0] == len(entries) + 2
+        assert {trust.head for trust in trusts} == {trusts[2].head}
 
 
 async def test_no_revision_means_two_things_in_two_generations(

@@ -9,14 +9,15 @@ to the new generation as soon as they hear of it, and what they did meanwhile is
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
-from swarmd.base.errors import Conflict, NoQuorum, NotFound, Untrusted
+from swarmd.base.errors import Conflict, NoQuorum, NotFound, SwarmError, Untrusted
 from swarmd.identity.genesis import Genesis
+from swarmd.observe.log import get_logger
 from swarmd.state.raft.epoch import Chain, is_recovery, recovery_number, recovery_of
 from swarmd.state.raft.keeper import Keeper
 from swarmd.state.raft.statefile import encode_state, restore_state, state_digest
@@ -26,6 +27,7 @@ from swarmd.wire.codec import encode_struct
 # A majority that answers within this is there.
 LOOK_S: Final = 2.0
 BEGIN_TIMEOUT_S: Final = 10.0
+_log = get_logger("raft")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +46,24 @@ class RecoveryPlan:
 
 
 class Recovery:
-    """Plans and begins the next generation on this node. `read_index` is the store's."""
+    """Plans and begins the next generation on this node.
+
+    Args:
+        read_index: the store's.
+        records_from: the verified authority records above a height that this node knows of.
+    """
 
     def __init__(
         self,
         keeper: Keeper,
         genesis: Genesis,
         read_index: Callable[[float], Awaitable[int]],
+        records_from: Callable[[int], Sequence[bytes]],
     ) -> None:
         self._keeper = keeper
         self._genesis = genesis
         self._read_index = read_index
+        self._records_from = records_from
 
     async def plan(self) -> RecoveryPlan:
         """Keep the state to go on with, durably, and say what is to be signed.
@@ -74,12 +83,24 @@ class Recovery:
         head = self._keeper.chain.head
         source, state = await _newest_state(self._keeper, self._genesis)
         revision = state.revision
+        self._take_records(state)
         state.begin_generation()
         number = recovery_number(head)
         body = encode_state(state.first_snapshot(number))
         seat = self._keeper.keep_recovered(number, body)
         statement = encode_struct(recovery_of(head, state_digest(body), seat))
         return RecoveryPlan(source, head.number, revision, len(state), statement)
+
+    def _take_records(self, state: StateMachine) -> None:
+        """Take what members were told of and this node's log never got.
+
+        The lost voters acknowledged it, and no member ever takes another record of that height.
+        """
+        try:
+            for record in self._records_from(state.authority.head[0]):
+                state.authority.replay(record)
+        except SwarmError as error:
+            _log.error("known authority records do not follow the log", error=error.message)
 
     async def begin(self, certificate: bytes) -> None:
         """Go on alone with the state of the last plan.

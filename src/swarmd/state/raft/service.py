@@ -120,7 +120,7 @@ class Store:
             on_applied=self._on_applied,
         )
         # For the day when a majority of the voters is lost for ever.
-        self.recovery = Recovery(self._keeper, genesis, self.read_index)
+        self.recovery = Recovery(self._keeper, genesis, self.read_index, trust.records_from)
         self._caller = Caller(self._keeper, link, derive(rng, "caller"), nursery)
         self._reads = Reads(
             self._keeper, self._caller, self.serving, self.store_time_ms, derive(rng, "reads")
