@@ -22,14 +22,12 @@ The rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from pysyncobj.config import SyncObjConf
 
 from swarmd.base.disk import Disk
 from swarmd.base.errors import CorruptFile
-from swarmd.base.limits import ENTRY_BYTES_MAX
 from swarmd.base.rng import Rng
 from swarmd.state.raft import wire
 from swarmd.state.raft.agreement import Agreement
@@ -38,7 +36,9 @@ from swarmd.state.raft.elections import Elections
 from swarmd.state.raft.guards import ALL_GUARDS, Guard
 from swarmd.state.raft.journal import ANYBODY, JOURNAL_FILE, Journal, Owner
 from swarmd.state.raft.library import CLOCK, Outbox, Peer, SyncObj
-from swarmd.state.raft.replication import NO_OP, Receiver, Sender
+from swarmd.state.raft.proposals import Proposals
+from swarmd.state.raft.readrounds import ReadRounds
+from swarmd.state.raft.replication import NO_OP, REGULAR, Receiver, Sender
 from swarmd.state.raft.snapshot import Restoring, SnapshotStore
 from swarmd.state.raft.transfer import Transfers
 from swarmd.wire.codec import Message
@@ -55,8 +55,6 @@ SNAPSHOT_PAUSE_S: Final = 1.0
 HELD_BATCHES_MAX: Final = 8
 # Times `compact_bytes` that the log may grow to where the last snapshot was as large.
 LOG_GROWTH_MAX: Final = 4
-
-_REGULAR: Final = b"\x00"
 
 
 class ReplicatedState(Protocol):
@@ -89,24 +87,8 @@ class ReplicatedState(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Read:
-    tag: int
-    round: int
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What became of a proposal. `code` is None exactly when it was applied here."""
-
-    tag: int
-    result: Any
-    code: str | None
-
-
 class HardenedRaft(SyncObj):  # type: ignore[misc]
-    """One voter of one fixed set. `deliver`, `propose` and `tick` take what happened.
+    """One voter of one fixed set. `deliver` and `tick` take what happened, and so do its parts.
 
     Args:
         me: this voter's name, one of `voters`.
@@ -150,18 +132,12 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         self.snapshots = SnapshotStore(disk, voters)
         self.sender = Sender(self)
         self.receiver = Receiver(self)
+        self.proposals = Proposals(self)
+        self.reads = ReadRounds(self)
         self.transfers = Transfers(self)
         self.agreement = Agreement(self)
         self.elections = Elections(self)
         self._handlers = self._all_handlers()
-        self.answers: list[Answer] = []
-        self.reads_done: list[tuple[int, bool]] = []
-        self._waiting: dict[int, int] = {}  # log index -> tag
-        # Proposals that wait for a round to end, and the last index of each round under way.
-        self._held: list[tuple[bytes, int]] = []
-        self._rounds: list[int] = []
-        self._reads: list[_Read] = []
-        self._round_asked = False
         self._compacted_index = 0
         self.disk_failed = False
         self._slice_at = self._take_at = now
@@ -261,7 +237,12 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
     @property
     def ready(self) -> bool:
         """True on a leader that has applied an entry of its own term."""
-        return self.is_leader and self.applied_index >= self._SyncObj__noopIDx
+        return self.is_leader and self.applied_index >= self.noop_index
+
+    @property
+    def noop_index(self) -> int:
+        """On a leader, the index of its term's first entry."""
+        return int(self._SyncObj__noopIDx or 0)
 
     @property
     def dirty(self) -> bool:
@@ -288,12 +269,12 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         if index == self.applied_index:
             return []
         held = self.journal.between(index + 1, bytes_max)[: self.applied_index - index]
-        return [c[1:] if c[:1] == _REGULAR else b"" for c, _, _ in held]
+        return [c[1:] if c[:1] == REGULAR else b"" for c, _, _ in held]
 
     def unapplied(self) -> list[bytes]:
         """Commands in the journal behind what is applied; whether they commit is not known."""
         held = self.journal.between(self.applied_index + 1, 2**62)
-        return [command[1:] for command, _, _ in held if command[:1] == _REGULAR]
+        return [command[1:] for command, _, _ in held if command[:1] == REGULAR]
 
     def take_messages(self) -> list[tuple[str, Message]]:
         taken, self._outbox.messages = self._outbox.messages, []
@@ -317,86 +298,23 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
             return True
         return self.is_leader and not self.peers and self.journal.last_index > self.commit_index
 
-    # ---- proposals and reads -----------------------------------------------------------
-
-    def propose(self, command: bytes, tag: int) -> None:
-        """Take a command as leader for the next round; an `Answer` with `tag` follows."""
-        if not self.is_leader:
-            self.answers.append(Answer(tag, None, "not_leader"))
-        elif self.transfers.blocks_proposals:
-            self.answers.append(Answer(tag, None, "handing_over"))
-        elif len(command) > ENTRY_BYTES_MAX:
-            self.answers.append(Answer(tag, None, "too_large"))
-        elif len(self._waiting) + len(self._held) >= self.config.proposals_max:
-            self.answers.append(Answer(tag, None, "busy"))
-        else:
-            self._held.append((command, tag))
-
-    def _append_held(self) -> None:
-        """Begin a round with all that was proposed, once fewer than `rounds_max` are under way.
-
-        A round costs a sync, messages and their answers whatever it carries. So what is
-        proposed meanwhile goes together, as a sync serves all that arrived during the last.
-        Before the office is handed over what was taken still goes.
-        """
-        self._rounds = [last for last in self._rounds if last > self.commit_index]
-        full = len(self._rounds) >= self.config.rounds_max and not self.transfers.blocks_proposals
-        if full or not self._held:
-            return
-        for command, tag in self._held:
-            index = self.journal.last_index + 1
-            self.journal.add(_REGULAR + command, index, self.term)
-            self._waiting[index] = tag
-        self._held.clear()
-        self._rounds.append(self.journal.last_index)
-
-    def read_index(self, tag: int) -> None:
-        """Ask to read linearizably; (tag, ok) comes out of `reads_done`."""
-        if not self.is_leader or len(self._reads) >= self.config.proposals_max:
-            self.reads_done.append((tag, False))
-            return
-        index = self.commit_index
-        if self.on(Guard.R2_READ_OWN_TERM):
-            index = max(index, self._SyncObj__noopIDx)
-        if not self._round_asked:
-            # Reads of one step share a round; it is sent by the `tick` that ends the step.
-            self._round_asked = True
-            self.sender.round += 1
-        self._reads.append(_Read(tag, self.sender.round, index))
-
-    def _answer_reads(self) -> None:
-        if not self._reads:
-            return
-        acked = [*self.sender.acked_round.values(), self.sender.round]
-        acked.sort(reverse=True)
-        proven = acked[self.majority - 1]
-        kept: list[_Read] = []
-        for read in self._reads:
-            confirmed = read.round <= proven or not self.on(Guard.R1_READ_ROUND)
-            if confirmed and self.applied_index >= read.index:
-                self.reads_done.append((read.tag, True))
-            else:
-                kept.append(read)
-        self._reads = kept
-
     # ---- the passing of time -----------------------------------------------------------
 
     def tick(self, now: float) -> None:
         """Move on: campaign, commit, apply, answer, compact, and queue what is to be sent."""
         self.set_now(now)
-        self._round_asked = False
         if self.disk_failed:
             # Others may have a disk that works; this one's is slow or full at best.
             self.disk_failed = False
             self.give_up_office()
         if self.is_leader:
             self._advance_commit()
-            self._append_held()
+            self.proposals.begin_round()
             self._check_contact(now)
         elif now >= self._SyncObj__raftElectionDeadline:
             self.elections.stand()
         self._apply_committed()
-        self._answer_reads()
+        self.reads.answer()
         self.receiver.install_if_durable()
         self._compact_if_due()
         self._take_slice(now)
@@ -448,9 +366,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
             result = self._SyncObj__doApplyCommand(found[0])
             self._SyncObj__raftLastApplied = index
             self.agreement.applied(index)
-            tag = self._waiting.pop(index, None)
-            if tag is not None:
-                self.answers.append(Answer(tag, result, None))
+            self.proposals.applied(index, result)
 
     def _compact_if_due(self) -> None:
         config, journal, durable = self.config, self.journal, self.snapshots.index
@@ -519,13 +435,8 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
 
     def _resign(self) -> None:
         """Out of office: what was proposed here may or may not commit under the next leader."""
-        self.answers += [Answer(tag, None, "leader_changed") for tag in self._waiting.values()]
-        self.reads_done += [(read.tag, False) for read in self._reads]
-        self.answers += [Answer(tag, None, "not_leader") for _, tag in self._held]
-        self._held.clear()
-        self._rounds.clear()
-        self._waiting.clear()
-        self._reads.clear()
+        self.proposals.resigned()
+        self.reads.resigned()
         self.sender.end()
         self.transfers.resigned()
         pause_s = self.election_time_s() if self.peers else 0.0
@@ -542,7 +453,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         return super()._SyncObj__parseChangeClusterRequest(command)
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> Any:
-        if command[:1] != _REGULAR:
+        if command[:1] != REGULAR:
             if self.on(Guard.W1_NO_PICKLE):
                 return None  # A no-op, or a kind that the library would unpickle.
             return super()._SyncObj__doApplyCommand(command)

@@ -306,9 +306,9 @@ class RaftMachine:
             case Deliver(peer, data):
                 self._deliver(peer, data)
             case Propose(command, tag):
-                self._core.propose(command, tag)
+                self._core.proposals.propose(command, tag)
             case ReadIndex(tag):
-                self._core.read_index(tag)
+                self._core.reads.ask(tag)
             case Transfer(target, tag):
                 self._core.transfers.ask(target, tag)
             case Stand():
@@ -340,12 +340,12 @@ class RaftMachine:
         if office != self._office:
             self._office = office
             effects.append(office)
-        if core.answers:
-            effects += [Proposed(a.tag, a.code is None, a.result, a.code) for a in core.answers]
-            core.answers.clear()
-        if core.reads_done:
-            effects += [ReadReady(tag, ok) for tag, ok in core.reads_done]
-            core.reads_done.clear()
+        if answers := core.proposals.answers:
+            effects += [Proposed(a.tag, a.code is None, a.result, a.code) for a in answers]
+            answers.clear()
+        if core.reads.done:
+            effects += [ReadReady(tag, ok) for tag, ok in core.reads.done]
+            core.reads.done.clear()
         if core.transfers.done:
             effects += [Transferred(tag, code) for tag, code in core.transfers.done]
             core.transfers.done.clear()

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from swarmd.state.raft.hardened import HardenedRaft
 
 NO_OP: Final = b"\x01"
+# The first byte of what callers proposed.
+REGULAR: Final = b"\x00"
 
 
 @dataclass(slots=True)
