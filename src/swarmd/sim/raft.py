@@ -65,6 +65,8 @@ OTHERS: Final = (
     "damage_named",
     "restored_disk_seen",
     "poison",
+    "doubt",
+    "wrong_doubt",
     "seal",
     "epoch",
     "copy_used",
@@ -75,6 +77,9 @@ _FILL: Final = tuple(f"f/{number}".encode() for number in range(700))
 _MENDS_MAX: Final = 5
 _CALLERS: Final = 6
 _POISON_EVERY_S: Final = (2.0, 10.0)
+# How often membership tells voters whom it doubts, and how often it doubts somebody wrongly.
+_DOUBTS_EVERY_S: Final = (0.02, 0.4)
+_WRONGLY: Final = 0.05
 _LAST_KEY: Final = b"the/end"
 # Of ten seeds: how many have how many voters.
 _VOTERS: Final = (3, 5, 3, 7, 3, 5, 3, 1, 5, 7)
@@ -133,6 +138,8 @@ class RaftWorld:
         self._found(count)
         for name in self.names:
             self.start(name)
+        self._doubts = self.world.rng_for("doubts")
+        self._tell_doubts()
 
     def _found(self, count: int) -> None:
         """The swarm as it is when the story begins: epoch 2, with its voters and no keys."""
@@ -280,6 +287,19 @@ class RaftWorld:
         counts = self.world.counts
         done = counts["acknowledged_write"] + counts["acknowledged_read"]
         return done < OPERATIONS_MIN and chaos_s >= CHAOS_S and self.world.now < chaos_s * 4
+
+    def _tell_doubts(self) -> None:
+        """Some voters hear from membership whom it doubts: late, and now and then wrongly."""
+        rng = self._doubts
+        self.world.after(rng.uniform(*_DOUBTS_EVERY_S), self._tell_doubts)
+        for node in self.nodes.values():
+            if node.room is None or node.paused_until > self.world.now or rng.random() < 1 / 2:
+                continue
+            doubted = set(self.names).difference(self.alive(node.name))
+            if not self.trouble.over and rng.random() < _WRONGLY:
+                self.world.count("wrong_doubt")
+                doubted.add(rng.choice(self.names))
+            node.room.doubt(doubted)
 
     def _poison(self) -> None:
         """Now and then a command that no voter can apply."""

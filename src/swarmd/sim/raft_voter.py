@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -26,6 +26,7 @@ from swarmd.sim.world import World
 from swarmd.state.raft.machine import (
     START,
     Applied,
+    Doubt,
     Office,
     Propose,
     Proposed,
@@ -109,11 +110,21 @@ class LogRoom:
         self._scan = LogScan(log, voter.name)
         self._open = True
         self._admitted = False
+        self._doubted: set[str] = set()  # Only asked for membership, never walked.
         self.disk_fault = False
         rng = voter.world.rng_for(f"machine:{voter.name}:{voter.life}:{log.number}")
         self.machine = voter.around.make_machine(self, disk, rng)
         self.state.restores = 0  # What its own snapshot held is no install.
         self.feed(Stand() if stand else Wake(START))
+
+    def doubt(self, doubted: Container[str]) -> None:
+        """Take note of whom membership holds for suspect or gone."""
+        for name in self.names:
+            wanted = name in doubted and name != self.voter.name
+            if wanted is not (name in self._doubted):
+                self._doubted.symmetric_difference_update({name})
+                self.voter.world.count("doubt", wanted)
+                self.feed(Doubt(name, wanted))
 
     def admit(self) -> None:
         """Begin to take part; until then nothing is done or said."""
