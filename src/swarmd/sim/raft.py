@@ -139,7 +139,6 @@ class RaftWorld:
         for name in self.names:
             self.start(name)
         self._doubts = self.world.rng_for("doubts")
-        self._tell_doubts()
 
     def _found(self, count: int) -> None:
         """The swarm as it is when the story begins: epoch 2, with its voters and no keys."""
@@ -274,6 +273,7 @@ class RaftWorld:
         for caller in self.callers:
             caller.start()
         self.trouble.begin()
+        self._tell_doubts()
         self._poison()
         while self.world.now < chaos_s or self._wants_more(chaos_s):
             self.world.run_for(1.0)
