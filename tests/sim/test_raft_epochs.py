@@ -149,6 +149,7 @@ def test_an_old_voter_healed_after_its_peers_dropped_their_state() -> None:
     world = quiet(spares=3)
     until(world, lambda: world.nodes["v2"].room is not None)
     world.network.cut(["v2"], others(world, "v2"))
+    until(world, lambda: not world.nodes["v2"].serving)  # It may have led.
     change(world, "v1", "v2", "v3")
     world.world.run_for(3.0)
     change(world, "v2", "v3", "v4")
