@@ -75,9 +75,7 @@ def _compare_bytes(compare: Compare) -> int:
 def problem_of(op: Operation) -> SwarmError | None:
     """What forbids `op`, or None."""
     if isinstance(op, Put):
-        # Spelled out: every put passes here on its way, and again on every voter.
-        sound = 0 < len(op.key) <= KEY_BYTES_MAX and len(op.value) <= VALUE_BYTES_MAX
-        return None if sound and (op.expect or 0) >= 0 else _put_problem(op)
+        return _put_problem(op)
     if isinstance(op, Delete):
         return _key_problem(op.key, op.expect)
     if isinstance(op, Txn):

@@ -34,20 +34,14 @@ class History:
 
     def note(self, change: Change) -> None:
         """Keep `change` if it is watched, and drop what is then too much."""
-        key, value = change.key, change.value
-        if not key.startswith(WATCHED_PREFIXES):
+        if not change.key.startswith(WATCHED_PREFIXES):
             return
         changes = self._changes
         changes.append(change)
-        self._bytes += len(key) if value is None else len(key) + len(value)
-        if len(changes) > HISTORY_CHANGES_MAX or self._bytes > HISTORY_BYTES_MAX:
-            self._drop(change.revision)
-
-    def _drop(self, newest: int) -> None:
-        changes = self._changes
+        self._bytes += _size(change)
         while len(changes) > HISTORY_CHANGES_MAX or self._bytes > HISTORY_BYTES_MAX:
             oldest = changes[0].revision
-            if oldest == newest:
+            if oldest == change.revision:
                 return
             self.compacted = oldest
             while changes[0].revision == oldest:

@@ -180,10 +180,9 @@ class StateMachine:
         session.used_ms = self.time_ms
         session.forget_below(group.low)
         results = []
-        known = session.results
         sequence = group.first
         for op in group.ops:
-            result = known.get(sequence)
+            result = session.results.get(sequence)
             if result is None:
                 if sequence < session.low:
                     result = self._refused("session_expired", _EXPIRED)
@@ -317,11 +316,8 @@ class StateMachine:
     # ---- entries ---------------------------------------------------------------------
 
     def _set(self, key: bytes, value: bytes, lease: int) -> None:
-        # Spelled out: every change passes here, on every voter.
         before = self._entries.get(key)
-        self._digests.note(key, before)
-        for frozen in self.frozen:
-            frozen.note(key, before)
+        self._note_before(key, before)
         if before is None:
             self.keys.add(key)
             created, attached = self.revision, 0
@@ -329,19 +325,21 @@ class StateMachine:
             created, attached = before.create_revision, before.lease
         if attached != lease:
             self._attach(key, attached, lease)
-        revision = self.revision
-        self._entries[key] = Entry(key, value, created, revision, lease)
-        self._note(Change(revision, key, value))
+        self._entries[key] = Entry(key, value, created, self.revision, lease)
+        self._note(Change(self.revision, key, value))
 
     def _unset(self, key: bytes) -> None:
         entry = self._entries.pop(key)
-        self._digests.note(key, entry)
-        for frozen in self.frozen:
-            frozen.note(key, entry)
+        self._note_before(key, entry)
         self.keys.remove(key)
         if entry.lease:
             self.leases.detach(key, entry.lease)
         self._note(Change(self.revision, key, None))
+
+    def _note_before(self, key: bytes, before: Entry | None) -> None:
+        self._digests.note(key, before)
+        for frozen in self.frozen:
+            frozen.note(key, before)
 
     def _attach(self, key: bytes, before: int, lease: int) -> None:
         if before:
