@@ -38,7 +38,7 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     snapshot_bytes_max: int = 512 * MIB
     # The log is compacted into a snapshot after this many entries or bytes; until then it is
     # in memory, too. Lower restarts faster and uses less memory; higher writes fewer snapshots.
-    # Where the last snapshot was larger, the log first grows twice as long, to four times this.
+    # The log of a larger state first grows to twice its last snapshot, to four times this at most.
     compact_entries: int = 10_000
     compact_bytes: int = 8 * MIB
     # Entries kept behind a snapshot, so that a follower that lags a little needs no snapshot.
