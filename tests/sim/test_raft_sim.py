@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # Seeds that once failed, and why, with the worlds of their time:
 # 30: parts of a message sent before a leader's restart were put together with parts sent after.
 # 1, 2: each refusal in flight was answered by four more messages, until nothing else got through.
-FAILED_ONCE = (1, 2, 30)
+# 4472: a disk was lost that a seal under way named as the only one.
+FAILED_ONCE = (1, 2, 30, 4472)
 FEW_MUTANTS = (
     Guard.W2_PERSIST_FIRST,
     Guard.H4_NO_COMMIT_FROM_SNAPSHOT,

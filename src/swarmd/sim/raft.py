@@ -234,6 +234,9 @@ class RaftWorld:
     def certified(self, host: str, epoch: Epoch) -> None:
         self.epochs.certified(host, epoch)
 
+    def may_propose(self, number: int, seats: tuple[m.Voter, ...]) -> bool:
+        return self.epochs.may_propose(number, seats)
+
     def installed(self, number: int, seat: m.Voter) -> None:
         self.epochs.installed(number, seat)
 

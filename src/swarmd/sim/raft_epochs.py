@@ -85,6 +85,7 @@ class EpochWatch:
 
     def __init__(self, world: World, nodes: Mapping[str, Node]) -> None:
         self.newest = 2
+        self._proposed: dict[int, set[tuple[m.Voter, ...]]] = {}  # Never walked in order.
         self._world = world
         self._nodes = nodes
         self._epochs: dict[int, Epoch] = {}
@@ -107,6 +108,13 @@ class EpochWatch:
         if epoch.number > self.newest:
             self.newest = epoch.number
             self._world.count("epoch")
+
+    def may_propose(self, number: int, seats: tuple[m.Voter, ...]) -> bool:
+        """Is a majority of these seats, enlisted a moment ago, still there? It is kept then."""
+        if sum(map(self._is_whole, seats)) <= len(seats) // 2:
+            return False
+        self._proposed.setdefault(number, set()).add(seats)
+        return True
 
     def installed(self, number: int, seat: m.Voter) -> None:
         """The first state of an epoch is durable on one of its seats."""
@@ -197,13 +205,13 @@ class EpochWatch:
         """Would a majority of every epoch that matters survive the loss of this disk?
 
         The newest one matters, and the one before until a majority of the newest holds its
-        state; a later one may be sealed already, and its voters are not known yet to everyone.
+        state; a later one may be sealed already, by any seal that was proposed.
         """
-        for number in (self.newest, self.newest - 1):
-            epoch = self._epochs.get(number)
-            if epoch is None:
-                continue
-            whole = [s for s in epoch.voters if self._is_whole(s) and self._of(s).name != name]
-            if len(whole) < epoch.majority:
+        known = (self._epochs.get(number) for number in (self.newest, self.newest - 1))
+        matter = [epoch.voters for epoch in known if epoch is not None]
+        matter += self._proposed.get(self.newest + 1, ())
+        for seats in matter:
+            whole = [s for s in seats if self._is_whole(s) and self._of(s).name != name]
+            if len(whole) <= len(seats) // 2:
                 return False
         return True

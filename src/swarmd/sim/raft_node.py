@@ -98,6 +98,8 @@ class Around(VoterAround, Protocol):
 
     def certified(self, host: str, epoch: Epoch) -> None: ...
 
+    def may_propose(self, number: int, seats: tuple[m.Voter, ...]) -> bool: ...
+
     def installed(self, number: int, seat: m.Voter) -> None: ...
 
     def stopped(self, number: int, seat: m.Voter) -> None: ...
@@ -569,6 +571,8 @@ class Node(Voter):
             return
         seated = {voter.node_id: voter for voter in epoch.voters}
         seats = tuple({**seated, **enlisted}[peer] for peer in chosen)
+        if not self.near.may_propose(room.number + 1, seats):
+            return
         self.world.count("seal_proposed")
         op = m.Seal(room.number + 1, seats)
         self.propose((m.Group(b"", 0, 0, (op,)),), lambda _: None)
