@@ -7,7 +7,7 @@ import pytest
 
 from swarmd.base.errors import BadSignature, MalformedMessage
 from swarmd.base.limits import FRAME_BYTES_MAX, FRAME_MESSAGES_MAX
-from swarmd.identity.keys import keyed_tag
+from swarmd.identity.keys import Aead
 from swarmd.mesh.link import Lane
 from swarmd.mesh.transports.frames import FrameOpener, FrameSealer
 from swarmd.mesh.transports.mux import Item, Kind
@@ -25,6 +25,7 @@ def test_what_is_sealed_opens_in_order() -> None:
 def test_the_bytes_of_a_frame_are_fixed() -> None:
     frame = FrameSealer(KEY).seal([ITEM])
     assert frame[:8] == bytes(8)
+    assert frame[8:24] == Aead(KEY).seal(0, b"", frame[24:])
     assert frame[24:].hex() == "91950101a474616c6b07c4077061796c6f6164"
 
 
@@ -66,6 +67,6 @@ def test_lengths_that_cannot_be_are_refused(length: int) -> None:
     ],
 )
 def test_a_proven_peer_that_sends_nonsense_is_malformed(batch: bytes) -> None:
-    frame = bytes(8) + keyed_tag(KEY, bytes(8) + batch) + batch
+    frame = bytes(8) + Aead(KEY).seal(0, b"", batch) + batch
     with pytest.raises(MalformedMessage):
         FrameOpener(KEY).open(frame)

@@ -45,6 +45,7 @@ from swarmd.identity.keys import Exchange, SigningKey
 from swarmd.identity.tls import JOIN_ALPN, MESH_ALPN, RAFT_ALPN, ContextCache, peer_public_key
 from swarmd.mesh.addresses import AddressBook
 from swarmd.mesh.config import MeshConfig
+from swarmd.mesh.transports import masking
 from swarmd.mesh.transports.dial import dial_tcp, set_options
 from swarmd.mesh.transports.frames import FrameOpener, FrameSealer
 from swarmd.mesh.transports.hello import (
@@ -89,6 +90,7 @@ JoinServer = Callable[["trio.SSLStream[trio.SocketStream]"], Awaitable[None]]
 TlsStream = trio.SSLStream[trio.SocketStream]
 
 _log = get_logger("mesh")
+masking.tame()
 
 
 class Streams(MuxLink):
