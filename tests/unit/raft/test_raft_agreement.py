@@ -10,7 +10,7 @@ from swarmd.state.raft import agreement
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.wire import Append, AppendReply, DigestPassed, StateDigest
 
-EVERY = RaftConfig(digest_entries=4)
+EVERY = RaftConfig(digest_entries=4, rounds_max=100)
 
 
 def digest(*commands: bytes) -> bytes:

@@ -372,38 +372,6 @@ def test_the_office_moves_to_whom_it_is_handed() -> None:
     assert room.answers[-1].ok
 
 
-def test_what_is_proposed_during_two_rounds_goes_together() -> None:
-    """Two rounds of appends are under way at most; the third carries all that waited."""
-    hands = Hands()
-    hands.lead()
-    hands.say("b", AppendReply(1, 0, True, 1, 3))
-    first = hands.last
-    for tag in range(6):
-        hands.propose(b"%d" % tag, tag)
-    assert hands.last == first + 2
-    effects = hands.say("b", AppendReply(1, 0, True, first, first + 2))
-    appends = [a for a in sent(effects, Append) if a.entries]
-    assert [len(a.entries) for a in appends] == [4, 4], "one message to each follower"
-    hands.say("b", AppendReply(1, 0, True, first, hands.last + 1))
-    assert hands.commit == hands.last == first + 6
-
-
-def test_what_waits_for_a_round_was_never_appended_when_office_is_lost() -> None:
-    hands = Hands()
-    hands.lead()
-    hands.say("b", AppendReply(1, 0, True, 1, 3))
-    for tag in range(4):
-        hands.propose(b"x", tag)
-    ended = of(hands.say("b", StaleTerm(5)), Proposed)
-    assert {(e.tag, e.code) for e in ended} == {
-        (0, "leader_changed"),
-        (1, "leader_changed"),
-        (2, "not_leader"),
-        (3, "not_leader"),
-    }
-    assert hands.last == 4
-
-
 def test_a_transfer_to_one_that_is_away_is_given_up() -> None:
     hands = Hands("abc")
     hands.lead()

@@ -27,9 +27,13 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     # up the others.
     batches_max: int = 4
     # What is proposed while so many rounds of appends are under way waits for one to end and then
-    # goes together. One round leaves a leader idle while disks work; each above two means more
-    # syncs and messages for the same entries.
-    rounds_max: int = 2
+    # goes together. More keep a leader busy while slow disks work; each means more syncs and
+    # messages for the same entries.
+    rounds_max: int = 1
+    # A round that carries less than the one before waits up to this long for those who were just
+    # answered to come back. Longer makes larger rounds of many callers; it is what a write may
+    # take longer at worst. 0: no round waits.
+    gather_s: float = 0.004
     # Messages above this are sent in parts of this size; must fit a stream message.
     part_bytes: int = 256 * KIB
     # Piece of a snapshot sent at a time; the next follows once it was acknowledged.
@@ -63,6 +67,8 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ValueError("heartbeat_s must be above 0")
         if not 0 <= self.commit_notice_s <= self.heartbeat_s:
             raise ValueError("commit_notice_s must be between 0 and heartbeat_s")
+        if not 0 <= self.gather_s <= self.heartbeat_s:
+            raise ValueError("gather_s must be between 0 and heartbeat_s")
         if self.election_min_s <= 3 * self.heartbeat_s:
             raise ValueError("election_min_s must be above three times heartbeat_s")
         if self.election_max_s <= self.election_min_s:

@@ -285,6 +285,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         if self.is_leader:
             sender = self.sender
             due = min(sender.heartbeat_at, sender.notice_at, self.transfers.next_wake())
+            due = min(due, self.proposals.next_wake)
         else:
             due = float(self._SyncObj__raftElectionDeadline)
         return min(due, self._slice_at) if self.snapshots.has_more else due
