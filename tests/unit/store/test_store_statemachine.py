@@ -16,6 +16,7 @@ from swarmd.state.raft import sessions
 from swarmd.state.raft import statemachine as sm
 from swarmd.state.raft.messages import (
     RAN_OTHERWISE,
+    USER_PREFIX,
     Add,
     AuthorityEntry,
     Compare,
@@ -207,6 +208,20 @@ def test_sequences_may_arrive_out_of_order(applier: Applier) -> None:
     assert applier.in_session(4, Put(b"b", b"1"))[0].ok
     assert applier.in_session(2, Put(b"a", b"1"))[0].ok
     assert applier.in_session(4, Put(b"b", b"1"))[0].revision == 1
+
+
+def test_a_group_is_repeated_as_a_whole(applier: Applier) -> None:
+    """Groups on both sides of one are known: it is neither mistaken for theirs nor lost."""
+    applier.do(OpenSession(SESSION))
+    groups = {n: (Put(b"%d" % n, b"1"), Put(b"%d" % (n + 1), b"1")) for n in (0, 4, 2)}
+    results = {first: applier.in_session(first, *ops) for first, ops in groups.items()}
+    assert [result.revision for result in results[2]] == [5, 6]
+    for first, ops in groups.items():
+        assert applier.in_session(first, *ops) == results[first]
+    assert applier.in_session(6, Put(b"z", b"1"), low=4)[0].ok
+    assert applier.in_session(0, *groups[0], low=4)[0].code == "session_expired"
+    assert applier.in_session(4, *groups[4], low=4) == results[4]
+    assert applier.state.revision == 7
 
 
 def test_an_unknown_session_is_refused(applier: Applier) -> None:
@@ -420,3 +435,34 @@ def test_no_number_of_a_client_can_spoil_the_snapshot(applier: Applier, first: i
     assert refused.code == "malformed"
     assert len(applier.state) == 0
     restore(StateMachine(GENESIS), whole(applier.state.snapshot()))
+
+
+# ---- many puts at once ---------------------------------------------------------------
+
+_few_keys = st.integers(0, 4).map(lambda n: USER_PREFIX + b"%d" % n)
+_leased = st.builds(Put, _few_keys, st.binary(max_size=3), st.none(), st.just(1))
+_puts = st.builds(Put, _few_keys, st.binary(max_size=3))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(_leased | st.builds(Delete, _few_keys), max_size=6), st.lists(_puts, max_size=12))
+def test_puts_that_come_together_do_what_they_do_one_by_one(
+    before: list[Operation], puts: list[Operation]
+) -> None:
+    """Same results, state, leases, history, changes and digest."""
+    together, apart = Applier(), Applier()
+    frozen = []
+    for one in (together, apart):
+        one.do(GrantLease(60_000), *before)
+        frozen.append(one.state.snapshot())
+    results = together.do(*puts)
+    assert results == [apart.do(put)[0] for put in puts]
+    states = [one.state for one in (together, apart)]
+    assert len({tuple(state.snapshot()) for state in states}) == 1
+    assert len({tuple(frames) for frames in frozen}) == 1
+    assert len({state.digest() for state in states}) == 1
+    assert states[0].drain_changes() == states[1].drain_changes()
+    assert [lease.keys for lease in states[0].leases.all()] == [
+        lease.keys for lease in states[1].leases.all()
+    ]
+    assert states[0].history.dump() == states[1].history.dump()

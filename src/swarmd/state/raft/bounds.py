@@ -6,7 +6,7 @@ beyond the bounds is ever half applied. What depends on the state is `statemachi
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeGuard
 
 from swarmd.base.errors import (
     BadRequest,
@@ -70,6 +70,16 @@ def operation_bytes(op: Operation) -> int:
 
 def _compare_bytes(compare: Compare) -> int:
     return len(compare.key) + len(compare.value or b"") + _FRAME_BYTES
+
+
+def are_plain_puts(ops: tuple[Operation, ...]) -> TypeGuard[tuple[Put, ...]]:
+    """Are all of `ops` puts that nothing can forbid, whatever the state is?"""
+    for op in ops:
+        if type(op) is not Put or op.expect is not None or op.lease:
+            return False
+        if not 0 < len(op.key) <= KEY_BYTES_MAX or len(op.value) > VALUE_BYTES_MAX:
+            return False
+    return True
 
 
 def problem_of(op: Operation) -> SwarmError | None:

@@ -3,13 +3,14 @@
 A bucket's digest is the sum of the checksums of its entries, so that a change costs two of
 them, whatever the size of the state; and those only when the digest is asked for, once for each
 key however often it changed. CRCs do: it is faults that are looked for, not forgers. What does
-not go through `note` (a bit that turned over in memory, a bug) a sum does not show. So a scrub
+not go through `changed` (a bit that turned over in memory, a bug) a sum does not show. So a scrub
 walks through all keys, a few at a time, and adds up anew; at the end of each walk both sums must
 be equal. After a start the sums are known only at the end of the first walk.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 from typing import Any, Final, Protocol
 from zlib import crc32
@@ -38,23 +39,23 @@ class Summed(Protocol):
 
     def get(self, key: bytes) -> Entry | None: ...
 
+    @property
+    def lookup(self) -> Callable[[bytes], Entry | None]:
+        """The same as `get` for many at once, until the state is replaced."""
+        ...
+
     def besides(self) -> tuple[Any, ...]: ...
 
 
 class Digests:
-    """Whoever changes an entry of `state` calls `note` first."""
+    """Whoever is the first to change an entry of `state` puts what it was into `changed`."""
 
     def __init__(self, state: Summed) -> None:
         self._state = state
-        self._changed: dict[bytes, Entry | None] = {}
+        self.changed: dict[bytes, Entry | None] = {}
         self._sums: Sums | None = None
         self._walk: Sums = [0] * BUCKETS
         self._cursor = b""  # The walk has added up the keys up to here.
-
-    def note(self, key: bytes, before: Entry | None) -> None:
-        """`key` is about to change; `before` is its entry."""
-        if key not in self._changed:
-            self._changed[key] = before
 
     def take(self) -> bytes | None:
         """The digest of the state now, bucket by bucket; None while it is not known.
@@ -72,8 +73,8 @@ class Digests:
     def _fold(self) -> None:
         """Take what changed since into the sums."""
         # Spelled out: every change of the state passes here, on every voter.
-        changed, self._changed = self._changed, {}
-        sums, walk, cursor, get = self._sums, self._walk, self._cursor, self._state.get
+        changed, self.changed = self.changed, {}
+        sums, walk, cursor, get = self._sums, self._walk, self._cursor, self._state.lookup
         for key, before in changed.items():
             now = get(key)
             delta = 0

@@ -32,20 +32,21 @@ class History:
         """The revision of the newest change that is or was kept."""
         return self._changes[-1].revision if self._changes else self.compacted
 
-    def note(self, change: Change) -> None:
-        """Keep `change` if it is watched, and drop what is then too much."""
-        if not change.key.startswith(WATCHED_PREFIXES):
-            return
-        changes = self._changes
-        changes.append(change)
-        self._bytes += _size(change)
-        while len(changes) > HISTORY_CHANGES_MAX or self._bytes > HISTORY_BYTES_MAX:
-            oldest = changes[0].revision
-            if oldest == change.revision:
+    def note(self, changes: Iterable[Change]) -> None:
+        """Keep what is watched of `changes`, and drop what is then too much."""
+        kept, size = self._changes, self._bytes
+        for change in changes:
+            if change.key.startswith(WATCHED_PREFIXES):
+                kept.append(change)
+                size += len(change.key) + len(change.value or b"")
+        self._bytes = size
+        while self._bytes > HISTORY_BYTES_MAX or len(kept) > HISTORY_CHANGES_MAX:
+            oldest = kept[0].revision
+            if oldest == kept[-1].revision:
                 return
             self.compacted = oldest
-            while changes[0].revision == oldest:
-                self._bytes -= _size(changes.popleft())
+            while kept[0].revision == oldest:
+                self._bytes -= _size(kept.popleft())
 
     def since(self, revision: int, prefix: bytes) -> list[Change]:
         """Changes of keys under `prefix` from `revision` on, in order.

@@ -2,10 +2,10 @@
 
 One log entry is one `Batch`: the coordinator's stamp and up to 256 operations of any number
 of clients. Operations of one client call travel as a `Group`: (session, low, first, ops), the
-operation at position i having sequence `first + i`. (session, sequence) names an operation for
-ever, so that a repeat is answered from the session and never applied again (Ongaro,
-*Consensus: Bridging Theory and Practice*, section 6.3). `low` says that the client knows the
-results of every sequence below it, so the session may forget them.
+operation at position i having sequence `first + i`. (session, first) names a group for ever, so
+that a repeat is answered from the session and never applied again (Ongaro, *Consensus: Bridging
+Theory and Practice*, section 6.3). `low` says that the client knows the results of every sequence
+below it, so the session may forget them.
 
 A batch is not atomic, a `Txn` is. Each changing operation or transaction takes one revision.
 """
@@ -134,7 +134,10 @@ class TakeOffice(Message, frozen=True, tag=6):
 
 
 class Seal(Message, frozen=True, tag=7):
-    """End this epoch; epoch `number` begins with `voters`. Only the first seal counts."""
+    """End this epoch; epoch `number` begins with `voters`. Only the first seal counts.
+
+    It belongs to no session: groups of sessions are applied as a whole.
+    """
 
     number: int
     voters: tuple[Voter, ...]
@@ -188,7 +191,7 @@ OperationNumber = Annotated[int, Meta(ge=0, le=2**62)]
 
 
 class Group(_Part, frozen=True):
-    """Operations of one client call, in order."""
+    """Operations of one client call, in order. Who repeats it repeats all of it."""
 
     session: bytes
     low: OperationNumber

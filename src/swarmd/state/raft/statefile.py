@@ -11,7 +11,8 @@ Equal states give equal frames, so the digest of a sealed state is the same on e
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
-from itertools import islice
+from heapq import merge
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -24,13 +25,13 @@ from swarmd.state.raft.frames import FrameReader, pack, unpack
 from swarmd.state.raft.history import History
 from swarmd.state.raft.leases import LeaseDump, Leases
 from swarmd.state.raft.messages import Change, Entry, Voter
-from swarmd.state.raft.sessions import Session, SessionDump
+from swarmd.state.raft.sessions import Results, Session, SessionDump
 
 if TYPE_CHECKING:
     from swarmd.state.raft.statemachine import StateMachine
 
 STATE_KIND: Final = "state"
-STATE_FORMAT: Final = 3
+STATE_FORMAT: Final = 4
 # A frame ends with the item that reaches one of these; making or reading it takes about 1 ms.
 FRAME_BYTES: Final = 64 * KIB
 FRAME_ITEMS: Final = 512
@@ -113,19 +114,20 @@ class Frozen(Iterator[bytes]):
         self._count = len(state)
         self._cursor = b""  # Keys up to here have been given.
         self._saved: dict[bytes, Entry | None] = {}
-        self._saved_keys: SortedList[bytes] = SortedList()
+        # Of those, what the state's keys do not name any more, or named anew since.
+        self._gone: SortedList[bytes] = SortedList()
         self._frames: Generator[bytes, None, None] = self._make()
         state.frozen.append(self)
 
     def __next__(self) -> bytes:
         return next(self._frames)
 
-    def note(self, key: bytes, before: Entry | None) -> None:
-        """`key` is about to change; `before` is its entry."""
-        if key > self._cursor and key not in self._saved:
-            self._saved[key] = before
-            if before is not None:
-                self._saved_keys.add(key)
+    def note(self, key: bytes, before: Entry | None, *, goes: bool = False) -> None:
+        """`key` is about to change, or `goes`; `before` is its entry."""
+        if key > self._cursor:
+            saved = self._saved.setdefault(key, before)
+            if goes and saved is not None:
+                self._gone.add(key)
 
     def close(self) -> None:
         """Keep nothing more."""
@@ -150,14 +152,16 @@ class Frozen(Iterator[bytes]):
         batch: list[SessionDump] = []
         held = 0
         for name, used_ms, low, results in self._sessions:
-            items = list(results.items())
-            for at in range(0, max(1, len(items)), _RESULTS_PER_FRAME):
-                part = items[at : at + _RESULTS_PER_FRAME]
-                batch.append(SessionDump(name, used_ms, low, part))
-                held += 1 + len(part)
+            part: list[tuple[int, Results]] = []
+            for item in results.items():
+                part.append(item)
+                held += len(item[1])
                 if held >= _RESULTS_PER_FRAME:
+                    batch.append(SessionDump(name, used_ms, low, part))
                     yield _ENCODER.encode(_Sessions(batch))
-                    batch, held = [], 0
+                    batch, part, held = [], [], 0
+            batch.append(SessionDump(name, used_ms, low, part))
+            held += 1
         if batch:
             yield _ENCODER.encode(_Sessions(batch))
         self._sessions.clear()
@@ -176,31 +180,30 @@ class Frozen(Iterator[bytes]):
         self._history.clear()
 
     def _make_entries(self) -> Iterator[bytes]:
-        while keys := self._next_keys():
+        while True:
             batch: list[Entry] = []
-            size = 0
-            for key in keys:
+            size = seen = 0
+            for key in self._next_keys():
                 saved = self._saved.pop(key, self)
                 entry = self._state.get(key) if saved is self else saved
                 self._cursor = key
+                seen += 1
                 if isinstance(entry, Entry):  # Else it was made since.
                     batch.append(entry)
                     size += len(key) + len(entry.value)
-                    if size >= FRAME_BYTES:
-                        break
+                if size >= FRAME_BYTES or seen >= FRAME_ITEMS:
+                    break
+            if not seen:
+                return
             yield _ENCODER.encode(_Entries(batch))
 
-    def _next_keys(self) -> list[bytes]:
+    def _next_keys(self) -> Iterator[bytes]:
         """The next keys in order that the state has, or had."""
-        live = self._state.keys.irange(self._cursor, None, inclusive=(False, True))
-        keys = list(islice(live, FRAME_ITEMS))
-        last = keys[-1] if len(keys) == FRAME_ITEMS else None
-        saved = list(
-            islice(self._saved_keys.irange(self._cursor, last, (False, True)), FRAME_ITEMS)
-        )
-        if not saved:
-            return keys
-        return sorted({*keys, *saved})[:FRAME_ITEMS]
+        live: Iterator[bytes] = self._state.keys.irange(self._cursor, None, (False, True))
+        if not self._gone:
+            return live
+        gone = self._gone.irange(self._cursor, None, (False, True))
+        return (key for key, _ in groupby(merge(live, gone)))
 
 
 class Restoring:
@@ -282,7 +285,7 @@ class Restoring:
             session = self.sessions.get(stored.session)
             if session is None:
                 session = self.sessions[stored.session] = Session(stored.used_ms, stored.low)
-            session.results.update(stored.results)
+            session.restore(stored.results)
         if len(self.sessions) > SESSIONS_MAX:
             raise CorruptFile("a state with more sessions than are allowed")
 

@@ -9,9 +9,9 @@ Rules:
 - Leases whose deadline a stamp has passed end before the first operation of its batch, as many
   as make up `SWEEP_KEYS_MAX` keys; the rest with the next batches. Only where the batch takes
   office, what lived until then is renewed first.
-- An operation with (session, sequence) that was applied before answers its first result
-  (Ongaro, *Consensus: Bridging Theory and Practice*, section 6.3). One below the session's
-  `low`, or of a session that ended, answers `session_expired` and changes nothing.
+- A group with (session, first) that was applied before answers its first results (Ongaro,
+  *Consensus: Bridging Theory and Practice*, section 6.3). One below the session's `low`, or of a
+  session that ended, answers `session_expired` and changes nothing.
 - After a seal nothing changes any more, time included: every operation answers `moved` and
   leaves no trace, so that it can be repeated in the next epoch (Lamport, Malkhi and Zhou,
   *Reconfiguring a State Machine*, 2010). So the state that the next epoch begins with can be
@@ -22,6 +22,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -32,7 +33,7 @@ from swarmd.base.limits import LEASE_KEYS_MAX, LEASES_MAX, SESSIONS_MAX
 from swarmd.identity.authority import AuthorityState
 from swarmd.identity.entries import encode_record
 from swarmd.identity.genesis import Genesis
-from swarmd.state.raft.bounds import NUMBER_MAX, problem_of
+from swarmd.state.raft.bounds import NUMBER_MAX, are_plain_puts, problem_of
 from swarmd.state.raft.digests import Digests
 from swarmd.state.raft.history import History
 from swarmd.state.raft.leases import Lease, Leases
@@ -108,6 +109,11 @@ class StateMachine:
     def get(self, key: bytes) -> Entry | None:
         return self._entries.get(key)
 
+    @property
+    def lookup(self) -> Callable[[bytes], Entry | None]:
+        """`get` for many keys at once; good until the state is replaced."""
+        return self._entries.get
+
     def besides(self) -> tuple[Any, ...]:
         """What the digest of the state covers besides its entries."""
         return (
@@ -170,7 +176,7 @@ class StateMachine:
 
     def _apply_group(self, group: Group, index: int) -> list[OpResult]:
         if not group.session:
-            return [self._apply_operation(op, index) for op in group.ops]
+            return self._apply_operations(group.ops, index)
         if self.sealed is not None:
             return [self._refused("moved", _MOVED)] * len(group.ops)
         session = self.sessions.pop(group.session, None)
@@ -179,20 +185,18 @@ class StateMachine:
         self.sessions[group.session] = session  # The latest used is last.
         session.used_ms = self.time_ms
         session.forget_below(group.low)
-        results = []
-        sequence = group.first
-        for op in group.ops:
-            result = session.results.get(sequence)
-            if result is None:
-                if sequence < session.low:
-                    result = self._refused("session_expired", _EXPIRED)
-                else:
-                    result = self._apply_operation(op, index)
-                    if result.code != "moved":
-                        session.keep(sequence, result)
-            results.append(result)
-            sequence += 1
+        results = session.results.get(group.first)
+        if results is None:
+            if group.first < session.low:
+                return [self._refused("session_expired", _EXPIRED)] * len(group.ops)
+            results = self._apply_operations(group.ops, index)
+            session.keep(group.first, results)
         return results
+
+    def _apply_operations(self, ops: tuple[Operation, ...], index: int) -> list[OpResult]:
+        if len(ops) > 1 and self.sealed is None and are_plain_puts(ops):
+            return self._apply_plain_puts(ops)
+        return [self._apply_operation(op, index) for op in ops]
 
     def _apply_operation(self, op: Operation, index: int) -> OpResult:
         if self.sealed is not None:
@@ -313,11 +317,39 @@ class StateMachine:
         self._set(op.key, value, 0 if entry is None else entry.lease)
         return OpResult(True, self.revision, value=value)
 
+    def _apply_plain_puts(self, ops: tuple[Put, ...]) -> list[OpResult]:
+        """What `_apply_put` does, for many at once: most of what a busy voter's time goes into."""
+        entries, changed, revision = self._entries, self._digests.changed, self.revision
+        results: list[OpResult] = []
+        changes: list[Change] = []
+        for op in ops:
+            key, value = op.key, op.value
+            before = entries.get(key)
+            changed.setdefault(key, before)
+            for frozen in self.frozen:
+                frozen.note(key, before)
+            revision += 1
+            created = revision
+            if before is None:
+                self.keys.add(key)
+            else:
+                created = before.create_revision
+                if before.lease:
+                    self.leases.detach(key, before.lease)
+            entries[key] = Entry(key, value, created, revision)
+            changes.append(Change(revision, key, value))
+            results.append(OpResult(True, revision))
+        self.revision = revision
+        self._note(changes)
+        return results
+
     # ---- entries ---------------------------------------------------------------------
 
     def _set(self, key: bytes, value: bytes, lease: int) -> None:
         before = self._entries.get(key)
-        self._note_before(key, before)
+        self._digests.changed.setdefault(key, before)
+        for frozen in self.frozen:
+            frozen.note(key, before)
         if before is None:
             self.keys.add(key)
             created, attached = self.revision, 0
@@ -326,20 +358,17 @@ class StateMachine:
         if attached != lease:
             self._attach(key, attached, lease)
         self._entries[key] = Entry(key, value, created, self.revision, lease)
-        self._note(Change(self.revision, key, value))
+        self._note([Change(self.revision, key, value)])
 
     def _unset(self, key: bytes) -> None:
         entry = self._entries.pop(key)
-        self._note_before(key, entry)
+        self._digests.changed.setdefault(key, entry)
+        for frozen in self.frozen:
+            frozen.note(key, entry, goes=True)
         self.keys.remove(key)
         if entry.lease:
             self.leases.detach(key, entry.lease)
-        self._note(Change(self.revision, key, None))
-
-    def _note_before(self, key: bytes, before: Entry | None) -> None:
-        self._digests.note(key, before)
-        for frozen in self.frozen:
-            frozen.note(key, before)
+        self._note([Change(self.revision, key, None)])
 
     def _attach(self, key: bytes, before: int, lease: int) -> None:
         if before:
@@ -347,13 +376,13 @@ class StateMachine:
         if lease:
             self.leases.attach(key, lease)
 
-    def _note(self, change: Change) -> None:
-        self.history.note(change)
-        if len(self._changes) >= CHANGES_MAX:
+    def _note(self, changes: list[Change]) -> None:
+        self.history.note(changes)
+        if len(self._changes) + len(changes) > CHANGES_MAX:
             self._changes = []
             self._changes_lost = True
         if not self._changes_lost:
-            self._changes.append(change)
+            self._changes += changes
 
     def _apply_authority(self, op: AuthorityEntry) -> OpResult:
         try:
