@@ -133,6 +133,28 @@ async def test_a_coordinator_that_leaves_hands_its_office_over_first(
         assert max(waits_s) < 0.1, "nobody waits for an election"
 
 
+async def test_the_office_goes_to_who_was_heard_of_last(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Both others hold all of the log, and membership has not noticed yet that one is cut off."""
+    async with running_swarm() as swarm:
+        await grown(swarm)
+        leaver = await swarm.coordinator()
+        for cut in (i for i in range(3) if i != leaver):
+            swarm.network.cut(swarm.id(cut), [swarm.id(i) for i in range(3) if i != cut])
+            await trio.sleep(0.2)
+            replica = swarm.store(leaver).serving()
+            assert replica is not None
+            assert swarm.id(cut) in swarm.store(leaver).handing._membership.alive()
+            assert swarm.store(leaver).handing._best_successor(replica) not in (
+                swarm.id(cut),
+                swarm.id(leaver),
+            )
+            swarm.network.heal()
+            await trio.sleep(1.0)
+            assert await swarm.coordinator() == leaver
+
+
 async def test_a_coordinator_leaves_whose_successor_does_not_answer(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -8,6 +8,7 @@ office over first, so that nobody waits for an election.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Final
 
 import trio
@@ -82,14 +83,19 @@ class Handing:
         return leader
 
     def _best_successor(self, replica: Replica) -> NodeId:
-        """The voter alive that holds the most of the log."""
+        """The voter alive that holds the most of the log; of those the one heard of last."""
         alive = set(self._membership.alive())
-        matched = replica.status().matched
+        status = replica.status()
         others = [v for v in replica.epoch.node_ids if v != self._me]
         if not others:
             raise BadRequest("there is no other voter that could coordinate")
         living = [v for v in others if v in alive] or others
-        return max(living, key=lambda voter: matched.get(to_text(voter), 0))
+
+        def fitness(voter: NodeId) -> tuple[int, float]:
+            name = to_text(voter)
+            return status.matched.get(name, 0), -status.silence_s.get(name, inf)
+
+        return max(living, key=fitness)
 
     async def give_up(self) -> None:
         """Before an orderly stop, or before the seat is given away: hand the office over, if it
