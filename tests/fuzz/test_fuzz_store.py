@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from swarmd.base.errors import CorruptFile, MalformedMessage, SwarmError
 from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
+from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.epoch import Ballot, Chain, statement_of
 from swarmd.state.raft.statemachine import StateMachine
@@ -54,12 +55,12 @@ MESSAGES = [
     (m.STORE, m.LeasesGot((m.LeaseInfo(4, 5_000, 20, 1),), (b"u/k",))),
     (m.STORE, m.Redirect(b"n", 1, "x")),
     (m.RAFT, m.Packet(b"e" * 16, b"data")),
-    (m.EPOCH, m.Certificates((b"c",))),
-    (m.EPOCH, m.Enlisted(VOTER, 1)),
-    (m.EPOCH, m.StatePiece(5, b"x")),
-    (m.EPOCH, m.StartAsk(b"s" * 16, 3, (b"n" * 16,))),
-    (m.COPY, m.BasePiece(3, 5, b"x")),
-    (m.COPY, m.LogPiece((b"x", b""), 9, 0)),
+    (emsg.EPOCH, emsg.Certificates((b"c",))),
+    (emsg.EPOCH, emsg.Enlisted(VOTER, 1)),
+    (emsg.EPOCH, emsg.StatePiece(5, b"x")),
+    (emsg.EPOCH, emsg.StartAsk(b"s" * 16, 3, (b"n" * 16,))),
+    (emsg.COPY, emsg.BasePiece(3, 5, b"x")),
+    (emsg.COPY, emsg.LogPiece((b"x", b""), 9, 0)),
 ]
 
 
@@ -76,7 +77,7 @@ damage = st.tuples(
 )
 
 
-@pytest.mark.parametrize("family", [m.STORE, m.RAFT, m.EPOCH, m.COPY], ids=lambda f: f.name)
+@pytest.mark.parametrize("family", [m.STORE, m.RAFT, emsg.EPOCH, emsg.COPY], ids=lambda f: f.name)
 @settings(max_examples=200, deadline=None)
 @given(raw=st.binary(max_size=200), prefixed=st.booleans())
 def test_any_bytes_are_a_message_or_malformed(family, raw: bytes, prefixed: bool) -> None:  # type: ignore[no-untyped-def]

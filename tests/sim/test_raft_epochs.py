@@ -16,6 +16,7 @@ from swarmd.sim.network import LinkFaults
 from swarmd.sim.raft import RaftWorld
 from swarmd.sim.raft_node import CRASH_POINTS, Node
 from swarmd.sim.raft_rules import SealRule
+from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
 
 
@@ -429,11 +430,11 @@ def _spoil_pieces(world: RaftWorld) -> None:
     node = min(_nodes(world, "v0", "v1", "v2"), key=lambda n: n.node_id)
     piece = node._piece
 
-    def spoilt(number: int, offset: int) -> m.StatePiece | None:
+    def spoilt(number: int, offset: int) -> emsg.StatePiece | None:
         found = piece(number, offset)
         if found is None:
             return None
-        return m.StatePiece(found.total, found.data.replace(b"c1.", b"c9."))
+        return emsg.StatePiece(found.total, found.data.replace(b"c1.", b"c9."))
 
     node._piece = spoilt  # type: ignore[method-assign]
 

@@ -17,6 +17,7 @@ from swarmd.identity.genesis import Genesis
 from swarmd.sim.raft_host import HostClock
 from swarmd.sim.raft_voter import LogRoom
 from swarmd.state.raft import copy_machine as cm
+from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.epoch_copy import EpochCopy
 from swarmd.state.raft.statefile import encode_state
@@ -52,18 +53,18 @@ class Copies:
         self._node = node
         self._base: tuple[int, int, bytes] | None = None
 
-    def answer(self, asked: m.BaseAsk | m.LogAsk, done: Callable[[Any], None]) -> None:
+    def answer(self, asked: emsg.BaseAsk | emsg.LogAsk, done: Callable[[Any], None]) -> None:
         room = self._node.room
         if room is None or room.number != asked.number:
             done("moved")
-        elif isinstance(asked, m.BaseAsk):
+        elif isinstance(asked, emsg.BaseAsk):
             done(self._piece(room, asked))
         elif room.machine.applied_index > asked.after:
             done(self._entries(asked))
         else:
             self._node.after(_NEWS_WAIT_S, lambda: done(self._entries(asked)))
 
-    def _piece(self, room: LogRoom, asked: m.BaseAsk) -> m.BasePiece | str:
+    def _piece(self, room: LogRoom, asked: emsg.BaseAsk) -> emsg.BasePiece | str:
         if asked.index == 0 and asked.offset == 0:
             state = room.state
             self._base = (room.number, room.machine.applied_index, encode_state(state.snapshot()))
@@ -71,18 +72,18 @@ class Copies:
         if base is None or base[0] != room.number or asked.index not in (0, base[1]):
             return "not_found"
         body = base[2]
-        return m.BasePiece(
+        return emsg.BasePiece(
             base[1], len(body), body[asked.offset : asked.offset + 1 + len(body) // 2]
         )
 
-    def _entries(self, asked: m.LogAsk) -> m.LogPiece | str:
+    def _entries(self, asked: emsg.LogAsk) -> emsg.LogPiece | str:
         room = self._node.room
         if room is None or room.number != asked.number:
             return "moved"
         entries = room.machine.applied_after(asked.after, m.WHOLE_BYTES_MAX)
         if entries is None:
             return "not_found"
-        return m.LogPiece(tuple(entries), room.machine.applied_index)
+        return emsg.LogPiece(tuple(entries), room.machine.applied_index)
 
 
 class Copier:

@@ -25,6 +25,7 @@ from swarmd.sim.raft_rules import HastyMachine, SealRule
 from swarmd.sim.raft_voter import Around as VoterAround
 from swarmd.sim.raft_voter import LogRoom, Voter
 from swarmd.state.raft import epoch_machine as em
+from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.epoch import (
     RECOVERY_DOMAIN,
@@ -216,12 +217,12 @@ class Node(Voter):
                     self.room.feed(Deliver(source, data))
                 else:
                     self.feed(em.StrayPacket(self._id_of(source), key))
-            case ("epoch", 0, m.Follow(number)):
+            case ("epoch", 0, emsg.Follow(number)):
                 head = self.chain.head
                 seated = self._id_of(source) in head.node_ids
                 if number == head.number and seated and not self.machine.has_seat:
                     self.copier.told(self._id_of(source), number)
-            case ("epoch", serial, m.BaseAsk() | m.LogAsk() as body):
+            case ("epoch", serial, emsg.BaseAsk() | emsg.LogAsk() as body):
                 self.copies.answer(body, partial(self._tell_peer, source, serial))
             case ("epoch", 0, body):
                 self.feed(em.Heard(self._id_of(source), body))
@@ -284,7 +285,7 @@ class Node(Voter):
                 self.after(delay_s, self.feed, event)
             case Send(peer, body):
                 self._send(peer, body)
-                if isinstance(body, m.Signed):
+                if isinstance(body, emsg.Signed):
                     self.point("signed")
             case em.SendAlive(body, told):
                 for name in self.near.alive(self.name):
@@ -295,7 +296,7 @@ class Node(Voter):
                 self.ask_peer(
                     peer, body, ASK_TIMEOUT_S, lambda got: self.feed(em.Answered(tag, got))
                 )
-                if isinstance(body, m.StateAsk):
+                if isinstance(body, emsg.StateAsk):
                     self.point("fetch")
             case em.AskAnybody():
                 self._ask_anybody()
@@ -331,10 +332,10 @@ class Node(Voter):
         peer = self._id_of(self.rng.choice(others))
 
         def heard(answer: Any) -> None:
-            if isinstance(answer, m.Certificates):
+            if isinstance(answer, emsg.Certificates):
                 self.feed(em.Heard(peer, answer))
 
-        self.ask_peer(peer, m.ChainAsk(self.chain.asks_from), ASK_TIMEOUT_S, heard)
+        self.ask_peer(peer, emsg.ChainAsk(self.chain.asks_from), ASK_TIMEOUT_S, heard)
 
     def _tell_peer(self, peer: str, serial: int, body: Any) -> None:
         self.network.send(self.name, peer, ("told", serial, body))
@@ -342,9 +343,9 @@ class Node(Voter):
     def _tell(self, question: int, body: Any) -> None:
         source, serial = self._questions.pop(question)
         self.network.send(self.name, source, ("told", serial, body))
-        if isinstance(body, m.Installed) and body.installed:
+        if isinstance(body, emsg.Installed) and body.installed:
             self.point("installed")
-        if isinstance(body, m.Enlisted):
+        if isinstance(body, emsg.Enlisted):
             self.point("enlist")
 
     def _redirect(self) -> m.Redirect:
@@ -360,12 +361,12 @@ class Node(Voter):
         raw = self.disk.read(STORAGE_FILE)
         return b"" if raw is None else open_body("storage", 1, raw, source=STORAGE_FILE)
 
-    def _piece(self, number: int, offset: int) -> m.StatePiece | None:
+    def _piece(self, number: int, offset: int) -> emsg.StatePiece | None:
         body = self._state(number)
         if body is None or not 0 <= offset < len(body):
             return None
         # Small pieces, so that a state takes several.
-        return m.StatePiece(len(body), body[offset : offset + max(200, len(body) // 3)])
+        return emsg.StatePiece(len(body), body[offset : offset + max(200, len(body) // 3)])
 
     def _note_start(self, effect: em.NoteStart) -> None:
         """Note another voter's life durably, then answer whether it is a new one."""
@@ -380,7 +381,7 @@ class Node(Voter):
         if not rises:
             self.world.count("restored_disk_seen")
         believes = SealRule.COPY_OF_DISK_IS_ANOTHER in self.removed
-        self._tell(effect.tag, m.StartNoted(rises or believes))
+        self._tell(effect.tag, emsg.StartNoted(rises or believes))
 
     def knows_later(self, node: Node, image: Mapping[str, bytes]) -> bool:
         """Has this node noted a life of that disk which a copy of it cannot know of?"""
@@ -520,7 +521,7 @@ class Node(Voter):
         self.near.installed(number, self.machine.me)
         statement = encode_struct(recovery_of(head, state_digest(body), self.machine.me))
         signed = encode_envelope(sign_envelope(RECOVERY_DOMAIN, genesis.swarm_id, statement, key))
-        heard = em.Heard(self.node_id, m.Certificates((signed,)))
+        heard = em.Heard(self.node_id, emsg.Certificates((signed,)))
         self.after(0.0, self.feed, heard)
         return state
 
@@ -536,7 +537,7 @@ class Node(Voter):
         copying = self.rng.random() < self.near.copy_chance
         for peer in chosen:
             if copying and peer not in self.chain.head.node_ids:
-                self._send(peer, m.Follow(room.number))
+                self._send(peer, emsg.Follow(room.number))
         # As the seats do: the new ones copy the log first. It may go wrong, then they fetch.
         self.after(self.rng.uniform(0.2, 1.0) if copying else 0.0, self._enlist, room, chosen)
 
@@ -546,14 +547,14 @@ class Node(Voter):
 
         def answered(peer: NodeId, answer: Any) -> None:
             waiting.discard(peer)
-            if isinstance(answer, m.Enlisted) and answer.voter.node_id == peer:
+            if isinstance(answer, emsg.Enlisted) and answer.voter.node_id == peer:
                 enlisted[peer] = answer.voter
             if not waiting:
                 self._enlisted(room, chosen, enlisted)
 
         for peer in chosen:
             self.ask_peer(
-                peer, m.Enlist(), ENLIST_TIMEOUT_S, lambda got, peer=peer: answered(peer, got)
+                peer, emsg.Enlist(), ENLIST_TIMEOUT_S, lambda got, peer=peer: answered(peer, got)
             )
 
     def _enlisted(

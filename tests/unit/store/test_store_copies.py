@@ -15,6 +15,7 @@ from swarmd.identity.genesis import init_swarm
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.state.raft import copy_machine as cm
+from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.epoch_copy import EpochCopy
@@ -56,29 +57,29 @@ def asked(effects: Any) -> cm.AskVoter:
 
 def test_a_state_comes_in_pieces_then_what_follows() -> None:
     machine, ask = following(cm.NOTHING)
-    assert (ask.peer, ask.message) == (PEER, m.BaseAsk(2, 0, 0))
-    ask = asked(machine.handle(cm.Answered(ask.tag, m.BasePiece(9, 4, b"ab")), 0.1))
-    assert ask.message == m.BaseAsk(2, 9, 2)
-    done = machine.handle(cm.Answered(ask.tag, m.BasePiece(9, 4, b"cd")), 0.1)
+    assert (ask.peer, ask.message) == (PEER, emsg.BaseAsk(2, 0, 0))
+    ask = asked(machine.handle(cm.Answered(ask.tag, emsg.BasePiece(9, 4, b"ab")), 0.1))
+    assert ask.message == emsg.BaseAsk(2, 9, 2)
+    done = machine.handle(cm.Answered(ask.tag, emsg.BasePiece(9, 4, b"cd")), 0.1)
     assert done == [cm.KeepBase(2, 9, b"abcd")]
     ask = asked(machine.handle(cm.Kept(2, 9), 0.1))
-    assert ask.message == m.LogAsk(2, 9)
-    kept = machine.handle(cm.Answered(ask.tag, m.LogPiece((b"x", b"y"), 12)), 0.2)
+    assert ask.message == emsg.LogAsk(2, 9)
+    kept = machine.handle(cm.Answered(ask.tag, emsg.LogPiece((b"x", b"y"), 12)), 0.2)
     assert kept == [cm.KeepEntries(2, 9, (b"x", b"y"))]
-    assert asked(machine.handle(cm.Kept(2, 11), 0.2)).message == m.LogAsk(2, 11)
+    assert asked(machine.handle(cm.Kept(2, 11), 0.2)).message == emsg.LogAsk(2, 11)
 
 
 def test_no_news_is_asked_for_again() -> None:
     machine, ask = following()
-    again = asked(machine.handle(cm.Answered(ask.tag, m.LogPiece((), 7)), 0.3))
-    assert again.message == m.LogAsk(2, 7)
+    again = asked(machine.handle(cm.Answered(ask.tag, emsg.LogPiece((), 7)), 0.3))
+    assert again.message == emsg.LogAsk(2, 7)
 
 
 def test_a_large_entry_comes_in_pieces() -> None:
     machine, ask = following()
-    ask = asked(machine.handle(cm.Answered(ask.tag, m.LogPiece((b"abc",), 8, 5)), 0.1))
-    assert ask.message == m.LogAsk(2, 7, 3)
-    done = machine.handle(cm.Answered(ask.tag, m.LogPiece((b"de",), 8, 5)), 0.1)
+    ask = asked(machine.handle(cm.Answered(ask.tag, emsg.LogPiece((b"abc",), 8, 5)), 0.1))
+    assert ask.message == emsg.LogAsk(2, 7, 3)
+    done = machine.handle(cm.Answered(ask.tag, emsg.LogPiece((b"de",), 8, 5)), 0.1)
     assert done == [cm.KeepEntries(2, 7, (b"abcde",))]
 
 
@@ -86,17 +87,17 @@ def test_a_large_entry_comes_in_pieces() -> None:
     ("message", "code"),
     [
         (None, "unreachable"),
-        (m.BasePiece(9, 4, b"ab"), None),
-        (m.LogPiece((b"", b""), 8, 5), None),
-        (m.LogPiece((b"x",), 8, 2**40), None),
+        (emsg.BasePiece(9, 4, b"ab"), None),
+        (emsg.LogPiece((b"", b""), 8, 5), None),
+        (emsg.LogPiece((b"x",), 8, 2**40), None),
     ],
 )
 def test_what_goes_wrong_is_tried_again_after_a_pause(message: Any, code: str | None) -> None:
     machine, ask = following()
     (timer,) = machine.handle(cm.Answered(ask.tag, message, code), 0.1)
     assert isinstance(timer, SetTimer)
-    assert machine.handle(cm.Answered(ask.tag, m.LogPiece((b"x",), 8)), 0.2) == [], "stale"
-    assert asked(machine.handle(timer.event, 0.5)).message == m.LogAsk(2, 7)
+    assert machine.handle(cm.Answered(ask.tag, emsg.LogPiece((b"x",), 8)), 0.2) == [], "stale"
+    assert asked(machine.handle(timer.event, 0.5)).message == emsg.LogAsk(2, 7)
     assert machine.handle(timer.event, 0.6) == [], "once"
 
 
@@ -104,27 +105,27 @@ def test_who_is_too_far_behind_begins_anew() -> None:
     machine, ask = following()
     (timer,) = machine.handle(cm.Answered(ask.tag, None, NotFound.code), 0.1)
     assert isinstance(timer, SetTimer)
-    assert asked(machine.handle(timer.event, 0.5)).message == m.BaseAsk(2, 0, 0)
+    assert asked(machine.handle(timer.event, 0.5)).message == emsg.BaseAsk(2, 0, 0)
 
 
 def test_a_base_that_changes_on_the_way_begins_anew() -> None:
     machine, ask = following(cm.NOTHING)
-    ask = asked(machine.handle(cm.Answered(ask.tag, m.BasePiece(9, 4, b"ab")), 0.1))
-    (timer,) = machine.handle(cm.Answered(ask.tag, m.BasePiece(10, 4, b"cd")), 0.1)
+    ask = asked(machine.handle(cm.Answered(ask.tag, emsg.BasePiece(9, 4, b"ab")), 0.1))
+    (timer,) = machine.handle(cm.Answered(ask.tag, emsg.BasePiece(10, 4, b"cd")), 0.1)
     assert isinstance(timer, SetTimer)
-    assert asked(machine.handle(timer.event, 0.5)).message == m.BaseAsk(2, 0, 0)
+    assert asked(machine.handle(timer.event, 0.5)).message == emsg.BaseAsk(2, 0, 0)
 
 
 def test_the_latest_who_told_is_asked() -> None:
     machine, ask = following()
     assert machine.handle(cm.Told(OTHER, 2), 0.1) == []
-    assert asked(machine.handle(cm.Answered(ask.tag, m.LogPiece((), 7)), 0.2)).peer == OTHER
+    assert asked(machine.handle(cm.Answered(ask.tag, emsg.LogPiece((), 7)), 0.2)).peer == OTHER
 
 
 def test_who_is_not_told_any_more_stops() -> None:
     machine, ask = following()
     late = cm.TOLD_TTL_S + 0.1
-    closed = machine.handle(cm.Answered(ask.tag, m.LogPiece((), 7)), late)
+    closed = machine.handle(cm.Answered(ask.tag, emsg.LogPiece((), 7)), late)
     assert closed == [cm.CloseCopy(2)]
     assert machine.handle(cm.Told(PEER, 2), late) == [cm.OpenCopy(2)]
 
@@ -132,7 +133,7 @@ def test_who_is_not_told_any_more_stops() -> None:
 def test_an_ended_epoch_is_not_followed_and_the_copy_stays() -> None:
     machine, ask = following()
     assert machine.handle(cm.EpochEnded(2), 0.1) == []
-    assert machine.handle(cm.Answered(ask.tag, m.LogPiece((b"x",), 8)), 0.2) == []
+    assert machine.handle(cm.Answered(ask.tag, emsg.LogPiece((b"x",), 8)), 0.2) == []
     assert machine.handle(cm.Kept(2, 8), 0.2) == []
 
 
@@ -140,7 +141,7 @@ def test_another_epoch_takes_the_place_of_the_first() -> None:
     machine, _ = following()
     assert machine.handle(cm.Told(PEER, 3), 0.1) == [cm.CloseCopy(2), cm.OpenCopy(3)]
     assert machine.handle(cm.Kept(2, 8), 0.2) == [], "of the one before"
-    assert asked(machine.handle(cm.Kept(3, cm.NOTHING), 0.2)).message == m.BaseAsk(3, 0, 0)
+    assert asked(machine.handle(cm.Kept(3, cm.NOTHING), 0.2)).message == emsg.BaseAsk(3, 0, 0)
 
 
 # ---- on the disk -------------------------------------------------------------------------
@@ -272,13 +273,13 @@ async def test_no_state_goes_to_who_was_not_asked_to_keep_it(
         await trio.sleep(3)
         await swarm.start(3)
         for ask, code in (
-            (m.BaseAsk(1, 0, 0), "forbidden"),
-            (m.LogAsk(1, 0), "forbidden"),
-            (m.LogPiece((), 1), "bad_request"),
-            (m.Follow(1), "timeout"),
+            (emsg.BaseAsk(1, 0, 0), "forbidden"),
+            (emsg.LogAsk(1, 0), "forbidden"),
+            (emsg.LogPiece((), 1), "bad_request"),
+            (emsg.Follow(1), "timeout"),
         ):
             with pytest.raises(SwarmError) as caught:
-                await swarm.store(3)._link.request(m.COPY, swarm.id(0), ask, timeout_s=0.5)
+                await swarm.store(3)._link.request(emsg.COPY, swarm.id(0), ask, timeout_s=0.5)
             assert caught.value.code == code
 
 

@@ -12,6 +12,7 @@ from swarmd.base.machine import Effect, Event, Send, SetTimer
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.state.raft import epoch_machine as em
+from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.epoch import (
     Ballot,
@@ -50,7 +51,7 @@ def steps(effects: Sequence[Effect]) -> list[Effect]:
 
 
 def _asks_to_note(effect: Effect) -> bool:
-    return isinstance(effect, em.Ask) and isinstance(effect.message, m.StartAsk)
+    return isinstance(effect, em.Ask) and isinstance(effect.message, emsg.StartAsk)
 
 
 def of(effects: Sequence[Effect], kind: type[Effect]) -> list[Effect]:
@@ -70,10 +71,10 @@ def seal(number: int = 3) -> em.SealApplied:
     return em.SealApplied(2, number, 7, tuple(VOTERS[1:4]))
 
 
-def other_signature(signer: int, digest: bytes = DIGEST) -> m.Signed:
+def other_signature(signer: int, digest: bytes = DIGEST) -> emsg.Signed:
     epoch = grown([0])[0].head
     statement = statement_of(epoch, 3, 7, digest, VOTERS[1:4])
-    return m.Signed(Ballot(GENESIS.swarm_id, epoch, statement, KEYS[signer]).own)
+    return emsg.Signed(Ballot(GENESIS.swarm_id, epoch, statement, KEYS[signer]).own)
 
 
 def test_the_founder_starts_at_once() -> None:
@@ -103,7 +104,7 @@ def test_a_signature_is_sent_again_after_a_while_and_not_at_each_event() -> None
     one = running()
     one.handle(seal(), 1.0)
     one.handle(em.StateKept(3, DIGEST, em.OnDisk((2, 3), (2, 3))), 1.0)
-    assert of(one.handle(em.Heard(IDS[3], m.ChainAsk(1), 5), 1.1), Send) == []
+    assert of(one.handle(em.Heard(IDS[3], emsg.ChainAsk(1), 5), 1.1), Send) == []
     woken: list[Effect] = []
     for token in range(1, 10):
         woken += one.handle(em.Wake(token), 1.2)
@@ -138,7 +139,7 @@ def test_a_failed_write_is_tried_again_at_the_next_wake_only() -> None:
     one.handle(seal(), 1.0)
     failed = one.handle(em.WriteFailed(), 1.0)
     assert steps(failed) == []
-    assert steps(one.handle(em.Heard(IDS[1], m.ChainAsk(1), 1), 1.0))[1:] == []
+    assert steps(one.handle(em.Heard(IDS[1], emsg.ChainAsk(1), 1), 1.0))[1:] == []
     again = [e for token in range(1, 10) for e in one.handle(em.Wake(token), 1.3)]
     assert steps(again) == [KeepSealedState(3)]
 
@@ -166,12 +167,12 @@ def asks(effects: Sequence[Effect]) -> list[em.Ask]:
 def test_a_state_is_fetched_piece_by_piece_then_checked_then_the_epoch_begins() -> None:
     one = newcomer()
     (first,) = asks(without_copy(one))
-    assert first.message == m.StateAsk(3, 0)
-    taken = one.handle(em.Answered(first.tag, m.StatePiece(6, b"abcd")), 0.1)
+    assert first.message == emsg.StateAsk(3, 0)
+    taken = one.handle(em.Answered(first.tag, emsg.StatePiece(6, b"abcd")), 0.1)
     (second,) = asks(taken)
     assert of(taken, em.KeepPiece) == [em.KeepPiece(3, 0, b"abcd")]
-    assert second.message == m.StateAsk(3, 4)
-    done = one.handle(em.Answered(second.tag, m.StatePiece(6, b"ef")), 0.2)
+    assert second.message == emsg.StateAsk(3, 4)
+    done = one.handle(em.Answered(second.tag, emsg.StatePiece(6, b"ef")), 0.2)
     assert steps(done) == [em.KeepPiece(3, 4, b"ef"), em.KeepState(3, DIGEST)]
     kept = one.handle(em.StateKept(3, DIGEST, em.OnDisk((3,), (3,))), 0.3)
     assert steps(kept) == [StartEpoch(3)]
@@ -179,7 +180,7 @@ def test_a_state_is_fetched_piece_by_piece_then_checked_then_the_epoch_begins() 
 
 @pytest.mark.parametrize(
     "bad",
-    [None, m.Installed(3, True), m.StatePiece(6, b""), m.StatePiece(2**40, b"x")],
+    [None, emsg.Installed(3, True), emsg.StatePiece(6, b""), emsg.StatePiece(2**40, b"x")],
     ids=["silent", "other", "empty", "huge"],
 )
 def test_the_next_source_is_asked_and_after_the_last_a_pause_is_made(bad: object) -> None:
@@ -197,10 +198,10 @@ def test_the_next_source_is_asked_and_after_the_last_a_pause_is_made(bad: object
 def test_a_state_that_is_not_what_the_certificate_says_comes_from_elsewhere() -> None:
     one = newcomer()
     (first,) = asks(without_copy(one))
-    one.handle(em.Answered(first.tag, m.StatePiece(1, b"x")), 0.1)
+    one.handle(em.Answered(first.tag, emsg.StatePiece(1, b"x")), 0.1)
     (second,) = asks(one.handle(em.StateRefused(3), 0.2))
     assert second.peer != first.peer
-    assert one.handle(em.Answered(first.tag, m.StatePiece(1, b"x")), 0.3) == [], "stale"
+    assert one.handle(em.Answered(first.tag, emsg.StatePiece(1, b"x")), 0.3) == [], "stale"
 
 
 def test_a_copy_of_the_log_spares_the_fetch() -> None:
@@ -217,11 +218,11 @@ def test_a_copy_of_the_running_log_is_no_leftover_and_that_of_an_ended_one_is() 
     assert steps(one.handle(em.Wake(em.START), 0.0)) == []
     assert one.is_free, "nobody needs a copy"
     newer = certificate(chain.head, VOTERS[1:4], [0, 1])
-    one.handle(em.Heard(IDS[1], m.Certificates((newer,))), 0.1)
+    one.handle(em.Heard(IDS[1], emsg.Certificates((newer,))), 0.1)
     asked = asks(one.handle(em.ChainSaved(3, em.OnDisk((), (), (2,))), 0.2))
     assert len(asked) == 3
     for ask in asked[:2]:
-        last = one.handle(em.Answered(ask.tag, m.Installed(3, True)), 0.3)
+        last = one.handle(em.Answered(ask.tag, emsg.Installed(3, True)), 0.3)
     assert steps(last) == [DropEpochs((2,))]
 
 
@@ -229,9 +230,9 @@ def test_a_newer_epoch_ends_the_fetch_of_an_older() -> None:
     one = newcomer()
     (first,) = asks(without_copy(one))
     newer = certificate(one.chain.head, VOTERS[:3], [1, 2])
-    grown_now = one.handle(em.Heard(IDS[1], m.Certificates((newer,))), 0.1)
+    grown_now = one.handle(em.Heard(IDS[1], emsg.Certificates((newer,))), 0.1)
     assert em.SaveChain(4) in grown_now
-    assert steps(one.handle(em.Answered(first.tag, m.StatePiece(1, b"x")), 0.2)) == []
+    assert steps(one.handle(em.Answered(first.tag, emsg.StatePiece(1, b"x")), 0.2)) == []
     assert steps(one.handle(em.ChainSaved(4, em.OnDisk()), 0.3)) == [], "it has no seat there"
 
 
@@ -242,11 +243,11 @@ def test_old_epochs_go_once_a_majority_answered_and_are_asked_for_again_later() 
     assert {a.peer for a in asked} == set(IDS[1:4])
     for ask in asked[:2]:
         assert not of(one.handle(em.Answered(ask.tag, None), 0.1), DropEpochs)
-    last = one.handle(em.Answered(asked[2].tag, m.Installed(3, True)), 0.1)
+    last = one.handle(em.Answered(asked[2].tag, emsg.Installed(3, True)), 0.1)
     assert not asks(last), "not at once"
     later = [e for token in range(1, 10) for e in one.handle(em.Wake(token), 0.5)]
     assert len(asks(later)) == 2
-    dropped = one.handle(em.Answered(asks(later)[0].tag, m.Installed(3, True)), 0.6)
+    dropped = one.handle(em.Answered(asks(later)[0].tag, emsg.Installed(3, True)), 0.6)
     assert steps(dropped) == [DropEpochs((2, 3))]
     one.handle(em.EpochsDropped(em.OnDisk()), 0.7)
     assert one.is_free
@@ -258,17 +259,17 @@ def test_old_epochs_go_once_a_majority_answered_and_are_asked_for_again_later() 
 def test_every_question_is_answered_or_refused_once() -> None:
     one = newcomer()
     questions = [
-        m.ChainAsk(1),
-        m.InstalledAsk(3),
-        m.Enlist(),
-        m.StateAsk(3, 0),
-        m.StateAsk(9, 0),
-        m.Certificates((b"junk",)),
-        m.Certificates(()),
-        m.Signed(b"junk"),
-        m.Installed(3, True),
-        m.Enlisted(VOTERS[0], 1),
-        m.StatePiece(1, b"x"),
+        emsg.ChainAsk(1),
+        emsg.InstalledAsk(3),
+        emsg.Enlist(),
+        emsg.StateAsk(3, 0),
+        emsg.StateAsk(9, 0),
+        emsg.Certificates((b"junk",)),
+        emsg.Certificates(()),
+        emsg.Signed(b"junk"),
+        emsg.Installed(3, True),
+        emsg.Enlisted(VOTERS[0], 1),
+        emsg.StatePiece(1, b"x"),
     ]
     for tag, question in enumerate(questions, start=1):
         effects = one.handle(em.Heard(IDS[0], question, tag), 0.1)
@@ -284,15 +285,15 @@ def test_every_question_is_answered_or_refused_once() -> None:
 def test_who_leaves_takes_no_seat() -> None:
     one = newcomer()
     one.leaving = True
-    effects = one.handle(em.Heard(IDS[0], m.Enlist(), 1), 0.1)
+    effects = one.handle(em.Heard(IDS[0], emsg.Enlist(), 1), 0.1)
     assert [r.code for r in effects if isinstance(r, em.Refuse)] == ["shutting_down"]
 
 
 def test_a_state_is_given_to_voters_of_its_epoch_only() -> None:
     one = running()
-    ok = one.handle(em.Heard(IDS[1], m.StateAsk(2, 0), 1), 0.1)
+    ok = one.handle(em.Heard(IDS[1], emsg.StateAsk(2, 0), 1), 0.1)
     assert of(ok, em.ReadPiece) == [em.ReadPiece(1, 2, 0)]
-    no = one.handle(em.Heard(IDS[5], m.StateAsk(2, 0), 2), 0.1)
+    no = one.handle(em.Heard(IDS[5], emsg.StateAsk(2, 0), 2), 0.1)
     assert [r.code for r in no if isinstance(r, em.Refuse)] == ["forbidden"]
 
 
@@ -367,14 +368,16 @@ def _any_event(
     if choice == 0 and timers:
         return timers.pop(rng.randrange(len(timers)))
     if choice == 1 and asked:
-        answer = rng.choice([None, m.Installed(3, True), m.StatePiece(2, b"ab"), m.Enlist()])
+        answer = rng.choice(
+            [None, emsg.Installed(3, True), emsg.StatePiece(2, b"ab"), emsg.Enlist()]
+        )
         return em.Answered(asked.pop(rng.randrange(len(asked))), answer)
     if choice <= 3 and doing is not None:
         return em.WriteFailed() if rng.random() < 0.2 else _end_of(doing, disk)
     peer = rng.choice(IDS)
     if choice == 4:
-        return em.Heard(peer, m.Certificates(tuple(made[: rng.randrange(3)])), rng.randrange(2))
-    return rng.choice([seal(), em.StrayPacket(peer, b"?"), em.Heard(peer, m.Enlist(), 7)])
+        return em.Heard(peer, emsg.Certificates(tuple(made[: rng.randrange(3)])), rng.randrange(2))
+    return rng.choice([seal(), em.StrayPacket(peer, b"?"), em.Heard(peer, emsg.Enlist(), 7)])
 
 
 def _end_of(doing: Effect, disk: em.OnDisk) -> Event:
@@ -416,12 +419,12 @@ def grace(effects: Sequence[Effect]) -> list[Effect]:
 
 def test_a_voter_takes_part_at_once_when_all_noted_this_life() -> None:
     one, asked = started()
-    assert [a.message for a in asked] == [m.StartAsk(VOTERS[0].storage, 5, (b"m", b"n"))] * 2
+    assert [a.message for a in asked] == [emsg.StartAsk(VOTERS[0].storage, 5, (b"m", b"n"))] * 2
     assert one.waits_for is not None
-    majority = one.handle(em.Answered(asked[1].tag, m.StartNoted(True)), 0.1)
+    majority = one.handle(em.Answered(asked[1].tag, emsg.StartNoted(True)), 0.1)
     assert not of(majority, em.Admit), "the other one may object"
     assert len(grace(majority)) == 1
-    admitted = one.handle(em.Answered(asked[0].tag, m.StartNoted(True)), 0.2)
+    admitted = one.handle(em.Answered(asked[0].tag, emsg.StartNoted(True)), 0.2)
     assert of(admitted, em.Admit) == [em.Admit(2)]
     assert one.waits_for is None
     assert not of(one.handle(em.Wake(em.START), 0.2), em.Admit), "once"
@@ -431,7 +434,7 @@ def test_a_voter_takes_part_at_once_when_all_noted_this_life() -> None:
 def test_a_voter_takes_part_after_a_grace_when_a_majority_noted_this_life() -> None:
     one, asked = started()
     assert grace(one.handle(em.Answered(asked[0].tag, None), 0.1)) == [], "no majority yet"
-    (timer,) = grace(one.handle(em.Answered(asked[1].tag, m.StartNoted(True)), 0.1))
+    (timer,) = grace(one.handle(em.Answered(asked[1].tag, emsg.StartNoted(True)), 0.1))
     assert isinstance(timer, SetTimer)
     assert timer.delay_s == em.ADMIT_GRACE_S
     woken = [e for token in range(1, 10) for e in one.handle(em.Wake(token), 0.3)]
@@ -445,8 +448,8 @@ def test_a_voter_takes_part_after_a_grace_when_a_majority_noted_this_life() -> N
 def test_an_objection_within_the_grace_counts() -> None:
     """The voter that did not see the later life of this disk is the first to answer."""
     one, asked = started()
-    (timer,) = grace(one.handle(em.Answered(asked[0].tag, m.StartNoted(True)), 0.1))
-    objected = one.handle(em.Answered(asked[1].tag, m.StartNoted(False)), 0.2)
+    (timer,) = grace(one.handle(em.Answered(asked[0].tag, emsg.StartNoted(True)), 0.1))
+    objected = one.handle(em.Answered(asked[1].tag, emsg.StartNoted(False)), 0.2)
     assert steps(objected) == [StopEpoch(2)]
     assert not of(one.handle(timer.event, 0.4), em.Admit)  # type: ignore[attr-defined]
     assert steps(one.handle(em.EpochStopped(2), 0.5)) == [em.RenewStorage()]
@@ -454,13 +457,13 @@ def test_an_objection_within_the_grace_counts() -> None:
 
 def test_a_grace_of_an_ended_epoch_admits_to_no_other() -> None:
     one, asked = started()
-    (timer,) = grace(one.handle(em.Answered(asked[0].tag, m.StartNoted(True)), 0.1))
+    (timer,) = grace(one.handle(em.Answered(asked[0].tag, emsg.StartNoted(True)), 0.1))
     newer = certificate(one.chain.head, [VOTERS[0], VOTERS[3], VOTERS[4]], [0, 1])
-    one.handle(em.Heard(IDS[1], m.Certificates((newer,))), 0.2)
+    one.handle(em.Heard(IDS[1], emsg.Certificates((newer,))), 0.2)
     one.handle(em.ChainSaved(3, em.OnDisk((2, 3), (2, 3))), 0.2)
     one.handle(em.EpochStopped(2), 0.2)
     (ask, _) = notes(one.handle(em.EpochStarted(3, None, em.OnDisk((2, 3), (2, 3))), 0.2))
-    assert len(grace(one.handle(em.Answered(ask.tag, m.StartNoted(True)), 0.3))) == 1
+    assert len(grace(one.handle(em.Answered(ask.tag, emsg.StartNoted(True)), 0.3))) == 1
     assert not of(one.handle(timer.event, 0.4), em.Admit)  # type: ignore[attr-defined]
 
 
@@ -474,23 +477,23 @@ def test_who_does_not_answer_is_asked_again_later() -> None:
 
 def test_a_disk_that_was_seen_later_takes_another_name_and_votes_no_more() -> None:
     one, asked = started()
-    refused = one.handle(em.Answered(asked[0].tag, m.StartNoted(False)), 0.1)
+    refused = one.handle(em.Answered(asked[0].tag, emsg.StartNoted(False)), 0.1)
     assert steps(refused) == [StopEpoch(2)]
-    assert not of(one.handle(em.Answered(asked[1].tag, m.StartNoted(True)), 0.1), em.Admit)
+    assert not of(one.handle(em.Answered(asked[1].tag, emsg.StartNoted(True)), 0.1), em.Admit)
     assert steps(one.handle(em.EpochStopped(2), 0.2)) == [em.RenewStorage()]
     other = m.Voter(VOTERS[0].public, b"another storage!")
     renewed = one.handle(em.StorageRenewed(other), 0.3)
     assert not one.has_seat
     assert not of(renewed, StartEpoch)
-    enlisted = one.handle(em.Heard(IDS[1], m.Enlist(), 1), 0.4)
-    assert of(enlisted, em.Answer) == [em.Answer(1, m.Enlisted(other, 2))]
+    enlisted = one.handle(em.Heard(IDS[1], emsg.Enlist(), 1), 0.4)
+    assert of(enlisted, em.Answer) == [em.Answer(1, emsg.Enlisted(other, 2))]
 
 
 def test_a_new_epoch_is_told_of_this_life_anew() -> None:
     one, asked = started()
-    one.handle(em.Answered(asked[0].tag, m.StartNoted(True)), 0.1)
+    one.handle(em.Answered(asked[0].tag, emsg.StartNoted(True)), 0.1)
     newer = certificate(one.chain.head, [VOTERS[0], VOTERS[3], VOTERS[4]], [0, 1])
-    one.handle(em.Heard(IDS[1], m.Certificates((newer,))), 0.2)
+    one.handle(em.Heard(IDS[1], emsg.Certificates((newer,))), 0.2)
     one.handle(em.ChainSaved(3, em.OnDisk((2, 3), (2, 3))), 0.3)
     one.handle(em.EpochStopped(2), 0.4)
     begun = one.handle(em.EpochStarted(3, None, em.OnDisk((2, 3), (2, 3))), 0.5)

@@ -26,6 +26,7 @@ from swarmd.base.rng import make_rng
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.state.raft import answers, pipe
+from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.feed import SUBSCRIBERS_MAX, Feed
 from swarmd.state.raft.messages import OpResult, Put
@@ -104,13 +105,13 @@ async def test_only_voters_of_an_epoch_get_its_state(
         await swarm.voters_are(0, 1, 2)
         await swarm.start(3)
         with pytest.raises(Forbidden):
-            await ask(swarm, 3, 0, m.StateAsk(2, 0), m.EPOCH)
+            await ask(swarm, 3, 0, emsg.StateAsk(2, 0), emsg.EPOCH)
         with pytest.raises(NotFound):
-            await ask(swarm, 1, 0, m.StateAsk(7, 0), m.EPOCH)
-        piece = await ask(swarm, 1, 0, m.StateAsk(2, 0), m.EPOCH)
+            await ask(swarm, 1, 0, emsg.StateAsk(7, 0), emsg.EPOCH)
+        piece = await ask(swarm, 1, 0, emsg.StateAsk(2, 0), emsg.EPOCH)
         assert len(piece.data) <= m.PIECE_BYTES
         with pytest.raises(BadRequest):
-            await ask(swarm, 1, 0, m.StateAsk(2, piece.total), m.EPOCH)
+            await ask(swarm, 1, 0, emsg.StateAsk(2, piece.total), emsg.EPOCH)
 
 
 async def test_bad_operations_are_refused_before_they_travel(

@@ -18,7 +18,7 @@ from swarmd.mesh.driver import Driver
 from swarmd.mesh.link import Lane, Link
 from swarmd.observe.log import get_logger
 from swarmd.state.raft import copy_machine as cm
-from swarmd.state.raft import messages as m
+from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.epoch_copy import EpochCopy
 from swarmd.state.raft.frames import FrameWriter, unpack
@@ -178,10 +178,10 @@ class Copier:
         return cm.Kept(effect.number, copy.last)
 
     async def _ask(self, effect: cm.AskVoter) -> None:
-        lane = Lane.BULK if isinstance(effect.message, m.BaseAsk) else Lane.CONTROL
+        lane = Lane.BULK if isinstance(effect.message, emsg.BaseAsk) else Lane.CONTROL
         try:
             answer = await self._link.request(
-                m.COPY, effect.peer, effect.message, timeout_s=ASK_TIMEOUT_S, lane=lane
+                emsg.COPY, effect.peer, effect.message, timeout_s=ASK_TIMEOUT_S, lane=lane
             )
         except SwarmError as error:
             self._driver.feed(cm.Answered(effect.tag, None, error.code))

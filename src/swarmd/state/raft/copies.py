@@ -17,6 +17,7 @@ from swarmd.base.errors import BadRequest, Busy, Forbidden, Moved, NotFound, Swa
 from swarmd.base.ids import NodeId, short
 from swarmd.mesh.link import Inbound, Link
 from swarmd.observe.metrics import DROPPED
+from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.copier import encode_slowly
 from swarmd.state.raft.keeper import Keeper
@@ -68,7 +69,7 @@ class Copies:
         if follower is None or follower.number != number:
             follower = self._followers[peer] = _Follower(number, now)
         follower.told_at = now
-        self._link.send_nowait(m.COPY, peer, m.Follow(number))
+        self._link.send_nowait(emsg.COPY, peer, emsg.Follow(number))
         self._forget_old(number, now)
 
     def _forget_old(self, number: int, now: float) -> None:
@@ -125,7 +126,7 @@ class Copies:
     async def receive(self, inbox: trio.MemoryReceiveChannel[Inbound]) -> None:
         """Answer until cancelled."""
         async for inbound in inbox:
-            if isinstance(inbound.message, m.Follow):
+            if isinstance(inbound.message, emsg.Follow):
                 self._keeper.told_to_copy(inbound.peer, inbound.message.number)
             elif self._running >= SERVED_MAX:
                 await inbound.fail(Busy("too many copies are asked for at a time"))
@@ -144,12 +145,12 @@ class Copies:
 
     async def _answer(self, peer: NodeId, message: Message) -> Message:
         match message:
-            case m.BaseAsk(number, index, offset):
+            case emsg.BaseAsk(number, index, offset):
                 replica = self._replica_for(peer, number)
                 if index == 0 and offset == 0:
                     await self._freeze(replica)
                 return self._base_piece(replica, index, offset)
-            case m.LogAsk(number, after, offset):
+            case emsg.LogAsk(number, after, offset):
                 replica = self._replica_for(peer, number)
                 self._note(peer, after)
                 return await self._log_piece(replica, after, offset)
@@ -172,7 +173,7 @@ class Copies:
         self._heard.set()
         self._heard = trio.Event()
 
-    async def _log_piece(self, replica: Replica, after: int, offset: int) -> m.LogPiece:
+    async def _log_piece(self, replica: Replica, after: int, offset: int) -> emsg.LogPiece:
         if replica.applied_index <= after:
             with trio.move_on_after(NEWS_WAIT_S):
                 await self._applied.wait()
@@ -184,8 +185,8 @@ class Copies:
             if not 0 <= offset < len(whole):
                 raise BadRequest(f"an entry of {len(whole)} bytes has no offset {offset}")
             piece = whole[offset : offset + m.PIECE_BYTES]
-            return m.LogPiece((piece,), replica.applied_index, len(whole))
-        return m.LogPiece(tuple(entries), replica.applied_index)
+            return emsg.LogPiece((piece,), replica.applied_index, len(whole))
+        return emsg.LogPiece(tuple(entries), replica.applied_index)
 
     async def _freeze(self, replica: Replica) -> None:
         """Have a state to hand out; one will do as long as the log holds what follows it."""
@@ -196,11 +197,11 @@ class Copies:
                 body = await encode_slowly(replica.state.snapshot())
                 self._base = (number, index, body)
 
-    def _base_piece(self, replica: Replica, index: int, offset: int) -> m.BasePiece:
+    def _base_piece(self, replica: Replica, index: int, offset: int) -> emsg.BasePiece:
         number = replica.epoch.number
         if self._base is None or self._base[0] != number or index not in (0, self._base[1]):
             raise NotFound("that state is gone: ask for a newer one")
         _, at, body = self._base
         if not 0 <= offset < len(body):
             raise BadRequest(f"a state of {len(body)} bytes has no offset {offset}")
-        return m.BasePiece(at, len(body), body[offset : offset + m.PIECE_BYTES])
+        return emsg.BasePiece(at, len(body), body[offset : offset + m.PIECE_BYTES])

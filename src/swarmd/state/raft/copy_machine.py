@@ -21,7 +21,7 @@ from swarmd.base.errors import NotFound
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import CHECKED_FILE_BYTES_MAX, ENTRY_BYTES_MAX
 from swarmd.base.machine import Effect, Event, SetTimer
-from swarmd.state.raft import messages as m
+from swarmd.state.raft import epoch_messages as emsg
 
 RETRY_S: Final = 0.3
 # A coordinator says so every half second.
@@ -180,8 +180,8 @@ class CopyMachine:
             self._out.append(CloseCopy(self.number))
             return self._stop()
         if self.last == NOTHING:
-            return self._ask(m.BaseAsk(self.number, self._base_index, self._size))
-        return self._ask(m.LogAsk(self.number, self.last, self._size))
+            return self._ask(emsg.BaseAsk(self.number, self._base_index, self._size))
+        return self._ask(emsg.LogAsk(self.number, self.last, self._size))
 
     def _ask(self, message: Any) -> None:
         self._tag += 1
@@ -196,14 +196,14 @@ class CopyMachine:
         if code == NotFound.code:
             self.last = NOTHING  # Too far behind for entries, or that state is gone: anew.
             self._pause()
-        elif isinstance(message, m.BasePiece) and self.last == NOTHING:
+        elif isinstance(message, emsg.BasePiece) and self.last == NOTHING:
             self._take_base(message)
-        elif isinstance(message, m.LogPiece) and self.last != NOTHING:
+        elif isinstance(message, emsg.LogPiece) and self.last != NOTHING:
             self._take_log(message)
         else:
             self._pause()
 
-    def _take_base(self, piece: m.BasePiece) -> None:
+    def _take_base(self, piece: emsg.BasePiece) -> None:
         sound = 0 < piece.total <= CHECKED_FILE_BYTES_MAX and piece.index >= 0 and piece.data
         if not sound or (self._size and piece.index != self._base_index):
             return self._pause()
@@ -216,7 +216,7 @@ class CopyMachine:
         self._out.append(KeepBase(self.number, piece.index, body))
         return None
 
-    def _take_log(self, piece: m.LogPiece) -> None:
+    def _take_log(self, piece: emsg.LogPiece) -> None:
         if not piece.total:
             self._forget_pieces()
             if not piece.entries:

@@ -7,6 +7,7 @@ from typing import Any
 
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect, Event
+from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
 
 
@@ -162,7 +163,7 @@ class NoteStart(Effect):
 
     tag: int
     peer: NodeId
-    start: m.StartAsk
+    start: emsg.StartAsk
 
 
 @dataclass(frozen=True, slots=True)

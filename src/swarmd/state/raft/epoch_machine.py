@@ -37,6 +37,7 @@ from swarmd.base.ids import NodeId, short
 from swarmd.base.limits import CHECKED_FILE_BYTES_MAX
 from swarmd.base.machine import Effect, Event, Send, SetTimer
 from swarmd.identity.keys import SigningKey
+from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.epoch import (
     AskInstalled,
@@ -371,7 +372,7 @@ class EpochMachine:
         self.waits_for = "signatures of the voters of the ended epoch"
         if self._ask_again:
             self._ask_again = False
-            self._send_each(to, m.Signed(ballot.own))
+            self._send_each(to, emsg.Signed(ballot.own))
         return None
 
     def _ask_installed(self, number: int, of: tuple[NodeId, ...]) -> None:
@@ -379,7 +380,7 @@ class EpochMachine:
             return
         self._ask_again = False
         for peer in of:
-            self._asked[self._ask(peer, m.InstalledAsk(number))] = peer
+            self._asked[self._ask(peer, emsg.InstalledAsk(number))] = peer
 
     def _admit(self, number: int) -> None:
         """Take part once all voters noted this life, or a majority did and the grace is over."""
@@ -399,7 +400,7 @@ class EpochMachine:
         if self._noting or not self._note_again:
             return
         self._note_again = False
-        ask = m.StartAsk(self.me.storage, *self._life)
+        ask = emsg.StartAsk(self.me.storage, *self._life)
         for peer in self.chain.head.node_ids:
             if peer != self.me.node_id and peer not in self._noted:
                 self._noting[self._ask(peer, ask)] = peer
@@ -431,13 +432,13 @@ class EpochMachine:
         fetch.source += 1
         fetch.offset = 0
         if fetch.source < len(fetch.sources):
-            fetch.tag = self._ask(fetch.sources[fetch.source], m.StateAsk(fetch.number, 0))
+            fetch.tag = self._ask(fetch.sources[fetch.source], emsg.StateAsk(fetch.number, 0))
         else:
             self._fetch = None
             self._paused = True
 
     def _take_piece(self, fetch: _Fetch, piece: Any) -> None:
-        sound = isinstance(piece, m.StatePiece) and piece.data
+        sound = isinstance(piece, emsg.StatePiece) and piece.data
         if not sound or piece.total > CHECKED_FILE_BYTES_MAX:
             return self._try_next_source()
         self._out.append(KeepPiece(fetch.number, fetch.offset, piece.data))
@@ -445,7 +446,7 @@ class EpochMachine:
         if fetch.offset >= piece.total:
             return self._begin(KeepState(fetch.number, fetch.digest))
         source = fetch.sources[fetch.source]
-        fetch.tag = self._ask(source, m.StateAsk(fetch.number, fetch.offset))
+        fetch.tag = self._ask(source, emsg.StateAsk(fetch.number, fetch.offset))
         return None
 
     # ---- answers -----------------------------------------------------------------------
@@ -460,7 +461,7 @@ class EpochMachine:
             self._take_piece(self._fetch, message)
 
     def _take_noted(self, peer: NodeId, answer: Any) -> None:
-        if not isinstance(answer, m.StartNoted):
+        if not isinstance(answer, emsg.StartNoted):
             return  # Away: it is asked again.
         if answer.rises:
             self._noted[peer] = None
@@ -468,7 +469,7 @@ class EpochMachine:
             self._restored = True
 
     def _take_installed(self, peer: NodeId, answer: Any) -> None:
-        if not isinstance(answer, m.Installed):
+        if not isinstance(answer, emsg.Installed):
             return  # Away: it is asked again.
         number = self.chain.head.number
         if answer.number == number and answer.installed:
@@ -503,7 +504,7 @@ class EpochMachine:
         head = self.chain.head
         before = self.chain.before_head
         to = tuple(dict.fromkeys((*head.node_ids, *(before.node_ids if before else ()))))
-        message = m.Certificates(certificates)
+        message = emsg.Certificates(certificates)
         self._send_each(to, message)
         if push:
             self._out.append(SendAlive(message, to))
@@ -517,7 +518,7 @@ class EpochMachine:
         self._told[peer] = self._now
         following = self.chain.certificates_from(number, CERTIFICATES_MAX)
         if following:
-            self._out.append(Send(peer, m.Certificates(following)))
+            self._out.append(Send(peer, emsg.Certificates(following)))
 
     def _stray(self, peer: NodeId, key: bytes) -> None:
         number = self.chain.number_of(key)
@@ -542,27 +543,27 @@ class EpochMachine:
 
     def _reply(self, peer: NodeId, message: Any, tag: int) -> Effect:
         match message:
-            case m.Certificates(certificates):
+            case emsg.Certificates(certificates):
                 # From oneself: a recovery, which everybody is to hear of.
                 self._learn(certificates, push=peer == self.me.node_id)
-            case m.Signed(envelope):
+            case emsg.Signed(envelope):
                 self._take_signature(peer, envelope)
-            case m.ChainAsk(number):
+            case emsg.ChainAsk(number):
                 known = self.chain.certificates_from(number, CERTIFICATES_MAX)
-                return Answer(tag, m.Certificates(known))
-            case m.InstalledAsk(number):
+                return Answer(tag, emsg.Certificates(known))
+            case emsg.InstalledAsk(number):
                 head = self.chain.head.number
                 holds = number in self._disk.states and self.has_seat and number == head
-                return Answer(tag, m.Installed(head, holds))
-            case m.Enlist():
+                return Answer(tag, emsg.Installed(head, holds))
+            case emsg.Enlist():
                 if self.leaving:
                     raise ShuttingDown("this node is about to leave the swarm")
-                return Answer(tag, m.Enlisted(self.me, self.chain.head.number))
-            case m.StateAsk(number, offset):
+                return Answer(tag, emsg.Enlisted(self.me, self.chain.head.number))
+            case emsg.StateAsk(number, offset):
                 return self._piece(peer, tag, number, offset)
-            case m.StartAsk():
+            case emsg.StartAsk():
                 return NoteStart(tag, peer, message)
-            case m.StatePiece() | m.Installed() | m.Enlisted() | m.StartNoted():
+            case emsg.StatePiece() | emsg.Installed() | emsg.Enlisted() | emsg.StartNoted():
                 raise RemoteError("an answer to no question")
             case _:
                 raise BadRequest("not a question about epochs")

@@ -34,6 +34,7 @@ from swarmd.mesh.link import Inbound, Lane, Link
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
 from swarmd.state.raft import epoch_machine as em
+from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.copier import Copier
@@ -276,18 +277,18 @@ class Keeper:
 
     def recover(self, certificate: bytes) -> None:
         """Take a checked certificate of a recovery, and tell everybody."""
-        self._driver.feed(em.Heard(self._link.node_id, m.Certificates((certificate,))))
+        self._driver.feed(em.Heard(self._link.node_id, emsg.Certificates((certificate,))))
 
     async def ask_chain(self, peer: NodeId) -> None:
         """Learn what `peer` knows; errors are only counted."""
         try:
             answer = await self._link.request(
-                m.EPOCH, peer, m.ChainAsk(self.chain.asks_from), timeout_s=ASK_TIMEOUT_S
+                emsg.EPOCH, peer, emsg.ChainAsk(self.chain.asks_from), timeout_s=ASK_TIMEOUT_S
             )
         except SwarmError as error:
             DROPPED.labels("epoch", error.code).inc()
         else:
-            if isinstance(answer, m.Certificates):
+            if isinstance(answer, emsg.Certificates):
                 self._feed(em.Heard(peer, answer))
 
     async def ask_somebody(self) -> None:
@@ -351,7 +352,7 @@ class Keeper:
         else:
             self._answer(em.Answer(effect.tag, piece))
 
-    def _piece(self, number: int, offset: int) -> m.StatePiece:
+    def _piece(self, number: int, offset: int) -> emsg.StatePiece:
         if self._served is None or self._served[0] != number:
             file = self._files.state_reader(number)
             if file is None:
@@ -361,7 +362,7 @@ class Keeper:
         file = self._served[1]
         if not 0 <= offset < file.size:
             raise BadRequest(f"a state of {file.size} bytes has no offset {offset}")
-        return m.StatePiece(file.size, file.read(offset, m.PIECE_BYTES))
+        return emsg.StatePiece(file.size, file.read(offset, m.PIECE_BYTES))
 
     def _serve_no_more(self) -> None:
         if self._served is not None:
@@ -369,23 +370,23 @@ class Keeper:
             self._served = None
 
     async def _ask(self, effect: em.Ask) -> None:
-        lane = Lane.BULK if isinstance(effect.message, m.StateAsk) else Lane.CONTROL
+        lane = Lane.BULK if isinstance(effect.message, emsg.StateAsk) else Lane.CONTROL
         answer = None
         try:
             answer = await self._link.request(
-                m.EPOCH, effect.peer, effect.message, timeout_s=ASK_TIMEOUT_S, lane=lane
+                emsg.EPOCH, effect.peer, effect.message, timeout_s=ASK_TIMEOUT_S, lane=lane
             )
         except SwarmError as error:
             DROPPED.labels("epoch", error.code).inc()
         self._driver.feed(em.Answered(effect.tag, answer))
 
     def _send(self, effect: Send) -> None:
-        self._link.send_nowait(m.EPOCH, effect.peer, effect.message)
+        self._link.send_nowait(emsg.EPOCH, effect.peer, effect.message)
 
     def _send_alive(self, effect: em.SendAlive) -> None:
         for peer in self._membership.alive()[:PUSH_MEMBERS_MAX]:
             if peer not in effect.told and peer != self._link.node_id:
-                self._link.send_nowait(m.EPOCH, peer, effect.message)
+                self._link.send_nowait(emsg.EPOCH, peer, effect.message)
 
     # ---- files ---------------------------------------------------------------------------
 
@@ -419,7 +420,7 @@ class Keeper:
         except DiskFault as error:
             self._refuse(em.Refuse(effect.tag, error.code, error.message))
         else:
-            self._answer(em.Answer(effect.tag, m.StartNoted(rises)))
+            self._answer(em.Answer(effect.tag, emsg.StartNoted(rises)))
 
     async def _keep_sealed_state(self, effect: KeepSealedState) -> Event:
         """Nothing of the state changes after the seal; it is written a slice at a time."""

@@ -14,6 +14,7 @@ from swarmd.mesh.driver import Driver
 from swarmd.mesh.link import Link
 from swarmd.mesh.trust import Trust
 from swarmd.observe.log import get_logger
+from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
 from swarmd.state.raft import seat_machine as sm
 from swarmd.state.raft.config import RaftConfig
@@ -172,12 +173,12 @@ class Seats:
         voter = None
         try:
             answer = await self._link.request(
-                m.EPOCH, effect.peer, m.Enlist(), timeout_s=ENLIST_TIMEOUT_S
+                emsg.EPOCH, effect.peer, emsg.Enlist(), timeout_s=ENLIST_TIMEOUT_S
             )
         except SwarmError:
             pass  # Missing: the machine passes it over, or names it.
         else:
-            if isinstance(answer, m.Enlisted):
+            if isinstance(answer, emsg.Enlisted):
                 voter = answer.voter
         self._driver.feed(sm.SeatAnswered(effect.tag, voter))
 

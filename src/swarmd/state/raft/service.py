@@ -31,6 +31,7 @@ from swarmd.identity.keys import SigningKey
 from swarmd.mesh.link import Link
 from swarmd.mesh.trust import Trust
 from swarmd.observe.log import get_logger
+from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.answers import Answers
 from swarmd.state.raft.caller import ATTEMPT_TIMEOUT_S, Caller
@@ -535,9 +536,9 @@ class Store:
         nursery, keeper, link = self._nursery, self._keeper, self._link
         answers = Answers(self, self._watches, nursery)
         nursery.start_soon(keeper.receive_packets, link.open_inbox(m.RAFT, size=1_000))
-        nursery.start_soon(keeper.receive, link.open_inbox(m.EPOCH, size=200))
+        nursery.start_soon(keeper.receive, link.open_inbox(emsg.EPOCH, size=200))
         nursery.start_soon(answers.run, link.open_inbox(m.STORE, size=1_000))
-        nursery.start_soon(self._copies.receive, link.open_inbox(m.COPY, size=200))
+        nursery.start_soon(self._copies.receive, link.open_inbox(emsg.COPY, size=200))
         nursery.start_soon(keeper.run)
         nursery.start_soon(self._pipe.run)
         nursery.start_soon(self._seats.run)
