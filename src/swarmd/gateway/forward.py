@@ -186,6 +186,7 @@ class Forwarder:
         release_body(scope, self._budget)
         started = False
         last: Body | None = None
+        failure: SwarmError | None = None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_when_gone, request, nursery.cancel_scope)
@@ -200,8 +201,10 @@ class Forwarder:
                         await _pass_on(message, send)
                 nursery.cancel_scope.cancel()
         except* SwarmError as group:
-            if not started:
-                raise _first(group) from None
+            failure = _first(group)
+        # Outside of the block: what is raised in one becomes a group before Python 3.11.4.
+        if failure is not None and not started:
+            raise failure
         # Outside: at the end of an answer the server reports a disconnect by itself.
         if last is not None:
             await send({"type": "http.response.body", "body": last.data, "more_body": False})
