@@ -204,6 +204,22 @@ def test_a_state_that_is_not_what_the_certificate_says_comes_from_elsewhere() ->
     assert one.handle(em.Answered(first.tag, emsg.StatePiece(1, b"x")), 0.3) == [], "stale"
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_state_that_could_not_be_kept_is_fetched_anew(copied: bool) -> None:
+    """A full disk at the last step of a fetch, or while a copy is put to use, holds nobody up."""
+    one = newcomer()
+    if copied:
+        one.handle(em.Wake(em.START), 0.0)
+    else:
+        (first,) = asks(without_copy(one))
+        one.handle(em.Answered(first.tag, emsg.StatePiece(1, b"x")), 0.1)
+    assert steps(one.handle(em.WriteFailed(), 0.2)) == []
+    again = [e for token in range(1, 10) for e in one.handle(em.Wake(token), 0.5)]
+    assert steps(again) == [em.UseCopy(3, DIGEST)]
+    (ask,) = asks(one.handle(em.StateRefused(3), 0.6))
+    assert ask.message == emsg.StateAsk(3, 0)
+
+
 def test_a_copy_of_the_log_spares_the_fetch() -> None:
     one = newcomer()
     assert steps(one.handle(em.Wake(em.START), 0.0)) == [em.UseCopy(3, DIGEST)]

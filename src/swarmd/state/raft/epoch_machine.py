@@ -296,6 +296,8 @@ class EpochMachine:
                 self.me, self._restored = me, False
                 self._out.append(Changed())
             case WriteFailed():
+                # What was fetched may be lost with it: it is fetched anew after the pause.
+                self._fetch = None
                 self._paused = True
 
     def _state_kept(self, number: int, digest: bytes) -> None:
