@@ -25,7 +25,8 @@ SNAPSHOT_FILE: Final = "snapshot"
 TAKEN_FILE: Final = "snapshot.new"
 RECEIVED_FILE: Final = "snapshot.in"
 KIND: Final = "raftsnap"
-FORMAT: Final = 2
+# Rises whenever the state's own frames change, too: an old file is then named as one.
+FORMAT: Final = 3
 # A slice ends with the frame that reaches this; takes about a millisecond.
 SLICE_BYTES: Final = 32 * KIB
 # Written bytes that may wait for a sync.
