@@ -5,8 +5,8 @@ cannot choose what an intermediary gets to see (RFC 6455, sections 5.3 and 10.3)
 there is neither: TLS goes from one end to the other, and swarmd is at both. A mask of zeros, which
 every peer understands, leaves the bytes as they are; to mask and to unmask took longer than TLS.
 
-wsproto has no setting for it, so this reaches into the pinned library, which nothing else in the
-process uses; see `docs/dependencies.md`.
+wsproto has no setting for it, so this reaches into the pinned library; see `docs/dependencies.md`.
+What else uses it in this process, Hypercorn, is a server, and servers do not mask.
 """
 
 from __future__ import annotations

@@ -30,9 +30,9 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     # goes together. More keep a leader busy while slow disks work; each means more syncs and
     # messages for the same entries.
     rounds_max: int = 1
-    # A round that carries less than the one before waits up to this long for those who were just
-    # answered to come back. Longer makes larger rounds of many callers; it is what a write may
-    # take longer at worst. 0: no round waits.
+    # A round waits up to this long for callers that the one before answered to come back, if it
+    # is not all there without them. Longer makes larger rounds of many callers; it is what a write
+    # may take longer at worst. 0: no round waits.
     gather_s: float = 0.004
     # Messages above this are sent in parts of this size; must fit a stream message.
     part_bytes: int = 256 * KIB

@@ -3,9 +3,10 @@
 A round costs a sync, messages and their answers whatever it carries. So while as many rounds as
 may be are under way, what is proposed waits and goes together with the next, as a sync serves
 all that arrived during the last. And since callers who wait for an answer come back soon after
-it, a round that would carry fewer proposals than the one before waits for more a little: for
-`GATHER_SHARE` of the time that one took, up to `raft.gather_s`, from its commit on. A lone caller
-never waits, for each of its rounds carries one; nor does who comes later than that.
+it, the next round waits a little for as many proposals as there were callers: those that the last
+one carried, and those that were waiting when it ended. It waits for `GATHER_SHARE` of the time
+that one took, up to `raft.gather_s`, from its commit on. A lone caller never waits, for it is the
+only one there; nor does who comes later than that.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Proposals:
         self._waiting: dict[int, int] = {}  # Log index -> tag.
         self._rounds: list[int] = []  # The last index of each round under way.
         self._last_count = 0  # Proposals that the last round carried.
-        self._expected = 0  # As many came lately at a time.
+        self._expected = 0  # With those that waited when it ended: how many callers there are.
         self._last_began = 0.0
         self._gather_until = 0.0
 
