@@ -39,6 +39,18 @@ def commit_all(hands: Hands) -> list[Effect]:
     return hands.say("b", AppendReply(1, 0, True, hands.commit, hands.last + 1))
 
 
+def one_of_two_answered(took_s: float) -> tuple[Hands, int, list[Effect]]:
+    """Two callers: the round of the first took so long, the second waited meanwhile.
+
+    The index of the first one's entry, and the effects of its end.
+    """
+    hands, first = leading()
+    for tag in range(2):
+        hands.propose(b"x", tag)
+    hands.now += took_s
+    return hands, first + 1, commit_all(hands)
+
+
 def test_a_round_waits_for_those_who_were_just_answered() -> None:
     """Three callers at a time: the two that the first round left behind wait for its one."""
     hands, first = leading()
@@ -54,25 +66,19 @@ def test_a_round_waits_for_those_who_were_just_answered() -> None:
 
 
 def test_a_round_waits_for_half_of_what_the_last_one_took() -> None:
-    hands, first = leading()
-    for tag in range(2):
-        hands.propose(b"x", tag)
-    hands.now += 0.004
-    wake = [e for e in commit_all(hands) if isinstance(e, SetTimer)][-1]
+    hands, answered, effects = one_of_two_answered(took_s=0.004)
+    wake = [e for e in effects if isinstance(e, SetTimer)][-1]
     assert wake.delay_s == pytest.approx(0.002)
-    assert hands.last == first + 1
+    assert hands.last == answered
     hands.step(wake.event, after_s=wake.delay_s)
-    assert hands.last == first + 2, "nobody came: it goes alone"
+    assert hands.last == answered + 1, "nobody came: it goes alone"
 
 
 def test_a_slow_disk_makes_nobody_wait_longer_than_gather_s() -> None:
-    hands, first = leading()
-    for tag in range(2):
-        hands.propose(b"x", tag)
-    hands.now += 0.05
-    commit_all(hands)
+    hands, answered, _ = one_of_two_answered(took_s=0.05)
+    assert hands.last == answered
     hands.step(Wake(START), after_s=RaftConfig().gather_s)
-    assert hands.last == first + 2
+    assert hands.last == answered + 1
 
 
 def test_a_lone_caller_never_waits() -> None:
@@ -85,17 +91,13 @@ def test_a_lone_caller_never_waits() -> None:
 
 
 def test_who_comes_late_does_not_wait() -> None:
-    hands, first = leading()
-    for tag in range(2):
-        hands.propose(b"x", tag)
-    hands.now += 0.004
-    commit_all(hands)
+    hands, answered, _ = one_of_two_answered(took_s=0.004)
     hands.step(Wake(START), after_s=0.002)
     hands.now += 0.004
     commit_all(hands)
     hands.now += 0.05
     hands.propose(b"x", 2)
-    assert hands.last == first + 3
+    assert hands.last == answered + 2
 
 
 def test_before_a_transfer_nothing_waits() -> None:

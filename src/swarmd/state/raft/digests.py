@@ -37,11 +37,9 @@ class Summed(Protocol):
     @property
     def keys(self) -> SortedList[bytes]: ...
 
-    def get(self, key: bytes) -> Entry | None: ...
-
     @property
     def lookup(self) -> Callable[[bytes], Entry | None]:
-        """The same as `get` for many at once, until the state is replaced."""
+        """Finds entries by their keys, until the state is replaced."""
         ...
 
     def besides(self) -> tuple[Any, ...]: ...
@@ -90,10 +88,10 @@ class Digests:
 
     def _scrub(self) -> None:
         count = FIRST_SCRUB_KEYS if self._sums is None else SCRUB_KEYS
-        state, walk = self._state, self._walk
-        keys = list(islice(state.keys.irange(self._cursor, None, (False, True)), count))
+        walk, get = self._walk, self._state.lookup
+        keys = list(islice(self._state.keys.irange(self._cursor, None, (False, True)), count))
         for key in keys:
-            walk[bucket_of(key)] += crc32(_encode(state.get(key)))
+            walk[bucket_of(key)] += crc32(_encode(get(key)))
         if len(keys) == count:
             self._cursor = keys[-1]
             return

@@ -126,7 +126,7 @@ class Frozen(Iterator[bytes]):
         """`key` is about to change, or `goes`; `before` is its entry."""
         if key > self._cursor:
             saved = self._saved.setdefault(key, before)
-            if goes and saved is not None:
+            if goes and saved is not None and key not in self._gone:
                 self._gone.add(key)
 
     def close(self) -> None:

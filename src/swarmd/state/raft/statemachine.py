@@ -347,9 +347,7 @@ class StateMachine:
 
     def _set(self, key: bytes, value: bytes, lease: int) -> None:
         before = self._entries.get(key)
-        self._digests.changed.setdefault(key, before)
-        for frozen in self.frozen:
-            frozen.note(key, before)
+        self._note_before(key, before)
         if before is None:
             self.keys.add(key)
             created, attached = self.revision, 0
@@ -362,13 +360,16 @@ class StateMachine:
 
     def _unset(self, key: bytes) -> None:
         entry = self._entries.pop(key)
-        self._digests.changed.setdefault(key, entry)
-        for frozen in self.frozen:
-            frozen.note(key, entry, goes=True)
+        self._note_before(key, entry, goes=True)
         self.keys.remove(key)
         if entry.lease:
             self.leases.detach(key, entry.lease)
         self._note([Change(self.revision, key, None)])
+
+    def _note_before(self, key: bytes, before: Entry | None, *, goes: bool = False) -> None:
+        self._digests.changed.setdefault(key, before)
+        for frozen in self.frozen:
+            frozen.note(key, before, goes=goes)
 
     def _attach(self, key: bytes, before: int, lease: int) -> None:
         if before:
