@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from swarmd.base.rng import Rng
 from swarmd.sim.network import LinkFaults, Network
 from swarmd.sim.raft_host import RATE_MAX, RATE_MIN
 from swarmd.sim.raft_node import STORAGE_FILE, Node
 from swarmd.sim.world import World
 from swarmd.state.raft.journal import JOURNAL_FILE
-from swarmd.state.raft.messages import Entry
 
 FAULTS: Final = (
     "loss",
@@ -308,7 +309,7 @@ def flip_state(voter: Node, key: bytes) -> None:
     entry = state.get(key)
     assert entry is not None, key
     value = bytes([entry.value[0] ^ 1]) + entry.value[1:]
-    state.spoil(Entry(key, value, entry.create_revision, entry.mod_revision, entry.lease))
+    state.spoil(msgspec.structs.replace(entry, value=value))
     voter.state_flipped = True
     voter.world.count("state_flip")
 

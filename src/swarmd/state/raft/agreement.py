@@ -9,9 +9,8 @@ A follower also answers, so that the leader knows who agrees: the voters are cha
 the living ones do. Answers are about the last digest that the leader knows, in whatever term it
 was taken; it is told again with the heartbeats until it is answered. So a log in which nobody
 writes holds nothing up, nor does one that is shorter than a digest: an epoch begins with a state
-that a majority signed. Who knows no digest of its own there answers as well. It was started
-since, or its state is so large that it is still being added up, which goes on only as entries
-come: to wait for it might take for ever.
+that a majority signed. Who knows no digest of its own there, because it was started since,
+answers as well; it is compared at the next.
 """
 
 from __future__ import annotations
@@ -65,14 +64,13 @@ class Agreement:
             if core.on(Guard.D2_SCRUB_STATE):
                 raise
             return
-        if own is not None:
-            _keep(self._own, index, own)
-            self._latest = index
+        _keep(self._own, index, own)
+        self._latest = index
         if not core.is_leader:
             self._compare(index)
-        elif own is not None:
-            for peer in core.peers:
-                self._tell(peer)
+            return
+        for peer in core.peers:
+            self._tell(peer)
 
     def heard(self, peer: str) -> None:
         """`peer` answers this leader: tell it again what it has not passed although it could."""

@@ -49,8 +49,7 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     # Busy ones have about 10 KB.
     keep_entries: int = 250
     # Voters compare digests of their states after every so many entries. Fewer finds a voter
-    # that differs sooner; each costs two checksums per key changed and a message to each follower
-    # and back.
+    # that differs sooner; each costs a look at 128 keys and a message to each follower and back.
     digest_entries: int = 32
     # Proposals that may wait for their commit; beyond it new ones are answered `busy`.
     proposals_max: int = 10_000

@@ -78,8 +78,8 @@ class ReplicatedState(Protocol):
         """Take frames of a state; this one becomes it when that is finished."""
         ...
 
-    def digest(self) -> bytes | None:
-        """The same bytes for the same state on every voter; None while it is not known.
+    def digest(self) -> bytes:
+        """The same bytes for the same state on every voter.
 
         Raises:
             Diverged: the state changed otherwise than by what was applied.

@@ -313,13 +313,17 @@ class RangeAsk(Message, frozen=True, tag=9):
 
 
 class Entry(_Part, frozen=True, gc=False):
-    """A key with its value, its two revisions and the lease it goes with; 0: none."""
+    """A key with its value, its two revisions and the lease it goes with; 0: none.
+
+    `checksum` is what `digests.make_checksum` made of the rest when it was applied.
+    """
 
     key: bytes
     value: bytes
     create_revision: int
     mod_revision: int
     lease: int = 0
+    checksum: int = 0
 
 
 class Got(Message, frozen=True, tag=10):

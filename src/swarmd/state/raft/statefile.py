@@ -21,6 +21,7 @@ from sortedcontainers import SortedList
 from swarmd.base.errors import CorruptFile, SwarmError
 from swarmd.base.limits import KIB, LEASES_MAX, SESSIONS_MAX
 from swarmd.identity.authority import RECORDS_MAX, AuthorityState
+from swarmd.state.raft.digests import bucket_of, checksum_of, sums_of_nothing
 from swarmd.state.raft.frames import FrameReader, pack, unpack
 from swarmd.state.raft.history import History
 from swarmd.state.raft.leases import LeaseDump, Leases
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from swarmd.state.raft.statemachine import StateMachine
 
 STATE_KIND: Final = "state"
-STATE_FORMAT: Final = 4
+STATE_FORMAT: Final = 5
 # A frame ends with the item that reaches one of these; making or reading it takes about 1 ms.
 FRAME_BYTES: Final = 64 * KIB
 FRAME_ITEMS: Final = 512
@@ -219,6 +220,7 @@ class Restoring:
         self.authority = AuthorityState(state.genesis)
         self.entries: dict[bytes, Entry] = {}
         self.keys: SortedList[bytes] = SortedList()
+        self.sums = sums_of_nothing()
         self.sessions: dict[bytes, Session] = {}
         self.leases = Leases()
         self.history = History()
@@ -263,12 +265,18 @@ class Restoring:
     def _take_entries(self, entries: list[Entry]) -> None:
         if not self.entries:
             self.leases = Leases(self._leases)
-        held, keys, leases, last = self._state.get, self.keys, self.leases, self._last_key
+        held, keys, leases, sums = self._state.get, self.keys, self.leases, self.sums
+        last = self._last_key
         for entry in entries:
             key = entry.key
             if key <= last:
                 raise CorruptFile("a state of the strong store whose keys are out of order")
             last = key
+            if entry.checksum != checksum_of(entry):
+                raise CorruptFile(
+                    f"a state whose entry {key[:80]!r} was damaged before it was kept"
+                )
+            sums[bucket_of(key)] += entry.checksum
             old = held(key)
             if old == entry:
                 entry, key = old, old.key

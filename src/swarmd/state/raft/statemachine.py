@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Final
+from zlib import crc32
 
 import msgspec
 from sortedcontainers import SortedList
@@ -34,7 +35,13 @@ from swarmd.identity.authority import AuthorityState
 from swarmd.identity.entries import encode_record
 from swarmd.identity.genesis import Genesis
 from swarmd.state.raft.bounds import NUMBER_MAX, are_plain_puts, problem_of
-from swarmd.state.raft.digests import Digests
+from swarmd.state.raft.digests import (
+    BUCKETS,
+    MODULUS,
+    Digests,
+    make_checksum,
+    sums_of_nothing,
+)
 from swarmd.state.raft.history import History
 from swarmd.state.raft.leases import Lease, Leases
 from swarmd.state.raft.messages import (
@@ -99,7 +106,7 @@ class StateMachine:
         # Snapshots being taken, and entries of a state that was replaced.
         self.frozen: list[Frozen] = []
         self._graves: list[dict[bytes, Entry]] = []
-        self._digests = Digests(self)
+        self._digests = Digests(self, sums_of_nothing())
 
     # ---- reading ---------------------------------------------------------------------
 
@@ -318,25 +325,36 @@ class StateMachine:
         return OpResult(True, self.revision, value=value)
 
     def _apply_plain_puts(self, ops: tuple[Put, ...]) -> list[OpResult]:
-        """What `_apply_put` does, for many at once: most of what a busy voter's time goes into."""
-        entries, changed, revision = self._entries, self._digests.changed, self.revision
+        """What `_apply_put` does, for many at once: most of what a busy voter's time goes into.
+
+        Spelled out are `make_checksum` and `Digests.replaced`, too.
+        """
+        entries, revision = self._entries, self.revision
+        sums, walk, cursor = self._digests.sums, self._digests.walk, self._digests.cursor
         results: list[OpResult] = []
         changes: list[Change] = []
         for op in ops:
             key, value = op.key, op.value
             before = entries.get(key)
-            changed.setdefault(key, before)
             for frozen in self.frozen:
                 frozen.note(key, before)
             revision += 1
-            created = revision
+            hashed = crc32(key)
             if before is None:
                 self.keys.add(key)
+                created = revision
+                delta = checksum = crc32(value, (hashed + 8 * revision) % MODULUS)
             else:
                 created = before.create_revision
+                checksum = crc32(value, (hashed + 3 * revision + 5 * created) % MODULUS)
+                delta = checksum - before.checksum
                 if before.lease:
                     self.leases.detach(key, before.lease)
-            entries[key] = Entry(key, value, created, revision)
+            entries[key] = Entry(key, value, created, revision, 0, checksum)
+            bucket = hashed % BUCKETS
+            sums[bucket] += delta
+            if key <= cursor:
+                walk[bucket] += delta
             changes.append(Change(revision, key, value))
             results.append(OpResult(True, revision))
         self.revision = revision
@@ -355,19 +373,22 @@ class StateMachine:
             created, attached = before.create_revision, before.lease
         if attached != lease:
             self._attach(key, attached, lease)
-        self._entries[key] = Entry(key, value, created, self.revision, lease)
+        checksum = make_checksum(crc32(key), value, created, self.revision, lease)
+        entry = Entry(key, value, created, self.revision, lease, checksum)
+        self._entries[key] = entry
+        self._digests.replaced(key, before, entry)
         self._note([Change(self.revision, key, value)])
 
     def _unset(self, key: bytes) -> None:
         entry = self._entries.pop(key)
         self._note_before(key, entry, goes=True)
+        self._digests.replaced(key, entry, None)
         self.keys.remove(key)
         if entry.lease:
             self.leases.detach(key, entry.lease)
         self._note([Change(self.revision, key, None)])
 
     def _note_before(self, key: bytes, before: Entry | None, *, goes: bool = False) -> None:
-        self._digests.changed.setdefault(key, before)
         for frozen in self.frozen:
             frozen.note(key, before, goes=goes)
 
@@ -511,9 +532,9 @@ class StateMachine:
         self.sessions, self.leases, self.history = made.sessions, made.leases, made.history
         self._changes = []
         self._changes_lost = True
-        self._digests = Digests(self)
+        self._digests = Digests(self, made.sums)
 
-    def digest(self) -> bytes | None:
+    def digest(self) -> bytes:
         """Of the state now, by buckets; see `Digests.take`."""
         return self._digests.take()
 
