@@ -41,6 +41,8 @@ ITEM_BYTES_MAX: Final = VALUE_BYTES_MAX * 4 // 3 + 64 * KIB
 _HEAD_BYTES: Final = 4
 _KEEPALIVE_FRAME: Final = b"\x00\x00\x00\x01\xc0"
 _DROP_S: Final = 2.0
+# Answers of a lot are put out together up to about so many bytes.
+_PUT_BYTES: Final = 64 * KIB
 
 T = TypeVar("T")
 # Carries a lot out; one answer per item, in the same order. It raises nothing but bugs.
@@ -269,8 +271,17 @@ class Duplex(Running, Generic[T]):
             raise BadRequest(f"an item of the stream is wrong: {error}") from error
 
     async def _run(self, lot: list[T], size: int) -> None:
+        parts: list[bytes] = []
+        held = 0
         for answer in await self._carry(lot):
-            await self._out.put(self._encoded(answer))
+            raw = self._encoded(answer)
+            parts.append(raw)
+            held += len(raw)
+            if held > _PUT_BYTES:
+                await self._out.put(b"".join(parts))
+                parts, held = [], 0
+        if parts:
+            await self._out.put(b"".join(parts))
         self._out.note_done(len(lot), size)
 
     def _encoded(self, answer: Any) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from states import restore, whole
 from store_applier import VOTER, Applier
 
@@ -89,3 +91,41 @@ def test_it_crosses_snapshots_and_epochs(applier: Applier, monkeypatch: pytest.M
     following.do(Put(b"u/b", b""))
     assert revisions(following.state.history, 3) == [3, 4]
     assert following.state.history.newest == 4
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_what_is_kept_depends_on_nothing_but_what_was_noted(data: st.DataObject) -> None:
+    """Goal: voters keep the same changes, whoever started from a snapshot, and when.
+
+    Method: small bounds and runs; changes in groups of any size, some of one revision. After
+    each group a history made anew from what is kept goes on beside the others, and all agree;
+    what is kept is the end of all that was noted, whole revisions, and within the bounds.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(h, "RUN_REVISIONS", 4)
+        patch.setattr(h, "_PART", 1 / 4)
+        patch.setattr(h, "HISTORY_CHANGES_MAX", 24)
+        patch.setattr(h, "HISTORY_BYTES_MAX", 200)
+        histories = [History()]
+        noted: list[Change] = []
+        revision = 0
+        for sizes in data.draw(st.lists(st.lists(st.integers(0, 60), max_size=9), max_size=12)):
+            group = []
+            for size in sizes:
+                revision += data.draw(st.integers(0, 2)) if noted or group else 1
+                group.append(Change(revision, b"u/a", b"x" * size))
+            noted += group
+            for history in histories:
+                history.note(group)
+            first = histories[0]
+            kept = first.dump()
+            assert kept == [change for change in noted if change.revision > first.compacted]
+            bounded = len(kept) <= 24 and sum(len(c.key) + len(c.value or b"") for c in kept) <= 200
+            assert bounded or len({change.revision for change in kept}) == 1
+            assert [run.size for run in first.runs()] == [
+                sum(len(c.key) + len(c.value or b"") for c in run.changes) for run in first.runs()
+            ]
+            for history in histories[1:]:
+                assert (history.dump(), history.compacted) == (kept, first.compacted)
+            histories.append(History(first.compacted, kept))

@@ -23,7 +23,7 @@ from swarmd.base.limits import KIB, LEASES_MAX, SESSIONS_MAX
 from swarmd.identity.authority import RECORDS_MAX, AuthorityState
 from swarmd.state.raft.digests import bucket_of, checksum_of, sums_of_nothing
 from swarmd.state.raft.frames import FrameReader, pack, unpack
-from swarmd.state.raft.history import History
+from swarmd.state.raft.history import History, Run
 from swarmd.state.raft.leases import LeaseDump, Leases
 from swarmd.state.raft.messages import Change, Entry, Voter
 from swarmd.state.raft.sessions import Results, Session, SessionDump
@@ -111,7 +111,7 @@ class Frozen(Iterator[bytes]):
         ]
         self._records = state.authority.dump()
         self._leases = state.leases.dump()
-        self._history = state.history.dump()
+        self._history = state.history.runs()
         self._count = len(state)
         self._cursor = b""  # Keys up to here have been given.
         self._saved: dict[bytes, Entry | None] = {}
@@ -170,12 +170,15 @@ class Frozen(Iterator[bytes]):
     def _make_history(self) -> Iterator[bytes]:
         batch: list[Change] = []
         size = 0
-        for change in self._history:
-            batch.append(change)
-            size += len(change.key) + len(change.value or b"")
-            if size >= FRAME_BYTES or len(batch) >= FRAME_ITEMS:
-                yield _ENCODER.encode(_HistoryFrame(batch))
-                batch, size = [], 0
+        for run in self._history:
+            # A run of large values is cut; of most only the sums need be known.
+            whole = run.size < FRAME_BYTES and len(run.changes) < FRAME_ITEMS
+            for part in (run,) if whole else _each(run):
+                batch += part.changes
+                size += part.size
+                if size >= FRAME_BYTES or len(batch) >= FRAME_ITEMS:
+                    yield _ENCODER.encode(_HistoryFrame(batch))
+                    batch, size = [], 0
         if batch:
             yield _ENCODER.encode(_HistoryFrame(batch))
         self._history.clear()
@@ -184,12 +187,12 @@ class Frozen(Iterator[bytes]):
         while True:
             batch: list[Entry] = []
             size = seen = 0
+            saved, get = self._saved, self._state.lookup
             for key in self._next_keys():
-                saved = self._saved.pop(key, self)
-                entry = self._state.get(key) if saved is self else saved
+                entry = saved.pop(key) if key in saved else get(key)
                 self._cursor = key
                 seen += 1
-                if isinstance(entry, Entry):  # Else it was made since.
+                if entry is not None:  # Else it was made since.
                     batch.append(entry)
                     size += len(key) + len(entry.value)
                 if size >= FRAME_BYTES or seen >= FRAME_ITEMS:
@@ -205,6 +208,12 @@ class Frozen(Iterator[bytes]):
             return live
         gone = self._gone.irange(self._cursor, None, (False, True))
         return (key for key, _ in groupby(merge(live, gone)))
+
+
+def _each(run: Run) -> Iterator[Run]:
+    """Its changes, each by itself."""
+    for change in run.changes:
+        yield Run((change,), len(change.key) + len(change.value or b""))
 
 
 class Restoring:

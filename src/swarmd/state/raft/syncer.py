@@ -1,9 +1,10 @@
 """Runs a voter's syncs: in the loop while they are short, else in a thread of their own.
 
 A good disk syncs a few records in a tenth of a millisecond, which is less than it costs to hand
-them to a thread and back. So a light sync stays in the loop for as long as those of late took no
-longer than `SHORT_S`; one that takes longer sends the next hundred or so to the thread. It is the
-syncer's own, since trio's pool costs more. Where a disk never waits (a simulated one) every call
+them to a thread and back, and the more so where every core is busy. So a light sync stays in the
+loop for as long as those of late took no longer than `SHORT_S`; one that takes longer sends those
+after it to the thread, the more of them the longer it took. The thread is the syncer's own, since
+trio's pool costs more. Where a disk never waits (a simulated one) every call
 stays, so that virtual time does not pass by. A call that has begun is waited for, cancelled or
 not: nobody else may touch the files while it runs.
 """
@@ -20,7 +21,7 @@ import trio
 
 from swarmd.mesh.driver import AHEAD_TURNS
 
-SHORT_S: Final = 0.001
+SHORT_S: Final = 0.004
 # By how much a long sync is remembered when the next one is done.
 _REMEMBERED: Final = 0.95
 # Longest wait for a call when the voter ends: a disk that hangs must not keep the node.
