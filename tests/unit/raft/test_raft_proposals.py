@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 from raft_hands import Hands, of, sent
 
-from swarmd.base.machine import Effect, SetTimer
+from swarmd.base.machine import Effect
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.machine import START, Proposed, Transfer, Wake
+from swarmd.state.raft.proposals import LITTLE_SHARE, WAIT_SHARE
 from swarmd.state.raft.wire import Append, AppendReply, StaleTerm
 
 
@@ -65,13 +65,53 @@ def test_a_round_waits_for_those_who_were_just_answered() -> None:
     assert [len(a.entries) for a in appends] == [3, 3]
 
 
-def test_a_round_waits_for_half_of_what_the_last_one_took() -> None:
-    hands, answered, effects = one_of_two_answered(took_s=0.004)
-    wake = [e for e in effects if isinstance(e, SetTimer)][-1]
-    assert wake.delay_s == pytest.approx(0.002)
+def wait_in_vain(hands: Hands, share: float) -> None:
+    """A round of 2 ms ends with somebody waiting, who goes alone after so much of that time."""
+    held_since = hands.last
+    hands.step(Wake(START), after_s=0.002 * share - 0.0001)
+    assert hands.last == held_since
+    hands.step(Wake(START), after_s=0.0002)
+    assert hands.last == held_since + 1
+
+
+def one_more(hands: Hands) -> None:
+    """Another one comes during the round under way, which takes 2 ms."""
+    hands.propose(b"x", 7)
+    hands.now += 0.002
+    commit_all(hands)
+
+
+def test_a_round_waits_some_times_as_long_as_the_last_one_took() -> None:
+    hands, answered, _ = one_of_two_answered(took_s=0.002)
     assert hands.last == answered
-    hands.step(wake.event, after_s=wake.delay_s)
-    assert hands.last == answered + 1, "nobody came: it goes alone"
+    wait_in_vain(hands, WAIT_SHARE)
+
+
+def test_who_waits_in_vain_is_spared_it_for_a_while() -> None:
+    """Callers who pause between their writes: after each wait in vain twice as many short ones."""
+    hands, _, _ = one_of_two_answered(took_s=0.002)
+    for spared in (2, 4, 8):
+        wait_in_vain(hands, WAIT_SHARE)
+        for _ in range(spared):
+            one_more(hands)
+            wait_in_vain(hands, LITTLE_SHARE)
+        one_more(hands)
+
+
+def test_a_wait_that_was_worth_it_makes_up_for_those_in_vain() -> None:
+    hands, _, _ = one_of_two_answered(took_s=0.002)
+    wait_in_vain(hands, WAIT_SHARE)
+    for _ in range(2):
+        one_more(hands)
+        wait_in_vain(hands, LITTLE_SHARE)
+    one_more(hands)
+    hands.propose(b"x", 8)  # It comes back.
+    hands.propose(b"x", 9)
+    hands.now += 0.002
+    commit_all(hands)
+    for share in (WAIT_SHARE, LITTLE_SHARE, LITTLE_SHARE, WAIT_SHARE):
+        wait_in_vain(hands, share)
+        one_more(hands)
 
 
 def test_a_slow_disk_makes_nobody_wait_longer_than_gather_s() -> None:

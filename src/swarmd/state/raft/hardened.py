@@ -140,6 +140,7 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
         self._handlers = self._all_handlers()
         self._compacted_index = 0
         self.disk_failed = False
+        self._held_back = False
         self._slice_at = self._take_at = now
         self._failures_seen = 0
         self._applying = (0, 0)
@@ -314,11 +315,15 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
             self._check_contact(now)
         elif now >= self._SyncObj__raftElectionDeadline:
             self.elections.stand()
-        self._apply_committed()
+        # Somebody waits for what is written to be durable: what rests on nothing of it is done
+        # with the step after, but never put off twice.
+        self._held_back = self.dirty and not self._held_back
+        if not self._held_back:
+            self._apply_committed()
+            self._compact_if_due()
+            self._take_slice(now)
         self.reads.answer()
         self.receiver.install_if_durable()
-        self._compact_if_due()
-        self._take_slice(now)
         if self.is_leader:
             self.sender.run(now)
             self.transfers.run(now)

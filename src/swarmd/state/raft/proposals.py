@@ -4,9 +4,11 @@ A round costs a sync, messages and their answers whatever it carries. So while a
 may be are under way, what is proposed waits and goes together with the next, as a sync serves
 all that arrived during the last. And since callers who wait for an answer come back soon after
 it, the next round waits a little for as many proposals as there were callers: those that the last
-one carried, and those that were waiting when it ended. It waits for `GATHER_SHARE` of the time
-that one took, up to `raft.gather_s`, from its commit on. A lone caller never waits, for it is the
-only one there; nor does who comes later than that.
+one carried, and those that were waiting when it ended. It waits from the commit on, for up to
+`WAIT_SHARE` times as long as the last one took and no longer than `raft.gather_s`. Callers that
+pause between two writes do not come: each time that most are missing in the end, twice as many
+rounds go by that wait for a little only, until it is tried again. A lone caller never waits, for
+it is the only one there; nor does who comes later than that.
 """
 
 from __future__ import annotations
@@ -21,7 +23,13 @@ from swarmd.state.raft.replication import REGULAR
 if TYPE_CHECKING:
     from swarmd.state.raft.hardened import HardenedRaft
 
-GATHER_SHARE: Final = 0.5
+# A round waits for so many times as long as the last one took; or little, where nobody comes.
+WAIT_SHARE: Final = 2.5
+LITTLE_SHARE: Final = 0.5
+# What part of the callers must have come for a wait to have been worth it.
+_MOST: Final = 0.75
+# Waits in vain that are counted: after the last of them two to its power rounds are spared one.
+_IN_VAIN_MAX: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,9 @@ class Proposals:
         self._expected = 0  # With those that waited when it ended: how many callers there are.
         self._last_began = 0.0
         self._gather_until = 0.0
+        self._gathers = False  # What is held waits for others.
+        self._in_vain = 0  # Waits in a row that were.
+        self._spared = 0  # Rounds left that wait for little only.
 
     @property
     def next_wake(self) -> float:
@@ -73,8 +84,10 @@ class Proposals:
         Before the office is handed over what was taken still goes.
         """
         self._end_rounds()
-        if not self._held or not (self._is_time or self._core.transfers.blocks_proposals):
+        if not self._held or (self._must_wait() and not self._core.transfers.blocks_proposals):
             return
+        if self._gathers:
+            self._learn()
         core, journal = self._core, self._core.journal
         for command, tag in self._held:
             index = journal.last_index + 1
@@ -92,13 +105,27 @@ class Proposals:
         self._rounds = [last for last in self._rounds if last > core.commit_index]
         self._expected = self._last_count + len(self._held)
         took_s = core.now - self._last_began
-        self._gather_until = core.now + min(config.gather_s, GATHER_SHARE * took_s)
+        share = WAIT_SHARE if self._spared == 0 else LITTLE_SHARE
+        self._gather_until = core.now + min(config.gather_s, share * took_s)
 
-    @property
-    def _is_time(self) -> bool:
+    def _learn(self) -> None:
+        """A round that waited for others is about to go: did they come?"""
+        self._gathers = False
+        if self._spared:
+            self._spared -= 1
+        elif len(self._held) >= _MOST * self._expected:
+            self._in_vain = 0
+        else:
+            self._in_vain = min(self._in_vain + 1, _IN_VAIN_MAX)
+            self._spared = 2**self._in_vain
+
+    def _must_wait(self) -> bool:
+        """For a round under way to end, or for others to join."""
         if self._rounds:
-            return len(self._rounds) < self._core.config.rounds_max
-        return len(self._held) >= self._expected or self._core.now >= self._gather_until
+            return len(self._rounds) >= self._core.config.rounds_max
+        missing = len(self._held) < self._expected and self._core.now < self._gather_until
+        self._gathers = self._gathers or missing
+        return missing
 
     def applied(self, index: int, result: Any) -> None:
         """The entry at `index` was applied; maybe it was proposed here."""
@@ -113,4 +140,5 @@ class Proposals:
         self._held.clear()
         self._waiting.clear()
         self._rounds.clear()
+        self._gathers = False
         self._last_count = self._expected = 0
