@@ -7,6 +7,7 @@ import pytest
 from swarmd.sim.network import LinkFaults
 from swarmd.sim.raft import RaftWorld
 from swarmd.sim.raft_faults import flip_state
+from swarmd.state.raft.digests import SCRUB_KEYS
 from swarmd.state.raft.guards import Guard
 from swarmd.state.raft.messages import Add, Group, Put
 
@@ -76,6 +77,10 @@ def test_a_key_that_is_written_again_is_sound_again() -> None:
     serving.propose((Group(b"", 0, 0, (Put(KEYS[0], b"anew"),)),), lambda _: None)
     world.world.run_for(20.0)
     assert voter.lost is None
+    assert voter.room is not None
+    state = voter.room.state
+    for _ in range(2 * len(state) // SCRUB_KEYS + 2):
+        state.digest()  # Two walks at least.
     assert not world.world.violations
 
 

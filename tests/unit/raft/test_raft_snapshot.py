@@ -225,13 +225,13 @@ def test_a_leader_whose_snapshot_rotted_stops_by_name_when_it_sends_it() -> None
 
 def test_the_formats_of_the_file_are_what_they_were() -> None:
     """A change needs another number."""
-    assert (KIND, FORMAT) == ("raftsnap", 3)
+    assert (KIND, FORMAT) == ("raftsnap", 4)
     assert snapshot_of(5, 1, b"x").hex() == GOLDEN
 
 
 GOLDEN = (
     "53575246"  # SWRF
-    "72616674736e617000030000000a3a3a323e93050193a161a162a1630000000251d7d395637800"
+    "72616674736e617000040000000a3a3a323e93050193a161a162a1630000000251d7d395637800"
     "0000010ed4e2422e"
-    "0000000000000000156308660c7cce41f4dd7a365ec8122c493649ff9e4d44a7a1ec0178742b4ef6"
+    "00000000000000005e693d57986c297acb1e2f08231d2948ea31821fe5c8b547dbdb40edf2560460"
 )

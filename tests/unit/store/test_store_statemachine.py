@@ -465,4 +465,4 @@ def test_puts_that_come_together_do_what_they_do_one_by_one(
     assert [lease.keys for lease in states[0].leases.all()] == [
         lease.keys for lease in states[1].leases.all()
     ]
-    assert states[0].history.dump() == states[1].history.dump()
+    assert states[0].history.runs() == states[1].history.runs()

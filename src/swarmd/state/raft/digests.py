@@ -32,6 +32,7 @@ SCRUB_KEYS: Final = 128
 MODULUS: Final = 4_294_967_291
 _SUMS: Final = struct.Struct(f">{BUCKETS + 1}Q")
 _SUM_BYTES: Final = 8
+_SUM_MASK: Final = 2**64 - 1
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 Sums = list[int]
@@ -60,7 +61,7 @@ class Digests:
     def __init__(self, state: Summed, sums: Sums) -> None:
         self._state = state
         self.sums = sums
-        self.walk: Sums = [0] * BUCKETS
+        self.walk = sums_of_nothing()
         self.cursor = b""  # The walk has added up the keys up to here.
 
     def replaced(self, key: bytes, before: Entry | None, after: Entry | None) -> None:
@@ -78,7 +79,9 @@ class Digests:
             Diverged: the state changed otherwise than by its log.
         """
         self._scrub()
-        return _SUMS.pack(*self.sums, crc32(_encode(self._state.besides())))
+        # A damaged checksum may have made a sum negative: the walk is going to say so.
+        sums = [one & _SUM_MASK for one in self.sums]
+        return _SUMS.pack(*sums, crc32(_encode(self._state.besides())))
 
     def _scrub(self) -> None:
         walk, get = self.walk, self._state.lookup
@@ -86,14 +89,18 @@ class Digests:
         for key in keys:
             entry, bucket = get(key), bucket_of(key)
             if entry is None or entry.checksum != checksum_of(entry):
+                self._begin_walk()
                 raise _spoilt(bucket)
             walk[bucket] += entry.checksum
         if len(keys) == SCRUB_KEYS:
             self.cursor = keys[-1]
             return
+        self._begin_walk()
         if self.sums != walk:
             raise _spoilt(next(n for n in range(BUCKETS) if self.sums[n] != walk[n]))
-        self.walk, self.cursor = [0] * BUCKETS, b""
+
+    def _begin_walk(self) -> None:
+        self.walk, self.cursor = sums_of_nothing(), b""
 
 
 def sums_of_nothing() -> Sums:

@@ -315,9 +315,9 @@ class HardenedRaft(SyncObj):  # type: ignore[misc]
             self._check_contact(now)
         elif now >= self._SyncObj__raftElectionDeadline:
             self.elections.stand()
-        # Somebody waits for what is written to be durable: what rests on nothing of it is done
-        # with the step after, but never put off twice.
-        self._held_back = self.dirty and not self._held_back
+        # A leader waits for what a follower wrote to be durable: what rests on nothing of it is
+        # done with the step after, but never put off twice.
+        self._held_back = self.dirty and not self.is_leader and not self._held_back
         if not self._held_back:
             self._apply_committed()
             self._compact_if_due()

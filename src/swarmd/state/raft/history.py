@@ -143,10 +143,6 @@ class History:
         """All of it as it is now, in order."""
         return [Run(run.changes.copy(), run.size) for run in self._runs]
 
-    def dump(self) -> list[Change]:
-        """The same, change by change."""
-        return [change for run in self._runs for change in run.changes]
-
 
 def _size(change: Change) -> int:
     return len(change.key) + len(change.value or b"")

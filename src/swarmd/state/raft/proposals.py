@@ -6,9 +6,9 @@ all that arrived during the last. And since callers who wait for an answer come 
 it, the next round waits a little for as many proposals as there were callers: those that the last
 one carried, and those that were waiting when it ended. It waits from the commit on, for up to
 `WAIT_SHARE` times as long as the last one took and no longer than `raft.gather_s`. Callers that
-pause between two writes do not come: each time that most are missing in the end, twice as many
-rounds go by that wait for a little only, until it is tried again. A lone caller never waits, for
-it is the only one there; nor does who comes later than that.
+pause between two writes do not come: each time that too many are missing in the end, twice as
+many rounds go by that wait for a little only, until it is tried again. A lone caller never
+waits, for it is the only one there; nor does who comes later than that.
 """
 
 from __future__ import annotations
@@ -86,8 +86,9 @@ class Proposals:
         self._end_rounds()
         if not self._held or (self._must_wait() and not self._core.transfers.blocks_proposals):
             return
-        if self._gathers:
+        if self._gathers and not self._core.transfers.blocks_proposals:
             self._learn()
+        self._gathers = False
         core, journal = self._core, self._core.journal
         for command, tag in self._held:
             index = journal.last_index + 1
@@ -110,7 +111,6 @@ class Proposals:
 
     def _learn(self) -> None:
         """A round that waited for others is about to go: did they come?"""
-        self._gathers = False
         if self._spared:
             self._spared -= 1
         elif len(self._held) >= _MOST * self._expected:
@@ -141,4 +141,4 @@ class Proposals:
         self._waiting.clear()
         self._rounds.clear()
         self._gathers = False
-        self._last_count = self._expected = 0
+        self._last_count = self._expected = self._in_vain = self._spared = 0

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 STATE_KIND: Final = "state"
 STATE_FORMAT: Final = 5
-# A frame ends with the item that reaches one of these; making or reading it takes about 1 ms.
+# A frame ends with the item, or the run of changes, that reaches one of these; making or reading
+# it takes about 1 ms.
 FRAME_BYTES: Final = 64 * KIB
 FRAME_ITEMS: Final = 512
 # Every record costs the check of a signature.
