@@ -32,8 +32,8 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     rounds_max: int = 1
     # A round waits up to this long for callers that the one before answered to come back, if it
     # is not all there without them, and for little where they do not come. Longer makes larger
-    # rounds of many callers; it is what a write may take longer at worst. Above commit_notice_s
-    # followers are told of each commit by itself. 0: no round waits.
+    # rounds of many callers; it is what a write may take longer at worst. A round that waits longer
+    # than commit_notice_s costs a notice to each follower besides. 0: no round waits.
     gather_s: float = 0.01
     # Messages above this are sent in parts of this size; must fit a stream message.
     part_bytes: int = 256 * KIB

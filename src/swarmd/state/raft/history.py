@@ -32,6 +32,11 @@ class Run(NamedTuple):
     changes: Sequence[Change]
     size: int
 
+    def cut(self) -> Iterator[Run]:
+        """Each change by itself."""
+        for change in self.changes:
+            yield Run((change,), _size(change))
+
 
 class _Run:
     """The changes of the revisions from `number` times `RUN_REVISIONS` on."""

@@ -28,7 +28,7 @@ WAIT_SHARE: Final = 2.5
 LITTLE_SHARE: Final = 0.5
 # What part of the callers must have come for a wait to have been worth it.
 _MOST: Final = 0.75
-# Waits in vain that are counted: after the last of them two to its power rounds are spared one.
+# Each wait in vain doubles how many rounds are spared one after it, up to two to this power.
 _IN_VAIN_MAX: Final = 8
 
 

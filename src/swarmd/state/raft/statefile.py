@@ -23,7 +23,7 @@ from swarmd.base.limits import KIB, LEASES_MAX, SESSIONS_MAX
 from swarmd.identity.authority import RECORDS_MAX, AuthorityState
 from swarmd.state.raft.digests import bucket_of, checksum_of, sums_of_nothing
 from swarmd.state.raft.frames import FrameReader, pack, unpack
-from swarmd.state.raft.history import History, Run
+from swarmd.state.raft.history import History
 from swarmd.state.raft.leases import LeaseDump, Leases
 from swarmd.state.raft.messages import Change, Entry, Voter
 from swarmd.state.raft.sessions import Results, Session, SessionDump
@@ -174,7 +174,7 @@ class Frozen(Iterator[bytes]):
         for run in self._history:
             # A run of large values is cut; of most only the sums need be known.
             whole = run.size < FRAME_BYTES and len(run.changes) < FRAME_ITEMS
-            for part in (run,) if whole else _each(run):
+            for part in (run,) if whole else run.cut():
                 batch += part.changes
                 size += part.size
                 if size >= FRAME_BYTES or len(batch) >= FRAME_ITEMS:
@@ -209,12 +209,6 @@ class Frozen(Iterator[bytes]):
             return live
         gone = self._gone.irange(self._cursor, None, (False, True))
         return (key for key, _ in groupby(merge(live, gone)))
-
-
-def _each(run: Run) -> Iterator[Run]:
-    """Its changes, each by itself."""
-    for change in run.changes:
-        yield Run((change,), len(change.key) + len(change.value or b""))
 
 
 class Restoring:

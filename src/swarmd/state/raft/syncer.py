@@ -4,9 +4,9 @@ A good disk syncs a few records in a tenth of a millisecond, which is less than 
 them to a thread and back, and the more so where every core is busy. So a light sync stays in the
 loop for as long as those of late took no longer than `SHORT_S`; one that takes longer sends those
 after it to the thread, the more of them the longer it took. The thread is the syncer's own, since
-trio's pool costs more. Where a disk never waits (a simulated one) every call
-stays, so that virtual time does not pass by. A call that has begun is waited for, cancelled or
-not: nobody else may touch the files while it runs.
+trio's pool costs more. Where a disk never waits (a simulated one) every call stays, so that virtual
+time does not pass by. A call that has begun is waited for, cancelled or not: nobody else may touch
+the files while it runs.
 """
 
 from __future__ import annotations
