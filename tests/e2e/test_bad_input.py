@@ -70,6 +70,7 @@ def has_no_trust(daemon: Daemon) -> bool:
     ("words", "said"),
     [
         ("swarmctl statsu", "no such command 'statsu'; did you mean 'status'?"),
+        ("swarmctl task run", "no such command 'run'; did you mean `swarmctl run`?"),
         ("swarmctl kv gte colour", "did you mean 'get'?"),
         ("swarmctl frobnicate", "one of: members, status, doctor"),
         ("swarmctl status --jsno", "'--jsno'"),

@@ -165,9 +165,12 @@ class SwarmGroup(click.Group):
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             known = self.list_commands(ctx)
-            raise click.UsageError(
-                f"no such command {name!r}; {suggest(name, known, ', '.join(known))}", ctx
-            )
+            top = ctx.find_root()
+            if isinstance(top.command, click.Group) and name in top.command.list_commands(top):
+                hint = f"did you mean `{top.info_name} {name}`?"
+            else:
+                hint = suggest(name, known, ", ".join(known))
+            raise click.UsageError(f"no such command {name!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
