@@ -1,15 +1,16 @@
-"""Syncs off the loop: the loop goes on, errors come back, nobody leaves while one runs."""
+"""Syncs: the loop stands still for short ones only, errors come back, nobody leaves early."""
 
 from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 
 import pytest
 import trio
 
 from swarmd.base.errors import DiskFault
-from swarmd.state.raft.syncer import SHORT_S, Syncer
+from swarmd.state.raft.syncer import HELD_S, Syncer
 
 
 async def test_the_loop_goes_on_while_a_call_waits() -> None:
@@ -85,46 +86,81 @@ async def test_where_a_disk_never_waits_no_thread_is_made() -> None:
     syncer.close()
 
 
-async def in_the_loop(syncer: Syncer, took_s: float = 0.0, *, light: bool = True) -> bool:
-    """Was a sync that took so long done where it was asked for?"""
-    where: list[int] = []
+async def held_up(syncer: Syncer, took_s: float, *, light: bool = True) -> bool:
+    """Did the loop stand still for the whole of a sync that took so long?"""
+    turns = 0
+    seen: list[int] = []
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
 
     def call() -> None:
-        where.append(threading.get_ident())
+        seen.append(turns)
         time.sleep(took_s)
+        seen.append(turns)
 
-    await syncer.run(call, light=light)
-    return where == [threading.get_ident()]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turn)
+        await syncer.run(call, light=light)
+        nursery.cancel_scope.cancel()
+    return seen[0] == seen[1]
 
 
-async def test_light_syncs_stay_in_the_loop_while_they_are_short() -> None:
+async def until_trusted(syncer: Syncer) -> int:
+    """How many light syncs it takes until the loop stands still for them."""
+    taken = 0
+    with trio.fail_after(10):
+        while not syncer.trusted:
+            await syncer.run(lambda: None, light=True)
+            taken += 1
+    return taken
+
+
+async def test_the_loop_stands_still_for_light_syncs_while_they_are_short() -> None:
     syncer = Syncer(blocking=True)
-    assert not await in_the_loop(syncer), "nothing is known of the disk at first"
-    with trio.fail_after(5):
-        while not await in_the_loop(syncer):
-            pass
-    assert not await in_the_loop(syncer, light=False)
-    await in_the_loop(syncer, 20 * SHORT_S)
-    off_the_loop = 0
-    with trio.fail_after(5):
-        while not await in_the_loop(syncer):
-            off_the_loop += 1
-    assert off_the_loop >= 50, "a disk that was slow once is not trusted soon"
+    assert not await held_up(syncer, 20 * HELD_S), "nothing is known of the disk at first"
+    assert await until_trusted(syncer) >= 50, "a disk that was slow once is not trusted soon"
+    assert not await held_up(syncer, 5 * HELD_S, light=False)
+    await until_trusted(syncer)
+    assert await held_up(syncer, HELD_S / 4)
     syncer.close()
+
+
+async def test_a_disk_that_hesitates_holds_nobody_up() -> None:
+    syncer = Syncer(blocking=True)
+    await until_trusted(syncer)
+    gate = threading.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(syncer.run, lambda: bool(gate.wait(10)) and None, light=True))
+        await trio.testing.wait_all_tasks_blocked()  # Hangs for ten seconds if the loop does.
+        assert not gate.is_set()
+        gate.set()
+    assert syncer.slowest_s < 5
+    syncer.close()
+
+
+async def test_a_call_that_returns_as_patience_ends_is_never_waited_for_in_vain() -> None:
+    for _ in range(300):
+        syncer = Syncer(blocking=True)
+        await until_trusted(syncer)
+        with trio.fail_after(5):
+            await syncer.run(partial(time.sleep, HELD_S), light=True)
+        syncer.close()
 
 
 async def test_a_disk_that_failed_is_waited_for_off_the_loop() -> None:
     def fail() -> None:
-        time.sleep(2 * SHORT_S)
+        time.sleep(2 * HELD_S)
         raise DiskFault("no room")
 
     syncer = Syncer(blocking=True)
-    with trio.fail_after(5):
-        while not await in_the_loop(syncer):
-            pass
+    await until_trusted(syncer)
     with pytest.raises(DiskFault):
         await syncer.run(fail, light=True)
-    assert not await in_the_loop(syncer)
+    assert not await held_up(syncer, 20 * HELD_S)
     syncer.close()
 
 
