@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import trio
 
@@ -14,9 +15,10 @@ from swarmd.identity.authority import Admission
 from swarmd.identity.keys import SigningKey
 from swarmd.mesh.addresses import AddressBook
 from swarmd.mesh.config import MeshConfig
+from swarmd.mesh.transports.carriers import PlainCarrier, TlsStream
 from swarmd.mesh.transports.memory import MemoryNetwork
 from swarmd.mesh.transports.mux import MuxLink
-from swarmd.mesh.transports.websocket import Streams, open_streams
+from swarmd.mesh.transports.streams import Streams, open_streams
 
 
 @dataclass
@@ -96,7 +98,22 @@ async def _websocket() -> AsyncIterator[Nodes]:
         nursery.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def _plain() -> AsyncIterator[Nodes]:
+    """Streams whose every plane is carried as the log's is."""
+
+    async def carry(
+        alpn: str, nursery: trio.Nursery, stream: TlsStream, *, client: bool
+    ) -> PlainCarrier:
+        return PlainCarrier(stream)
+
+    with patch("swarmd.mesh.transports.streams.open_carrier", carry):
+        async with _websocket() as nodes:
+            yield nodes
+
+
 HARNESSES: dict[str, Callable[[], AbstractAsyncContextManager[Nodes]]] = {
     "memory": _memory,
+    "plain": _plain,
     "websocket": _websocket,
 }

@@ -27,9 +27,9 @@ from swarmd.base.machine import Ahead, Effect, Event, Machine, Persist, SetTimer
 from swarmd.observe.metrics import MACHINE_EFFECTS, MACHINE_EVENTS
 
 _STEP_EVENTS_MAX: Final = 1_024
-# What was sent is on its way after this many turns of the loop: the writer wakes, takes the
-# frame's lock, then the stream's, then writes.
-AHEAD_TURNS: Final = 4
+# What was sent on the log's plane is on its way after this many turns of the loop: the writer
+# wakes, takes the stream's lock, then writes.
+AHEAD_TURNS: Final = 3
 
 Performer = Callable[[Any], None]
 # Makes things durable; told whether something was sent ahead of it, which must leave before the

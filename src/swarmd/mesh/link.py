@@ -1,6 +1,6 @@
 """What the rooms above ask of streams: messages, requests and streamed answers to a peer.
 
-`transports.websocket` implements it over TLS, `transports.memory` in one process; one
+`transports.streams` implements it over TLS, `transports.memory` in one process; one
 conformance suite holds both to it. Answers come up as return values and bounded inboxes;
 nobody registers a callback.
 

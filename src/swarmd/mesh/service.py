@@ -41,9 +41,10 @@ from swarmd.mesh.sockets import (
 )
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.service import Membership, MemberState, Meta, open_membership
+from swarmd.mesh.transports.carriers import TlsStream
 from swarmd.mesh.transports.roster import admitted
+from swarmd.mesh.transports.streams import Streams, open_streams
 from swarmd.mesh.transports.udp import Datagrams, open_datagrams
-from swarmd.mesh.transports.websocket import Streams, TlsStream, open_streams
 from swarmd.mesh.trust import Trust, serve_trust
 from swarmd.observe.log import get_logger
 from swarmd.wire.envelope import signing_bytes

@@ -12,7 +12,7 @@ from wsproto.events import BytesMessage
 
 from swarmd.mesh.transports import masking
 
-importlib.import_module("swarmd.mesh.transports.websocket")  # It tames the library.
+importlib.import_module("swarmd.mesh.transports.streams")  # It tames the library.
 
 PAYLOAD = bytes(range(256)) * 300
 

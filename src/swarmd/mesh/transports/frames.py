@@ -1,4 +1,4 @@
-"""One WebSocket frame: a counter, a tag, a batch of items.
+"""One frame of a stream: a counter, a tag, a batch of items.
 
 The tag is that of ChaCha20-Poly1305 (RFC 8439) under the session key of this direction, with the
 counter as its nonce, the batch as associated data and nothing to encrypt: what is in a frame was

@@ -1,12 +1,12 @@
-"""The hello that opens a stream, inside TLS and before the WebSocket upgrade.
+"""The hello that opens a stream, inside TLS and before any frame.
 
 TLS has proven that the peer holds its certificate's key. The signed hello binds that key, the
 other side's key, the plane and a pair of ephemeral keys into one session, whose frames are
-then tagged (`frames`). It comes before the upgrade for two reasons: a refusal arrives as an
-answer and not as silence, and no HTTP parser ever sees a stranger's bytes.
+then tagged (`frames`). It comes before a WebSocket's upgrade for two reasons: a refusal arrives as
+an answer and not as silence, and no HTTP parser ever sees a stranger's bytes.
 
 Hellos are numbered by their sender, within a boot: a hello older than what its sender has
-since accepted is stale, whichever way the network delivered it (see `websocket`).
+since accepted is stale, whichever way the network delivered it (see `streams`).
 """
 
 from __future__ import annotations

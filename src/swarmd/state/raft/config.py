@@ -9,16 +9,16 @@ from swarmd.base.limits import KIB, MIB
 
 class RaftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # Time between a leader's signs of life. Shorter bears with longer pauses of a leader, as
-    # more of its signs fit the election time; at 90 ms a leader of two pays about 2 % of a core
+    # more of its signs fit the election time; at 100 ms a leader of two pays about 2 % of a core
     # for them and a follower 1 %, at 50 ms nearly twice that.
-    heartbeat_s: float = 0.09
+    heartbeat_s: float = 0.1
     # Followers hear within this time that something was committed, if no entries come first.
     # Shorter shows changes sooner on other nodes; each notice costs two messages per follower.
     commit_notice_s: float = 0.01
     # A voter that hears no leader for a random time between these two asks to become one.
     # Shorter recovers sooner; too short deposes leaders that only paused. Keep the lower one
     # above three heartbeats.
-    election_min_s: float = 0.3
+    election_min_s: float = 0.33
     election_max_s: float = 0.6
     # Bytes of entries per message to a follower that catches up. More is fewer messages;
     # less lets heartbeats through sooner.

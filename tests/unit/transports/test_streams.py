@@ -18,9 +18,10 @@ from swarmd.identity.keys import Exchange, SigningKey
 from swarmd.identity.tls import MESH_ALPN, RAFT_ALPN, client_context, join_context
 from swarmd.mesh.addresses import AddressBook
 from swarmd.mesh.config import MeshConfig
+from swarmd.mesh.transports.carriers import PlainCarrier, TlsStream
 from swarmd.mesh.transports.hello import Hello, receive_part, send_part, sign_hello
 from swarmd.mesh.transports.ports import StreamPort
-from swarmd.mesh.transports.websocket import JoinServer, Streams, open_streams
+from swarmd.mesh.transports.streams import JoinServer, Streams, open_streams
 from swarmd.observe.metrics import REGISTRY
 from swarmd.wire.codec import Family, Message
 
@@ -162,6 +163,7 @@ async def test_another_member_at_the_address_is_noticed_and_the_address_forgotte
             nursery.cancel_scope.cancel()
 
 
+@pytest.mark.usefixtures("carried")
 async def test_an_evicted_member_loses_its_connection_at_once() -> None:
     async with two() as (a, b):
         await ask(a, b)
@@ -189,6 +191,20 @@ async def test_raft_is_refused_to_who_is_no_voter() -> None:
             await b.streams.request(RAFT, A.key_id, Say(1), timeout_s=5)
 
 
+@pytest.fixture(params=["websocket", "plain"])
+def carried(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test is about what carries frames: hold it against either."""
+
+    async def plain(
+        alpn: str, nursery: trio.Nursery, stream: TlsStream, *, client: bool
+    ) -> PlainCarrier:
+        return PlainCarrier(stream)
+
+    if request.param == "plain":
+        monkeypatch.setattr("swarmd.mesh.transports.streams.open_carrier", plain)
+
+
+@pytest.mark.usefixtures("carried")
 async def test_a_goodbye_gives_its_reason_and_what_was_queued_arrives() -> None:
     async with two() as (a, b):
         inbox = a.streams.open_inbox(Family("late", Say))
@@ -207,6 +223,7 @@ async def test_a_goodbye_gives_its_reason_and_what_was_queued_arrives() -> None:
             await ask(a, b)
 
 
+@pytest.mark.usefixtures("carried")
 async def test_an_idle_connection_is_closed_and_comes_back_when_used() -> None:
     async with two(config=MeshConfig(idle_close_s=0.2)) as (a, b):
         await ask(a, b)
@@ -220,6 +237,7 @@ async def test_an_idle_connection_is_closed_and_comes_back_when_used() -> None:
         await ask(a, b)
 
 
+@pytest.mark.usefixtures("carried")
 async def test_a_waiting_request_keeps_its_connection_from_being_idle() -> None:
     slow = Family("slow", Say)
     async with two(config=MeshConfig(idle_close_s=0.1)) as (a, b):
@@ -253,6 +271,7 @@ async def test_a_refused_connection_is_reported_and_tried_less_and_less() -> Non
         assert a.streams._pause(B.key_id) == 0
 
 
+@pytest.mark.usefixtures("carried")
 async def test_a_restarted_peer_replaces_its_old_connection() -> None:
     """A half-open connection must not keep the peer out."""
     async with two() as (a, b):
@@ -307,6 +326,7 @@ async def test_an_open_connection_yields_to_newer_hellos_only(
         assert one.streams._judge(B.key_id, MESH_ALPN, hello(boot, number)) == verdict
 
 
+@pytest.mark.usefixtures("carried")
 async def test_opening_at_once_many_times_leaves_one_connection_and_loses_nothing() -> None:
     async with two() as (a, b), trio.open_nursery() as nursery:
         nursery.start_soon(echo, a.streams)
@@ -383,12 +403,13 @@ async def test_a_member_whose_hello_is_junk_is_dropped_and_counted(raw: bytes) -
         await ask(a, b)
 
 
+@pytest.mark.usefixtures("carried")
 async def test_a_frame_that_is_not_the_next_ends_the_connection() -> None:
     async with two() as (a, b):
         await ask(a, b)
         before = dropped("bad_frame")
         port = a.streams._ports[B.key_id, MESH_ALPN]
-        await a.streams._sockets[port].send_message(b"x" * 100)
+        await a.streams._carriers[port].send(b"x" * 100)
         await until(lambda: dropped("bad_frame") == before + 1)
         await until(lambda: port.broken)
         await ask(a, b)

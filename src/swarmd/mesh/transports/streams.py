@@ -1,8 +1,10 @@
-"""Streams between nodes: WebSocket frames (RFC 6455) over mutual TLS 1.3 (RFC 8446).
+"""Streams between nodes: frames over mutual TLS 1.3 (RFC 8446).
 
 A connection is made on demand, one per peer and plane (the ALPN of RFC 7301):
 
-    TCP -> TLS, both certificates admitted -> signed hellos -> WebSocket upgrade -> frames
+    TCP -> TLS, both certificates admitted -> signed hellos -> carrier -> frames
+
+The carrier is a WebSocket, or for the log's plane nothing but lengths; see `carriers`.
 
 The rules:
 - Nobody is trusted before the hello: unproven connections are few and short-lived.
@@ -26,26 +28,18 @@ from contextlib import asynccontextmanager
 from typing import Final, cast
 
 import trio
-from trio_websocket import (
-    CloseReason,
-    ConnectionClosed,
-    HandshakeError,
-    WebSocketConnection,
-    wrap_client_stream,
-    wrap_server_stream,
-)
+from trio_websocket import ConnectionClosed, HandshakeError
 from wsproto.utilities import ProtocolError
 
 from swarmd.base.errors import RemoteError, Unreachable, Untrusted
 from swarmd.base.ids import NodeId, node_id_of, short
-from swarmd.base.limits import FRAME_BYTES_MAX, KIB
 from swarmd.base.rng import Rng
 from swarmd.identity.authority import Admission
 from swarmd.identity.keys import Exchange, SigningKey
 from swarmd.identity.tls import JOIN_ALPN, MESH_ALPN, RAFT_ALPN, ContextCache, peer_public_key
 from swarmd.mesh.addresses import AddressBook
 from swarmd.mesh.config import MeshConfig
-from swarmd.mesh.transports import masking
+from swarmd.mesh.transports.carriers import Carrier, Ended, TlsStream, open_carrier
 from swarmd.mesh.transports.dial import dial_tcp, set_options
 from swarmd.mesh.transports.frames import FrameOpener, FrameSealer
 from swarmd.mesh.transports.hello import (
@@ -75,7 +69,6 @@ _RETRY_MAX_S: Final = 1.0
 _RECONNECT_EVERY_S: Final = 2.0
 _YIELD_WAIT_S: Final = 1.0
 _GOODBYE_S: Final = 1.0
-_CLEAN: Final[tuple[How, ...]] = ("idle", "restarting", "leaving")
 _CONNECTION_ERRORS: Final = (
     trio.BrokenResourceError,
     trio.ClosedResourceError,
@@ -87,10 +80,8 @@ _CONNECTION_ERRORS: Final = (
 )
 
 JoinServer = Callable[["trio.SSLStream[trio.SocketStream]"], Awaitable[None]]
-TlsStream = trio.SSLStream[trio.SocketStream]
 
 _log = get_logger("mesh")
-masking.tame()
 
 
 class Streams(MuxLink):
@@ -116,7 +107,7 @@ class Streams(MuxLink):
         self._boot = os.urandom(8)
         self._numbers = itertools.count(1)
         self._ports: dict[tuple[NodeId, str], StreamPort] = {}
-        self._sockets: dict[StreamPort, WebSocketConnection] = {}
+        self._carriers: dict[StreamPort, Carrier] = {}
         self._failures: dict[NodeId, tuple[int, float]] = {}
         self._reconnected: dict[NodeId, float] = {}
         self._loop, _ = direct_ports(self, self)
@@ -382,13 +373,13 @@ class Streams(MuxLink):
         try:
             async with trio.open_nursery() as nursery:
                 port.stop_running = nursery.cancel_scope.cancel
-                ws = await self._upgrade(nursery, stream, client=client)
+                carrier = await self._carrier(port.alpn, nursery, stream, client=client)
                 self._failures.pop(port.peer, None)
-                self._sockets[port] = ws
+                self._carriers[port] = carrier
                 port.opened(trio.current_time())
-                nursery.start_soon(_write, port, ws, session.sealer)
+                nursery.start_soon(_write, port, carrier, session.sealer)
                 nursery.start_soon(self._watch_idle, port)
-                ended.append(await self._read(port, ws, session.opener))
+                ended.append(await self._read(port, carrier, session.opener))
                 if port.closing is not None:
                     with trio.move_on_after(_GOODBYE_S):
                         await port.closed_cleanly.wait()
@@ -396,7 +387,7 @@ class Streams(MuxLink):
         except* _CONNECTION_ERRORS as group:
             _log.debug("stream_broke", peer=short(port.peer), error=str(group.exceptions[0]))
         finally:
-            self._sockets.pop(port, None)
+            self._carriers.pop(port, None)
             key = (port.peer, port.alpn)
             replaced = self._ports.get(key) is not port
             if not replaced:
@@ -408,37 +399,23 @@ class Streams(MuxLink):
                     self.report_closed(port.peer, how)
             await trio.aclose_forcefully(stream)
 
-    async def _upgrade(
-        self, nursery: trio.Nursery, stream: TlsStream, *, client: bool
-    ) -> WebSocketConnection:
-        size, buffer = FRAME_BYTES_MAX, 64 * KIB
+    async def _carrier(
+        self, alpn: str, nursery: trio.Nursery, stream: TlsStream, *, client: bool
+    ) -> Carrier:
         try:
             with trio.fail_after(self._config.handshake_timeout_s):
-                if client:
-                    return await wrap_client_stream(
-                        nursery,
-                        stream,
-                        "swarmd",
-                        "/",
-                        max_message_size=size,
-                        receive_buffer_size=buffer,
-                    )
-                request = await wrap_server_stream(
-                    nursery, stream, max_message_size=size, receive_buffer_size=buffer
-                )
-                return await request.accept()
+                return await open_carrier(alpn, nursery, stream, client=client)
         except trio.TooSlowError as error:
             raise trio.BrokenResourceError("no WebSocket upgrade came") from error
 
-    async def _read(self, port: StreamPort, ws: WebSocketConnection, opener: FrameOpener) -> How:
+    async def _read(self, port: StreamPort, carrier: Carrier, opener: FrameOpener) -> How:
         received = BYTES.labels("stream", "received")
         while True:
             try:
-                raw = await ws.get_message()
-            except ConnectionClosed as closed:
-                return port.closing or _how(closed.reason)
-            try:
-                items = opener.open(raw if isinstance(raw, bytes) else b"")
+                raw = await carrier.receive()
+                items = opener.open(raw)
+            except Ended as ended:
+                return port.closing or ended.how
             except RemoteError:
                 DROPPED.labels("stream", "bad_frame").inc()
                 return "untrusted"
@@ -458,15 +435,15 @@ class Streams(MuxLink):
             await trio.sleep(max(self._config.idle_close_s - idle_s, 1.0))
 
     async def _close_cleanly(self, port: StreamPort, how: How) -> None:
-        ws = self._sockets.get(port)
-        if ws is None:
+        carrier = self._carriers.get(port)
+        if carrier is None:
             return
         with trio.move_on_after(_GOODBYE_S / 2):
             while port.queued:  # noqa: ASYNC110 - the writer owns the lanes' events
                 await trio.sleep(0.005)
         port.closing = how
         with trio.move_on_after(_GOODBYE_S / 2):
-            await ws.aclose(1000, how)
+            await carrier.close(how)
         port.closed_cleanly.set()
         port.break_off(how, _REASONS[how])
 
@@ -520,14 +497,14 @@ async def open_streams(
             nursery.cancel_scope.cancel()
 
 
-async def _write(port: StreamPort, ws: WebSocketConnection, sealer: FrameSealer) -> None:
+async def _write(port: StreamPort, carrier: Carrier, sealer: FrameSealer) -> None:
     sent = BYTES.labels("stream", "sent")
     while True:
         await port.wait_filled()
         frame = sealer.seal(port.take())
         try:
-            await ws.send_message(frame)
-        except (ConnectionClosed, ProtocolError):
+            await carrier.send(frame)
+        except Ended:
             return  # The reader sees it too, and says how it ended.
         sent.inc(len(frame))
         port.last_traffic = trio.current_time()
@@ -547,13 +524,6 @@ _REASONS: Final[dict[How, str]] = {
 def _may_use(alpn: str, admission: Admission) -> bool:
     """Raft is for those who may be voters."""
     return alpn != RAFT_ALPN or "voter" in admission.roles
-
-
-def _how(reason: CloseReason | None) -> How:
-    for how in _CLEAN:
-        if reason is not None and reason.code == 1000 and reason.reason == how:
-            return how
-    return "reset"
 
 
 def stream_alpn(stream: TlsStream) -> str:
