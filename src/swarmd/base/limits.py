@@ -9,7 +9,7 @@ MIB: Final = 1024 * KIB
 
 # Datagrams: under the smallest MTU met on LANs, IPv6 and tunnels included.
 DATAGRAM_BYTES_MAX: Final = 1_200
-# Streams: one WebSocket frame carries a batch of messages.
+# Streams: one frame carries a batch of messages.
 FRAME_BYTES_MAX: Final = 1 * MIB
 MESSAGE_BYTES_MAX: Final = 768 * KIB
 FRAME_MESSAGES_MAX: Final = 512

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import trio
 
 from swarmd.base.errors import DiskFault
-from swarmd.state.raft.syncer import HELD_S, Syncer
+from swarmd.mesh.driver import AHEAD_TURNS
+from swarmd.state.raft.syncer import HELD_S, Syncer, _Job
+
+PATIENT_S = 2.0
 
 
 async def test_the_loop_goes_on_while_a_call_waits() -> None:
@@ -86,8 +90,14 @@ async def test_where_a_disk_never_waits_no_thread_is_made() -> None:
     syncer.close()
 
 
-async def held_up(syncer: Syncer, took_s: float, *, light: bool = True) -> bool:
-    """Did the loop stand still for the whole of a sync that took so long?"""
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So patient that a loaded machine takes no sync for long, nor patience for distrust."""
+    monkeypatch.setattr("swarmd.state.raft.syncer.HELD_S", PATIENT_S)
+
+
+async def held_up(syncer: Syncer, *, light: bool = True) -> bool:
+    """Does the loop stand still for the whole of a short sync?"""
     turns = 0
     seen: list[int] = []
 
@@ -99,7 +109,7 @@ async def held_up(syncer: Syncer, took_s: float, *, light: bool = True) -> bool:
 
     def call() -> None:
         seen.append(turns)
-        time.sleep(took_s)
+        time.sleep(PATIENT_S / 20)
         seen.append(turns)
 
     async with trio.open_nursery() as nursery:
@@ -119,13 +129,22 @@ async def until_trusted(syncer: Syncer) -> int:
     return taken
 
 
-async def test_the_loop_stands_still_for_light_syncs_while_they_are_short() -> None:
+@pytest.mark.usefixtures("patient")
+async def test_the_loop_stands_still_for_light_syncs_of_a_trusted_disk_only() -> None:
     syncer = Syncer(blocking=True)
-    assert not await held_up(syncer, 20 * HELD_S), "nothing is known of the disk at first"
-    assert await until_trusted(syncer) >= 50, "a disk that was slow once is not trusted soon"
-    assert not await held_up(syncer, 5 * HELD_S, light=False)
+    syncer._late_s = 2 * PATIENT_S
+    assert not await held_up(syncer), "its syncs took long of late"
     await until_trusted(syncer)
-    assert await held_up(syncer, HELD_S / 4)
+    assert not await held_up(syncer, light=False)
+    assert await held_up(syncer)
+    syncer.close()
+
+
+async def test_a_disk_that_was_slow_once_is_not_trusted_soon() -> None:
+    syncer = Syncer(blocking=True)
+    assert not syncer.trusted, "nothing is known of the disk at first"
+    await syncer.run(partial(time.sleep, 20 * HELD_S), light=True)
+    assert await until_trusted(syncer) >= 50
     syncer.close()
 
 
@@ -135,20 +154,52 @@ async def test_a_disk_that_hesitates_holds_nobody_up() -> None:
     gate = threading.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(syncer.run, lambda: bool(gate.wait(10)) and None, light=True))
-        await trio.testing.wait_all_tasks_blocked()  # Hangs for ten seconds if the loop does.
-        assert not gate.is_set()
+        await trio.testing.wait_all_tasks_blocked()  # Only a loop that goes on opens the gate.
         gate.set()
     assert syncer.slowest_s < 5
     syncer.close()
 
 
-async def test_a_call_that_returns_as_patience_ends_is_never_waited_for_in_vain() -> None:
-    for _ in range(300):
-        syncer = Syncer(blocking=True)
-        await until_trusted(syncer)
-        with trio.fail_after(5):
-            await syncer.run(partial(time.sleep, HELD_S), light=True)
-        syncer.close()
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_a_call_that_returns_as_patience_ends_wakes_who_waits(moment: str) -> None:
+    """The call returns just before, or just after, the loop has looked for the last time."""
+    job = _Job(lambda: None)
+    job._returned = _Meeting(job.perform, moment)  # type: ignore[assignment]
+    with trio.fail_after(5):
+        await job.wait()
+
+
+async def test_who_looks_in_vain_just_before_the_call_returns_is_woken() -> None:
+    job = _Job(lambda: None)
+
+    class Lock:
+        def release(self) -> None:
+            job._awaited = True  # `wait` came this far, and found it locked.
+
+    job._returned = Lock()  # type: ignore[assignment]
+    job.perform()
+    with trio.fail_after(5):
+        await job._done.wait()
+
+
+class _Meeting:
+    """A lock whose `acquire` lets the other side run just before or just after it."""
+
+    def __init__(self, other: Callable[[], None], moment: str) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self._other, self._moment = other, moment
+
+    def acquire(self, *, blocking: bool) -> bool:
+        if self._moment == "before":
+            self._other()
+        got = self._lock.acquire(blocking=blocking)
+        if self._moment == "after":
+            self._other()
+        return got
+
+    def release(self) -> None:
+        self._lock.release()
 
 
 async def test_a_disk_that_failed_is_waited_for_off_the_loop() -> None:
@@ -160,7 +211,7 @@ async def test_a_disk_that_failed_is_waited_for_off_the_loop() -> None:
     await until_trusted(syncer)
     with pytest.raises(DiskFault):
         await syncer.run(fail, light=True)
-    assert not await held_up(syncer, 20 * HELD_S)
+    assert not syncer.trusted
     syncer.close()
 
 
@@ -169,7 +220,7 @@ async def test_what_was_sent_ahead_leaves_before_the_loop_is_held_up() -> None:
     log: list[str] = []
 
     async def writer() -> None:
-        for _ in range(2):
+        for _ in range(AHEAD_TURNS - 2):
             await trio.lowlevel.checkpoint()
         log.append("written")
 

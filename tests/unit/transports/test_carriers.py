@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, cast
 
 import pytest
@@ -12,7 +11,8 @@ import trio.testing
 from swarmd.base.errors import MalformedMessage
 from swarmd.base.limits import FRAME_BYTES_MAX
 from swarmd.base.rng import make_rng
-from swarmd.mesh.transports.carriers import CLEAN, Carrier, Ended, PlainCarrier
+from swarmd.identity.tls import RAFT_ALPN
+from swarmd.mesh.transports.carriers import CLEAN, Carrier, Ended, PlainCarrier, open_carrier
 
 
 def pair() -> tuple[PlainCarrier, PlainCarrier]:
@@ -83,8 +83,9 @@ async def test_a_goodbye_comes_behind_what_was_sent_and_waits_to_be_heard(how: A
         nursery.start_soon(leave)
         await trio.testing.wait_all_tasks_blocked()
         assert not said.is_set(), "the peer has not heard it yet"
-        nursery.start_soon(all_of, here)
         nursery.start_soon(hear)
+        await all_of(here)  # Until the peer hangs up.
+        here.over()
         with trio.fail_after(5):
             await said.wait()
     assert got == [([b"last words"], how)]
@@ -93,7 +94,7 @@ async def test_a_goodbye_comes_behind_what_was_sent_and_waits_to_be_heard(how: A
 @pytest.mark.parametrize("cut", ["", "00", "00000003", "000000036162", "00000000"])
 async def test_an_end_within_a_frame_is_a_reset(cut: str) -> None:
     for end in (True, False):
-        assert await all_of(of(bytes.fromhex(cut), end=end)) == ([], "reset")
+        assert await all_of(of(*([bytes.fromhex(cut)] if cut else []), end=end)) == ([], "reset")
 
 
 async def test_an_unknown_reason_is_a_reset() -> None:
@@ -111,14 +112,61 @@ async def test_a_peer_that_is_gone_ends_what_is_sent() -> None:
     await there._stream.aclose()
     with pytest.raises(Ended, match="reset"):
         await here.send(b"x")
-    with pytest.raises(Ended):
+    with trio.fail_after(5):
         await here.close("idle")
+
+
+async def test_to_close_what_is_over_already_is_no_error() -> None:
+    here, there = pair()
+    await there._stream.aclose()
+    assert await all_of(here) == ([], "reset")
+    here.over()
+    with trio.fail_after(5):
+        await here.close("leaving")
+
+
+async def test_nothing_follows_a_goodbye_and_it_waits_for_a_frame_under_way() -> None:
+    left, right = trio.testing.lockstep_stream_pair()
+    here, there = PlainCarrier(cast("Any", left)), PlainCarrier(cast("Any", right))
+    got: list[tuple[list[bytes], str]] = []
+
+    async def hear() -> None:
+        got.append(await all_of(there))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(here.send, b"under way")  # Blocks: nobody reads yet.
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(here.close, "leaving")
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(Ended):
+            await here.send(b"too late")
+        nursery.start_soon(hear)
+        await trio.testing.wait_all_tasks_blocked()
+        here.over()
+    assert got == [([b"under way"], "leaving")]
+
+
+async def test_the_log_has_no_websocket() -> None:
+    async with trio.open_nursery() as nursery:
+        stream = trio.testing.memory_stream_pair()[0]
+        carrier = await open_carrier(RAFT_ALPN, nursery, cast("Any", stream), client=True)
+        assert isinstance(carrier, PlainCarrier)
 
 
 async def test_any_bytes_are_survived() -> None:
     rng = make_rng(2)
+    ends = {"frames": 0, "idle": 0, "reset": 0, "refused": 0}
     for _ in range(2_000):
-        carrier = of(*[rng.randbytes(rng.randrange(1, 40)) for _ in range(rng.randrange(4))])
-        with contextlib.suppress(MalformedMessage):
-            await all_of(carrier)
-        assert len(carrier._buffer) <= 4 * 40
+        lengths = (rng.choice((0, 1, 3, 9, 2**31)) for _ in range(rng.randrange(6)))
+        raw = b"".join(n.to_bytes(4, "big") + rng.randbytes(n % 10) for n in lengths)
+        raw += rng.choice((b"", b"\0\0\0\0\0", rng.randbytes(7)))
+        cut = rng.randrange(1, 9)
+        carrier = of(*[raw[at : at + cut] for at in range(0, len(raw), cut)])
+        try:
+            frames, how = await all_of(carrier)
+        except MalformedMessage:
+            ends["refused"] += 1
+        else:
+            ends["frames"] += len(frames)
+            ends[how if how == "reset" else "idle"] += 1
+    assert min(ends.values()) > 10, ends

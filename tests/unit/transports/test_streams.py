@@ -18,6 +18,7 @@ from swarmd.identity.keys import Exchange, SigningKey
 from swarmd.identity.tls import MESH_ALPN, RAFT_ALPN, client_context, join_context
 from swarmd.mesh.addresses import AddressBook
 from swarmd.mesh.config import MeshConfig
+from swarmd.mesh.driver import AHEAD_TURNS
 from swarmd.mesh.transports.carriers import PlainCarrier, TlsStream
 from swarmd.mesh.transports.hello import Hello, receive_part, send_part, sign_hello
 from swarmd.mesh.transports.ports import StreamPort
@@ -224,6 +225,24 @@ async def test_a_goodbye_gives_its_reason_and_what_was_queued_arrives() -> None:
 
 
 @pytest.mark.usefixtures("carried")
+@pytest.mark.parametrize("other", ["leaves too", "drops the connection"])
+async def test_a_goodbye_that_meets_the_other_sides_end_is_one_all_the_same(other: str) -> None:
+    for _ in range(6):
+        async with two() as (a, b), trio.open_nursery() as nursery:
+            a.streams.open_inbox(Family("late", Say))
+            await a.streams.request(TALK, B.key_id, Say(1), timeout_s=5)
+            for number in range(900):
+                b.streams.send_nowait(Family("late", Say), A.key_id, Say(number))
+                a.streams.send_nowait(TALK, B.key_id, Say(number))
+            nursery.start_soon(b.streams.goodbye, "restarting")
+            await trio.sleep(0.001)
+            if other == "leaves too":
+                nursery.start_soon(a.streams.goodbye, "restarting")
+            else:
+                a.streams.drop(B.key_id, "it is gone")
+
+
+@pytest.mark.usefixtures("carried")
 async def test_an_idle_connection_is_closed_and_comes_back_when_used() -> None:
     async with two(config=MeshConfig(idle_close_s=0.2)) as (a, b):
         await ask(a, b)
@@ -384,9 +403,11 @@ async def test_strangers_may_hold_so_many_connections_only() -> None:
         await ask(a, b)
 
 
-async def proven_stream(key: SigningKey, to: Node) -> trio.SSLStream[trio.SocketStream]:
+async def proven_stream(
+    key: SigningKey, to: Node, plane: str = MESH_ALPN
+) -> trio.SSLStream[trio.SocketStream]:
     tcp = await trio.open_tcp_stream(*to.address)
-    stream = trio.SSLStream(tcp, client_context(key, to.roster.admissions(), (MESH_ALPN,)))
+    stream = trio.SSLStream(tcp, client_context(key, to.roster.admissions(), (plane,)))
     await stream.do_handshake()
     return stream
 
@@ -452,6 +473,33 @@ async def test_without_a_server_for_joiners_they_are_dropped() -> None:
         await until(lambda: dropped("joiners_full") == before + 1)
 
 
+async def test_what_is_sent_on_the_logs_plane_is_on_its_way_after_so_many_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a voter counts on when it lets appends leave before its own sync holds the loop up."""
+    written: list[bytes] = []
+    send_all = trio.SocketStream.send_all
+
+    async def note(stream: trio.SocketStream, data: bytes) -> None:
+        written.append(data)
+        await send_all(stream, data)
+
+    async with two() as (a, b):
+        inbox = b.streams.open_inbox(Family("ahead", Say, alpn=RAFT_ALPN))
+        family = Family("ahead", Say, alpn=RAFT_ALPN)
+        await a.streams.send(family, B.key_id, Say(0))
+        await inbox.receive()
+        monkeypatch.setattr(trio.SocketStream, "send_all", note)
+        for number in range(20):
+            await trio.testing.wait_all_tasks_blocked()
+            written.clear()
+            assert a.streams.send_nowait(family, B.key_id, Say(number))
+            for _ in range(AHEAD_TURNS):
+                await trio.lowlevel.checkpoint()
+            assert len(written) == 1
+            await inbox.receive()
+
+
 UPGRADE = (
     b"GET / HTTP/1.1\r\nHost: swarmd\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -484,19 +532,34 @@ AFTER_HELLO = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(AFTER_HELLO))
-async def test_a_member_that_speaks_no_websocket_harms_nobody(name: str) -> None:
+AFTER_HELLO_TO_THE_LOG = {
+    "an upgrade": UPGRADE,
+    "noise": bytes(range(1, 256)) * 4,
+    "too long": b"\xff" * 100,
+    "no frame": (100).to_bytes(4, "big") + b"x" * 100,
+    "a short frame": (1).to_bytes(4, "big") + b"x",
+    "a goodbye": bytes(5),
+    "an unknown goodbye": b"\0\0\0\0\xff",
+}
+SPOKEN = [(MESH_ALPN, name) for name in sorted(AFTER_HELLO)] + [
+    (RAFT_ALPN, name) for name in sorted(AFTER_HELLO_TO_THE_LOG)
+]
+
+
+@pytest.mark.parametrize(("plane", "name"), SPOKEN)
+async def test_a_member_that_speaks_another_protocol_harms_nobody(plane: str, name: str) -> None:
     config = MeshConfig(handshake_timeout_s=0.3)
+    words = {**AFTER_HELLO, **AFTER_HELLO_TO_THE_LOG} if plane == RAFT_ALPN else AFTER_HELLO
     async with two(config=config) as (a, b):
-        stream = await proven_stream(C, b)
-        said = Hello(B.key_id, MESH_ALPN, Exchange().public, b"boot", 1, 1)
+        stream = await proven_stream(C, b, plane)
+        said = Hello(B.key_id, plane, Exchange().public, b"boot", 1, 1)
         await send_part(stream, sign_hello(said, b.roster.swarm_id, C))
         await receive_part(stream)
         with contextlib.suppress(trio.BrokenResourceError):
-            await stream.send_all(AFTER_HELLO[name])
+            await stream.send_all(words[name])
             with trio.move_on_after(0.1):
                 while await stream.receive_some():
                     pass
         await trio.aclose_forcefully(stream)
-        await until(lambda: (C.key_id, MESH_ALPN) not in b.streams._ports)
+        await until(lambda: (C.key_id, plane) not in b.streams._ports)
         await ask(a, b)

@@ -12,6 +12,7 @@ above `FRAME_BYTES_MAX` before it is in memory.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final, Protocol
 
 import trio
@@ -52,7 +53,12 @@ class Carrier(Protocol):
     """One open connection. One task may send and one receive at a time; anybody may close."""
 
     async def send(self, frame: bytes) -> None:
-        """Write a frame. Raises Ended; `receive` then tells how."""
+        """Write a frame, which is not empty.
+
+        Raises:
+            Ended: by either side, or it broke while this was written. Where `receive` does not
+                tell how, nothing more will come or go: break it off.
+        """
         ...
 
     async def receive(self) -> bytes:
@@ -65,7 +71,14 @@ class Carrier(Protocol):
         ...
 
     async def close(self, how: How) -> None:
-        """Say goodbye and wait until the peer has heard it; bound it from outside."""
+        """Say goodbye and wait until the peer has heard it, or is gone; bound it from outside.
+
+        Nothing can be sent any more. Never raises Ended: to be over is what was wanted.
+        """
+        ...
+
+    def over(self) -> None:
+        """Nobody receives any more: let go of who waits in `close`."""
         ...
 
 
@@ -105,32 +118,38 @@ class PlainCarrier:
         self._stream = stream
         self._buffer = bytearray()
         self._sending = trio.Lock()
+        self._closing = False
         self._over = trio.Event()
 
     async def send(self, frame: bytes) -> None:
         """See `Carrier`."""
+        assert frame
+        if self._closing:
+            raise Ended("reset")
         await self._send(len(frame).to_bytes(_LENGTH_BYTES, "big") + frame)
 
     async def receive(self) -> bytes:
         """See `Carrier`. A frame that is there already is returned without a checkpoint."""
-        try:
-            while (frame := self._take()) is None:
+        while (frame := self._take()) is None:
+            try:
                 more = await self._stream.receive_some(_BUFFER_BYTES)
-                if not more:
-                    raise Ended("reset")
-                self._buffer += more
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._over.set()
-            raise Ended("reset") from error
-        except (Ended, MalformedMessage):
-            self._over.set()
-            raise
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise Ended("reset") from error
+            if not more:
+                raise Ended("reset")
+            self._buffer += more
         return frame
 
     async def close(self, how: How) -> None:
         """See `Carrier`. Waits for the peer to hang up: who hangs up first may drop the reason."""
-        await self._send(bytes(_LENGTH_BYTES) + bytes([CLEAN.index(how)]))
-        await self._over.wait()
+        self._closing = True
+        with suppress(Ended):
+            await self._send(bytes(_LENGTH_BYTES) + bytes([CLEAN.index(how)]))
+            await self._over.wait()
+
+    def over(self) -> None:
+        """See `Carrier`."""
+        self._over.set()
 
     async def _send(self, raw: bytes) -> None:
         # Free, the lock costs no turn of the loop this way.
@@ -188,6 +207,9 @@ class WebSocketCarrier:
     async def close(self, how: How) -> None:
         """See `Carrier`."""
         await self._socket.aclose(1000, how)
+
+    def over(self) -> None:
+        """See `Carrier`. The library's own reader tells `close`."""
 
 
 def _clean(place: int) -> How:

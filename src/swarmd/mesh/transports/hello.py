@@ -49,7 +49,7 @@ class Refusal(Message, frozen=True, tag=2):
 
 # Format 3: entries of the strong store carry their checksums. Format 2: frames that follow are
 # tagged as `frames` says; format 1 tagged them by BLAKE2b.
-HELLO: Final = Family("hello", Hello, message_bytes_max=HELLO_BYTES_MAX, format_number=3)
+HELLO: Final = Family("hello", Hello, message_bytes_max=HELLO_BYTES_MAX, format_number=4)
 REFUSAL: Final = Family("refusal", Refusal, message_bytes_max=HELLO_BYTES_MAX)
 _SIGNED: Final = b"\x01"
 _REFUSED: Final = b"\x02"

@@ -73,6 +73,7 @@ _CONNECTION_ERRORS: Final = (
     trio.BrokenResourceError,
     trio.ClosedResourceError,
     ConnectionClosed,
+    Ended,
     HandshakeError,
     ProtocolError,
     OSError,
@@ -379,7 +380,10 @@ class Streams(MuxLink):
                 port.opened(trio.current_time())
                 nursery.start_soon(_write, port, carrier, session.sealer)
                 nursery.start_soon(self._watch_idle, port)
-                ended.append(await self._read(port, carrier, session.opener))
+                try:
+                    ended.append(await self._read(port, carrier, session.opener))
+                finally:
+                    carrier.over()
                 if port.closing is not None:
                     with trio.move_on_after(_GOODBYE_S):
                         await port.closed_cleanly.wait()
@@ -441,6 +445,8 @@ class Streams(MuxLink):
         with trio.move_on_after(_GOODBYE_S / 2):
             while port.queued:  # noqa: ASYNC110 - the writer owns the lanes' events
                 await trio.sleep(0.005)
+        if self._carriers.get(port) is not carrier:
+            return  # It ended meanwhile, and says how.
         port.closing = how
         with trio.move_on_after(_GOODBYE_S / 2):
             await carrier.close(how)
@@ -505,7 +511,11 @@ async def _write(port: StreamPort, carrier: Carrier, sealer: FrameSealer) -> Non
         try:
             await carrier.send(frame)
         except Ended:
-            return  # The reader sees it too, and says how it ended.
+            # The reader sees it too, and says how it ended - unless it was this side's kernel
+            # that refused; nothing is read then, and the port must not stay open for that.
+            await trio.sleep(_GOODBYE_S)
+            port.stop_running()
+            return
         sent.inc(len(frame))
         port.last_traffic = trio.current_time()
 
