@@ -187,7 +187,6 @@ async def _open_work(
     """The upper half: blobs, agents and tasks."""
     config, services, link = node.config, node.services, mesh.link
     agents_folder = node.folder.path / "agents"
-    admission = node.beginning.trust.admissions_by_id()[services.node_id]
     async with AsyncExitStack() as opened:
         services.blobs = blobs = await opened.enter_async_context(
             open_blobs(
@@ -224,7 +223,7 @@ async def _open_work(
                 blobs=blobs,
                 link=link,
                 membership=mesh.membership,
-                supervisor=supervisor if "worker" in admission.roles else None,
+                supervisor=supervisor,
                 swarm_id=node.beginning.trust.swarm_id,
                 config=config.tasks,
                 clock=services.clock,

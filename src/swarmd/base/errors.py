@@ -178,6 +178,12 @@ class Untrusted(RemoteError):
     code = "untrusted"
 
 
+class Evicted(RemoteError):
+    """This node was shut out of its swarm, for ever: its id is not used again."""
+
+    code = "evicted"
+
+
 class TokenRefused(RemoteError):
     """A join token is wrong, expired, used up, or of another swarm. Nothing was written."""
 

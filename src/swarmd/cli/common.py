@@ -15,6 +15,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Never
 
 import click
@@ -71,6 +72,13 @@ class Failed(SwarmError):
 
     code = "failed"
 
+
+admin_key_option = click.option(
+    "--admin-key",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Admin key of the swarm; default: SWARM.admin.key among the keys.",
+)
 
 # ---- commands and groups --------------------------------------------------------------
 

@@ -84,6 +84,10 @@ class Client(RecipeCalls):
         """Height and hash of the authority log, the genesis, and the store's time in ms."""
         return self._get("/authority/head", dict[str, Any])
 
+    def authority_log(self, after: int = 0) -> shapes.AuthorityPage:
+        """Records above the height `after`, as many as one answer takes; verify them."""
+        return self._get(f"/authority?after={after}", shapes.AuthorityPage)
+
     def authority_propose(self, entry: bytes) -> dict[str, Any]:
         """Put a signed authority entry forward. Repeating it is harmless."""
         return self._call("POST", "/authority", {"entry": entry}, kind=dict[str, Any], safe=True)

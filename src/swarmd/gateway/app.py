@@ -12,6 +12,7 @@ from swarmd.base.errors import BadRequest, NotFound, SwarmError
 from swarmd.gateway.context import Context
 from swarmd.gateway.http import drain, error_answer
 from swarmd.gateway.routes.agents import AgentRoutes
+from swarmd.gateway.routes.authority import Authority
 from swarmd.gateway.routes.cluster import Cluster
 from swarmd.gateway.routes.jobs import JobRoutes
 from swarmd.gateway.routes.keystream import KeyStreams
@@ -41,6 +42,7 @@ class Api:
         self.routes: list[Route] = [
             *TaskRoutes(context).routes(),
             *Cluster(context).routes(),
+            *Authority(context).routes(),
             *Kv(context).routes(),
             *KeyStreams(context).routes(),
             *LeaseRoutes(context).routes(),

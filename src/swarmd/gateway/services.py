@@ -17,6 +17,7 @@ from swarmd.base.clock import Clock
 from swarmd.base.errors import NotReady
 from swarmd.base.ids import NodeId, short
 from swarmd.gateway.config import GatewayConfig
+from swarmd.identity.genesis import Genesis
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.link import Link
 from swarmd.mesh.swim.events import Member
@@ -75,11 +76,6 @@ class Mesh(Protocol):
     def seed_report(self) -> Sequence[SeedReport]: ...
 
 
-class Genesis(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
 class Trust(Protocol):
     @property
     def swarm_id(self) -> bytes: ...
@@ -87,6 +83,7 @@ class Trust(Protocol):
     def genesis(self) -> Genesis: ...
     @property
     def head(self) -> tuple[int, bytes]: ...
+    def records_from(self, height: int) -> Sequence[bytes]: ...
 
 
 # ---- the strong store and blobs -------------------------------------------------------

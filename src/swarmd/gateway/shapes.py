@@ -98,6 +98,14 @@ class Coordinator(Struct, frozen=True, kw_only=True):
     """Revision that made it coordinator; the next one's is higher."""
 
 
+class AuthorityPage(Struct, frozen=True, kw_only=True):
+    genesis: bytes
+    height: int
+    """Of the newest record."""
+    records: list[bytes]
+    """As many as one answer takes, in order; ask again above the last one."""
+
+
 class VoterSeat(Struct, frozen=True, kw_only=True):
     node: str
     node_id: str

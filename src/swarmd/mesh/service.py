@@ -22,7 +22,7 @@ import trio
 from swarmd import __version__
 from swarmd.base.clock import Clock
 from swarmd.base.disk import Disk
-from swarmd.base.errors import ConfigError, Unavailable, Untrusted
+from swarmd.base.errors import ConfigError, Evicted, Unavailable, Untrusted
 from swarmd.base.ids import NodeId, short
 from swarmd.base.rng import Rng, derive
 from swarmd.identity.keys import SigningKey, verify
@@ -85,6 +85,10 @@ class RumourSigner:
             return False
         covered = signing_bytes(_RUMOUR_DOMAIN, self._trust.swarm_id, statement)
         return verify(admission.public, signature, covered)
+
+    def may_be(self, node_id: NodeId) -> tuple[str, ...]:
+        admission = admitted(self._trust, node_id)
+        return () if admission is None else admission.roles
 
 
 class _JoinDesk:
@@ -276,11 +280,22 @@ class Mesh:
                     self._streams.drop(member.node_id, "it is dead as far as this node knows")
 
     async def trust_loop(self, trust: Trust) -> None:
-        """Tell membership when keys were learned, until cancelled."""
+        """Tell membership when keys were learned or members evicted, until cancelled.
+
+        Raises:
+            Evicted: it is this node that was.
+        """
         version = trust.version
+        mine = admitted(trust, self.link.node_id)
+        roles = mine.roles if mine is not None else ()
         while True:
             version = await trust.changed(version)
-            self.membership.trust_changed()
+            _check_not_evicted(trust, self.link.node_id)
+            self.membership.trust_changed(trust.evicted())
+            mine = admitted(trust, self.link.node_id)
+            if mine is not None and mine.roles != roles:
+                roles = mine.roles
+                self.membership.set_roles(roles)
             self._hurry.set()
 
     async def hear_loop(self, mdns: Mdns) -> None:
@@ -408,10 +423,19 @@ def _check(config: MeshConfig, key: SigningKey, trust: Trust) -> tuple[str, ...]
     config.check()
     for seed in config.seeds:
         parse_address(seed, default_port=config.port)
+    _check_not_evicted(trust, NodeId(key.key_id))
     admission = admitted(trust, key.key_id)
     if admission is None:
         raise Untrusted(f"the key of this node, {short(key.key_id)}, is not a member's")
     return admission.roles
+
+
+def _check_not_evicted(trust: Trust, me: NodeId) -> None:
+    if me in trust.evicted():
+        raise Evicted(
+            f"this node was evicted from the swarm {trust.genesis.name}, and its id is not used "
+            "again: to join as a new node, start it with an empty data folder and a token"
+        )
 
 
 async def _listen(

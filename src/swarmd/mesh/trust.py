@@ -137,6 +137,10 @@ class Trust:
         found = self._state.admissions.get(node_id)
         return None if found is None or found.evicted else found
 
+    def evicted(self) -> frozenset[NodeId]:
+        """Everybody who was shut out."""
+        return frozenset(x.node_id for x in self._state.admissions.values() if x.evicted)
+
     def admissions(self) -> list[Admission]:
         """Admissions of all nodes that are not evicted, in the order of the log."""
         return [x for x in self._state.admissions.values() if not x.evicted]

@@ -78,6 +78,9 @@ class SimSigner:
     def sign_rumour(self, statement: bytes) -> bytes:
         return _tag(self._me, statement)
 
+    def may_be(self, node_id: NodeId) -> tuple[str, ...] | None:
+        return None
+
     def verify_rumour(self, author: NodeId, statement: bytes, signature: bytes) -> bool:
         return _tag(author, statement) == signature
 

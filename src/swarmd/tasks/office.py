@@ -359,15 +359,21 @@ class OfficeShell:
                     changes.lagged = False
                     self._tell_all_members()
                 member = change.after or change.before
-                if member is not None and _works(member):
-                    gone = change.after is None
+                worked = change.before is not None and _works(change.before)
+                if member is not None and (worked or _works(member)):
+                    gone = change.after is None or not _works(change.after)
                     liveness = e.Liveness.LEFT if gone else _liveness(member)
                     self._tell(e.MemberChanged(member.node_id, liveness))
 
     def _tell_all_members(self) -> None:
-        for member in filter(_works, self._membership.members()):
-            if self.machine.board.members.get(member.node_id) is not _liveness(member):
-                self._tell(e.MemberChanged(member.node_id, _liveness(member)))
+        held = self.machine.board.members
+        working = {m.node_id: _liveness(m) for m in self._membership.members() if _works(m)}
+        for node_id, liveness in working.items():
+            if held.get(node_id) is not liveness:
+                self._tell(e.MemberChanged(node_id, liveness))
+        for node_id, liveness in held.items():
+            if node_id not in working and liveness is not e.Liveness.LEFT:
+                self._tell(e.MemberChanged(node_id, e.Liveness.LEFT))
 
     async def _follow_agents(self) -> None:
         """Deployed and removed agents, as the store changes."""

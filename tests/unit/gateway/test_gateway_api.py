@@ -48,6 +48,8 @@ from swarmd.gateway.app import Api
 from swarmd.gateway.config import GatewayConfig
 from swarmd.gateway.service import open_gateway, open_loopback, open_socket
 from swarmd.gateway.services import Services
+from swarmd.identity.entries import AddAdmin, fresh_nonce, sign_entry
+from swarmd.identity.keys import SigningKey
 
 
 @pytest.fixture
@@ -175,9 +177,11 @@ def test_authority_head_and_proposal(client: Client, services: Services) -> None
     assert head["swarm"] == "lab"
     assert head["height"] == 4
     assert len(head["hash"]) == len(head["swarm_id"]) == 32
-    client.authority_propose(b"signed")
+    key = SigningKey.generate()
+    signed = sign_entry(AddAdmin(key.public, fresh_nonce()), head["swarm_id"], key)
+    client.authority_propose(signed)
     assert isinstance(services.store, FakeStore)
-    assert services.store.authority == [b"signed"]
+    assert services.store.authority == [signed]
 
 
 def test_stop_is_answered_before_the_daemon_ends(live: LiveGateway, client: Client) -> None:

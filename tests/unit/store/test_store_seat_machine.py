@@ -98,6 +98,16 @@ def test_a_stale_end_of_a_seal_is_ignored() -> None:
     assert driven.feed(sm.SealEnded(seal.tag, None)) == []
 
 
+def test_who_is_gone_or_may_not_vote_any_more_is_replaced_at_once() -> None:
+    fourth = (SEATS[0], SEATS[1], SEATS[3])
+    for third in ((), (Candidate(IDS[2], alive=True, capable=False),)):
+        driven = Driven()
+        all_four = members(4)
+        assert driven.look(all_four, epoch(0, 1, 2)) == []
+        now = (*all_four[:2], *third, all_four[3])
+        assert proposed(driven.look(now, epoch(0, 1, 2))) == [(3, fourth)]
+
+
 def test_who_does_not_answer_is_passed_over() -> None:
     driven = Driven(silent=[1])
     assert proposed(driven.look(members(4), epoch(0))) == [(3, (SEATS[0], SEATS[2], SEATS[3]))]

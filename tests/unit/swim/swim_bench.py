@@ -35,9 +35,13 @@ class OpenSigner:
 
     def __init__(self) -> None:
         self.unknown: list[NodeId] = []
+        self.roles: dict[NodeId, tuple[str, ...]] = {}
 
     def sign_rumour(self, statement: bytes) -> bytes:
         return bytes(64)
+
+    def may_be(self, node_id: NodeId) -> tuple[str, ...] | None:
+        return self.roles.get(node_id)
 
     def verify_rumour(self, author: NodeId, statement: bytes, signature: bytes) -> bool:
         return author not in self.unknown and signature == bytes(64)

@@ -41,7 +41,9 @@ from swarmd.mesh.swim.messages import (
     Nack,
     Ping,
     PingFor,
+    Rumour,
     decode_rumour,
+    encode_meta,
     encode_statement,
     make_rumour,
 )
@@ -138,6 +140,47 @@ def test_who_is_not_admitted_yet_is_believed_once_its_key_is_known(bench: Bench)
     bench.signer.unknown = []
     bench.handle(TrustChanged())
     assert bench.state("x") == (ALIVE, 1)
+
+
+def test_who_is_evicted_is_forgotten_and_stays_so(bench: Bench) -> None:
+    bench.know("x", "y")
+    bench.tell(rumour(SUSPECT, "x", 1))
+    before = bench.machine.get(node("x"))
+    bench.signer.unknown = [node("x")]
+    effects = bench.handle(TrustChanged(frozenset({node("x"), node("me"), node("z")})))
+    assert effects == [Changed(before, None)]
+    assert [m.node_id for m in bench.machine.members()] == [node("me"), node("y")]
+    assert node("x") not in [r.subject for r in bench.machine.queued()]
+    bench.tell(rumour(ALIVE, "x", 9))
+    bench.tell(rumour(SUSPECT, "x", 9))
+    assert bench.machine.get(node("x")) is None
+    probe(bench)
+    assert not bench.sent("x")
+    assert bench.sent("y")
+
+
+def test_a_member_has_no_role_that_it_was_not_admitted_with(bench: Bench) -> None:
+    def alive(incarnation: int) -> Rumour:
+        body = encode_meta(Meta("x", roles=("worker", "voter")))
+        return make_rumour(
+            encode_statement(ALIVE, node("x"), incarnation, author=node("x"), body=body), bytes(64)
+        )
+
+    def roles() -> tuple[str, ...]:
+        found = bench.machine.get(node("x"))
+        assert found is not None
+        return found.roles
+
+    bench.signer.roles[node("x")] = ("worker",)
+    bench.tell(alive(1))
+    assert roles() == ("worker",)
+    bench.signer.roles[node("x")] = ("voter", "observer")
+    [changed] = [e for e in bench.handle(TrustChanged()) if isinstance(e, Changed)]
+    assert changed.after is not None
+    assert changed.after.roles == roles() == ("voter",)
+    assert not [e for e in bench.handle(TrustChanged()) if isinstance(e, Changed)]
+    bench.tell(alive(2))
+    assert roles() == ("voter",)
 
 
 def test_what_cannot_be_verified_is_kept_within_bounds(bench: Bench) -> None:

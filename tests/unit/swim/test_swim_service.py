@@ -39,6 +39,9 @@ class OpenSigner:
     def sign_rumour(self, statement: bytes) -> bytes:
         return bytes(64)
 
+    def may_be(self, node_id: NodeId) -> tuple[str, ...] | None:
+        return None
+
     def verify_rumour(self, author: NodeId, statement: bytes, signature: bytes) -> bool:
         return True
 

@@ -1,4 +1,4 @@
-"""The node and the swarm: health, status, members, doctor, config, authority, stop, leave."""
+"""The node and the swarm: health, status, members, doctor, config, stop, leave."""
 
 from __future__ import annotations
 
@@ -21,13 +21,8 @@ from swarmd.gateway.services import Mesh
 from swarmd.gateway.status import members, status
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
-from swarmd.state.raft.messages import AuthorityEntry
 
 _PEERS_ASKED_MAX = 64
-
-
-class AuthorityBody(msgspec.Struct, forbid_unknown_fields=True):
-    entry: bytes
 
 
 class LeaveBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -57,8 +52,6 @@ class Cluster:
             Route(f"{api}/members", make(self.members)),
             Route(f"{api}/doctor", make(self.examine)),
             Route(f"{api}/config", make(self.config)),
-            Route(f"{api}/authority/head", make(self.authority_head)),
-            Route(f"{api}/authority", make(self.authority), methods=["POST"]),
             Route(f"{api}/stop", make(self.stop), methods=["POST"]),
             Route(f"{api}/leave", make(self.leave), methods=["POST"]),
         ]
@@ -91,33 +84,6 @@ class Cluster:
             for one in self._services.config.describe()
         ]
         return answer(request, found)
-
-    # ---- admissions ------------------------------------------------------------------
-
-    async def authority_head(self, request: Request) -> Response:
-        """What a maker of entries must know: the log's head, the swarm, the store's time."""
-        trust = self._services.need(self._services.trust)
-        store = self._services.need(self._services.store)
-        height, head_hash = trust.head
-        return answer(
-            request,
-            {
-                "swarm": trust.genesis.name,
-                "swarm_id": bytes(trust.swarm_id),
-                "height": height,
-                "hash": head_hash,
-                "store_time_ms": store.store_time_ms(),
-                "keys_folder": str(self._services.config.keys_folder),
-            },
-        )
-
-    async def authority(self, request: Request) -> Response:
-        """Propose a signed entry; its signature is checked by whoever applies it."""
-        body = await self._context.read(request, AuthorityBody)
-        store = self._services.need(self._services.store)
-        [result] = await store.propose([AuthorityEntry(body.entry)])
-        result.raise_for_error()
-        return answer(request, {"revision": result.revision})
 
     # ---- the end ---------------------------------------------------------------------
 

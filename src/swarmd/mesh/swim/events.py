@@ -89,7 +89,12 @@ class SetMeta(Event):
 
 @dataclass(frozen=True, slots=True)
 class TrustChanged(Event):
-    """Keys were learnt: rumours that could not be verified may be now."""
+    """Keys were learnt: rumours that could not be verified may be now.
+
+    `evicted`: everybody who was shut out so far; nothing is believed of them or about them.
+    """
+
+    evicted: frozenset[NodeId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,10 @@ class Signer(Protocol):
         """False if the signature is wrong, or if `author` is not admitted as far as we know."""
         ...
 
+    def may_be(self, node_id: NodeId) -> tuple[str, ...] | None:
+        """The roles that a node was admitted with; None where that is nobody's concern."""
+        ...
+
 
 class Ledger:
     """This node's view, its own statements, and what of both waits to be told."""
@@ -104,7 +108,7 @@ class Ledger:
         self._meta = meta
         self._unverified: dict[NodeId, Rumour] = {}
         first = self._say(ALIVE, me, start_counter << START_SHIFT)
-        self.self_record = Record(first, now)
+        self.self_record = self._record(first, now)
         self.members.add(self.self_record)
         self._publish(first)
 
@@ -164,6 +168,30 @@ class Ledger:
         if rumour.kind is SUSPECT:
             return self._suspect(record, rumour, now)
         return self._end(record, rumour, now)
+
+    def shut_out(self, evicted: Iterable[NodeId]) -> list[Effect]:
+        """Forget members that were evicted: what they said counts no more.
+
+        The signer no longer verifies their rumours, so that none brings them back.
+        """
+        effects: list[Effect] = []
+        for node_id in sorted(evicted):
+            self._unverified.pop(node_id, None)
+            record = self.members.get(node_id)
+            if record is not None and node_id != self.me:
+                self.members.remove(record)
+                self.queue.drop(node_id)
+                effects.append(Changed(record.view(), None))
+        return effects
+
+    def roles_learnt(self) -> list[Effect]:
+        """See everybody in the roles that they have now."""
+        effects: list[Effect] = []
+        for record in self.members.records():
+            before = record.view()
+            record.may_be = self._signer.may_be(record.node_id)
+            effects += _update(before, record)
+        return effects
 
     def keys_learnt(self, now: float) -> list[Effect]:
         """Judge again what could not be verified."""
@@ -281,10 +309,13 @@ class Ledger:
         self._publish(rumour)
         return _update(before, record)
 
+    def _record(self, alive: Rumour, now: float) -> Record:
+        return Record(alive, now, self._signer.may_be(alive.subject))
+
     def _meet(self, rumour: Rumour, now: float) -> list[Effect]:
         if self.members.full():
             return [Refused("full")]
-        record = Record(rumour, now)
+        record = self._record(rumour, now)
         self.members.add(record)
         self._publish(rumour)
         return [Changed(None, record.view())]
@@ -295,7 +326,7 @@ class Ledger:
             return False
         if not (self._verified(alive) and self._verified(ending)):
             return False
-        record = Record(alive, now)
+        record = self._record(alive, now)
         _turn(record, ending.kind, ending, now)
         self.members.add(record)
         self.members.forget_surplus(ending.kind)

@@ -259,7 +259,9 @@ class SwimMachine:
 
     def _on_trust_changed(self, event: TrustChanged, now: float) -> list[Effect]:
         self._sync_backoff = 1.0
-        return self._ledger.keys_learnt(now)
+        ledger = self._ledger
+        effects = [*ledger.shut_out(event.evicted), *ledger.roles_learnt()]
+        return [*effects, *ledger.keys_learnt(now)]
 
     # ---- probing -----------------------------------------------------------------------
 

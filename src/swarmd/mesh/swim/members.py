@@ -23,7 +23,8 @@ class Record:
     """What is known of one member.
 
     `alive` is its own newest word, with its meta; `evidence` is the rumour that put it into a
-    state other than alive.
+    state other than alive. `may_be`: the roles it was admitted with, of which its word only says
+    which it takes; None: any.
     """
 
     __slots__ = (
@@ -32,12 +33,14 @@ class Record:
         "evidence",
         "excused_until",
         "incarnation",
+        "may_be",
         "meta",
         "state",
         "suspicion",
     )
 
-    def __init__(self, alive: Rumour, now: float) -> None:
+    def __init__(self, alive: Rumour, now: float, may_be: tuple[str, ...] | None = None) -> None:
+        self.may_be = may_be
         self.state = MemberState.ALIVE
         self.changed_at = now
         self.evidence: Rumour | None = None
@@ -66,11 +69,15 @@ class Record:
             addresses=meta.addresses,
             state=self.state,
             incarnation=self.incarnation,
-            roles=meta.roles,
+            roles=self._roles(),
             version=meta.version,
             tags=meta.tags,
             changed_at=self.changed_at,
         )
+
+    def _roles(self) -> tuple[str, ...]:
+        claimed = self.meta.roles
+        return claimed if self.may_be is None else tuple(r for r in self.may_be if r in claimed)
 
 
 class MemberTable:
@@ -119,6 +126,11 @@ class MemberTable:
         self._count(record, -1)
         apply(record)
         self._count(record, 1)
+
+    def remove(self, record: Record) -> None:
+        """Remove a record of this table; a probe of it that is under way finds nobody."""
+        del self._records[record.node_id]
+        self._count(record, -1)
 
     def forget_surplus(self, state: MemberState) -> Record | None:
         """Remove the member longest in `state` (dead or left) if there are too many of them."""

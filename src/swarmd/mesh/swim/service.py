@@ -9,7 +9,7 @@ known members, for a fast return.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Final, Protocol
@@ -268,9 +268,13 @@ class Membership:
         """Tell how a stream to `peer` ended: a broken one is a hint that the peer is gone."""
         self._feed(StreamClosed(peer, how, quiet_s))
 
-    def trust_changed(self) -> None:
-        """Tell that keys were learnt, so that their owners' words can be believed now."""
-        self._feed(TrustChanged())
+    def trust_changed(self, evicted: Iterable[NodeId] = ()) -> None:
+        """Tell that keys were learnt, so that their owners' words can be believed now.
+
+        Args:
+            evicted: all who were shut out so far; they are no members any more.
+        """
+        self._feed(TrustChanged(frozenset(evicted)))
 
     async def leave(self) -> None:
         """Say goodbye, so that others hold this node `left` instead of dead.

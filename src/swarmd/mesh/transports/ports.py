@@ -51,7 +51,7 @@ class StreamPort(Port):
     """See the module.
 
     `boot` and `number` are of the peer's hello, or answer, that opened it; `closing` is the
-    reason that this side is about to give.
+    reason that this side is about to give; a peer that is `turned_out` is heard no more.
     """
 
     def __init__(self, peer: NodeId, alpn: str) -> None:
@@ -66,6 +66,7 @@ class StreamPort(Port):
         self.opened_or_broken = trio.Event()
         self.last_traffic = 0.0
         self.closing: How | None = None
+        self.turned_out = False
         self.closed_cleanly = trio.Event()
         self._reason = ""
         self._lanes: tuple[deque[Item], deque[Item]] = (deque(), deque())

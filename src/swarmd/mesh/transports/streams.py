@@ -69,6 +69,9 @@ _RETRY_MAX_S: Final = 1.0
 _RECONNECT_EVERY_S: Final = 2.0
 _YIELD_WAIT_S: Final = 1.0
 _GOODBYE_S: Final = 1.0
+# Who was evicted is heard no more at once, and told so within this. Its records leave meanwhile.
+_TURN_OUT_S: Final = 0.1
+_TURN_OUT_MAX_S: Final = 0.5
 _CONNECTION_ERRORS: Final = (
     trio.BrokenResourceError,
     trio.ClosedResourceError,
@@ -423,6 +426,8 @@ class Streams(MuxLink):
             except RemoteError:
                 DROPPED.labels("stream", "bad_frame").inc()
                 return "untrusted"
+            if port.turned_out:
+                continue
             received.inc(len(raw))
             port.last_traffic = trio.current_time()
             for item in items:
@@ -454,12 +459,16 @@ class Streams(MuxLink):
         port.break_off(how, _REASONS[how])
 
     async def watch_roster(self) -> None:
-        """Break connections of members as they are evicted."""
+        """Break connections of members as they are evicted, or lose the role for a plane."""
         while True:
             version = self._roster.version
             for port in list(self._ports.values()):
-                if admitted(self._roster, port.peer) is None:
-                    port.break_off("untrusted", "it is no longer a member")
+                admission = admitted(self._roster, port.peer)
+                if admission is None and not port.turned_out:
+                    port.turned_out = True
+                    self._nursery.start_soon(_turn_out, port)
+                elif admission is not None and not _may_use(port.alpn, admission):
+                    port.break_off("untrusted", "it is no voter any more")
             await self._roster.changed(version)
 
     # ---- proofs -----------------------------------------------------------------------
@@ -518,6 +527,15 @@ async def _write(port: StreamPort, carrier: Carrier, sealer: FrameSealer) -> Non
             return
         sent.inc(len(frame))
         port.last_traffic = trio.current_time()
+
+
+async def _turn_out(port: StreamPort) -> None:
+    """Break a connection off; what is said to the peer until then is why."""
+    with trio.move_on_after(_TURN_OUT_MAX_S):
+        await trio.sleep(_TURN_OUT_S)
+        while port.queued:  # noqa: ASYNC110 - the writer owns the lanes' events
+            await trio.sleep(0.005)
+    port.break_off("untrusted", "it is no longer a member")
 
 
 _REASONS: Final[dict[How, str]] = {

@@ -371,9 +371,9 @@ class SeatMachine:
             return self._some_are_mute(change)
         if change.leaving is not None or len(change.current) < 3:
             return True
-        dead = {c.node_id for c in change.members if not c.alive}
-        if any(v in dead for v in change.current if v not in change.chosen):
-            return True
+        alive = {c.node_id for c in change.members if c.alive and c.capable}
+        if any(v not in alive for v in change.current if v not in change.chosen):
+            return True  # Dead, gone, evicted, or not allowed to vote any more.
         return self._now - self._newest[1] >= SEAL_EVERY_S
 
     def _some_are_mute(self, change: _Change) -> bool:

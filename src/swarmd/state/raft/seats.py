@@ -149,18 +149,15 @@ class Seats:
             for member in self._membership.members()
             if str(member.state) != "left"
         }
-        pins = self._pins()
+        pins, evicted = self._pins(), self._trust.evicted()
         candidates = []
         for node_id in sorted({*known, *seated}):
             admission = self._trust.admission(node_id)
-            if admission is None and node_id not in seated:
-                continue  # Its record has not arrived here yet.
-            if admission is None or not admission.evicted:
-                capable = admission is None or "voter" in admission.roles
-                host = _host_of(known.get(node_id))
-                candidates.append(
-                    Candidate(node_id, node_id in alive, capable, node_id in pins, host)
-                )
+            if node_id in evicted or (admission is None and node_id not in seated):
+                continue  # Shut out, or its record has not arrived here yet.
+            capable = admission is None or "voter" in admission.roles
+            host = _host_of(known.get(node_id))
+            candidates.append(Candidate(node_id, node_id in alive, capable, node_id in pins, host))
         return candidates
 
     def _pins(self) -> set[bytes]:

@@ -11,6 +11,7 @@ Rules:
   then it keeps it: a voter that only restarts is not moved.
 - A new seat goes to who is pinned, then to a host that has no seat yet, then to who has been
   alive longest, then to the lower id.
+- Who was evicted, or may not vote any more, has no seat from the next change on.
 - Who is pinned takes the seat of one who is not, and is never moved, dead or alive.
 - A change is only proposed when every new voter is alive, and a majority of the voters that
   would result: an epoch that could not begin must not be asked for.
@@ -72,7 +73,7 @@ def choose_voters(
         replace_dead_s: the grace time.
     """
     staying = {m.node_id: m for m in members if m.node_id != leaving}
-    keep = [staying[v] for v in sorted(current) if v in staying]
+    keep = [staying[v] for v in sorted(current) if v in staying and staying[v].capable]
     seats = _seats(len(staying), len(keep), len(current), size_held_s)
     # Dead voters go first; among the living the lower id stays.
     keep = sorted(keep, key=lambda c: (not c.alive, not c.pinned, c.node_id))[:seats]

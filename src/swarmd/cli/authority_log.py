@@ -1,0 +1,178 @@
+"""The authority log for people: read and verify it here, sign what goes into it.
+
+Keys stay with the person who types: an entry is signed in this process, with the admin key of
+this machine, and the daemon passes it on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from swarmd.base import folders
+from swarmd.base.errors import BadSignature, SwarmError
+from swarmd.base.ids import NodeId, node_id_of, short, to_text
+from swarmd.cli.common import BadInput, Failed
+from swarmd.client.calls import Client
+from swarmd.identity.authority import RECORDS_MAX, Admission, AuthorityState
+from swarmd.identity.entries import (
+    AddAdmin,
+    AddToken,
+    Admit,
+    Entry,
+    Evict,
+    Policy,
+    Record,
+    RevokeAdmin,
+    RevokeToken,
+    SetRoles,
+    decode_record,
+    open_entry,
+    sign_entry,
+)
+from swarmd.identity.genesis import decode_genesis
+from swarmd.identity.keys import SigningKey
+from swarmd.wire.codec import Message
+
+_ID_CHARS_MIN: Final = 6
+
+
+def read_log(client: Client) -> AuthorityState:
+    """The whole log, every record verified in this process.
+
+    Raises:
+        Failed: it does not verify; names the record.
+    """
+    page = client.authority_log()
+    try:
+        state = AuthorityState(decode_genesis(page.genesis))
+        for _ in range(RECORDS_MAX):
+            for raw in page.records:
+                state.replay(raw)
+            if not page.records or state.head[0] >= page.height:
+                return state
+            page = client.authority_log(state.head[0])
+    except SwarmError as error:
+        raise Failed(
+            f"the log does not verify after record {state.head[0]}: {error.message}"
+        ) from error
+    raise Failed(f"the log has more than {RECORDS_MAX} records")
+
+
+def records_of(state: AuthorityState) -> list[tuple[Record, Entry, tuple[NodeId, ...]]]:
+    """Each record, what it says, and who signed it."""
+    found = []
+    for raw in state.dump():
+        record = decode_record(raw)
+        envelope, entry = open_entry(record.entry)
+        found.append((record, entry, tuple(NodeId(key) for key, _ in envelope.signatures)))
+    return found
+
+
+def what(entry: Entry, state: AuthorityState) -> str:
+    """What an entry did, in a few words."""
+    match entry:
+        case AddToken():
+            token = short(node_id_of(entry.token_public))
+            return f"token {token} for {entry.uses} x {entry.role}"
+        case RevokeToken():
+            return f"token {short(entry.token_id)} revoked"
+        case Admit():
+            return f"{entry.name} admitted as {', '.join(entry.roles)}"
+        case SetRoles():
+            return f"{name_of(state, entry.node_id)} may be {', '.join(entry.roles)}"
+        case Evict():
+            return f"{name_of(state, entry.node_id)} evicted"
+        case AddAdmin():
+            return f"admin key {short(node_id_of(entry.admin_public))} added"
+        case RevokeAdmin():
+            return f"admin key {short(entry.admin_id)} revoked"
+        case Policy():
+            return f"lowest protocol version {entry.min_version}"
+
+
+def by_whom(entry: Entry, signers: Sequence[NodeId]) -> str:
+    """Whose key stands behind an entry: an admin's, or a token's."""
+    if isinstance(entry, Admit):
+        return f"token {short(entry.token_id)}"
+    return f"admin {short(signers[0])}"
+
+
+def name_of(state: AuthorityState, node_id: bytes) -> str:
+    admission = state.admissions.get(NodeId(node_id))
+    return admission.name if admission is not None else short(node_id)
+
+
+def find_node(state: AuthorityState, wanted: str) -> Admission:
+    """The node with this name, id or beginning of an id; one that is still a member first.
+
+    Raises:
+        BadInput: none or several; says which there are.
+    """
+    found = [x for x in state.admissions.values() if x.name == wanted]
+    found = [x for x in found if not x.evicted] or found
+    if not found:
+        by_id = {to_text(x.node_id): x for x in state.admissions.values()}
+        found = [by_id[text] for text in _beginning_with(by_id, wanted)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = ", ".join(to_text(x.node_id)[:8] for x in found)
+        raise BadInput(f"several nodes are called {wanted!r}: name one by its id ({ids})")
+    names = ", ".join(x.name for x in list(state.admissions.values())[:10] if not x.evicted)
+    raise BadInput(f"no node is called {wanted!r}; the nodes are {names}")
+
+
+def find_id(ids: Sequence[NodeId], wanted: str, kind: str) -> NodeId:
+    """The one of `ids` that begins with `wanted`. Raises BadInput: none or several do."""
+    by_text = {to_text(one): one for one in ids}
+    found = _beginning_with(by_text, wanted)
+    if len(found) == 1:
+        return by_text[found[0]]
+    if found:
+        raise BadInput(f"several {kind}s begin with {wanted!r}: give more of the id")
+    known = ", ".join(short(one) for one in ids[:10]) or "none"
+    raise BadInput(f"there is no {kind} {wanted!r}; there are: {known}")
+
+
+def _beginning_with(texts: Mapping[str, object], wanted: str) -> list[str]:
+    if len(wanted) < _ID_CHARS_MIN:
+        return []
+    return [text for text in texts if text.startswith(wanted.lower())]
+
+
+def propose(client: Client, head: dict[str, Any], entry: Message, admin_key: Path | None) -> None:
+    """Sign `entry` with the admin key and put it forward.
+
+    Raises:
+        BadInput: there is no admin key, or it is not one of this swarm's.
+    """
+    path = admin_key_path(admin_key, head)
+    signed = sign_entry(entry, head["swarm_id"], SigningKey.load(path))
+    try:
+        client.authority_propose(signed)
+    except BadSignature as error:
+        raise not_an_admin(path, head) from error
+
+
+def admin_key_path(given: Path | None, head: dict[str, Any]) -> Path:
+    """Where the admin key is: as given, else among the daemon's keys, else among this user's."""
+    name = f"{head['swarm']}.admin.key"
+    places = (
+        [given] if given else [Path(head["keys_folder"]) / name, folders.config_folder() / name]
+    )
+    for path in places:
+        if path.exists():
+            return path
+    raise BadInput(
+        f"there is no admin key at {places[0]}: run this on the host that made the swarm, "
+        "or name the key's file with --admin-key"
+    )
+
+
+def not_an_admin(path: Path, head: dict[str, Any]) -> BadInput:
+    return BadInput(
+        f"{path} is not an admin key of the swarm {head['swarm']}: use the one that "
+        "`swarmd --init` named, with --admin-key"
+    )

@@ -1,0 +1,111 @@
+"""The authority log over the API: read it, and put signed entries forward.
+
+Whoever reads it verifies it: the log is given as it is, from the genesis on. Whoever writes it
+signs with a key that no daemon sees. All that is judged here is what only the running swarm
+knows: an entry that takes a voter away is refused while that would leave no majority, since
+without one nothing could be decided any more, not even who else may vote.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from swarmd.base.errors import BadRequest, Conflict
+from swarmd.base.ids import NodeId
+from swarmd.gateway import shapes
+from swarmd.gateway.context import Context
+from swarmd.gateway.http import answer, guarded
+from swarmd.identity.entries import Entry, Evict, SetRoles, open_entry
+from swarmd.identity.genesis import encode_genesis
+from swarmd.mesh.swim.messages import MemberState
+from swarmd.state.raft.messages import AuthorityEntry
+
+
+class AuthorityBody(msgspec.Struct, forbid_unknown_fields=True):
+    entry: bytes
+
+
+class Authority:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._services = context.services
+
+    def routes(self) -> list[Route]:
+        make = partial(guarded, budget=self._context.budget)
+        return [
+            Route("/api/v1/authority", make(self.log)),
+            Route("/api/v1/authority", make(self.propose), methods=["POST"]),
+            Route("/api/v1/authority/head", make(self.head)),
+        ]
+
+    async def log(self, request: Request) -> Response:
+        """The genesis, the height, and a page of the records above `after`."""
+        trust = self._services.need(self._services.trust)
+        text = request.query_params.get("after", "0")
+        if not text.isdecimal() or len(text) > 9:
+            raise BadRequest(f"after={text!r} is no height of a record")
+        found = shapes.AuthorityPage(
+            genesis=encode_genesis(trust.genesis),
+            height=trust.head[0],
+            records=list(trust.records_from(int(text))),
+        )
+        return answer(request, found)
+
+    async def head(self, request: Request) -> Response:
+        """What a maker of entries must know: the log's head, the swarm, the store's time."""
+        trust = self._services.need(self._services.trust)
+        store = self._services.need(self._services.store)
+        height, head_hash = trust.head
+        return answer(
+            request,
+            {
+                "swarm": trust.genesis.name,
+                "swarm_id": bytes(trust.swarm_id),
+                "height": height,
+                "hash": head_hash,
+                "store_time_ms": store.store_time_ms(),
+                "keys_folder": str(self._services.config.keys_folder),
+            },
+        )
+
+    async def propose(self, request: Request) -> Response:
+        """Propose a signed entry; its signature is checked by whoever applies it."""
+        body = await self._context.read(request, AuthorityBody)
+        store = self._services.need(self._services.store)
+        self._keep_a_majority(open_entry(body.entry)[1])
+        [result] = await store.propose([AuthorityEntry(body.entry)])
+        result.raise_for_error()
+        return answer(request, {"revision": result.revision})
+
+    def _keep_a_majority(self, entry: Entry) -> None:
+        if isinstance(entry, Evict):
+            what = "evicted"
+        elif isinstance(entry, SetRoles) and "voter" not in entry.roles:
+            what = "without the role of a voter"
+        else:
+            return
+        voters = self._services.need(self._services.store).status().voters
+        if entry.node_id not in voters:
+            return
+        name = self._services.name_of(entry.node_id)
+        left = [v for v in voters if v != entry.node_id and self._is_there(v)]
+        if len(voters) == 1:
+            raise Conflict(
+                f"{name} is the only voter: hand its seat on first, with "
+                f"`swarmctl --node {name} leave`"
+            )
+        if len(left) <= len(voters) // 2:
+            raise Conflict(
+                f"with {name} {what}, {len(left)} of {len(voters)} voters would be left, which is "
+                "no majority: start the others, or wait until their seats were given on"
+            )
+
+    def _is_there(self, voter: NodeId) -> bool:
+        membership = self._services.need(self._services.mesh).membership
+        member = membership.get(voter)
+        return member is not None and member.state in (MemberState.ALIVE, MemberState.SUSPECT)
