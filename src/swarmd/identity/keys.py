@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -233,6 +233,8 @@ def certificate_public_key(der: bytes) -> bytes:
         raise BadSignature(f"a certificate of {len(der)} bytes is not one of a node")
     try:
         public = x509.load_der_x509_certificate(der).public_key()
+    except UnsupportedAlgorithm as error:
+        raise BadSignature("the certificate is not of an Ed25519 key") from error
     except (ValueError, x509.InvalidVersion, TypeError) as error:
         raise BadSignature("not an X.509 certificate") from error
     if not isinstance(public, Ed25519PublicKey):
