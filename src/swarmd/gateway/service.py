@@ -158,7 +158,7 @@ class Gateway:
         await self.front(scope, receive, send)
 
     async def _connected(self, stream: trio.SocketStream) -> None:
-        """Serve one connection to its end."""
+        """Serve one connection to its end, which is its own whatever was sent on it."""
         if len(self._streams) >= 2 * self._context.config.requests_max:
             DROPPED.labels("gateway", "too_many_connections").inc()
             await stream.aclose()
@@ -169,6 +169,11 @@ class Gateway:
             # Hypercorn types the stream as TLS; it serves plain ones as well.
             plain: Any = stream
             await _Connection(self._wrapper, self._http, self._worker, state, plain)
+        except* Exception as group:  # noqa: BLE001 - the server's own; the app's end in the app
+            DROPPED.labels("gateway", "broken_connection").inc()
+            error = group.exceptions[0]
+            log.warning("a connection broke off", error=f"{type(error).__name__}: {error}")
+            await trio.aclose_forcefully(stream)
         finally:
             self._streams.discard(stream)
             if not self._streams:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import trio
+from fuzz_inputs import Inputs
 from gateway_fakes import (
     FakeControl,
     FakeStore,
@@ -42,6 +44,7 @@ from swarmd.base.errors import (
     Unreachable,
 )
 from swarmd.base.limits import INLINE_BYTES_MAX, MIB
+from swarmd.base.rng import make_rng
 from swarmd.client import Client, ItemInput, TaskInput
 from swarmd.gateway import service as gateway_service
 from swarmd.gateway.app import Api
@@ -498,6 +501,47 @@ def test_web_pages_are_refused(live: LiveGateway) -> None:
     assert raw_request(live.socket, "GET", "/health", Origin="http://evil")[0] == 403
     assert raw_request(live.socket, "GET", "/health", Host="evil.example")[0] == 403
     assert raw_request(live.socket, "GET", "/health", Host="localhost:80")[0] == 200
+
+
+_UPGRADE = (
+    "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="
+)
+_REQUESTS = [
+    raw.encode()
+    for raw in (
+        f"GET /api/v1/status HTTP/1.1\r\nHost: localhost\r\n{_UPGRADE}\r\n\r\n",
+        f"GET /health HTTP/1.1\r\nHost: localhost\r\n{_UPGRADE}\r\nContent-Length: 2\r\n\r\n{{}}",
+        "GET /health HTTP/1.1\r\nHost: localhost\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQC"
+        "\r\nConnection: Upgrade, HTTP2-Settings\r\n\r\n",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0",
+        "POST /api/v1/tasks/get HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        "2\r\n{}\r\n0\r\n\r\n",
+        "POST /api/v1/kv/a HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
+        "Content-Length: 2\r\n\r\n{}",
+        "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3,
+        "CONNECT localhost:1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "GET /health HTTP/0.9\r\n\r\n",
+    )
+]
+
+
+def test_no_connection_ends_more_than_itself(live: LiveGateway, client: Client) -> None:
+    """Requests that Hypercorn's parser takes and its states do not, and three thousand more."""
+    inputs = Inputs(make_rng(11), _REQUESTS)
+    for number in range(3_000 + len(_REQUESTS)):
+        raw = _REQUESTS[number] if number < len(_REQUESTS) else inputs.next()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
+            one.settimeout(0.2)  # Some wait for more, as they may.
+            one.connect(live.socket)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
+                one.sendall(raw[:20_000])
+                one.shutdown(socket.SHUT_WR)
+                while one.recv(65_536):
+                    pass
+        if number < 100 or number % 100 == 0:
+            client.status()
+    assert client.status().node == "n1"
 
 
 def test_an_answer_that_comes_before_the_body_is_not_lost(live: LiveGateway) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
 import trio
+from joining import HOUR_MS, NODE, OTHER, Swarm, calling
 
 from swarmd.base.errors import (
     AlreadyExists,
@@ -36,9 +34,9 @@ from swarmd.identity.entries import (
     issue_token,
     sign_entry,
 )
-from swarmd.identity.genesis import encode_genesis, init_swarm
+from swarmd.identity.genesis import encode_genesis
 from swarmd.identity.keys import SigningKey
-from swarmd.identity.tls import JOIN_ALPN, MESH_ALPN, join_context, peer_of, server_context
+from swarmd.identity.tls import MESH_ALPN, server_context
 from swarmd.identity.tokens import Token
 from swarmd.mesh import join as join_module
 from swarmd.mesh.join import (
@@ -54,81 +52,10 @@ from swarmd.mesh.join import (
     Request,
     format_address,
     join_swarm,
-    serve_join,
 )
-from swarmd.mesh.trust import Trust, open_trust
+from swarmd.mesh.trust import open_trust
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
-
-HOUR_MS = 3_600_000
-NODE = SigningKey.from_seed(b"n" * 32)
-OTHER = SigningKey.from_seed(b"o" * 32)
-Serve = Callable[[trio.SSLStream[trio.abc.Stream]], Awaitable[None]]
-
-
-class Swarm:
-    """One member that serves joiners, and the log it asks."""
-
-    def __init__(self, *, uses: int = 2, ttl_ms: int = HOUR_MS) -> None:
-        self.genesis, self.key, self.admin, _ = init_swarm("lab", "alpha")
-        self.log = AuthorityState(self.genesis)
-        self.now_ms = 1_000
-        self.trust = self.new_trust()
-        self.token = self.add_token(uses, ttl_ms)
-        self.epochs: Sequence[bytes] = ()
-
-    def new_trust(self) -> Trust:
-        return open_trust(SimDisk(World(1), "trust"), self.genesis, self.log.dump())
-
-    def add_token(self, uses: int = 2, ttl_ms: int = HOUR_MS) -> Token:
-        token, entry = issue_token(
-            self.log.swarm_id, self.log.head, self.admin, uses=uses, expires_ms=self.now_ms + ttl_ms
-        )
-        self.append(entry)
-        return token
-
-    def append(self, entry: bytes) -> list[bytes]:
-        records = [encode_record(self.log.apply(entry, self.now_ms))]
-        self.trust.learn(records)
-        return records
-
-    async def admit(self, entry: bytes) -> list[bytes]:
-        await trio.lowlevel.checkpoint()
-        return [encode_record(self.log.apply(entry, self.now_ms))]
-
-    async def serve(self, stream: trio.SSLStream[trio.abc.Stream]) -> None:
-        assert peer_of(stream, self.trust.admissions_by_id()) is None
-        await serve_join(
-            stream,
-            self.trust,
-            self.key.public,
-            admit=self.admit,
-            seeds=lambda: [("127.0.0.1", 7575)],
-            epochs=lambda: self.epochs,
-        )
-
-    @asynccontextmanager
-    async def listening(
-        self, serve: Serve | None = None, *, key: SigningKey | None = None
-    ) -> AsyncIterator[Address]:
-        """The address of a server with this swarm's TLS, on 127.0.0.1."""
-        admissions = self.trust.admissions()
-        context = server_context(key or self.key, admissions, [MESH_ALPN, JOIN_ALPN])
-
-        async def handle(raw: trio.SocketStream) -> None:
-            stream = trio.SSLStream[trio.abc.Stream](raw, context, server_side=True)
-            try:
-                await stream.do_handshake()
-                await (serve or self.serve)(stream)
-            except (trio.BrokenResourceError, trio.ClosedResourceError, SwarmError):
-                pass  # A test's joiner that left early.
-            finally:
-                await trio.aclose_forcefully(stream)
-
-        async with trio.open_nursery() as nursery:
-            [listener] = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
-            yield listener.socket.getsockname()[:2]
-            nursery.cancel_scope.cancel()
 
 
 async def refused(
@@ -515,18 +442,6 @@ async def test_the_error_says_most_of_what_to_do_and_names_every_address() -> No
 
 
 # ---- joiners that are refused ----------------------------------------------------------
-
-
-@asynccontextmanager
-async def calling(address: Address) -> AsyncIterator[Frames]:
-    """A joiner's stream, to misbehave on."""
-    raw = await trio.open_tcp_stream(*address)
-    stream = trio.SSLStream[trio.abc.Stream](raw, join_context())
-    try:
-        await stream.do_handshake()
-        yield Frames(stream)
-    finally:
-        await trio.aclose_forcefully(stream)
 
 
 def hello_for(swarm: Swarm, token: Token, key: SigningKey = NODE) -> Hello:
