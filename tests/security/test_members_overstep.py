@@ -76,7 +76,7 @@ def test_worker_talks_raft(swarm: LocalSwarm) -> None:
     worker, voters = spare_and_voters(swarm)
     key = key_of(worker)
     with Client(swarm[0].socket) as client:
-        log = read_log(client)
+        log = read_log(client, client.authority_head()["swarm_id"])
     assert is_heard(voters[0], key, log, RAFT_ALPN), "it may vote, so far"
     assert swarm[0].ctl("node", "roles", worker.name, "worker").returncode == 0
     for daemon in voters:
@@ -90,7 +90,7 @@ def test_evicted_node(swarm: LocalSwarm) -> None:
     spare, others = spare_and_voters(swarm)
     key = key_of(spare)
     with Client(swarm[0].socket) as client:
-        log = read_log(client)
+        log = read_log(client, client.authority_head()["swarm_id"])
     assert all(is_heard(daemon, key, log, MESH_ALPN) for daemon in others)
     began = time.monotonic()
     assert swarm[0].ctl("node", "evict", spare.name, "--yes", spare.name).returncode == 0

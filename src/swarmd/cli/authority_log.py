@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from swarmd.base import folders
-from swarmd.base.errors import BadSignature, SwarmError
+from swarmd.base.errors import BadSignature, SwarmError, Untrusted
 from swarmd.base.ids import NodeId, node_id_of, short, to_text
-from swarmd.cli.common import BadInput, Failed
+from swarmd.cli.common import BadInput, Failed, open_client
 from swarmd.client.calls import Client
-from swarmd.identity.authority import RECORDS_MAX, Admission, AuthorityState
+from swarmd.identity.authority import Admission, AuthorityState
 from swarmd.identity.entries import (
     AddAdmin,
     AddToken,
@@ -31,33 +31,60 @@ from swarmd.identity.entries import (
     open_entry,
     sign_entry,
 )
-from swarmd.identity.genesis import decode_genesis
+from swarmd.identity.genesis import check_name, decode_genesis
 from swarmd.identity.keys import SigningKey
 from swarmd.wire.codec import Message
 
 _ID_CHARS_MIN: Final = 6
 
 
-def read_log(client: Client) -> AuthorityState:
+def read_log(client: Client, swarm_id: bytes) -> AuthorityState:
     """The whole log, every record verified in this process.
+
+    Args:
+        client: of whoever shows its log.
+        swarm_id: as the daemon of this machine told it. The genesis must hash to it, so that
+            nobody can show another log than the swarm's.
 
     Raises:
         Failed: it does not verify; names the record.
     """
     page = client.authority_log()
+    height = 0
     try:
-        state = AuthorityState(decode_genesis(page.genesis))
-        for _ in range(RECORDS_MAX):
+        genesis = decode_genesis(page.genesis)
+        if genesis.swarm_id != swarm_id:
+            raise Untrusted(f"it is of another swarm, {short(genesis.swarm_id)}")
+        state = AuthorityState(genesis)
+        while True:
             for raw in page.records:
                 state.replay(raw)
-            if not page.records or state.head[0] >= page.height:
+            if state.head[0] >= page.height:
                 return state
-            page = client.authority_log(state.head[0])
+            if state.head[0] == height:
+                raise Untrusted(f"{page.height - height} records are missing")
+            height = state.head[0]
+            page = client.authority_log(height)
     except SwarmError as error:
-        raise Failed(
-            f"the log does not verify after record {state.head[0]}: {error.message}"
-        ) from error
-    raise Failed(f"the log has more than {RECORDS_MAX} records")
+        raise Failed(f"the log does not verify after record {height}: {error.message}") from error
+
+
+def read_asked() -> tuple[dict[str, Any], AuthorityState]:
+    """The log of the node that --node names, and the head that this machine's daemon tells.
+
+    Raises:
+        Failed: it does not verify, or is another swarm's than this machine's.
+    """
+    with open_client(local=True) as own:
+        head = own.authority_head()
+    with open_client() as client:
+        return head, read_log(client, head["swarm_id"])
+
+
+def read_own(client: Client) -> tuple[dict[str, Any], AuthorityState]:
+    """Head and log of this machine's daemon: what is signed here rests on nobody else's word."""
+    head = client.authority_head()
+    return head, read_log(client, head["swarm_id"])
 
 
 def records_of(state: AuthorityState) -> list[tuple[Record, Entry, tuple[NodeId, ...]]]:
@@ -110,11 +137,12 @@ def find_node(state: AuthorityState, wanted: str) -> Admission:
     Raises:
         BadInput: none or several; says which there are.
     """
-    found = [x for x in state.admissions.values() if x.name == wanted]
-    found = [x for x in found if not x.evicted] or found
-    if not found:
-        by_id = {to_text(x.node_id): x for x in state.admissions.values()}
-        found = [by_id[text] for text in _beginning_with(by_id, wanted)]
+    named = [x for x in state.admissions.values() if x.name == wanted]
+    named = [x for x in named if not x.evicted] or named
+    by_id = {to_text(x.node_id): x for x in state.admissions.values()}
+    meant = [by_id[text] for text in _beginning_with(by_id, wanted)]
+    # A node may be called like the beginning of another's id: then it is not clear who is meant.
+    found = list({x.node_id: x for x in (*named, *meant)}.values())
     if len(found) == 1:
         return found[0]
     if found:
@@ -158,6 +186,7 @@ def propose(client: Client, head: dict[str, Any], entry: Message, admin_key: Pat
 
 def admin_key_path(given: Path | None, head: dict[str, Any]) -> Path:
     """Where the admin key is: as given, else among the daemon's keys, else among this user's."""
+    check_name(head["swarm"], "swarm")
     name = f"{head['swarm']}.admin.key"
     places = (
         [given] if given else [Path(head["keys_folder"]) / name, folders.config_folder() / name]

@@ -218,13 +218,18 @@ def node_asked() -> str | None:
 
 
 @contextlib.contextmanager
-def open_client(*, timeout_s: float = 60.0) -> Iterator[Client]:
-    """The client that --socket and --node describe."""
+def open_client(*, timeout_s: float = 60.0, local: bool = False) -> Iterator[Client]:
+    """The client that --socket and --node describe.
+
+    Args:
+        local: the daemon of this machine itself, whatever --node says: it decides what is
+            signed here, and no other member may.
+    """
     from swarmd.client import Client
 
     meta = click.get_current_context().meta
     sockets = list(meta.get(_SOCKETS, ())) or None
-    with Client(sockets, node=meta.get(_NODE), timeout_s=timeout_s) as client:
+    with Client(sockets, node=None if local else meta.get(_NODE), timeout_s=timeout_s) as client:
         yield client
 
 

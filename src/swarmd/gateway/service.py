@@ -171,7 +171,9 @@ class Gateway:
             await _Connection(self._wrapper, self._http, self._worker, state, plain)
         except* Exception as group:  # noqa: BLE001 - the server's own; the app's end in the app
             DROPPED.labels("gateway", "broken_connection").inc()
-            error = group.exceptions[0]
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
             log.warning("a connection broke off", error=f"{type(error).__name__}: {error}")
             await trio.aclose_forcefully(stream)
         finally:

@@ -17,6 +17,7 @@ from swarmd.base.clock import Clock
 from swarmd.base.errors import NotReady
 from swarmd.base.ids import NodeId, short
 from swarmd.gateway.config import GatewayConfig
+from swarmd.identity.authority import Admission
 from swarmd.identity.genesis import Genesis
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.link import Link
@@ -83,7 +84,11 @@ class Trust(Protocol):
     def genesis(self) -> Genesis: ...
     @property
     def head(self) -> tuple[int, bytes]: ...
+    @property
+    def version(self) -> int: ...
     def records_from(self, height: int) -> Sequence[bytes]: ...
+    def admission(self, node_id: NodeId) -> Admission | None: ...
+    async def changed(self, version: int) -> object: ...
 
 
 # ---- the strong store and blobs -------------------------------------------------------

@@ -286,16 +286,10 @@ class Mesh:
             Evicted: it is this node that was.
         """
         version = trust.version
-        mine = admitted(trust, self.link.node_id)
-        roles = mine.roles if mine is not None else ()
         while True:
             version = await trust.changed(version)
             _check_not_evicted(trust, self.link.node_id)
             self.membership.trust_changed(trust.evicted())
-            mine = admitted(trust, self.link.node_id)
-            if mine is not None and mine.roles != roles:
-                roles = mine.roles
-                self.membership.set_roles(roles)
             self._hurry.set()
 
     async def hear_loop(self, mdns: Mdns) -> None:

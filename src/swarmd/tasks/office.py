@@ -628,7 +628,7 @@ def _liveness(member: Member) -> e.Liveness:
 
 
 def _works(member: Member) -> bool:
-    return not member.roles or "worker" in member.roles
+    return "worker" in member.roles
 
 
 def run_of(record: AgentRecord) -> AgentRun:

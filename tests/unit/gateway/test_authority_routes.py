@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from gateway_fakes import (
@@ -35,6 +37,20 @@ from swarmd.sim.world import World
 GENESIS, _, ADMIN, _ = init_swarm("lab", "n1")
 
 
+class Knowing:
+    """Trust that has admitted the members of the fakes, all as voters unless it says otherwise."""
+
+    head = (0, b"")
+    version = 1
+    genesis = GENESIS
+
+    def __init__(self) -> None:
+        self.roles = {node_id(f"n{n}"): ("voter", "worker") for n in range(1, 5)}
+
+    def admission(self, one: NodeId) -> object:
+        return SimpleNamespace(roles=self.roles[one]) if one in self.roles else None
+
+
 def log_of(count: int) -> Trust:
     """A log of so many tokens."""
     trust = open_trust(SimDisk(World(1), "trust"), GENESIS)
@@ -47,7 +63,9 @@ def log_of(count: int) -> Trust:
 
 @pytest.fixture
 def services(tmp_path: Path) -> Services:
-    return make_services(tmp_path, members=("n1", "n2", "n3", "n4"))
+    made = make_services(tmp_path, members=("n1", "n2", "n3", "n4"))
+    made.trust = Knowing()  # type: ignore[assignment]
+    return made
 
 
 @pytest.fixture
@@ -64,7 +82,7 @@ def test_the_log_is_read_by_pages_and_verified_by_the_reader(
     assert len(client.authority_log().records) == PAGE_RECORDS_MAX
     assert client.authority_log(count).records == []
     assert client.authority_log(10**8).records == []
-    state = read_log(client)
+    state = read_log(client, GENESIS.swarm_id)
     assert state.head == services.trust.head
     assert len(state.tokens) == count
     record, entry, signers = records_of(state)[-1]
@@ -93,7 +111,7 @@ def test_a_daemon_that_shows_a_changed_log_is_found_out(
     ):
         monkeypatch.setattr(trust, "records_from", lambda after, changed=changed: changed[after:])
         with pytest.raises(Failed, match="does not verify after record"):
-            read_log(client)
+            read_log(client, GENESIS.swarm_id)
 
 
 def test_what_is_no_entry_is_refused_before_it_reaches_the_log(
@@ -136,6 +154,36 @@ def test_a_voter_is_taken_away_only_if_a_majority_stays(
     nobody = without("n4", how)
     client.authority_propose(nobody)  # It does not vote.
     assert services.store.authority == [entry, dead, nobody]
+
+
+def test_a_voter_that_is_about_to_lose_its_seat_does_not_count(
+    client: Client, services: Services
+) -> None:
+    """It is cut off already, though it still has the seat and is alive."""
+    assert isinstance(services.trust, Knowing)
+    services.trust.roles[node_id("n2")] = ("worker",)
+    with pytest.raises(Conflict, match="1 of 3 voters would be left"):
+        client.authority_propose(without("n3", "without its role"))
+    del services.trust.roles[node_id("n2")]  # Evicted, and membership has not heard of it yet.
+    with pytest.raises(Conflict, match="1 of 3 voters would be left"):
+        client.authority_propose(without("n3", "evicted"))
+
+
+def test_the_log_of_another_swarm_is_not_taken_for_this_ones(
+    client: Client, services: Services
+) -> None:
+    services.trust = log_of(3)
+    with pytest.raises(Failed, match="of another swarm"):
+        read_log(client, init_swarm("lab", "n1")[0].swarm_id)
+
+
+def test_a_node_called_like_anothers_id_is_ambiguous() -> None:
+    state = log_of(1)._state
+    first = next(iter(state.admissions.values()))
+    impostor = replace(first, node_id=NodeId(bytes(32)), name=to_text(first.node_id)[:8])
+    state.admissions[impostor.node_id] = impostor
+    with pytest.raises(BadInput, match="several nodes are called"):
+        find_node(state, impostor.name)
 
 
 def test_the_only_voter_stays(client: Client, services: Services) -> None:

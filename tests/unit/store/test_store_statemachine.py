@@ -6,11 +6,12 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 from states import restore, whole
-from store_applier import ADMIN_KEY, GENESIS, SESSION, VOTER, Applier
+from store_applier import ADMIN_KEY, GENESIS, NODE_KEY, SESSION, VOTER, Applier
 
 from swarmd.base.errors import BadRequest, Conflict, CorruptFile, TooLarge
+from swarmd.base.ids import short
 from swarmd.base.limits import SESSIONS_MAX, VALUE_BYTES_MAX
-from swarmd.identity.entries import AddToken, decode_record, sign_entry
+from swarmd.identity.entries import AddToken, Evict, SetRoles, decode_record, sign_entry
 from swarmd.identity.keys import SigningKey
 from swarmd.state.raft import sessions
 from swarmd.state.raft import statemachine as sm
@@ -32,6 +33,7 @@ from swarmd.state.raft.messages import (
     Seal,
     TakeOffice,
     Txn,
+    Voter,
 )
 from swarmd.state.raft.statemachine import Change, StateMachine
 
@@ -180,6 +182,27 @@ def test_what_is_wrong_is_a_result(applier: Applier, op: Operation, code: str) -
     before = whole(applier.state.snapshot())
     assert applier.do(op)[0].code == code
     assert whole(applier.state.snapshot()) == before
+
+
+def test_no_epoch_begins_with_who_may_not_vote(applier: Applier) -> None:
+    """The choice was made before the entry that takes the right away, and is proposed after it."""
+    swarm_id, nonce = applier.state.genesis.swarm_id, b"o" * 16
+    for entry in (
+        SetRoles(NODE_KEY.key_id, ("worker",), nonce),
+        SetRoles(NODE_KEY.key_id, ("worker", "voter"), b"p" * 16),
+        Evict(NODE_KEY.key_id, b"q" * 16),
+    ):
+        [result] = applier.do(AuthorityEntry(sign_entry(entry, swarm_id, ADMIN_KEY)))
+        assert result.ok
+        if entry.nonce == b"p" * 16:
+            continue
+        before = whole(applier.state.snapshot())
+        [refused] = applier.do(Seal(2, (VOTER,)))
+        assert (refused.code, applier.state.sealed) == (Conflict.code, None)
+        assert short(NODE_KEY.key_id) in refused.message
+        assert whole(applier.state.snapshot()) == before
+    other = Voter(SigningKey.generate().public, b"v" * 16)
+    assert applier.do(Seal(2, (other,)))[0].ok
 
 
 def test_junk_is_a_result(applier: Applier) -> None:

@@ -159,6 +159,21 @@ def test_who_is_evicted_is_forgotten_and_stays_so(bench: Bench) -> None:
     assert bench.sent("y")
 
 
+def test_what_the_evicted_has_said_of_others_is_said_in_ones_own_name(bench: Bench) -> None:
+    """Else the accused, who takes the word of the evicted for nothing, could never answer it."""
+    bench.know("liar", "x", "y")
+    bench.tell(rumour(SUSPECT, "x", 1, by="liar"), rumour(DEAD, "y", 1, by="liar"))
+    bench.clear()
+    bench.tell(rumour(SUSPECT, "z", 1, by="liar"))
+    bench.signer.unknown = [node("liar")]
+    bench.handle(TrustChanged(frozenset({node("liar")})))
+    said = {(r.subject, r.kind): r for r in bench.machine.queued()}
+    assert set(said) == {(node("x"), SUSPECT), (node("y"), DEAD)}
+    assert all(r.author == node("me") for r in said.values())
+    bench.tell(rumour(ALIVE, "y", 2), rumour(ALIVE, "x", 2))
+    assert bench.state("x") == bench.state("y") == (ALIVE, 2)
+
+
 def test_a_member_has_no_role_that_it_was_not_admitted_with(bench: Bench) -> None:
     def alive(incarnation: int) -> Rumour:
         body = encode_meta(Meta("x", roles=("worker", "voter")))
@@ -177,10 +192,10 @@ def test_a_member_has_no_role_that_it_was_not_admitted_with(bench: Bench) -> Non
     bench.signer.roles[node("x")] = ("voter", "observer")
     [changed] = [e for e in bench.handle(TrustChanged()) if isinstance(e, Changed)]
     assert changed.after is not None
-    assert changed.after.roles == roles() == ("voter",)
+    assert changed.after.roles == roles() == ("voter", "observer")
     assert not [e for e in bench.handle(TrustChanged()) if isinstance(e, Changed)]
     bench.tell(alive(2))
-    assert roles() == ("voter",)
+    assert roles() == ("voter", "observer")
 
 
 def test_what_cannot_be_verified_is_kept_within_bounds(bench: Bench) -> None:

@@ -176,6 +176,21 @@ async def test_an_evicted_member_loses_its_connection_at_once() -> None:
             await ask(a, b)
 
 
+@pytest.mark.parametrize("plane", [MESH_ALPN, RAFT_ALPN])
+async def test_who_is_evicted_between_tls_and_its_hello_gets_no_connection(plane: str) -> None:
+    async with two() as (a, b):
+        stream = await proven_stream(C, b, plane)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        b.roster.become(A, B)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        said = Hello(B.key_id, plane, Exchange().public, b"boot", 1, 1)
+        await send_part(stream, sign_hello(said, b.roster.swarm_id, C))
+        with pytest.raises(trio.BrokenResourceError):
+            await receive_part(stream)
+        assert (C.key_id, plane) not in b.streams._ports
+        await ask(a, b)
+
+
 async def test_raft_is_refused_to_who_is_no_voter() -> None:
     class Workers(FixedRoster):
         def admissions(self):  # type: ignore[no-untyped-def]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,11 +35,9 @@ def authority() -> None:
 @click.option("--last", type=click.IntRange(1), metavar="N", help="Only the newest N records.")
 def list_(last: int | None) -> None:
     """Show every change of who may do what; each is verified here."""
-    from swarmd.cli.authority_log import by_whom, read_log, records_of, what
+    from swarmd.cli.authority_log import by_whom, read_asked, records_of, what
 
-    with open_client() as client:
-        head = client.authority_head()
-        state = read_log(client)
+    head, state = read_asked()
     found = records_of(state)[-last:] if last else records_of(state)
     if wants_json():
         print_json(
@@ -69,13 +68,9 @@ def list_(last: int | None) -> None:
 @authority.command(examples=["swarmctl authority verify", "swarmctl --node n2 authority verify"])
 def verify() -> None:
     """Verify the log of the node that answers, from the genesis on, in this process."""
-    from swarmd.cli.authority_log import read_log
+    from swarmd.cli.authority_log import read_asked
 
-    with open_client() as client:
-        head = client.authority_head()
-        state = read_log(client)
-    if state.swarm_id != head["swarm_id"]:
-        raise BadInput("the daemon shows the log of another swarm than its own")
+    _, state = read_asked()
     members = [x for x in state.admissions.values() if not x.evicted]
     found = {
         "swarm": state.genesis.name,
@@ -118,10 +113,9 @@ def admin() -> None:
 @admin.command("list", examples=["swarmctl admin list"])
 def list_admins() -> None:
     """Show whose word counts."""
-    from swarmd.cli.authority_log import read_log
+    from swarmd.cli.authority_log import read_asked
 
-    with open_client() as client:
-        state = read_log(client)
+    _, state = read_asked()
     since = _added(state)
     found = [{"id": to_text(one), "added_by_record": since.get(one, 0)} for one in state.admins]
     if wants_json():
@@ -154,8 +148,12 @@ def new(file: Path) -> None:
     """Make a key in FILE and print what to give to `swarmctl admin add`; it asks no daemon."""
     from swarmd.identity.keys import SigningKey
 
-    if file.exists():
-        raise BadInput(f"{file} is there already; a key is never written over")
+    try:
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError as error:
+        raise BadInput(f"{file} is there already; a key is never written over") from error
+    except OSError as error:
+        raise BadInput(f"cannot write {file}: {error.strerror}") from error
     key = SigningKey.generate()
     key.save(file)
     if wants_json():
@@ -180,7 +178,7 @@ def add(public: str, admin_key: Path | None) -> None:
         raw = b""
     if len(raw) != KEY_BYTES:
         raise BadInput("that is no public key: give what `swarmctl admin new` printed")
-    with open_client() as client:
+    with open_client(local=True) as client:
         propose(client, client.authority_head(), AddAdmin(raw, fresh_nonce()), admin_key)
     if wants_json():
         print_json({"id": to_text(node_id_of(raw))})
@@ -193,12 +191,13 @@ def add(public: str, admin_key: Path | None) -> None:
 @admin_key_option
 def revoke(id: str, admin_key: Path | None) -> None:
     """Accept the admin key ID no longer; what it signed before stays."""
-    from swarmd.cli.authority_log import find_id, propose, read_log
+    from swarmd.cli.authority_log import find_id, propose, read_own
     from swarmd.identity.entries import RevokeAdmin, fresh_nonce
 
-    with open_client() as client:
-        found = find_id(list(read_log(client).admins), id, "admin key")
-        propose(client, client.authority_head(), RevokeAdmin(found, fresh_nonce()), admin_key)
+    with open_client(local=True) as client:
+        head, log = read_own(client)
+        found = find_id(list(log.admins), id, "admin key")
+        propose(client, head, RevokeAdmin(found, fresh_nonce()), admin_key)
     if wants_json():
         print_json({"id": to_text(found)})
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -38,10 +39,9 @@ def node() -> None:
 @node.command("list", examples=["swarmctl node list"])
 def list_() -> None:
     """Show every node that was ever admitted, and what it may do."""
-    from swarmd.cli.authority_log import read_log
+    from swarmd.cli.authority_log import read_asked
 
-    with open_client() as client:
-        found = list(read_log(client).admissions.values())
+    found = list(read_asked()[1].admissions.values())
     if wants_json():
         print_json(
             [
@@ -70,16 +70,17 @@ def list_() -> None:
 @admin_key_option
 def roles(member: str, role: tuple[str, ...], admin_key: Path | None) -> None:
     """Let MEMBER be what is named and nothing else: voter, worker, observer."""
-    from swarmd.cli.authority_log import find_node, propose, read_log
+    from swarmd.cli.authority_log import find_node, propose, read_own
     from swarmd.identity.entries import SetRoles, fresh_nonce
 
     wanted = tuple(dict.fromkeys(role))
-    with open_client() as client:
-        found = find_node(read_log(client), member)
+    with open_client(local=True) as client:
+        head, log = read_own(client)
+        found = find_node(log, member)
         if found.evicted:
             raise BadInput(f"{found.name} was evicted: it may be nothing any more")
         entry = SetRoles(found.node_id, wanted, fresh_nonce())
-        propose(client, client.authority_head(), entry, admin_key)
+        propose(client, head, entry, admin_key)
     if wants_json():
         print_json({"name": found.name, "node_id": to_text(found.node_id), "roles": list(wanted)})
     else:
@@ -95,15 +96,16 @@ def evict(member: str, admin_key: Path | None, yes: str) -> None:
 
     Its daemon ends once it hears of it. Its tasks run elsewhere; what only it held is lost.
     """
-    from swarmd.cli.authority_log import find_node, propose, read_log
+    from swarmd.cli.authority_log import find_node, propose, read_own
     from swarmd.identity.entries import Evict, fresh_nonce
 
-    with open_client() as client:
-        found = find_node(read_log(client), member)
+    with open_client(local=True) as client:
+        head, log = read_own(client)
+        found = find_node(log, member)
         if found.evicted:
             raise BadInput(f"{found.name} ({short(found.node_id)}) is evicted already")
         _confirm(found.name, found.node_id, yes)
-        propose(client, client.authority_head(), Evict(found.node_id, fresh_nonce()), admin_key)
+        propose(client, head, Evict(found.node_id, fresh_nonce()), admin_key)
     if wants_json():
         print_json({"name": found.name, "node_id": to_text(found.node_id)})
     else:
@@ -112,7 +114,7 @@ def evict(member: str, admin_key: Path | None, yes: str) -> None:
 
 def _confirm(name: str, node_id: bytes, given: str) -> None:
     if not given:
-        if wants_json():
+        if wants_json() or not sys.stdin.isatty():
             raise BadInput(f"an eviction is for ever: to go on, repeat this with --yes {name}")
         warn(f"{name} ({short(node_id)}) is shut out for ever; it may only join as a new node.")
         given = click.prompt("To go on, type its name", err=True)

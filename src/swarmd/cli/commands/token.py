@@ -75,7 +75,7 @@ def create(uses: int, ttl: float, role: str, admin_key: Path | None) -> None:
     from swarmd.identity.keys import SigningKey
     from swarmd.identity.tokens import encode_token
 
-    with open_client() as client:
+    with open_client(local=True) as client:
         head = client.authority_head()
         path = admin_key_path(admin_key, head)
         made, entry = issue_token(
@@ -103,11 +103,10 @@ def create(uses: int, ttl: float, role: str, admin_key: Path | None) -> None:
 @click.option("--all", "everything", is_flag=True, help="Those that admit nobody any more, too.")
 def list_(everything: bool) -> None:
     """Show tokens that were made; never their secrets, which no daemon has."""
-    from swarmd.cli.authority_log import read_log
+    from swarmd.cli.authority_log import read_asked
 
-    with open_client() as client:
-        now_ms = client.authority_head()["store_time_ms"]
-        found = list(read_log(client).tokens.values())
+    head, log = read_asked()
+    now_ms, found = head["store_time_ms"], list(log.tokens.values())
     states = {one.token_id: _state_of(one, now_ms) for one in found}
     shown = [one for one in found if everything or states[one.token_id] == "good"]
     if wants_json():
@@ -150,12 +149,13 @@ def _state_of(one: LoggedToken, now_ms: int) -> str:
 @admin_key_option
 def revoke(token: str, admin_key: Path | None) -> None:
     """Let TOKEN, named by its id, admit nobody any more; who joined with it stays."""
-    from swarmd.cli.authority_log import find_id, propose, read_log
+    from swarmd.cli.authority_log import find_id, propose, read_own
     from swarmd.identity.entries import RevokeToken, fresh_nonce
 
-    with open_client() as client:
-        found: NodeId = find_id(list(read_log(client).tokens), token, "token")
-        propose(client, client.authority_head(), RevokeToken(found, fresh_nonce()), admin_key)
+    with open_client(local=True) as client:
+        head, log = read_own(client)
+        found: NodeId = find_id(list(log.tokens), token, "token")
+        propose(client, head, RevokeToken(found, fresh_nonce()), admin_key)
     if wants_json():
         print_json({"id": to_text(found)})
     else:

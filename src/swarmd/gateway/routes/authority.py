@@ -9,8 +9,10 @@ without one nothing could be decided any more, not even who else may vote.
 from __future__ import annotations
 
 from functools import partial
+from typing import Final
 
 import msgspec
+import trio
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -20,10 +22,12 @@ from swarmd.base.ids import NodeId
 from swarmd.gateway import shapes
 from swarmd.gateway.context import Context
 from swarmd.gateway.http import answer, guarded
-from swarmd.identity.entries import Entry, Evict, SetRoles, open_entry
+from swarmd.identity.entries import Entry, Evict, SetRoles, decode_record, open_entry
 from swarmd.identity.genesis import encode_genesis
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.state.raft.messages import AuthorityEntry
+
+_KNOWN_TIMEOUT_S: Final = 5.0
 
 
 class AuthorityBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -79,8 +83,17 @@ class Authority:
         store = self._services.need(self._services.store)
         self._keep_a_majority(open_entry(body.entry)[1])
         [result] = await store.propose([AuthorityEntry(body.entry)])
-        result.raise_for_error()
+        record = result.raise_for_error().value
+        if record is not None:
+            await self._known_here(decode_record(record).height)
         return answer(request, {"revision": result.revision})
+
+    async def _known_here(self, height: int) -> None:
+        """Wait until this node has learned of a record, so that what comes next is judged by it."""
+        trust = self._services.need(self._services.trust)
+        with trio.move_on_after(_KNOWN_TIMEOUT_S):
+            while trust.head[0] < height:
+                await trust.changed(trust.version)
 
     def _keep_a_majority(self, entry: Entry) -> None:
         if isinstance(entry, Evict):
@@ -96,16 +109,20 @@ class Authority:
         left = [v for v in voters if v != entry.node_id and self._is_there(v)]
         if len(voters) == 1:
             raise Conflict(
-                f"{name} is the only voter: hand its seat on first, with "
-                f"`swarmctl --node {name} leave`"
+                f"{name} is the only voter: let another node vote first (`swarmctl node roles`), "
+                f"then hand its seat on with `swarmctl --node {name} leave`"
             )
         if len(left) <= len(voters) // 2:
             raise Conflict(
                 f"with {name} {what}, {len(left)} of {len(voters)} voters would be left, which is "
-                "no majority: start the others, or wait until their seats were given on"
+                "no majority: start the others, wait until their seats were given on, or let "
+                "another node vote first, with `swarmctl node roles`"
             )
 
     def _is_there(self, voter: NodeId) -> bool:
         membership = self._services.need(self._services.mesh).membership
         member = membership.get(voter)
-        return member is not None and member.state in (MemberState.ALIVE, MemberState.SUSPECT)
+        if member is None or member.state not in (MemberState.ALIVE, MemberState.SUSPECT):
+            return False
+        admission = self._services.need(self._services.trust).admission(voter)
+        return admission is not None and "voter" in admission.roles

@@ -62,6 +62,12 @@ class BroadcastQueue:
     def drop(self, subject: NodeId) -> None:
         self._waiting.pop(subject, None)
 
+    def drop_by(self, authors: frozenset[NodeId]) -> None:
+        """Tell no more what any of these has said."""
+        for subject, waiting in list(self._waiting.items()):
+            if waiting.rumour.author in authors:
+                del self._waiting[subject]
+
     def take(self, limit: int, *, first: tuple[Rumour, ...] = ()) -> list[bytes]:
         """The bytes of what goes into the next packet, `first` before all else.
 

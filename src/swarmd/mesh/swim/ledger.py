@@ -169,12 +169,20 @@ class Ledger:
             return self._suspect(record, rumour, now)
         return self._end(record, rumour, now)
 
-    def shut_out(self, evicted: Iterable[NodeId]) -> list[Effect]:
+    def shut_out(self, evicted: frozenset[NodeId]) -> list[Effect]:
         """Forget members that were evicted: what they said counts no more.
 
-        The signer no longer verifies their rumours, so that none brings them back.
+        The signer no longer verifies their rumours, so that none brings them back. What this
+        node holds because one of them said it, it says in its own name from now on: nobody could
+        answer an accusation that nobody else takes for true.
         """
         effects: list[Effect] = []
+        self.queue.drop_by(evicted)
+        for known in self.members.records():
+            held = known.evidence
+            if held is not None and held.author in evicted and held.author != known.node_id:
+                known.evidence = self._say(held.kind, known.node_id, held.incarnation)
+                self._publish(known.evidence)
         for node_id in sorted(evicted):
             self._unverified.pop(node_id, None)
             record = self.members.get(node_id)

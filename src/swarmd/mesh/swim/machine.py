@@ -259,8 +259,13 @@ class SwimMachine:
 
     def _on_trust_changed(self, event: TrustChanged, now: float) -> list[Effect]:
         self._sync_backoff = 1.0
-        ledger = self._ledger
-        effects = [*ledger.shut_out(event.evicted), *ledger.roles_learnt()]
+        ledger, evicted = self._ledger, event.evicted
+        for known in (self._joining, self._hints):
+            for peer in evicted & known.keys():
+                del known[peer]
+        if self._round is not None and self._round.target in evicted:
+            self._round = None
+        effects = [*ledger.shut_out(evicted), *ledger.roles_learnt()]
         return [*effects, *ledger.keys_learnt(now)]
 
     # ---- probing -----------------------------------------------------------------------

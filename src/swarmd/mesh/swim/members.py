@@ -23,8 +23,8 @@ class Record:
     """What is known of one member.
 
     `alive` is its own newest word, with its meta; `evidence` is the rumour that put it into a
-    state other than alive. `may_be`: the roles it was admitted with, of which its word only says
-    which it takes; None: any.
+    state other than alive. `may_be`: the roles it was admitted with, whatever its word says;
+    None where nobody knows better than itself.
     """
 
     __slots__ = (
@@ -76,8 +76,7 @@ class Record:
         )
 
     def _roles(self) -> tuple[str, ...]:
-        claimed = self.meta.roles
-        return claimed if self.may_be is None else tuple(r for r in self.may_be if r in claimed)
+        return self.meta.roles if self.may_be is None else self.may_be
 
 
 class MemberTable:

@@ -311,10 +311,9 @@ class Streams(MuxLink):
             raise Untrusted("no plane was agreed on")
         public = _peer_public(stream)
         peer = node_id_of(public)
-        admission = admitted(self._roster, peer)
-        if admission is None or not _may_use(alpn, admission):
-            raise Untrusted(f"{short(peer)} may not use {alpn}")
+        self._check_may_use(peer, alpn)
         hello = self._read_hello(await receive_part(stream), public, alpn)
+        self._check_may_use(peer, alpn)  # It may have been evicted while it took its time.
         code = self._judge(peer, alpn, hello)
         if code is not None:
             await send_part(stream, refusal(code))
@@ -332,6 +331,11 @@ class Streams(MuxLink):
             host = stream.transport_stream.socket.getpeername()[0]
             self._addresses.learn(peer, [(host, hello.port)])
         return port, session
+
+    def _check_may_use(self, peer: NodeId, alpn: str) -> None:
+        admission = admitted(self._roster, peer)
+        if admission is None or not _may_use(alpn, admission):
+            raise Untrusted(f"{short(peer)} may not use {alpn}")
 
     def _judge(self, peer: NodeId, alpn: str, hello: Hello) -> str | None:
         """The code to refuse a hello with, or None."""
@@ -426,11 +430,11 @@ class Streams(MuxLink):
             except RemoteError:
                 DROPPED.labels("stream", "bad_frame").inc()
                 return "untrusted"
-            if port.turned_out:
-                continue
             received.inc(len(raw))
             port.last_traffic = trio.current_time()
             for item in items:
+                if port.turned_out:
+                    break
                 if not self.deliver_nowait(port, item):
                     await self.deliver(port, item)
 

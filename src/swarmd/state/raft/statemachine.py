@@ -30,6 +30,7 @@ import msgspec
 from sortedcontainers import SortedList
 
 from swarmd.base.errors import SwarmError
+from swarmd.base.ids import short
 from swarmd.base.limits import LEASE_KEYS_MAX, LEASES_MAX, SESSIONS_MAX
 from swarmd.identity.authority import AuthorityState
 from swarmd.identity.entries import encode_record
@@ -65,6 +66,7 @@ from swarmd.state.raft.messages import (
     Seal,
     TakeOffice,
     Txn,
+    Voter,
     decode_batch,
 )
 from swarmd.state.raft.sessions import Session
@@ -433,8 +435,17 @@ class StateMachine:
             return self._refused(
                 "conflict", f"epoch {self.epoch} cannot be followed by {op.number}"
             )
+        unfit = [one for one in op.voters if self._may_not_vote(one)]
+        if unfit:
+            named = ", ".join(short(one.node_id) for one in unfit)
+            return self._refused("conflict", f"the next voters name who may not vote: {named}")
         self.sealed = Sealed(op.number, op.voters, index)
         return OpResult(True, self.revision)
+
+    def _may_not_vote(self, voter: Voter) -> bool:
+        """It was evicted, or lost the role, while it was being chosen."""
+        admission = self.authority.admissions.get(voter.node_id)
+        return admission is not None and (admission.evicted or "voter" not in admission.roles)
 
     # ---- leases ----------------------------------------------------------------------
 
