@@ -204,7 +204,7 @@ def _from_file(path: Path) -> dict[str, _Given]:
         tables = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # Not UTF-8, or an integer of 5,000 digits, too.
         raise ConfigError(f"{path} is not TOML: {error}") from error
     given: dict[str, _Given] = {}
     for section, table in tables.items():

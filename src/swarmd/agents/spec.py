@@ -115,7 +115,7 @@ def check_spec(value: Any) -> AgentSpec:
 def _read(text: str, source: str) -> tuple[AgentSpec, str]:
     try:
         table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # Also an integer of 5,000 digits.
         raise BadRequest(f"{source}: not TOML: {error}") from error
     folder = table.pop("folder", ".")
     if not isinstance(folder, str):

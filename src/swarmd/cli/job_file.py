@@ -59,7 +59,7 @@ def parse_job(text: str, source: str) -> JobFile:
     """Like `load_job_file`, for text."""
     try:
         table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # Also an integer of 5,000 digits.
         raise BadInput(f"{source}: not TOML: {error}") from error
     reader = _Reader(text, source)
     reader.known(table, _JOB_KEYS, section="")

@@ -57,6 +57,8 @@ def parse_txn(raw: bytes, source: str) -> KvTxn:
         raise BadInput(f"{place}: not JSON: {error.msg}") from error
     except (msgspec.MsgspecError, RecursionError) as error:
         raise BadInput(f"{source}: {_placed(str(error))}") from error
+    except ValueError as error:  # An integer of more digits than Python reads.
+        raise BadInput(f"{source}: {error}") from error
     if not (txn.compares or txn.then or txn.otherwise):
         raise BadInput(f"{source}: nothing to do: give compares, then or else")
     for index, compare in enumerate(txn.compares):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from typing import Final
 
 import trio
 
 from swarmd.base.errors import ConfigError
 from swarmd.mesh.addresses import Address
+
+_PORT_DIGITS_MAX: Final = 5
 
 
 def parse_address(text: str, *, default_port: int) -> Address:
@@ -33,7 +36,8 @@ def parse_address(text: str, *, default_port: int) -> Address:
         raise ConfigError(f"{text!r} is not an address: expected HOST or HOST:PORT")
     if not port:
         return host, default_port
-    if not port.isascii() or not port.isdigit() or not 0 < int(port) <= 65_535:
+    is_number = port.isascii() and port.isdigit() and len(port) <= _PORT_DIGITS_MAX
+    if not is_number or not 0 < int(port) <= 65_535:
         raise ConfigError(f"{text!r} has the port {port!r}: expected a number in 1..65535")
     return host, int(port)
 
