@@ -168,7 +168,12 @@ def test_an_input_without_end_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_slow_inputs_are_found() -> None:
-    result = run_fuzz.run(planted(lambda raw: time.sleep(0.006)), 200)
+    def take(raw: bytes) -> None:
+        end = time.thread_time() + 0.006
+        while time.thread_time() < end:
+            pass
+
+    result = run_fuzz.run(planted(take), 200)
     assert "one of a hundred inputs takes" in result.finding
 
 
