@@ -122,6 +122,8 @@ def _read(text: str, source: str) -> tuple[AgentSpec, str]:
         raise BadRequest(_at(text, source, "folder", "expected a string"))
     try:
         return msgspec.convert(table, AgentSpec, strict=True), folder
+    except UnicodeEncodeError as error:
+        raise BadRequest(f"{source}: it holds what is no text: {error.reason}") from error
     except msgspec.ValidationError as error:
         key, expected = _explain(str(error))
         raise BadRequest(_at(text, source, key, expected)) from error
