@@ -31,7 +31,7 @@ from swarmd.identity.entries import (
     open_entry,
     sign_entry,
 )
-from swarmd.identity.genesis import check_name, decode_genesis
+from swarmd.identity.genesis import Genesis, check_name, decode_genesis
 from swarmd.identity.keys import SigningKey
 from swarmd.wire.codec import Message
 
@@ -50,23 +50,30 @@ def read_log(client: Client, swarm_id: bytes) -> AuthorityState:
         Failed: it does not verify; names the record.
     """
     page = client.authority_log()
-    height = 0
-    try:
-        genesis = decode_genesis(page.genesis)
-        if genesis.swarm_id != swarm_id:
-            raise Untrusted(f"it is of another swarm, {short(genesis.swarm_id)}")
-        state = AuthorityState(genesis)
-        while True:
+    state: AuthorityState | None = None
+    while True:
+        before = 0 if state is None else state.head[0]
+        try:
+            state = state or AuthorityState(_genesis_of(page.genesis, swarm_id))
             for raw in page.records:
                 state.replay(raw)
-            if state.head[0] >= page.height:
-                return state
-            if state.head[0] == height:
-                raise Untrusted(f"{page.height - height} records are missing")
-            height = state.head[0]
-            page = client.authority_log(height)
-    except SwarmError as error:
-        raise Failed(f"the log does not verify after record {height}: {error.message}") from error
+            if before == state.head[0] < page.height:
+                raise Untrusted(f"{page.height - before} records are missing")
+        except SwarmError as error:
+            place = before if state is None else state.head[0]
+            raise Failed(
+                f"the log does not verify after record {place}: {error.message}"
+            ) from error
+        if state.head[0] >= page.height:
+            return state
+        page = client.authority_log(state.head[0])
+
+
+def _genesis_of(raw: bytes, swarm_id: bytes) -> Genesis:
+    genesis = decode_genesis(raw)
+    if genesis.swarm_id != swarm_id:
+        raise Untrusted(f"it is of another swarm, {short(genesis.swarm_id)}")
+    return genesis
 
 
 def read_asked() -> tuple[dict[str, Any], AuthorityState]:
