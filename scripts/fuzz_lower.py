@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -26,8 +27,9 @@ from msgspec import inspect as shape
 
 from swarmd.base.disk import open_body, seal_body
 from swarmd.base.errors import SwarmError
-from swarmd.base.ids import NodeId
+from swarmd.base.ids import NodeId, to_text
 from swarmd.base.rng import make_rng
+from swarmd.identity.api_keys import api_key_hash, new_api_key
 from swarmd.identity.authority import Admission, AuthorityState
 from swarmd.identity.entries import (
     AddAdmin,
@@ -42,6 +44,7 @@ from swarmd.identity.entries import (
 )
 from swarmd.identity.genesis import decode_genesis, encode_genesis
 from swarmd.identity.keys import Aead, certificate_public_key, keyed_tag
+from swarmd.identity.sessions import Session, issue_session, read_session
 from swarmd.identity.signing import sign_envelope, verify_envelope
 from swarmd.identity.tokens import decode_token
 from swarmd.mesh.addresses import AddressBook
@@ -197,9 +200,37 @@ def identity() -> Iterator[Target]:
     yield Target(
         "identity.token", text(decode_token), [TOKEN], covers=("identity.tokens.decode_token",)
     )
+    yield Target("identity.api_key", text(api_key_hash), [new_api_key()[0].encode()])
+    yield from _sessions()
     yield Target(
         "identity.certificate", always(certificate_public_key), [k.certificate for k in KEYS]
     )
+
+
+def _sessions() -> Iterator[Target]:
+    """The text of a token, and what is said in one that is signed well."""
+    node = KEYS[0]
+    iss, aud = to_text(node.key_id), to_text(SWARM)
+    session = Session(iss, aud, "key ci", 1_000, 1_900, "abc", ("task:read",))
+
+    def read(raw: str) -> Session:
+        return read_session(raw, SWARM, lambda _: node.public, 1_000.0)
+
+    def read_signed(raw: bytes) -> Session:
+        header = b64(b'{"alg":"Ed25519","typ":"JWT","kid":"%s"}' % iss.encode())
+        covered = header + b"." + b64(raw)
+        return read((covered + b"." + b64(node.sign(covered))).decode())
+
+    def b64(raw: bytes) -> bytes:
+        return base64.urlsafe_b64encode(raw).rstrip(b"=")
+
+    yield Target(
+        "identity.session",
+        text(read),
+        [issue_session(node, session).encode()],
+        covers=("identity.sessions.read_session",),
+    )
+    yield Target("identity.session_claims", always(read_signed), [msgspec.json.encode(session)])
 
 
 # ---- mesh ----------------------------------------------------------------------------------

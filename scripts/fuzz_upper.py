@@ -33,6 +33,7 @@ from swarmd.cli.job_file import parse_job
 from swarmd.cli.txn_file import parse_txn
 from swarmd.client.keystream import _Exchange
 from swarmd.config import load
+from swarmd.gateway.access.records import KeyRecord, decode_key, encode_key
 from swarmd.gateway.duplex import Splitter
 from swarmd.sdk.protocol import FIELDS, FrameReader, ProtocolError, encode_frame
 from swarmd.sim.disk import SimDisk
@@ -266,6 +267,8 @@ def work() -> Iterator[Target]:
         yield of_struct(name, call, msgspec.msgpack.encode(sample(shape.type_info(kind))))
     agent = AgentRecord(parse_agent(AGENT_FILE.decode()), sample(shape.type_info(BlobRef)), 5)
     yield of_struct("agents.record", decode_agent, encode_agent(agent))
+    key = KeyRecord("ci", bytes(32), "viewer", ("kv:read:ci/*",), 1_000)
+    yield of_struct("gateway.key", decode_key, encode_key(key))
     yield Target(
         "agents.file", text(parse_agent), [AGENT_FILE], covers=("agents.spec.parse_agent",)
     )

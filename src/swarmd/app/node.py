@@ -33,6 +33,7 @@ from swarmd.base.errors import SwarmError
 from swarmd.base.ids import NodeId, short
 from swarmd.base.rng import Rng, derive, make_rng
 from swarmd.config import Config, StartMode
+from swarmd.gateway.access.service import open_access
 from swarmd.gateway.service import Gateway, open_gateway
 from swarmd.gateway.services import Services
 from swarmd.mesh.service import Mesh, open_mesh
@@ -174,9 +175,14 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
             node.beginning.epochs,
         ) as store:
             services.store = store
-            async with open_recipes(
-                store, services.clock, derive(node.rng, "recipes")
-            ) as services.recipes:
+            async with (
+                open_recipes(
+                    store, services.clock, derive(node.rng, "recipes")
+                ) as services.recipes,
+                open_access(
+                    store, trust, folder.key, services.clock, derive(node.rng, "access")
+                ) as services.access,
+            ):
                 yield mesh, store
 
 

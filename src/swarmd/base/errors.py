@@ -155,6 +155,12 @@ class Forbidden(BadRequest):
     code = "forbidden"
 
 
+class Unauthenticated(BadRequest):
+    """Nobody is known by what was shown, or nothing was."""
+
+    code = "unauthenticated"
+
+
 class ConfigError(BadRequest):
     code = "config_error"
 
@@ -230,6 +236,16 @@ class SessionExpired(Unavailable):
 
 class Busy(Unavailable):
     code = "busy"
+
+
+class RateLimited(Unavailable):
+    """Asked too often. `retry_after_s` from now there will be room for one more request."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class TooManyWaiters(Busy):

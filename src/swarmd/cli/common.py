@@ -51,6 +51,9 @@ WAIT_S: Final = 60.0
 
 _JSON: Final = "swarmd.json"
 _SOCKETS: Final = "swarmd.sockets"
+_KEY_FILE: Final = "swarmd.key_file"
+_FINGERPRINT: Final = "swarmd.fingerprint"
+_KEY_FILE_BYTES_MAX: Final = 16_384
 _NODE: Final = "swarmd.node"
 _COMPLETION_TIMEOUT_S: Final = 1.0
 _HELP_CHARS: Final = 160
@@ -105,9 +108,24 @@ def _common_options() -> list[click.Parameter]:
             multiple=True,
             expose_value=False,
             callback=_remember(_SOCKETS),
-            metavar="PATH",
+            metavar="PATH|URL",
             type=click.Path(),
-            help="Daemon's socket; repeat to fail over. [SWARMCTL_SOCKET]",
+            help="Daemon's socket or https://host:port; repeat to fail over. [SWARMCTL_SOCKET]",
+        ),
+        click.Option(
+            ["--api-key-file"],
+            expose_value=False,
+            callback=_remember(_KEY_FILE),
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="File with the API key or session to show. [SWARMCTL_API_KEY: the key itself]",
+        ),
+        click.Option(
+            ["--fingerprint"],
+            expose_value=False,
+            callback=_remember(_FINGERPRINT),
+            metavar="SHA256",
+            help="Certificate(s) that https daemons must show, by commas. [SWARMCTL_FINGERPRINT]",
         ),
         click.Option(
             ["--node"],
@@ -229,8 +247,26 @@ def open_client(*, timeout_s: float = 60.0, local: bool = False) -> Iterator[Cli
 
     meta = click.get_current_context().meta
     sockets = list(meta.get(_SOCKETS, ())) or None
-    with Client(sockets, node=None if local else meta.get(_NODE), timeout_s=timeout_s) as client:
+    with Client(
+        sockets,
+        node=None if local else meta.get(_NODE),
+        timeout_s=timeout_s,
+        api_key=_api_key(meta.get(_KEY_FILE)),
+        fingerprint=meta.get(_FINGERPRINT) or os.environ.get("SWARMCTL_FINGERPRINT", ""),
+    ) as client:
         yield client
+
+
+def _api_key(file: Path | None) -> str:
+    """The credential to show; none is shown over a socket unless one is named."""
+    if file is None:
+        return os.environ.get("SWARMCTL_API_KEY", "")
+    try:
+        with open(file, "rb") as opened:
+            return opened.read(_KEY_FILE_BYTES_MAX).decode("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it holds no key"
+        raise BadInput(f"cannot read an API key from {file}: {why}") from error
 
 
 def print_json(value: Any) -> None:

@@ -38,6 +38,7 @@ LAZY: Final = {
     "authority": (f"{_COMMANDS}.authority:authority", "Who was admitted by whom, and its proof."),
     "admin": (f"{_COMMANDS}.authority:admin", "Keys that admit, evict and give roles."),
     "token": (f"{_COMMANDS}.token:token", "Tokens that let new nodes join."),
+    "key": (f"{_COMMANDS}.key:key", "API keys: who may ask the swarm for what."),
     "stop": (f"{_COMMANDS}.cluster:stop", "End the daemon; it keeps its seat and may return."),
     "leave": (f"{_COMMANDS}.cluster:leave", "End the daemon and hand its voter seat on."),
     "completion": (f"{_COMMANDS}.completion:completion", "Completion script for bash or zsh."),

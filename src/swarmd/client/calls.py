@@ -29,12 +29,60 @@ class Client(RecipeCalls):
     """Talks to one daemon, or to the first of several that answers.
 
     Args:
-        sockets: path or paths of daemons' unix sockets; None is `default_socket()`.
+        sockets: path or paths of daemons' unix sockets, or `https://host:port` where daemons
+            listen for other hosts; None is `default_socket()`.
         node: name or id of the member that shall carry the requests out; the local daemon
             forwards them over the mesh.
         timeout_s: longest wait for any one answer, in seconds; a stream may be silent for as
             long only if its daemon does not even send its keep-alives.
+        api_key: an API key or a session to be known by; a socket takes the user for it.
+        fingerprint: SHA-256 in hex of the certificate that an https daemon must show, or several
+            divided by commas; empty: one that this machine's authorities vouch for.
     """
+
+    # ---- access ------------------------------------------------------------------------
+
+    def api_keys(self) -> list[shapes.KeyInfo]:
+        """API keys by name, without their secrets."""
+        return self._get("/keys", list[shapes.KeyInfo])
+
+    def create_api_key(
+        self,
+        name: str,
+        key_hash: bytes,
+        *,
+        role: str = "",
+        rules: Sequence[str] = (),
+        ttl_s: float = 0.0,
+        requests_per_min: int = 0,
+    ) -> shapes.KeyInfo:
+        """Have the swarm know an API key by its hash (`identity.api_keys.new_api_key`).
+
+        Args:
+            rules: what it may besides its role.
+            ttl_s: 0 is for ever.
+            requests_per_min: at each node; 0 is the node's own limit.
+        """
+        body = {
+            "name": name,
+            "hash": key_hash,
+            "role": role,
+            "rules": list(rules),
+            "ttl_s": ttl_s,
+            "requests_per_min": requests_per_min,
+        }
+        return self._call("POST", "/keys", body, kind=shapes.KeyInfo)
+
+    def revoke_api_key(self, name: str) -> shapes.Done:
+        return self._call("DELETE", f"/keys/{quote(name, safe='')}", kind=shapes.Done)
+
+    def open_session(self, ttl_s: int = 900) -> shapes.SessionInfo:
+        """A token that stands in for this client for `ttl_s`, 900 s at most."""
+        return self._call("POST", "/sessions", {"ttl_s": ttl_s}, kind=shapes.SessionInfo)
+
+    def caller(self) -> shapes.CallerInfo:
+        """Whom the daemon takes this client for."""
+        return self._get("/caller", shapes.CallerInfo)
 
     # ---- the node and the swarm ------------------------------------------------------
 
@@ -175,7 +223,7 @@ class Client(RecipeCalls):
         """
         from swarmd.client.keystream import KeyStream
 
-        return KeyStream(self._connect(), timeout_s=self._timeout_s)
+        return KeyStream(self._connect(), timeout_s=self._timeout_s, credential=self._credential)
 
     def kv_txn(
         self,

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import selectors
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from typing import Final, Self
@@ -39,16 +40,13 @@ _GATHER_BYTES: Final = 64 * 1024
 _READ_BYTES: Final = 256 * 1024
 _HEAD_BYTES_MAX: Final = 64 * 1024
 _ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
-_REQUEST: Final = h11.Request(
-    method="POST",
-    target=PATH,
-    headers=[
-        ("Host", "localhost"),
-        ("Content-Type", FRAMES),
-        ("Accept", FRAMES),
-        ("Transfer-Encoding", "chunked"),
-    ],
+_HEADERS: Final = (
+    ("Host", "localhost"),
+    ("Content-Type", FRAMES),
+    ("Accept", FRAMES),
+    ("Transfer-Encoding", "chunked"),
 )
+_WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class _Op(msgspec.Struct, omit_defaults=True):
@@ -64,12 +62,14 @@ class _Op(msgspec.Struct, omit_defaults=True):
 class _Exchange:
     """The one request of a stream and its answer, as bytes; h11 knows HTTP."""
 
-    def __init__(self) -> None:
+    def __init__(self, credential: str = "") -> None:
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES_MAX)
         self._body = b""
         self._status = 0
         self.ended = False
-        self.request = self._http.send(_REQUEST) or b""
+        shown = [("Authorization", f"Bearer {credential}")] if credential else []
+        request = h11.Request(method="POST", target=PATH, headers=[*_HEADERS, *shown])
+        self.request = self._http.send(request) or b""
 
     def chunk(self, data: bytes) -> bytes:
         """`data` as the next piece of the request's body."""
@@ -142,11 +142,13 @@ def _error_in(raw: bytes) -> SwarmError | None:
 class KeyStream:
     """See the module. Made by `Client.key_stream`; takes the connected socket over."""
 
-    def __init__(self, connection: socket.socket, *, timeout_s: float) -> None:
+    def __init__(
+        self, connection: socket.socket, *, timeout_s: float, credential: str = ""
+    ) -> None:
         connection.setblocking(False)
         self._socket = connection
         self._timeout_s = timeout_s
-        self._exchange = _Exchange()
+        self._exchange = _Exchange(credential)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(KeyDone).decode
         self._made: list[bytes] = []
@@ -240,7 +242,7 @@ class KeyStream:
     def _send_now(self) -> None:
         try:
             sent = self._socket.send(self._to_send)
-        except BlockingIOError:
+        except _WOULD_BLOCK:
             return
         except OSError as error:
             self._read_last_words()
@@ -265,15 +267,19 @@ class KeyStream:
             self._receive()
 
     def _receive(self) -> None:
-        try:
-            data = self._socket.recv(_READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            raise self._broken() from error
-        self._take_answers(data)
-        if (not data or self._exchange.ended) and self._waiting:
-            raise self._broken()
+        while True:
+            try:
+                data = self._socket.recv(_READ_BYTES)
+            except _WOULD_BLOCK:
+                return
+            except OSError as error:
+                raise self._broken() from error
+            self._take_answers(data)
+            if (not data or self._exchange.ended) and self._waiting:
+                raise self._broken()
+            # What TLS has read ahead wakes no selector.
+            if not data or not isinstance(self._socket, ssl.SSLSocket):
+                return
 
     def _read_last_words(self) -> None:
         """The daemon reads no more: it may have said why."""

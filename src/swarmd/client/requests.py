@@ -25,6 +25,7 @@ from swarmd.base.errors import (
     TimedOut,
     Unreachable,
 )
+from swarmd.base.tls_http import SCHEME, TlsConnection, connect, read_fingerprints
 from swarmd.base.unix_http import UnixConnection, why_broken
 
 API: Final = "/api/v1"
@@ -67,6 +68,8 @@ class Requests:
         *,
         node: str | None = None,
         timeout_s: float = 60.0,
+        api_key: str = "",
+        fingerprint: str = "",
     ) -> None:
         if sockets is None:
             sockets = default_socket()
@@ -76,8 +79,10 @@ class Requests:
             raise BadRequest("a client needs at least one socket")
         self._node = node
         self._timeout_s = timeout_s
+        self._credential = _checked_credential(api_key)
+        self._fingerprints = read_fingerprints(fingerprint)
         self._current = 0
-        self._connection: UnixConnection | None = None
+        self._connection: UnixConnection | TlsConnection | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -157,6 +162,8 @@ class Requests:
         headers = {"Accept": accept, "Content-Type": MSGPACK}
         if self._node:
             headers[NODE_HEADER] = quote(self._node, safe="")
+        if self._credential:
+            headers["Authorization"] = f"Bearer {self._credential}"
         if not safe:
             self.close()  # A kept connection that breaks leaves it open whether it was carried out.
         tried: list[str] = []
@@ -166,14 +173,15 @@ class Requests:
             fresh = self._connection is None
             try:
                 response = self._send(method, target, raw, headers)
-            except TimeoutError as error:
-                self.close()
-                raise TimedOut(
-                    f"the daemon at {self._path} gave no answer within {self._timeout_s:g} s"
-                ) from error
             except (OSError, http.client.HTTPException) as error:
                 connection, self._connection = self._connection, None
                 sent = connection is not None and connection.sent
+                if isinstance(error, TimeoutError) and sent:
+                    assert connection is not None
+                    connection.close()
+                    raise TimedOut(
+                        f"the daemon at {self._path} gave no answer within {self._timeout_s:g} s"
+                    ) from error
                 if connection is not None:
                     connection.close()
                 if sent and not safe and fresh:
@@ -200,16 +208,26 @@ class Requests:
         """A socket of its own to the first daemon that answers. Raises DaemonDown."""
         tried: list[str] = []
         for path in self._sockets[self._current :] + self._sockets[: self._current]:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection.settimeout(self._timeout_s)
             try:
-                connection.connect(path)
+                connection = self._connect_to(path)
             except OSError as error:
-                connection.close()
                 tried.append(f"{path} ({why_broken(error)})")
             else:
                 return connection
         raise DaemonDown("no swarmd answers at " + ", ".join(tried))
+
+    def _connect_to(self, path: str) -> socket.socket:
+        """Raises OSError, Untrusted."""
+        if path.startswith(SCHEME):
+            return connect(path, self._timeout_s, self._fingerprints)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(self._timeout_s)
+        try:
+            connection.connect(path)
+        except OSError:
+            connection.close()
+            raise
+        return connection
 
     @property
     def _path(self) -> str:
@@ -219,7 +237,7 @@ class Requests:
         self, method: str, target: str, raw: bytes | None, headers: Mapping[str, str]
     ) -> http.client.HTTPResponse:
         if self._connection is None:
-            self._connection = UnixConnection(self._path, self._timeout_s)
+            self._connection = self._new_connection()
         self._connection.request(method, target, raw, dict(headers))
         try:
             return self._connection.getresponse()
@@ -228,6 +246,11 @@ class Requests:
                 raise
             self.close()
             raise MalformedMessage(_NOT_SWARMD.format(self._path)) from error
+
+    def _new_connection(self) -> UnixConnection | TlsConnection:
+        if self._path.startswith(SCHEME):
+            return TlsConnection(self._path, self._timeout_s, self._fingerprints)
+        return UnixConnection(self._path, self._timeout_s)
 
     def _raise(self, response: http.client.HTTPResponse) -> None:
         raw = response.read(_ERROR_BYTES_MAX)
@@ -268,6 +291,14 @@ class Requests:
         finally:
             if not whole:
                 self.close()
+
+
+def _checked_credential(text: str) -> str:
+    """Raises BadRequest: what a header cannot hold, without repeating it."""
+    found = text.strip()
+    if not found.isascii() or any(one.isspace() for one in found):
+        raise BadRequest("an API key or session is one word of plain letters and digits")
+    return found
 
 
 def _read_frame(response: http.client.HTTPResponse) -> bytes | None:

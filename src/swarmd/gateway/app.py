@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 
 from starlette.requests import Request
-from starlette.routing import Match, Route
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from swarmd.base.errors import BadRequest, NotFound, SwarmError
-from swarmd.gateway.context import Context
-from swarmd.gateway.http import drain, error_answer
+from swarmd.gateway.access.gate import ANY_CALLER
+from swarmd.gateway.context import ApiRoute, Context
+from swarmd.gateway.http import drain, error_answer, refuse_browsers
+from swarmd.gateway.routes.access import AccessRoutes
 from swarmd.gateway.routes.agents import AgentRoutes
 from swarmd.gateway.routes.authority import Authority
 from swarmd.gateway.routes.cluster import Cluster
@@ -39,7 +41,7 @@ class Api:
     def __init__(self, context: Context) -> None:
         self._context = context
         # They are tried in this order: what is asked most comes first.
-        self.routes: list[Route] = [
+        self.routes: list[ApiRoute] = [
             *TaskRoutes(context).routes(),
             *Cluster(context).routes(),
             *Authority(context).routes(),
@@ -51,6 +53,7 @@ class Api:
             *JobRoutes(context).routes(),
             *RaftRoutes(context).routes(),
             *Voters(context).routes(),
+            *AccessRoutes(context).routes(),
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,8 +85,15 @@ class Api:
                 await route.handle(scope, receive, send)
                 return
         request = Request(scope, receive)
+        error = self._unknown(scope["path"])
+        try:
+            # Nobody learns what there is before it is known who asks.
+            refuse_browsers(request)
+            self._context.gate.admit(request, ANY_CALLER, self._context.services.access)
+        except SwarmError as refusal:
+            error = refusal
         await drain(request, self._context.budget)
-        await error_answer(request, self._unknown(scope["path"]))(scope, receive, send)
+        await error_answer(request, error)(scope, receive, send)
 
     def _unknown(self, path: str) -> SwarmError:
         methods = {m for r in self.routes if r.path_regex.match(path) for m in r.methods or ()}

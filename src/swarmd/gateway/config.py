@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -11,6 +11,8 @@ from swarmd.base.limits import BLOB_BYTES_MAX, MIB
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
+SocketRole = Literal["viewer", "submitter", "operator", "admin"]
+ListenAt = Annotated[str, Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[0-9.]+):[0-9]{1,5}$", max_length=64)]
 
 
 class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -19,12 +21,26 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     # Path of the unix socket. Empty: /run/swarmd/swarmd.sock as root, otherwise
     # $XDG_RUNTIME_DIR/swarmd/swarmd.sock. At most 107 bytes, the limit of the kernel.
     socket: str = ""
-    # Group that may use the socket (mode 0660) besides its owner. Whoever can open the socket
-    # can do everything an admin can, joining keys aside. Empty: the daemon's own group.
+    # Group that may use the socket (mode 0660) besides its owner. Empty: the daemon's own group.
     socket_group: str = ""
+    # Role of those who use the socket and are neither root nor the daemon's own user: viewer,
+    # submitter, operator or admin. An operator deploys agents, whose code runs on every host as
+    # the daemon's own user: viewer or submitter is for whom you would not trust with that.
+    socket_group_role: SocketRole = "operator"
     # TCP port on 127.0.0.1 for programs that cannot use a unix socket; 0 is off. Every local
-    # user can connect to it, whatever socket_group says.
+    # user can connect to it, so it takes an API key, as other listeners do.
     tcp_port: Port = 0
+    # Addresses that other hosts reach the API at, like ["192.168.1.5:7580", "[::]:7580"]. They
+    # speak TLS and take API keys and sessions. Empty: none.
+    listen: tuple[ListenAt, ...] = ()
+    # Certificate chain and key (PEM files) of these listeners; read again when they change.
+    # Empty: one that the node makes, whose fingerprint `swarmctl status` shows.
+    tls_certificate: str = ""
+    tls_key: str = ""
+    # Requests a minute of one address that shows no credential that counts; then "rate_limited".
+    stranger_requests_per_min: Count = 100
+    # Requests a minute of one API key at this node, unless the key has a limit of its own.
+    key_requests_per_min: Count = 6_000
     # Largest request body. It must hold one packed agent with its largest permitted bundle;
     # more lets one client take more of the daemon's memory.
     body_bytes_max: Annotated[int, Meta(ge=MIB)] = BLOB_BYTES_MAX + 8 * MIB

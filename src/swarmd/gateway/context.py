@@ -9,11 +9,13 @@ from typing import Final, TypeVar
 import msgspec
 import trio
 from starlette.requests import Request
+from starlette.routing import Route
 
 from swarmd.base.errors import BadRequest, ShuttingDown
 from swarmd.base.limits import INLINE_BYTES_MAX
+from swarmd.gateway.access.gate import Gate, caller_of
 from swarmd.gateway.config import GatewayConfig
-from swarmd.gateway.http import Budget, Items, Stream, payload_in, read
+from swarmd.gateway.http import Budget, Endpoint, Items, Stream, guarded, payload_in, read
 from swarmd.gateway.services import Services
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.tasks.spec import Inline, Stored
@@ -24,6 +26,16 @@ _NIL: Final = b"\xc0"
 T = TypeVar("T")
 
 
+class ApiRoute(Route):
+    """A route, and the permission that it needs (`access.rules`, `access.gate`)."""
+
+    def __init__(
+        self, path: str, endpoint: Endpoint, needs: str, methods: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(path, endpoint, methods=methods)
+        self.needs = needs
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """Shared by all requests of one gateway."""
@@ -31,7 +43,25 @@ class Context:
     services: Services
     config: GatewayConfig
     budget: Budget
+    gate: Gate
     stopping: trio.Event = field(default_factory=trio.Event)
+
+    def route(
+        self, path: str, endpoint: Endpoint, needs: str, methods: Sequence[str] | None = None
+    ) -> ApiRoute:
+        """A route whose endpoint runs for callers that may; what on, the endpoint asks itself."""
+
+        def admit(request: Request) -> None:
+            self.gate.admit(request, needs, self.services.access)
+
+        async def until_over(request: Request) -> None:
+            access = self.services.access
+            if access is None:
+                await trio.sleep_forever()
+            else:
+                await access.until_over(caller_of(request))
+
+        return ApiRoute(path, guarded(endpoint, self.budget, admit, until_over), needs, methods)
 
     async def read(self, request: Request, kind: type[T]) -> T:
         """The body as `kind`. Raises BadRequest, TooLarge, Busy."""

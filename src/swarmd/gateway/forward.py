@@ -4,8 +4,9 @@ The node that was asked sends the request over the mesh; the named member runs i
 same application, as if it had come to its own socket, and streams the answer back. A large
 body goes ahead in parts. A forwarded request is never forwarded again.
 
-Members are trusted with this: who may join may administer. Still everything is bounded, and
-what a peer left half-sent is dropped after a minute.
+The node that was asked says who asks, and what that caller may; the one that carries out holds
+the request against it. Members are trusted with this: who may join may administer. Still
+everything is bounded, and what a peer left half-sent is dropped after a minute.
 """
 
 from __future__ import annotations
@@ -35,19 +36,21 @@ from swarmd.base.errors import (
     Unreachable,
     from_code,
 )
-from swarmd.base.ids import NodeId, to_text
+from swarmd.base.ids import ID_BYTES, NodeId, to_text
 from swarmd.base.limits import KIB, MESSAGE_BYTES_MAX, MIB
+from swarmd.gateway.access.gate import Origin, mark
+from swarmd.gateway.access.rules import RULE_CHARS_MAX, RULES_MAX, Caller
 from swarmd.gateway.config import GatewayConfig
+from swarmd.gateway.context import Context
 from swarmd.gateway.http import (
     MSGPACK,
-    Budget,
     drain,
     error_answer,
     read_body,
     refuse_browsers,
     release_body,
 )
-from swarmd.gateway.services import Mesh, Services
+from swarmd.gateway.services import Mesh
 from swarmd.mesh.link import Inbound, Lane, Link
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
@@ -64,6 +67,11 @@ assert PIECE_BYTES < MESSAGE_BYTES_MAX
 
 Piece = Annotated[bytes, Meta(max_length=PIECE_BYTES)]
 UploadId = Annotated[bytes, Meta(max_length=UPLOAD_BYTES)]
+KeyHash = Annotated[bytes, Meta(max_length=ID_BYTES)]
+CallerName = Annotated[str, Meta(max_length=128)]
+Rules = Annotated[
+    tuple[Annotated[str, Meta(max_length=RULE_CHARS_MAX)], ...], Meta(max_length=2 * RULES_MAX)
+]
 Headers = Annotated[tuple[tuple[bytes, bytes], ...], Meta(max_length=64)]
 
 
@@ -82,6 +90,9 @@ class Taken(Message, frozen=True, tag=2):
 class Ask(Message, frozen=True, tag=3):
     """A request; its body is `body`, or what was sent ahead under `upload`.
 
+    `caller` asks for it, and may do what `rules` allow; `key` is the hash of the API key that
+    it showed or that its `session` was made with. A session ends at `ends_s` (Unix time).
+
     Answered by a stream of `Head` and then `Body` messages; an empty one is a keep-alive.
     """
 
@@ -91,6 +102,11 @@ class Ask(Message, frozen=True, tag=3):
     headers: Headers
     upload: UploadId
     body: Piece
+    caller: CallerName
+    rules: Rules
+    key: KeyHash
+    session: bool
+    ends_s: int
 
 
 class Head(Message, frozen=True, tag=4):
@@ -107,6 +123,8 @@ FORWARD: Final = Family("forward", Part, Taken, Ask, Head, Body)
 
 _ASKS_MSGPACK: Final = ((b"accept", MSGPACK.encode()),)
 _ANSWER_BYTES_MAX: Final = MIB
+# What nodes ask each other of their own accord.
+_NODE_RULES: Final = ("cluster:read",)
 _PASSED_ON: Final = frozenset({b"accept", b"content-type", b"host"})
 
 
@@ -134,13 +152,12 @@ def find_member(members: Sequence[Member], wanted: str) -> Member:
 class Forwarder:
     """The application, and in front of it the way to other members."""
 
-    def __init__(
-        self, app: ASGIApp, services: Services, config: GatewayConfig, budget: Budget
-    ) -> None:
+    def __init__(self, app: ASGIApp, context: Context) -> None:
         self._app = app
-        self._services = services
-        self._config = config
-        self._budget = budget
+        self._gate = context.gate
+        self._services = context.services
+        self._config = context.config
+        self._budget = context.budget
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         wanted = _wanted_node(scope) if scope["type"] == "http" else ""
@@ -150,6 +167,7 @@ class Forwarder:
         request = Request(scope, receive)
         try:
             refuse_browsers(request)
+            caller = self._gate.identify(request, self._services.access)
             mesh = self._services.need(self._services.mesh)
             member = find_member(mesh.membership.members(), wanted)
             if member.node_id == self._services.node_id:
@@ -158,14 +176,16 @@ class Forwarder:
             if member.state is MemberState.DEAD:
                 raise Unreachable(f"{member.name} is dead, as this node sees it")
             with self._budget:
-                await self._forward(mesh, member, request, send)
+                await self._forward(mesh, member, request, caller, send)
         except SwarmError as error:
             await drain(request, self._budget)
             await error_answer(request, error)(scope, receive, send)
         finally:
             release_body(scope, self._budget)
 
-    async def _forward(self, mesh: Mesh, member: Member, request: Request, send: Send) -> None:
+    async def _forward(
+        self, mesh: Mesh, member: Member, request: Request, caller: Caller, send: Send
+    ) -> None:
         """Send the request over and its answer back.
 
         An error after the answer has begun cannot be told any more: the connection breaks off.
@@ -182,6 +202,11 @@ class Forwarder:
             headers=tuple((k, v) for k, v in scope["headers"] if k in _PASSED_ON),
             upload=upload,
             body=b"" if upload else body,
+            caller=caller.name,
+            rules=caller.rules,
+            key=caller.key,
+            session=caller.session,
+            ends_s=caller.ends_s,
         )
         release_body(scope, self._budget)
         started = False
@@ -225,7 +250,19 @@ async def ask_member(link: Link, peer: NodeId, path: str, *, timeout_s: float) -
     Raises:
         SwarmError: it did not answer within `timeout_s`, or answered an error, which is raised.
     """
-    ask = Ask(method="GET", path=path, query=b"", headers=_ASKS_MSGPACK, upload=b"", body=b"")
+    ask = Ask(
+        method="GET",
+        path=path,
+        query=b"",
+        headers=_ASKS_MSGPACK,
+        upload=b"",
+        body=b"",
+        caller="another node",
+        rules=_NODE_RULES,
+        key=b"",
+        session=False,
+        ends_s=0,
+    )
     status, raw = 0, b""
     with trio.move_on_after(timeout_s):
         async with link.request_stream(FORWARD, peer, ask, timeout_s=timeout_s) as answers:
@@ -388,7 +425,7 @@ async def _serve(
 
 def _scope_of(ask: Ask) -> dict[str, Any]:
     headers = [(k, v) for k, v in ask.headers if k in _PASSED_ON and k != b"host"]
-    return {
+    scope: dict[str, Any] = {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
@@ -403,6 +440,9 @@ def _scope_of(ask: Ask) -> dict[str, Any]:
         "server": None,
         "state": {},
     }
+    caller = Caller(ask.caller, ask.rules, ask.key, ask.session, ask.ends_s)
+    mark(scope, Origin(caller=caller))
+    return scope
 
 
 class _Answerer:

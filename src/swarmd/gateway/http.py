@@ -5,8 +5,9 @@ Bodies are JSON or msgpack by Content-Type, answers by Accept. Streams are NDJSO
 stream without news sends an empty line, or a frame of one byte, every `keepalive_s`. If it
 breaks off with an error, the error is its last message: `{"error": {...}}`.
 
-Whoever can open the socket may use the API, but a browser may not be made to: requests with
-an Origin, or with a Host that is not this machine, are refused (DNS rebinding).
+Every request passes the gate (`access.gate`) before its endpoint runs. A browser may not be made
+to ask: requests with an Origin, or at a local listener with a Host that is not this machine, are
+refused (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -32,14 +34,17 @@ from swarmd.base.errors import (
     Forbidden,
     MalformedMessage,
     NotFound,
+    RateLimited,
     RemoteError,
     ShuttingDown,
     SwarmError,
     TimedOut,
     TokenRefused,
     TooLarge,
+    Unauthenticated,
     Unavailable,
 )
+from swarmd.gateway.access.gate import origin_of
 from swarmd.wire.codec import pack, unpack
 
 MSGPACK: Final = "application/msgpack"
@@ -56,6 +61,9 @@ _READ: Final = "read"
 # Bytes of the budget that the request's body holds.
 _HELD: Final = "held"
 _DRAIN_S: Final = 5.0
+# How long a body may take, and how fast it comes at least beyond that.
+_BODY_S: Final = 30.0
+_BODY_BYTES_PER_S: Final = 64 * 1024
 _KEEPALIVE_FRAME: Final = b"\x00\x00\x00\x01\xc0"
 
 T = TypeVar("T")
@@ -65,6 +73,7 @@ Items = AsyncGenerator[Any, None]
 _STATUS: Final[tuple[tuple[type[SwarmError], int], ...]] = (
     (NotFound, 404),
     (TokenRefused, 403),
+    (Unauthenticated, 401),
     (Forbidden, 403),
     (TooLarge, 413),
     (Compacted, 410),
@@ -73,6 +82,7 @@ _STATUS: Final[tuple[tuple[type[SwarmError], int], ...]] = (
     (BadRequest, 400),
     (MalformedMessage, 400),
     (TimedOut, 504),
+    (RateLimited, 429),
     (Unavailable, 503),
     (RemoteError, 502),
 )
@@ -135,9 +145,12 @@ async def read_body(request: Request, budget: Budget) -> bytes:
     """
     parts: list[bytes] = []
     state = request.scope.setdefault("swarmd", {})
+    began = trio.current_time()
     try:
-        async for chunk in request.stream():
+        async for chunk in _in_time(request.stream()):
             held = state.get(_HELD, 0)
+            if trio.current_time() - began > _BODY_S + held / _BODY_BYTES_PER_S:
+                raise TimedOut("the request's body came too slowly")
             if held + len(chunk) > budget.body_bytes_max:
                 raise TooLarge(f"a request has at most {budget.body_bytes_max} bytes")
             budget.take(len(chunk))
@@ -148,6 +161,20 @@ async def read_body(request: Request, budget: Budget) -> bytes:
         raise BadRequest("the request broke off") from error
     state[_READ] = True
     return b"".join(parts)
+
+
+async def _in_time(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Raises TimedOut: nothing came for long."""
+    async with aclosing(chunks):
+        while True:
+            chunk = None
+            with trio.move_on_after(_BODY_S) as scope:
+                chunk = await anext(chunks, None)
+            if scope.cancelled_caught:
+                raise TimedOut("the rest of the request's body did not come")
+            if chunk is None:
+                return
+            yield chunk
 
 
 async def drain(request: Request, budget: Budget) -> None:
@@ -240,7 +267,12 @@ def answer(request: Request, value: Any, *, status: int = 200) -> Response:
 
 
 def error_answer(request: Request, error: SwarmError) -> Response:
-    return answer(request, error_body(error), status=status_of(error))
+    response = answer(request, error_body(error), status=status_of(error))
+    if isinstance(error, Unauthenticated):
+        response.headers["WWW-Authenticate"] = 'Bearer realm="swarmd"'
+    elif isinstance(error, RateLimited):
+        response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    return response
 
 
 class Running:
@@ -378,10 +410,18 @@ class Stream(Running):
 
 
 def refuse_browsers(request: Request) -> None:
-    """Raises Forbidden for what a web page could make a browser send."""
+    """Raises Forbidden for what a web page could make a browser send.
+
+    Where other hosts come in, Host may be any name: a page cannot show a credential.
+    """
     if "origin" in request.headers:
         raise Forbidden("requests of web pages are not served")
-    host = urlsplit("//" + request.headers.get("host", "localhost")).hostname
+    if origin_of(request.scope).remote:
+        return
+    try:
+        host = urlsplit("//" + request.headers.get("host", "localhost")).hostname
+    except ValueError:
+        host = None
     if host not in LOCAL_HOSTS:
         raise Forbidden("the Host of a request must be localhost")
 
@@ -389,10 +429,16 @@ def refuse_browsers(request: Request) -> None:
 Endpoint = Callable[[Request], Awaitable[Any]]
 
 
-def guarded(endpoint: Endpoint, budget: Budget) -> Endpoint:
-    """`endpoint` with its errors turned into answers, within the budget.
+def guarded(
+    endpoint: Endpoint,
+    budget: Budget,
+    admit: Callable[[Request], None],
+    until_over: Callable[[Request], Awaitable[None]],
+) -> Endpoint:
+    """`endpoint` behind the gate and within the budget, with its errors turned into answers.
 
-    A stream's request counts until the stream has ended.
+    A stream's request counts until the stream has ended, and the stream breaks off when
+    `until_over` returns: what its caller showed counts no more.
     """
 
     async def call(request: Request) -> Any:
@@ -403,12 +449,13 @@ def guarded(endpoint: Endpoint, budget: Budget) -> Endpoint:
     async def attempt(request: Request) -> Any:
         try:
             refuse_browsers(request)
+            admit(request)
             with budget:
                 try:
                     response = await endpoint(request)
                     if isinstance(response, Running):
                         release_body(request.scope, budget)
-                        return _Counted(response, budget)
+                        return _Counted(response, budget, partial(until_over, request))
                     return response
                 finally:
                     release_body(request.scope, budget)
@@ -424,12 +471,22 @@ def guarded(endpoint: Endpoint, budget: Budget) -> Endpoint:
 
 
 class _Counted:
-    """A stream that counts as a request while it runs."""
+    """A stream that counts as a request while it runs, which is while its caller may."""
 
-    def __init__(self, stream: Running, budget: Budget) -> None:
+    def __init__(
+        self, stream: Running, budget: Budget, until_over: Callable[[], Awaitable[None]]
+    ) -> None:
         self._stream = stream
         self._budget = budget
+        self._until_over = until_over
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def end(running: trio.CancelScope) -> None:
+            await self._until_over()
+            running.cancel()
+
         with self._budget:
-            await self._stream(scope, receive, send)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(end, nursery.cancel_scope)
+                await self._stream(scope, receive, send)
+                nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""The gateway: the API on a unix socket, optionally on a loopback port, and over the mesh.
+"""The gateway: the API on a unix socket, on ports if so configured, and over the mesh.
 
 Hypercorn speaks HTTP on each connection; accepting them is done here. Its writes are shielded
 from cancellation, so a client that stops reading could hold the daemon for ever: at the end
@@ -8,13 +8,13 @@ every connection that is still open is closed under it.
 from __future__ import annotations
 
 import contextlib
-import grp
-import os
+import ipaddress
 import socket
-import stat
+import struct
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,31 +22,43 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
-from swarmd.base.errors import ConfigError, DataFolderRefused, PortTaken
+from swarmd.gateway.access.gate import Gate, Origin, mark
 from swarmd.gateway.app import make_app
 from swarmd.gateway.config import GatewayConfig
 from swarmd.gateway.context import Context
 from swarmd.gateway.forward import FORWARD, Forwarder, serve_forwarded
 from swarmd.gateway.http import Budget
-from swarmd.gateway.services import Services
+from swarmd.gateway.listeners import TlsFiles, open_loopback, open_remote, open_socket, open_tls
+from swarmd.gateway.services import Listening, Services
 from swarmd.mesh.link import Link
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
 
-_BACKLOG: Final = 128
+_HANDSHAKE_S: Final = 10.0
+# A quarter of all connections at most are one address's.
+_ADDRESS_SHARE: Final = 4
+# struct ucred of unix(7): pid, uid, gid.
+_PEER: Final = struct.Struct("iII")
 # What is being answered may end; then connections are closed.
 _GRACE_S: Final = 2.0
 _IDLE_CLOSE_S: Final = 120.0
-_PROBE_TIMEOUT_S: Final = 1.0
-_SOCKET_MODE: Final = 0o660
+_TCP_IDLE_CLOSE_S: Final = 30.0
 # How an answer's head begins; an informational one (RFC 9110, 15.2) is no head.
 _FINAL_HEADS: Final = tuple(b"HTTP/1.1 %d" % digit for digit in (2, 3, 4, 5))
 
 log = get_logger("gateway")
+
+
+async def _stay(event: object) -> None:
+    """Whatever protocol the client would rather speak."""
+
+
+assert hasattr(H11Protocol, "_check_protocol"), "another hypercorn: see `_Connection`"
 
 
 class _Connection(TCPServer):
@@ -55,7 +67,8 @@ class _Connection(TCPServer):
     Left to itself Hypercorn waits for the next request of a client that is gone, and for more
     of a request whose answer has closed the connection. It also writes the head of an answer
     alone, and starts and ends a task with every request to see whether another one comes: here
-    the head waits for what follows it at once, and one task watches all the pauses.
+    the head waits for what follows it at once, and one task watches all the pauses. It would
+    also go over to HTTP/2 when a client says so, which nothing here was made for.
     """
 
     _gone = False
@@ -69,6 +82,7 @@ class _Connection(TCPServer):
             await super().run()
 
     async def _read_data(self) -> None:
+        self.protocol.protocol._check_protocol = _stay  # type: ignore[union-attr, method-assign]
         await super()._read_data()
         self._gone = True
         await self.idle_task.stop()
@@ -130,15 +144,15 @@ class Gateway:
     def __init__(self, context: Context, nursery: trio.Nursery, path: Path) -> None:
         self._context = context
         self._nursery = nursery
-        self._wrapper = ASGIWrapper(self._serve)
         self._worker = WorkerContext(None)
-        self._http = _http_config()
-        self._streams: set[trio.SocketStream] = set()
+        self._http = _http_config(_IDLE_CLOSE_S)
+        self._tcp_http = _http_config(_TCP_IDLE_CLOSE_S)
+        self._streams: dict[trio.SocketStream, str] = {}
         self._drained = trio.Event()
-        self._accepting = trio.CancelScope()
+        self._accepting: list[trio.CancelScope] = []
         self.path = path
         self.app = make_app(context)
-        self.front = Forwarder(self.app, context.services, context.config, context.budget)
+        self.front = Forwarder(self.app, context)
         self.tcp_address: tuple[str, int] | None = None
         """Where it listens on the loopback, if it does."""
 
@@ -154,21 +168,29 @@ class Gateway:
         """End open streams with `shutting_down`, so that clients go to another node."""
         self._context.stopping.set()
 
-    async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
-        await self.front(scope, receive, send)
-
-    async def _connected(self, stream: trio.SocketStream) -> None:
+    async def _connected(self, tls: TlsFiles | None, stream: trio.SocketStream) -> None:
         """Serve one connection to its end, which is its own whatever was sent on it."""
-        if len(self._streams) >= 2 * self._context.config.requests_max:
+        origin = _origin_of(stream, remote=tls is not None)
+        if not self._has_room(origin):
             DROPPED.labels("gateway", "too_many_connections").inc()
-            await stream.aclose()
+            await trio.aclose_forcefully(stream)
             return
-        self._streams.add(stream)
+        self._streams[stream] = origin.address
+
+        async def serve(scope: Any, receive: Any, send: Any) -> None:
+            mark(scope, origin)
+            await self.front(scope, receive, send)
+
         try:
             state = ConnectionState({})
             # Hypercorn types the stream as TLS; it serves plain ones as well.
-            plain: Any = stream
-            await _Connection(self._wrapper, self._http, self._worker, state, plain)
+            served: Any = stream
+            if tls is not None:
+                served = trio.SSLStream(
+                    stream, tls.context(), server_side=True, https_compatible=True
+                )
+            http = self._http if not origin.address else self._tcp_http
+            await _Connection(ASGIWrapper(serve), http, self._worker, state, served)
         except* Exception as group:  # noqa: BLE001 - the server's own; the app's end in the app
             DROPPED.labels("gateway", "broken_connection").inc()
             error: BaseException = group
@@ -177,25 +199,41 @@ class Gateway:
             log.warning("a connection broke off", error=f"{type(error).__name__}: {error}")
             await trio.aclose_forcefully(stream)
         finally:
-            self._streams.discard(stream)
+            del self._streams[stream]
             if not self._streams:
                 self._drained.set()
 
+    def _has_room(self, origin: Origin) -> bool:
+        """Whoever comes over TCP takes no connection from the socket, nor all from each other."""
+        most = 2 * self._context.config.requests_max
+        addresses = list(self._streams.values())
+        if not origin.address:
+            return addresses.count("") < most
+        if len(addresses) - addresses.count("") >= most:
+            return False
+        return addresses.count(origin.address) < max(1, most // _ADDRESS_SHARE)
+
     async def _accept(
         self,
+        tls: TlsFiles | None,
         listeners: list[trio.SocketListener],
         connections: trio.Nursery,
         *,
         task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        with self._accepting:
+        with trio.CancelScope() as scope:
+            self._accepting.append(scope)
             await trio.serve_listeners(
-                self._connected, listeners, handler_nursery=connections, task_status=task_status
+                partial(self._connected, tls),
+                listeners,
+                handler_nursery=connections,
+                task_status=task_status,
             )
 
     async def _close(self, served: trio.CancelScope) -> None:
         """Accept no more, end streams, let answers end, then close what is left."""
-        self._accepting.cancel()
+        for scope in self._accepting:
+            scope.cancel()
         self.end_streams()
         await self._worker.terminated.set()
         self._drained = trio.Event()
@@ -208,15 +246,54 @@ class Gateway:
         served.cancel()
 
 
-def _http_config() -> HypercornConfig:
+def _origin_of(stream: trio.SocketStream, *, remote: bool) -> Origin:
+    """Who is at the other end, as the kernel tells it.
+
+    Addresses that one host has at will count as one: the loopback's, and an IPv6 network of 64
+    bits.
+    """
+    if stream.socket.family == socket.AF_UNIX:
+        raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        return Origin(uid=_PEER.unpack(raw)[1])
+    try:
+        address = ipaddress.ip_address(stream.socket.getpeername()[0].partition("%")[0])
+    except (OSError, ValueError):
+        return Origin(address="gone", remote=remote)
+    if address.is_loopback:
+        return Origin(address="loopback", remote=remote)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
+        return Origin(address=str(ipaddress.ip_network((address, 64), strict=False)), remote=remote)
+    return Origin(address=str(address), remote=remote)
+
+
+def _http_config(idle_close_s: float) -> HypercornConfig:
     config = HypercornConfig()
-    config.keep_alive_timeout = _IDLE_CLOSE_S
+    config.ssl_handshake_timeout = _HANDSHAKE_S
+    config.keep_alive_timeout = idle_close_s
     # A connection ends by a pause. By a count it would end unannounced, under a request.
     config.keep_alive_max_requests = sys.maxsize
     config.accesslog = None
     config.errorlog = None
     config.include_server_header = False
     return config
+
+
+def _listener(one: socket.socket) -> trio.SocketListener:
+    return trio.SocketListener(trio.socket.from_stdlib_socket(one))
+
+
+def _text_of(address: tuple[Any, ...]) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _open_tls(config: GatewayConfig, services: Services) -> TlsFiles | None:
+    if not config.listen:
+        return None
+    names = dict.fromkeys(("localhost", socket.gethostname(), services.config.node_name))
+    return open_tls(
+        config.tls_certificate, config.tls_key, services.config.data_folder, list(names)
+    )
 
 
 @asynccontextmanager
@@ -230,23 +307,31 @@ async def open_gateway(config: GatewayConfig, services: Services) -> AsyncIterat
     Raises:
         ConfigError: the socket's folder cannot be used, or the group does not exist.
         DataFolderRefused: another daemon answers on the socket.
-        PortTaken: `gateway.tcp_port` is in use.
+        PortTaken: `gateway.tcp_port` or a port of `gateway.listen` is in use.
     """
     path = services.config.socket_path
     budget = Budget(config.requests_max, config.bodies_bytes_max, config.body_bytes_max)
-    context = Context(services, config, budget)
+    context = Context(services, config, budget, Gate(config, services.clock))
     sockets = [open_socket(path, config.socket_group)]
     inode = path.stat().st_ino
     try:
         if config.tcp_port:
             sockets.append(open_loopback(config.tcp_port))
-        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
+        plain = [_listener(one) for one in sockets]
+        tls = _open_tls(config, services)
+        for listen in config.listen:
+            sockets.append(open_remote(listen))
+        remote = [_listener(one) for one in sockets[len(plain) :]]
         async with trio.open_nursery() as nursery, trio.open_nursery() as connections:
             gateway = Gateway(context, nursery, path)
             if config.tcp_port:
-                gateway.tcp_address = sockets[-1].getsockname()
-            await nursery.start(gateway._accept, listeners, connections)
-            log.info("api is up", socket=str(path))
+                gateway.tcp_address = sockets[1].getsockname()
+            await nursery.start(gateway._accept, None, plain, connections)
+            if tls is not None:
+                addresses = tuple(_text_of(one.getsockname()) for one in sockets[len(plain) :])
+                services.listening = Listening(addresses, tls.fingerprint)
+                await nursery.start(gateway._accept, tls, remote, connections)
+            log.info("api is up", socket=str(path), listen=services.listening.addresses)
             try:
                 yield gateway
             finally:
@@ -260,79 +345,3 @@ async def open_gateway(config: GatewayConfig, services: Services) -> AsyncIterat
         with contextlib.suppress(OSError):
             if path.stat().st_ino == inode:
                 path.unlink()
-
-
-# ---- listening ------------------------------------------------------------------------
-
-
-def open_socket(path: Path, group: str = "") -> socket.socket:
-    """A listening unix socket of mode 0660 at `path`; what a dead daemon left is replaced.
-
-    Raises:
-        DataFolderRefused: a living daemon answers there.
-        ConfigError: the folder or the group is the problem; the message names the setting.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-        _remove_stale(path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # Between bind and chmod nobody may slip in: the umask makes it private from the start.
-        before = os.umask(0o177)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(before)
-        if group:
-            os.chown(path, -1, _group_id(group))
-        path.chmod(_SOCKET_MODE)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot make the socket {path}: {error.strerror or error}; choose another with "
-            "gateway.socket (--socket)"
-        ) from error
-    return listener
-
-
-def _remove_stale(path: Path) -> None:
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"{path} exists and is not a socket: choose another gateway.socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(_PROBE_TIMEOUT_S)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            path.unlink(missing_ok=True)
-            return
-        except TimeoutError:
-            pass  # Somebody listens who is too busy to accept.
-    raise DataFolderRefused(
-        f"another swarmd is running: it answers at {path}; end it with `swarmctl stop`, or give "
-        "this one its own gateway.socket, mesh.port and node.data_folder"
-    )
-
-
-def _group_id(group: str) -> int:
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError as error:
-        raise ConfigError(f"gateway.socket_group = {group!r}: there is no such group") from error
-
-
-def open_loopback(port: int) -> socket.socket:
-    """A listening socket on 127.0.0.1. Raises PortTaken."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(("127.0.0.1", port))
-    except OSError as error:
-        listener.close()
-        raise PortTaken(
-            f"port {port} on 127.0.0.1 is taken: set another gateway.tcp_port, or 0 for none"
-        ) from error
-    listener.listen(_BACKLOG)
-    return listener

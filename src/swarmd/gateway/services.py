@@ -16,6 +16,7 @@ from swarmd.agents.spec import AgentSpec
 from swarmd.base.clock import Clock
 from swarmd.base.errors import NotReady
 from swarmd.base.ids import NodeId, short
+from swarmd.gateway.access.service import Access
 from swarmd.gateway.config import GatewayConfig
 from swarmd.identity.authority import Admission
 from swarmd.identity.genesis import Genesis
@@ -372,6 +373,14 @@ class Config(Protocol):
     def describe(self) -> Sequence[Setting]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where other hosts reach the API, and the SHA-256 of the certificate there, in hex."""
+
+    addresses: tuple[str, ...] = ()
+    fingerprint: Callable[[], str] = str
+
+
 Room = TypeVar("Room")
 
 
@@ -388,11 +397,13 @@ class Services:
     mesh: Mesh | None = None
     trust: Trust | None = None
     store: Store | None = None
+    access: Access | None = None
     recipes: Recipes | None = None
     blobs: Blobs | None = None
     agents: Agents | None = None
     tasks: Tasks | None = None
     metrics: Callable[[], bytes] | None = None
+    listening: Listening = Listening()
 
     def need(self, room: Room | None) -> Room:
         """`room`, which must be open by now.

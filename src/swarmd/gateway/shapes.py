@@ -155,6 +155,10 @@ class Status(Struct, frozen=True, kw_only=True):
     next_loss: str = ""
     """What losing one more node would cost."""
     uptime_s: float = 0.0
+    api: list[str] = []
+    """Where other hosts reach the API."""
+    api_fingerprint: str = ""
+    """SHA-256 of the certificate there, for `swarmctl --fingerprint`."""
     notes: list[str] = []
 
 
@@ -426,6 +430,38 @@ class Done(Struct, frozen=True, kw_only=True):
     warnings: list[str] = field(default_factory=list)
     pid: int = 0
     """Of the daemon, where it matters that it ends."""
+
+
+# ---- access ----
+
+
+class KeyInfo(Struct, frozen=True, kw_only=True):
+    name: str
+    role: str = ""
+    rules: list[str] = []
+    """Given besides the role."""
+    allows: list[str] = []
+    """All that it may: the role's rules and its own."""
+    created_ms: int = 0
+    expires_ms: int = 0
+    """0: never."""
+    expired: bool = False
+    requests_per_min: int = 0
+    """At each node; 0: the node's own limit."""
+    created_by: str = ""
+
+
+class SessionInfo(Struct, frozen=True, kw_only=True):
+    token: str
+    caller: str
+    expires_s: int
+    """Unix time."""
+
+
+class CallerInfo(Struct, frozen=True, kw_only=True):
+    name: str
+    rules: list[str] = []
+    session: bool = False
 
 
 # ---- what clients submit ----

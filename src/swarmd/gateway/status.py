@@ -56,6 +56,8 @@ async def status(services: Services) -> shapes.Status:
         tasks=counts,
         next_loss=next_loss(present, voters, store) if store is not None else "",
         uptime_s=round(services.clock.now() - services.started_at, 1),
+        api=[f"https://{one}" for one in services.listening.addresses],
+        api_fingerprint=services.listening.fingerprint(),
         notes=notes + ([f"store: {store.detail}"] if store is not None and store.detail else []),
     )
 

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from swarmd.agents.spec import AgentSpec
 from swarmd.base.clock import BootClock
 from swarmd.base.errors import BadRequest, Conflict, LeaseExpired, NoQuorum, NotFound
 from swarmd.base.ids import NodeId, digest, job_id_of, task_id_of
+from swarmd.gateway.access.service import Access
 from swarmd.gateway.config import GatewayConfig
 from swarmd.gateway.service import Gateway, open_gateway
 from swarmd.gateway.services import Services
@@ -493,8 +495,15 @@ def bare_services(folder: Path) -> Services:
 class LiveGateway:
     """A gateway in a thread of its own, for blocking clients."""
 
-    def __init__(self, services: Services, config: GatewayConfig | None = None) -> None:
+    def __init__(
+        self,
+        services: Services,
+        config: GatewayConfig | None = None,
+        *,
+        access: Callable[[], AbstractAsyncContextManager[Access]] | None = None,
+    ) -> None:
         self.services = services
+        self._open_access = access
         self.config = config or replace_keepalive(0.05)
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._main, daemon=True)
@@ -539,7 +548,12 @@ class LiveGateway:
         control = self.services.control
         assert isinstance(control, FakeControl)
         control.on_stop = self.stop_soon
-        async with open_gateway(self.config, self.services) as self.gateway:
+        async with (
+            open_gateway(self.config, self.services) as self.gateway,
+            AsyncExitStack() as more,
+        ):
+            if self._open_access is not None:
+                self.services.access = await more.enter_async_context(self._open_access())
             self._started.set()
             await self._stop.wait()
 

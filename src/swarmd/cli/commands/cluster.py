@@ -82,6 +82,8 @@ def _status_rows(found: Status) -> list[tuple[str, str]]:
         rows.append(("coordinator", found.coordinator or "none"))
         tasks = ", ".join(f"{count} {state}" for state, count in found.tasks.items() if count)
         rows.append(("tasks", tasks or "none"))
+    if found.api:
+        rows.append(("api", f"{', '.join(found.api)}; certificate {found.api_fingerprint}"))
     if found.next_loss:
         rows.append(("next loss", found.next_loss))
     return rows + [("note", note) for note in found.notes]

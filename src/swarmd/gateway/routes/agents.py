@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from swarmd.agents.spec import check_spec
 from swarmd.base.ids import to_text
 from swarmd.gateway import shapes
-from swarmd.gateway.context import Context, query_flag
-from swarmd.gateway.http import Items, Stream, answer, guarded
+from swarmd.gateway.access.gate import caller_of
+from swarmd.gateway.context import ApiRoute, Context, query_flag
+from swarmd.gateway.http import Items, Stream, answer
 from swarmd.gateway.services import AgentRecord
 
 
@@ -29,16 +28,16 @@ class AgentRoutes:
         self._context = context
         self._services = context.services
 
-    def routes(self) -> list[Route]:
-        make = partial(guarded, budget=self._context.budget)
+    def routes(self) -> list[ApiRoute]:
+        route = self._context.route
         api = "/api/v1"
         return [
-            Route(f"{api}/agents", make(self.list)),
-            Route(f"{api}/agents", make(self.deploy), methods=["POST"]),
-            Route(f"{api}/agents/{{name}}/logs", make(self.logs)),
-            Route(f"{api}/agents/{{name}}", make(self.show)),
-            Route(f"{api}/agents/{{name}}", make(self.remove), methods=["DELETE"]),
-            Route(f"{api}/instances", make(self.instances)),
+            route(f"{api}/agents", self.list, "agent:read"),
+            route(f"{api}/agents", self.deploy, "agent:deploy", methods=["POST"]),
+            route(f"{api}/agents/{{name}}/logs", self.logs, "agent:logs"),
+            route(f"{api}/agents/{{name}}", self.show, "agent:read"),
+            route(f"{api}/agents/{{name}}", self.remove, "agent:remove", methods=["DELETE"]),
+            route(f"{api}/instances", self.instances, "agent:read"),
         ]
 
     async def deploy(self, request: Request) -> Response:
@@ -46,20 +45,26 @@ class AgentRoutes:
         body = await self._context.read(request, DeployBody)
         agents = self._services.need(self._services.agents)
         spec = check_spec(body.spec)
+        caller_of(request).require("agent:deploy", spec.name)
         record = await agents.deploy(spec, body.bundle, replace=body.replace)
         return answer(request, _shape(record), status=201)
 
     async def list(self, request: Request) -> Response:
         agents = self._services.need(self._services.agents)
-        return answer(request, [_shape(one) for one in await agents.list()])
+        may = caller_of(request).may
+        found = [one for one in await agents.list() if may("agent:read", one.spec.name)]
+        return answer(request, [_shape(one) for one in found])
 
     async def show(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        caller_of(request).require("agent:read", name)
         agents = self._services.need(self._services.agents)
-        return answer(request, _shape(await agents.get(request.path_params["name"])))
+        return answer(request, _shape(await agents.get(name)))
 
     async def remove(self, request: Request) -> Response:
-        agents = self._services.need(self._services.agents)
         name = request.path_params["name"]
+        caller_of(request).require("agent:remove", name)
+        agents = self._services.need(self._services.agents)
         await agents.remove(name)
         return answer(request, shapes.Done(message=f"removed {name}"))
 
@@ -67,7 +72,7 @@ class AgentRoutes:
         """Running copies, asked live from every member; those that do not answer are named."""
         agents = self._services.need(self._services.agents)
         found = await agents.instances()
-        name_of = self._services.name_of
+        name_of, may = self._services.name_of, caller_of(request).may
         shown = [
             shapes.InstanceInfo(
                 node=name_of(node),
@@ -78,14 +83,16 @@ class AgentRoutes:
                 tasks=[one.task_id] if one.task_id else [],
             )
             for node, one in found.instances
+            if may("agent:read", one.agent)
         ]
         missing = [name_of(node) for node in found.missing]
         return answer(request, shapes.Instances(instances=shown, missing=missing))
 
     async def logs(self, request: Request) -> Stream:
         """Log lines as a stream; with ?follow=1 it goes on as new ones come."""
-        agents = self._services.need(self._services.agents)
         name = request.path_params["name"]
+        caller_of(request).require("agent:logs", name)
+        agents = self._services.need(self._services.agents)
         await agents.get(name)  # An unknown agent is an error, not a silent stream.
         follow = query_flag(request, "follow")
         return self._context.stream(request, self._lines(name, follow))

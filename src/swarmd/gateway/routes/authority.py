@@ -8,20 +8,18 @@ without one nothing could be decided any more, not even who else may vote.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Final
 
 import msgspec
 import trio
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from swarmd.base.errors import BadRequest, Conflict
 from swarmd.base.ids import NodeId
 from swarmd.gateway import shapes
-from swarmd.gateway.context import Context
-from swarmd.gateway.http import answer, guarded
+from swarmd.gateway.context import ApiRoute, Context
+from swarmd.gateway.http import answer
 from swarmd.identity.entries import Entry, Evict, SetRoles, decode_record, open_entry
 from swarmd.identity.genesis import encode_genesis
 from swarmd.mesh.swim.messages import MemberState
@@ -39,12 +37,12 @@ class Authority:
         self._context = context
         self._services = context.services
 
-    def routes(self) -> list[Route]:
-        make = partial(guarded, budget=self._context.budget)
+    def routes(self) -> list[ApiRoute]:
+        route = self._context.route
         return [
-            Route("/api/v1/authority", make(self.log)),
-            Route("/api/v1/authority", make(self.propose), methods=["POST"]),
-            Route("/api/v1/authority/head", make(self.head)),
+            route("/api/v1/authority", self.log, "cluster:read"),
+            route("/api/v1/authority", self.propose, "cluster:manage", methods=["POST"]),
+            route("/api/v1/authority/head", self.head, "cluster:read"),
         ]
 
     async def log(self, request: Request) -> Response:

@@ -10,13 +10,13 @@ import msgspec
 import trio
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 
 from swarmd.base.errors import NotReady, SwarmError
 from swarmd.gateway import doctor, local_facts, shapes
-from swarmd.gateway.context import Context
+from swarmd.gateway.access.gate import ANYBODY
+from swarmd.gateway.context import ApiRoute, Context
 from swarmd.gateway.forward import ask_member
-from swarmd.gateway.http import answer, guarded
+from swarmd.gateway.http import answer
 from swarmd.gateway.services import Mesh
 from swarmd.gateway.status import members, status
 from swarmd.mesh.swim.events import Member
@@ -41,19 +41,19 @@ class Cluster:
         self._context = context
         self._services = context.services
 
-    def routes(self) -> list[Route]:
-        make = partial(guarded, budget=self._context.budget)
+    def routes(self) -> list[ApiRoute]:
+        route = self._context.route
         api = "/api/v1"
         return [
-            Route("/health", make(self.health)),
-            Route("/ready", make(self.ready)),
-            Route("/metrics", make(self.metrics)),
-            Route(f"{api}/status", make(self.status)),
-            Route(f"{api}/members", make(self.members)),
-            Route(f"{api}/doctor", make(self.examine)),
-            Route(f"{api}/config", make(self.config)),
-            Route(f"{api}/stop", make(self.stop), methods=["POST"]),
-            Route(f"{api}/leave", make(self.leave), methods=["POST"]),
+            route("/health", self.health, ANYBODY),
+            route("/ready", self.ready, ANYBODY),
+            route("/metrics", self.metrics, "metrics:read"),
+            route(f"{api}/status", self.status, "cluster:read"),
+            route(f"{api}/members", self.members, "cluster:read"),
+            route(f"{api}/doctor", self.examine, "cluster:read"),
+            route(f"{api}/config", self.config, "config:read"),
+            route(f"{api}/stop", self.stop, "node:manage", methods=["POST"]),
+            route(f"{api}/leave", self.leave, "node:manage", methods=["POST"]),
         ]
 
     async def health(self, request: Request) -> Response:

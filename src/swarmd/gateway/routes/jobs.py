@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from functools import partial
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from swarmd.base.errors import BadRequest, Conflict, from_code
 from swarmd.gateway import shapes
-from swarmd.gateway.context import Context
-from swarmd.gateway.http import Items, Stream, answer, guarded, payload_out
+from swarmd.gateway.access.gate import caller_of
+from swarmd.gateway.access.rules import Caller
+from swarmd.gateway.context import ApiRoute, Context
+from swarmd.gateway.http import Items, Stream, answer, payload_out
 from swarmd.gateway.routes.tasks import BlobBody
 from swarmd.gateway.services import Services
 from swarmd.state.blobs.messages import BlobRef
@@ -62,21 +62,23 @@ class JobRoutes:
         self._context = context
         self._services = context.services
 
-    def routes(self) -> list[Route]:
-        make = partial(guarded, budget=self._context.budget)
+    def routes(self) -> list[ApiRoute]:
+        route = self._context.route
         path = "/api/v1/jobs"
         return [
-            Route(path, make(self.list)),
-            Route(path, make(self.submit), methods=["POST"]),
-            Route(f"{path}/{{id}}", make(self.show)),
-            Route(f"{path}/{{id}}/events", make(self.events)),
-            Route(f"{path}/{{id}}/result", make(self.result)),
-            Route(f"{path}/{{id}}/cancel", make(self.cancel), methods=["POST"]),
+            route(path, self.list, "task:read"),
+            route(path, self.submit, "task:submit", methods=["POST"]),
+            route(f"{path}/{{id}}", self.show, "task:read"),
+            route(f"{path}/{{id}}/events", self.events, "task:read"),
+            route(f"{path}/{{id}}/result", self.result, "task:read"),
+            route(f"{path}/{{id}}/cancel", self.cancel, "task:cancel", methods=["POST"]),
         ]
 
     async def submit(self, request: Request) -> Response:
         """Submit a job with all its items; answered when it is durable."""
         body = await self._context.read(request, SubmitJobBody)
+        for stage in body.job.stages:
+            caller_of(request).require("task:submit", stage.agent)
         tasks = self._services.need(self._services.tasks)
         stages = tuple(StageSpec(one.name, one.agent, one.kind) for one in body.job.stages)
         check_stages(stages)
@@ -99,21 +101,31 @@ class JobRoutes:
 
     async def list(self, request: Request) -> Response:
         tasks = self._services.need(self._services.tasks)
-        return answer(request, [shape(self._services, one) for one in await tasks.jobs()])
+        caller = caller_of(request)
+        found = [one for one in await tasks.jobs() if _may(caller, "task:read", one)]
+        return answer(request, [shape(self._services, one) for one in found])
 
     async def show(self, request: Request) -> Response:
-        tasks = self._services.need(self._services.tasks)
-        return answer(request, shape(self._services, await tasks.job(request.path_params["id"])))
+        return answer(request, shape(self._services, await self._job(request, "task:read")))
 
     async def cancel(self, request: Request) -> Response:
         tasks = self._services.need(self._services.tasks)
-        return answer(
-            request, shape(self._services, await tasks.cancel_job(request.path_params["id"]))
-        )
+        job_id = (await self._job(request, "task:cancel")).job_id
+        return answer(request, shape(self._services, await tasks.cancel_job(job_id)))
+
+    async def _job(self, request: Request, permission: str) -> JobView:
+        """The job of the path. Raises NotFound, Forbidden."""
+        tasks = self._services.need(self._services.tasks)
+        view = await tasks.job(request.path_params["id"])
+        caller = caller_of(request)
+        if not _may(caller, permission, view):
+            raise caller.refusal(permission)
+        return view
 
     async def events(self, request: Request) -> Stream:
         """The job whenever it moved, until it has ended."""
-        return self._context.stream(request, self._events(request.path_params["id"]))
+        job_id = (await self._job(request, "task:read")).job_id
+        return self._context.stream(request, self._events(job_id))
 
     async def _events(self, job_id: str) -> Items:
         tasks = self._services.need(self._services.tasks)
@@ -123,13 +135,17 @@ class JobRoutes:
 
     async def result(self, request: Request) -> Response:
         """What the last stage gave. Refused with the job's state while there is nothing."""
-        tasks = self._services.need(self._services.tasks)
-        view = await tasks.job(request.path_params["id"])
+        view = await self._job(request, "task:read")
         if view.state is not JobState.SUCCEEDED or view.result is None:
             cause = f": {view.code}: {view.message}" if view.code else ""
             raise Conflict(f"job {view.job_id} is {view.state} and has no result{cause}")
         raw = await self._context.bytes_of(view.result)
         return answer(request, {"result": payload_out(request, raw)})
+
+
+def _may(caller: Caller, permission: str, view: JobView) -> bool:
+    """A job is its stages' agents: who may not see all of them may not see it."""
+    return all(caller.may(permission, stage.agent) for stage in view.stages)
 
 
 def _input(body: ItemBody) -> tuple[msgspec.Raw | None, BlobRef | None]:

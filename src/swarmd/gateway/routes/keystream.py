@@ -12,12 +12,12 @@ from functools import partial
 
 import msgspec
 from starlette.requests import Request
-from starlette.routing import Route
 
 from swarmd.base.errors import BadRequest, NotFound, SwarmError, UnknownOperation
-from swarmd.gateway.context import Context
+from swarmd.gateway.access.gate import ANY_CALLER, caller_of
+from swarmd.gateway.access.rules import Caller
+from swarmd.gateway.context import ApiRoute, Context
 from swarmd.gateway.duplex import Duplex
-from swarmd.gateway.http import guarded
 from swarmd.gateway.routes.kv import user_key
 from swarmd.gateway.services import Store, StoreEntry
 from swarmd.gateway.shapes import ErrorInfo, KeyDone
@@ -46,9 +46,9 @@ class KeyStreams:
         self._context = context
         self._services = context.services
 
-    def routes(self) -> list[Route]:
-        make = partial(guarded, budget=self._context.budget)
-        return [Route("/api/v1/kv-stream", make(self.run), methods=["POST"])]
+    def routes(self) -> list[ApiRoute]:
+        route = self._context.route
+        return [route("/api/v1/kv-stream", self.run, ANY_CALLER, methods=["POST"])]
 
     async def run(self, request: Request) -> Duplex[KeyOp]:
         """Operations in, their results out in the order in which they are done."""
@@ -57,18 +57,19 @@ class KeyStreams:
         return Duplex(
             request,
             KeyOp,
-            self._carry_out,
+            partial(self._carry_out, caller_of(request)),
             budget=context.budget,
             keepalive_s=context.config.keepalive_s,
             stopping=context.stopping,
         )
 
-    async def _carry_out(self, lot: list[KeyOp]) -> list[KeyDone]:
+    async def _carry_out(self, caller: Caller, lot: list[KeyOp]) -> list[KeyDone]:
         done: list[KeyDone] = []
         writes: list[tuple[KeyOp, Operation]] = []
         reads: dict[bool, list[tuple[KeyOp, bytes]]] = {}
         for item in lot:
             try:
+                caller.require("kv:read" if item.op == "get" else "kv:write", item.key)
                 if item.lease and item.op in ("get", "delete"):
                     raise BadRequest(f"the {item.op} of {item.key!r} takes no lease")
                 if item.op == "get":

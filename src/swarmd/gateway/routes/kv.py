@@ -6,19 +6,19 @@ They live under a prefix of their own, which nobody outside sees.
 from __future__ import annotations
 
 from contextlib import aclosing
-from functools import partial
 from typing import Final
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from swarmd.base.errors import BadRequest, Busy, EmptyKey, KeyTooLong, NotFound, UnknownOperation
 from swarmd.base.limits import KEY_BYTES_MAX
 from swarmd.gateway import shapes
-from swarmd.gateway.context import Context, query_flag, query_int
-from swarmd.gateway.http import Items, Stream, answer, guarded, is_msgpack, read_body
+from swarmd.gateway.access.gate import ANY_CALLER, caller_of
+from swarmd.gateway.access.rules import Caller
+from swarmd.gateway.context import ApiRoute, Context, query_flag, query_int
+from swarmd.gateway.http import Items, Stream, answer, is_msgpack, read_body
 from swarmd.gateway.services import StoreEntry
 from swarmd.state.raft.messages import (
     RAN_OTHERWISE,
@@ -56,24 +56,26 @@ class Kv:
         # Watches stay for ever; other requests must find room beside them.
         self._watches_max = max(1, context.config.requests_max // 2)
 
-    def routes(self) -> list[Route]:
-        make = partial(guarded, budget=self._context.budget)
+    def routes(self) -> list[ApiRoute]:
+        route = self._context.route
         path = "/api/v1/kv/{key:path}"
         return [
-            Route("/api/v1/txn", make(self.txn), methods=["POST"]),
-            Route("/api/v1/watch", make(self.watch)),
-            Route("/api/v1/kv", make(self.list)),
-            Route(path, make(self.get)),
-            Route(path, make(self.put), methods=["PUT"]),
-            Route(path, make(self.delete), methods=["DELETE"]),
+            route("/api/v1/txn", self.txn, ANY_CALLER, methods=["POST"]),
+            route("/api/v1/watch", self.watch, "kv:read"),
+            route("/api/v1/kv", self.list, "kv:read"),
+            route(path, self.get, "kv:read"),
+            route(path, self.put, "kv:write", methods=["PUT"]),
+            route(path, self.delete, "kv:write", methods=["DELETE"]),
         ]
 
     async def list(self, request: Request) -> Response:
         """Entries whose key begins with `prefix`, in order, after `after`."""
+        prefix = request.query_params.get("prefix", "")
+        caller_of(request).require_below("kv:read", prefix)
         store = self._services.need(self._services.store)
         after = request.query_params.get("after", "")
         found = await store.range(
-            USER_PREFIX + _encode(request.query_params.get("prefix", "")),
+            USER_PREFIX + _encode(prefix),
             after=USER_PREFIX + _encode(after) if after else b"",
             limit=query_int(request, "limit", 1_000, 1, _LIST_MAX),
             stale=query_flag(request, "stale"),
@@ -81,8 +83,9 @@ class Kv:
         return answer(request, [_shape(one) for one in found])
 
     async def get(self, request: Request) -> Response:
-        store = self._services.need(self._services.store)
         key = request.path_params["key"]
+        caller_of(request).require("kv:read", key)
+        store = self._services.need(self._services.store)
         found = await store.get(user_key(key), stale=query_flag(request, "stale"))
         if found is None:
             raise NotFound(f"there is no key {key!r}")
@@ -91,6 +94,7 @@ class Kv:
     async def put(self, request: Request) -> Response:
         """Write a value: raw octets with ?expect=, or a `PutBody`."""
         key = request.path_params["key"]
+        caller_of(request).require("kv:write", key)
         raw_key = user_key(key)
         if request.headers.get("content-type", "") == _OCTETS and not is_msgpack(request):
             value = await read_body(request, self._context.budget)
@@ -108,6 +112,7 @@ class Kv:
 
     async def delete(self, request: Request) -> Response:
         key = request.path_params["key"]
+        caller_of(request).require("kv:write", key)
         store = self._services.need(self._services.store)
         expect = _expect(request)
         if expect is None and await store.get(user_key(key)) is None:
@@ -120,6 +125,7 @@ class Kv:
     async def txn(self, request: Request) -> Response:
         """All of `then` if every compare holds, else all of `else`, under one revision."""
         body = await self._context.read(request, shapes.KvTxn)
+        _require_txn(caller_of(request), body)
         store = self._services.need(self._services.store)
         txn = Txn(
             tuple(map(_compare, body.compares)),
@@ -138,7 +144,9 @@ class Kv:
 
     async def watch(self, request: Request) -> Stream:
         """Changes of keys that begin with `prefix`, from the revision `from` or from now on."""
-        prefix = USER_PREFIX + _encode(request.query_params.get("prefix", ""))
+        asked = request.query_params.get("prefix", "")
+        caller_of(request).require_below("kv:read", asked)
+        prefix = USER_PREFIX + _encode(asked)
         begin = query_int(request, "from", 0, 1, _NUMBER_MAX) or None
         return self._context.stream(
             request, self._changes(prefix, begin), items_max=_WATCH_ITEMS_MAX
@@ -161,6 +169,14 @@ class Kv:
         store = self._services.need(self._services.store)
         [result] = await store.propose([op])
         return result.raise_for_error()
+
+
+def _require_txn(caller: Caller, body: shapes.KvTxn) -> None:
+    """What holds of a key tells what is in it, so to compare is to read."""
+    for compare in body.compares:
+        caller.require("kv:read", compare.key)
+    for operation in (*body.then, *body.otherwise):
+        caller.require("kv:write", operation.key)
 
 
 def _expect(request: Request) -> int | None:

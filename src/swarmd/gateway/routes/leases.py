@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from swarmd.base.errors import BadRequest, BadTtl
 from swarmd.base.limits import LEASE_TTL_MAX_MS
 from swarmd.gateway import shapes
-from swarmd.gateway.context import Context
-from swarmd.gateway.http import answer, guarded
+from swarmd.gateway.context import ApiRoute, Context
+from swarmd.gateway.http import answer
 from swarmd.state.raft.messages import (
     USER_PREFIX,
     GrantLease,
@@ -36,15 +33,15 @@ class LeaseRoutes:
         self._context = context
         self._services = context.services
 
-    def routes(self) -> list[Route]:
-        make = partial(guarded, budget=self._context.budget)
+    def routes(self) -> list[ApiRoute]:
+        route = self._context.route
         path = "/api/v1/leases"
         return [
-            Route(path, make(self.list)),
-            Route(path, make(self.grant), methods=["POST"]),
-            Route(path + "/{id}", make(self.show)),
-            Route(path + "/{id}", make(self.revoke), methods=["DELETE"]),
-            Route(path + "/{id}/renew", make(self.renew), methods=["POST"]),
+            route(path, self.list, "lease:read"),
+            route(path, self.grant, "lease:write", methods=["POST"]),
+            route(path + "/{id}", self.show, "lease:read"),
+            route(path + "/{id}", self.revoke, "lease:write", methods=["DELETE"]),
+            route(path + "/{id}/renew", self.renew, "lease:write", methods=["POST"]),
         ]
 
     async def list(self, request: Request) -> Response:

@@ -8,22 +8,20 @@ there when some are not. They are named then.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Final
 
 import msgspec
 import trio
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from swarmd.base.errors import NoQuorum, NotFound, RemoteError, SwarmError
 from swarmd.base.ids import NodeId, to_text
 from swarmd.gateway import shapes
-from swarmd.gateway.context import Context
+from swarmd.gateway.context import ApiRoute, Context
 from swarmd.gateway.export import export
 from swarmd.gateway.forward import ask_member, find_member
-from swarmd.gateway.http import Stream, answer, guarded
+from swarmd.gateway.http import Stream, answer
 from swarmd.gateway.services import Services
 
 OWN_LOG: Final = "/api/v1/raft/own"
@@ -41,15 +39,15 @@ class RaftRoutes:
         self._context = context
         self._services = context.services
 
-    def routes(self) -> list[Route]:
-        make = partial(guarded, budget=self._context.budget)
+    def routes(self) -> list[ApiRoute]:
+        route = self._context.route
         api = "/api/v1"
         return [
-            Route(f"{api}/raft", make(self.status)),
-            Route(OWN_LOG, make(self.own)),
-            Route(f"{api}/coordinator", make(self.coordinator)),
-            Route(f"{api}/coordinator/transfer", make(self.transfer), methods=["POST"]),
-            Route(f"{api}/snapshot", make(self.snapshot)),
+            route(f"{api}/raft", self.status, "cluster:read"),
+            route(OWN_LOG, self.own, "cluster:read"),
+            route(f"{api}/coordinator", self.coordinator, "cluster:read"),
+            route(f"{api}/coordinator/transfer", self.transfer, "cluster:manage", methods=["POST"]),
+            route(f"{api}/snapshot", self.snapshot, "snapshot:read"),
         ]
 
     async def own(self, request: Request) -> Response:

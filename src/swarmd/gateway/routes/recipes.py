@@ -15,7 +15,6 @@ import msgspec
 from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from swarmd.base.errors import (
     BarrierMismatch,
@@ -23,8 +22,9 @@ from swarmd.base.errors import (
     TooManyWaiters,
 )
 from swarmd.gateway import shapes
-from swarmd.gateway.context import Context, query_int
-from swarmd.gateway.http import answer, guarded, read_body
+from swarmd.gateway.access.gate import caller_of
+from swarmd.gateway.context import ApiRoute, Context, query_int
+from swarmd.gateway.http import answer, read_body
 from swarmd.state.recipes.records import REQUEST_BYTES_MAX
 from swarmd.state.recipes.service import Kind, Line, Place, Recipes, Standing, not_in_time
 
@@ -63,21 +63,32 @@ class RecipeRoutes:
         self._context = context
         self._services = context.services
 
-    def routes(self) -> list[Route]:
-        make = partial(guarded, budget=self._context.budget)
+    def routes(self) -> list[ApiRoute]:
+        route = self._context.route
         counter = "/api/v1/counters/{name}"
         routes = [
-            Route(counter, make(self.count_of)),
-            Route(counter, make(self.count), methods=["POST"]),
+            route(counter, self.count_of, "kv:read"),
+            route(counter, self.count, "kv:write", methods=["POST"]),
         ]
+        # A counter is a key by its name, and allowed as one.
         for kind, path in _PATHS.items():
             one = f"/api/v1/{path}/{{name}}"
             routes += [
-                Route(f"/api/v1/{path}", make(partial(self.list, kind))),
-                Route(one, make(partial(self.show, kind))),
-                Route(one, make(partial(self.enter, kind)), methods=["POST"]),
-                Route(f"{one}/renew", make(partial(self.renew, kind)), methods=["POST"]),
-                Route(f"{one}/release", make(partial(self.release, kind)), methods=["POST"]),
+                route(f"/api/v1/{path}", partial(self.list, kind), f"{kind.noun}:read"),
+                route(one, partial(self.show, kind), f"{kind.noun}:read"),
+                route(one, partial(self.enter, kind), f"{kind.noun}:write", methods=["POST"]),
+                route(
+                    f"{one}/renew",
+                    partial(self.renew, kind),
+                    f"{kind.noun}:write",
+                    methods=["POST"],
+                ),
+                route(
+                    f"{one}/release",
+                    partial(self.release, kind),
+                    f"{kind.noun}:write",
+                    methods=["POST"],
+                ),
             ]
         return routes
 
@@ -90,7 +101,7 @@ class RecipeRoutes:
     async def enter(self, kind: Kind, request: Request) -> Response:
         """Take a place, or go on with one, and wait for its turn."""
         body = await self._context.read(request, EnterBody)
-        name, recipes = request.path_params["name"], self._recipes
+        name, recipes = _named(request, f"{kind.noun}:write"), self._recipes
         turn = partial(_turn, recipes, kind, name, body)
         standing = await self._context.attended(request, turn)
         return answer(request, _standing(standing))
@@ -98,12 +109,13 @@ class RecipeRoutes:
     async def renew(self, kind: Kind, request: Request) -> Response:
         """Give the place its whole TTL again; count it from when this request was sent."""
         body = await self._context.read(request, LeaseBody)
-        standing = await self._recipes.resume(kind, request.path_params["name"], body.lease)
+        name = _named(request, f"{kind.noun}:write")
+        standing = await self._recipes.resume(kind, name, body.lease)
         return answer(request, shapes.Done(message=f"renewed for {standing.place.ttl_s:g} s"))
 
     async def release(self, kind: Kind, request: Request) -> Response:
         body = await self._context.read(request, LeaseBody)
-        name = request.path_params["name"]
+        name = _named(request, f"{kind.noun}:write")
         await self._recipes.leave(kind, name, body.lease)
         return answer(request, shapes.Done(message=f"{kind.noun} {name} is given up"))
 
@@ -111,12 +123,13 @@ class RecipeRoutes:
 
     async def list(self, kind: Kind, request: Request) -> Response:
         """Those with somebody in them, by name."""
-        lines = await self._recipes.all(kind)
+        may = caller_of(request).may
+        lines = [one for one in await self._recipes.all(kind) if may(f"{kind.noun}:read", one.name)]
         return answer(request, [_line(line, whole=False) for line in lines])
 
     async def show(self, kind: Kind, request: Request) -> Response:
         """One line; with `after` and `wait_ms`, as soon as its first has another fence."""
-        name, recipes = request.path_params["name"], self._recipes
+        name, recipes = _named(request, f"{kind.noun}:read"), self._recipes
         wait_ms = query_int(request, "wait_ms", 0, 0, WAIT_MS_MAX)
         if not wait_ms:
             return answer(request, _line(await recipes.look(kind, name), whole=True))
@@ -130,14 +143,21 @@ class RecipeRoutes:
 
     async def count(self, request: Request) -> Response:
         body = await self._context.read(request, AddBody)
-        name = request.path_params["name"]
+        name = _named(request, "kv:write")
         value = await self._recipes.count(name, body.delta)
         return answer(request, shapes.CounterInfo(name=name, value=value))
 
     async def count_of(self, request: Request) -> Response:
-        name = request.path_params["name"]
+        name = _named(request, "kv:read")
         value = await self._recipes.count_of(name)
         return answer(request, shapes.CounterInfo(name=name, value=value))
+
+
+def _named(request: Request, permission: str) -> str:
+    """The name that the path gives, if the caller may. Raises Forbidden."""
+    name: str = request.path_params["name"]
+    caller_of(request).require(permission, name)
+    return name
 
 
 async def _turn(recipes: Recipes, kind: Kind, name: str, body: EnterBody) -> Standing:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import aclosing
-from functools import partial
 from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from swarmd.base.errors import BadRequest, NotFound, SwarmError, from_code
 from swarmd.base.limits import SUBMIT_TASKS_MAX
 from swarmd.gateway import shapes
-from swarmd.gateway.context import Context, query_int
-from swarmd.gateway.http import Items, Stream, answer, guarded, payload_out
+from swarmd.gateway.access.gate import caller_of
+from swarmd.gateway.access.rules import Caller
+from swarmd.gateway.context import ApiRoute, Context, query_int
+from swarmd.gateway.http import Items, Stream, answer, payload_out
 from swarmd.state.blobs.messages import BlobRef, Hash, Size
 from swarmd.tasks.messages import PAGE_MAX, TaskView
 from swarmd.tasks.spec import Inline, Mode, State, Stored, TaskRecord, TaskSpec
@@ -66,17 +66,17 @@ class TaskRoutes:
         self._context = context
         self._services = context.services
 
-    def routes(self) -> list[Route]:
-        make = partial(guarded, budget=self._context.budget)
+    def routes(self) -> list[ApiRoute]:
+        route = self._context.route
         api = "/api/v1"
         return [
-            Route(f"{api}/blobs", make(self.put_blob), methods=["POST"]),
-            Route(f"{api}/tasks", make(self.list)),
-            Route(f"{api}/tasks", make(self.submit), methods=["POST"]),
-            Route(f"{api}/tasks/results", make(self.results), methods=["POST"]),
-            Route(f"{api}/tasks/cancel", make(self.cancel_many), methods=["POST"]),
-            Route(f"{api}/tasks/{{id}}", make(self.show)),
-            Route(f"{api}/tasks/{{id}}/cancel", make(self.cancel), methods=["POST"]),
+            route(f"{api}/blobs", self.put_blob, "blob:write", methods=["POST"]),
+            route(f"{api}/tasks", self.list, "task:read"),
+            route(f"{api}/tasks", self.submit, "task:submit", methods=["POST"]),
+            route(f"{api}/tasks/results", self.results, "task:read", methods=["POST"]),
+            route(f"{api}/tasks/cancel", self.cancel_many, "task:cancel", methods=["POST"]),
+            route(f"{api}/tasks/{{id}}", self.show, "task:read"),
+            route(f"{api}/tasks/{{id}}/cancel", self.cancel, "task:cancel", methods=["POST"]),
         ]
 
     async def put_blob(self, request: Request) -> Response:
@@ -90,6 +90,8 @@ class TaskRoutes:
     async def submit(self, request: Request) -> Response:
         """Submit tasks. Answered when all that are accepted are durable; refused ones say why."""
         body = await self._context.read(request, SubmitBody)
+        for agent in {one.agent for one in body.tasks}:
+            caller_of(request).require("task:submit", agent)
         tasks = self._services.need(self._services.tasks)
         payloads = await self._context.values_of(request, [_input(one) for one in body.tasks])
         specs = [_spec(one, value) for one, value in zip(body.tasks, payloads, strict=True)]
@@ -114,6 +116,7 @@ class TaskRoutes:
         state = query.get("state", "")
         if state and state not in list(State):
             raise BadRequest(f"state {state!r} does not exist: one of {_STATES}")
+        caller_of(request).require("task:read", query.get("agent") or None)
         tasks = self._services.need(self._services.tasks)
         found, after = await tasks.list(
             state=state,
@@ -128,6 +131,7 @@ class TaskRoutes:
         """One task, with its result."""
         tasks = self._services.need(self._services.tasks)
         view = await tasks.get(request.path_params["id"])
+        caller_of(request).require("task:read", view.record.spec.agent)
         return answer(request, self.shape(view, await self._result(request, view.record)))
 
     async def results(self, request: Request) -> Stream:
@@ -141,6 +145,7 @@ class TaskRoutes:
         async with aclosing(tasks.results(list(left))) as records:  # type: ignore[type-var]
             async for record in records:
                 left.pop(record.task_id, None)
+                caller_of(request).require("task:read", record.spec.agent)
                 yield self.shape(_ended(record), await self._result(request, record))
         for missing in left:
             yield shapes.TaskInfo(
@@ -158,15 +163,18 @@ class TaskRoutes:
     # ---- cancel ----------------------------------------------------------------------
 
     async def cancel(self, request: Request) -> Response:
-        [view] = await self._cancel([request.path_params["id"]])
+        [view] = await self._cancel(caller_of(request), [request.path_params["id"]])
         return answer(request, view)
 
     async def cancel_many(self, request: Request) -> Response:
         body = await self._context.read(request, IdsBody)
-        return answer(request, await self._cancel(body.ids))
+        return answer(request, await self._cancel(caller_of(request), body.ids))
 
-    async def _cancel(self, ids: Sequence[str]) -> Sequence[shapes.TaskInfo]:
+    async def _cancel(self, caller: Caller, ids: Sequence[str]) -> Sequence[shapes.TaskInfo]:
         tasks = self._services.need(self._services.tasks)
+        if not caller.may("task:cancel"):  # It may on some: which these are must be seen first.
+            for one in ids:
+                caller.require("task:cancel", (await tasks.get(one)).record.spec.agent)
         return [self.shape(view) for view in await tasks.cancel(list(dict.fromkeys(ids)))]
 
     # ---- shapes ----------------------------------------------------------------------

@@ -10,19 +10,16 @@ what it would go on with, and takes that back signed.
 
 from __future__ import annotations
 
-from functools import partial
-
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from swarmd.base.errors import BadRequest, Conflict
 from swarmd.base.ids import NodeId, to_text
 from swarmd.gateway import shapes
-from swarmd.gateway.context import Context
+from swarmd.gateway.context import ApiRoute, Context
 from swarmd.gateway.forward import find_member
-from swarmd.gateway.http import answer, guarded
+from swarmd.gateway.http import answer
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.state.raft.messages import PIN_PREFIX, PINS_MAX, Delete, Put
@@ -37,15 +34,15 @@ class Voters:
         self._context = context
         self._services = context.services
 
-    def routes(self) -> list[Route]:
-        make = partial(guarded, budget=self._context.budget)
+    def routes(self) -> list[ApiRoute]:
+        route = self._context.route
         pin = "/api/v1/voters/{node}/pin"
         return [
-            Route("/api/v1/voters", make(self.seats)),
-            Route("/api/v1/recovery", make(self.plan)),
-            Route("/api/v1/recovery", make(self.recover), methods=["POST"]),
-            Route(pin, make(self.pin), methods=["PUT"]),
-            Route(pin, make(self.unpin), methods=["DELETE"]),
+            route("/api/v1/voters", self.seats, "cluster:read"),
+            route("/api/v1/recovery", self.plan, "recovery:manage"),
+            route("/api/v1/recovery", self.recover, "recovery:manage", methods=["POST"]),
+            route(pin, self.pin, "cluster:manage", methods=["PUT"]),
+            route(pin, self.unpin, "cluster:manage", methods=["DELETE"]),
         ]
 
     async def seats(self, request: Request) -> Response:

@@ -38,11 +38,13 @@ PIECE_BYTES: Final = 256 * KIB
 # Requests and answers up to this size travel whole.
 WHOLE_BYTES_MAX: Final = 512 * KIB
 
-# Users' keys, and those of the recipes made for them (locks, barriers). The swarm's own
-# records live under other prefixes. Watches see these two and no others.
+# Users' keys, those of the recipes made for them (locks, barriers), and what nodes follow to
+# know who may ask. The swarm's other records live under other prefixes. Watches see these and
+# no others.
 USER_PREFIX: Final = b"u/"
 RECIPE_PREFIX: Final = b"c/"
-WATCHED_PREFIXES: Final = (USER_PREFIX, RECIPE_PREFIX)
+ACCESS_PREFIX: Final = b"k/"
+WATCHED_PREFIXES: Final = (USER_PREFIX, RECIPE_PREFIX, ACCESS_PREFIX)
 # What the result of a `Txn` carries as its value if `otherwise` was applied.
 RAN_OTHERWISE: Final = b"else"
 

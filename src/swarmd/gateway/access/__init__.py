@@ -1,0 +1,1 @@
+"""Who may ask what: callers, their rules, API keys, sessions and limits."""
