@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,23 @@ def free_port(addresses: Iterable[str], preferred: int = PORT) -> int:
             continue
         return port
     raise OSError("no free port")
+
+
+def let_agents_through(folder: Path) -> None:
+    """Agents of daemons that root starts are users of their own; temporary folders are ours."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in (folder, *folder.parents):
+        if not part.is_relative_to(tempfile.gettempdir()) or part == Path(tempfile.gettempdir()):
+            return
+        part.chmod(part.stat().st_mode | 0o011)
+
+
+def file_for_agents(path: Path) -> Path:
+    """An empty file that agents may write to, as whomever they run."""
+    let_agents_through(path.parent)
+    path.touch()
+    path.chmod(0o666)
+    return path
 
 
 class Place(Protocol):
@@ -225,6 +243,7 @@ class LocalSwarm:
         addresses = [p.address for p in places] or [f"127.0.0.{n}" for n in range(1, count + 1)]
         port = PORT if places else free_port(addresses)
         self.root = root
+        let_agents_through(root)
         self.static = static
         self.daemons = [
             Daemon(f"n{n}", root / f"n{n}", address, port) for n, address in enumerate(addresses, 1)

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from localswarm import LocalSwarm, wait_until
+from localswarm import LocalSwarm, file_for_agents, wait_until
 from nethosts import NetHosts, missing_tools
 from reliability_clients import committed_fence
 from reliability_faults import (
@@ -125,7 +125,7 @@ def carry_out(run: Run) -> dict[str, Any]:
         with swarm:
             swarm.form(timeout_s=60.0)
             swarm[0].json("agent", "deploy", str(LEDGER_AGENT))
-            run.ledger.touch()
+            file_for_agents(run.ledger)
             run.say(f"{options.nodes} daemons form a swarm; seed {options.seed}")
             first_epoch = ground.epoch()
             start_clients(run, swarm)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from localswarm import BIN, Daemon, LocalSwarm, can_hide, wait_until
+from localswarm import BIN, Daemon, LocalSwarm, can_hide, file_for_agents, wait_until
 from mistakes import (
     QUICK,
     beside,
@@ -546,7 +546,9 @@ def test_without_a_majority_everything_is_answered_in_time(lab: LocalSwarm, tmp_
 
 def test_a_second_ctrl_c_ends_at_once(folder: Path) -> None:
     """Of a command whose daemon does not answer, and of a daemon that has work to finish."""
-    payload = json.dumps({"ledger": str(folder / "ledger"), "key": "k", "ms": 60_000})
+    payload = json.dumps(
+        {"ledger": str(file_for_agents(folder / "ledger")), "key": "k", "ms": 60_000}
+    )
     with LocalSwarm(folder / "s", 1) as swarm:
         swarm.form()
         daemon = swarm[0]

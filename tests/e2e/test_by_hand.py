@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from localswarm import BIN, LocalSwarm, wait_until
+from localswarm import BIN, LocalSwarm, file_for_agents, wait_until
 
 DOCUMENTS = Path(__file__).resolve().parents[2] / "examples" / "documents"
 
@@ -135,7 +135,7 @@ def busy_instances(swarm: LocalSwarm) -> list[str]:
 def test_sigterm_hands_work_back_and_no_worker_stays(folder: Path) -> None:
     """A daemon that is told to end does so within 10 s and leaves no process behind."""
     agents = Path(__file__).parent / "agents"
-    ledger = folder / "ledger"
+    ledger = file_for_agents(folder / "ledger")
     with LocalSwarm(folder / "s", 3) as swarm:
         swarm.form()
         assert swarm[0].ctl("agent", "deploy", str(agents / "ledger.toml")).returncode == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from localswarm import LocalSwarm, wait_until
+from localswarm import LocalSwarm, file_for_agents, wait_until
 
 from swarmd.base.errors import SwarmError
 from swarmd.client import Client
@@ -73,7 +73,7 @@ def done_count(swarm: LocalSwarm) -> int:
 @pytest.mark.parametrize("victim", [0, 1, 2])
 def test_a_killed_daemon_loses_no_acknowledged_task(folder: Path, victim: int) -> None:
     """2,000 tasks through each daemon in turn; one daemon is killed midway and restarted."""
-    ledger = folder / "ledger"
+    ledger = file_for_agents(folder / "ledger")
     with LocalSwarm(folder / "s", 3) as swarm:
         swarm.form()
         swarm[0].json("agent", "deploy", str(AGENTS / "ledger.toml"))
@@ -106,7 +106,7 @@ def test_a_killed_daemon_loses_no_acknowledged_task(folder: Path, victim: int) -
 @pytest.mark.long
 def test_work_resumes_after_all_daemons_were_killed(folder: Path) -> None:
     """All three die with hundreds of tasks pending; restarted, they go on by themselves."""
-    ledger = folder / "ledger"
+    ledger = file_for_agents(folder / "ledger")
     with LocalSwarm(folder / "s", 3) as swarm:
         swarm.form()
         swarm[0].json("agent", "deploy", str(AGENTS / "ledger.toml"))
@@ -132,7 +132,7 @@ def test_work_resumes_after_all_daemons_were_killed(folder: Path) -> None:
 @pytest.mark.long
 def test_acknowledged_work_needs_neither_its_submitter_nor_its_files(folder: Path) -> None:
     """The agent's folder and the large inputs are gone, and so is the node they came through."""
-    ledger = folder / "ledger"
+    ledger = file_for_agents(folder / "ledger")
     source = folder / "agents"
     shutil.copytree(AGENTS, source)
     with LocalSwarm(folder / "s", 3) as swarm:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from localswarm import Daemon, LocalSwarm, wait_until
+from localswarm import Daemon, LocalSwarm, file_for_agents, wait_until
 from locks_ledger import Holder, check_ledger, nothing_runs, read_ledger, wait_runs, worker
 
 from swarmd.client import Client
@@ -18,7 +18,7 @@ AGENTS = Path(__file__).parent / "agents"
 
 @pytest.fixture
 def ledger(folder: Path) -> Path:
-    return folder / "ledger"
+    return file_for_agents(folder / "ledger")
 
 
 def others_than(swarm: LocalSwarm, *daemons: Daemon | None) -> list[Daemon]:

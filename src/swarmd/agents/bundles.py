@@ -7,6 +7,7 @@ time per bundle; attempts that need the same one wait for it.
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from collections.abc import Set
 from pathlib import Path
@@ -21,6 +22,8 @@ from swarmd.base.ids import to_text
 from swarmd.state.blobs.messages import BlobRef
 
 _UNPACKING_MAX: Final = 4
+# Others may get through to what they know the name of, and see no names.
+_PASSED_MODE: Final = 0o711
 
 
 class BlobSource(Protocol):
@@ -32,15 +35,19 @@ class BundleCache:
 
     Args:
         folder: holds one folder per bundle; made if it is missing.
+        group: may read them, besides this user.
     """
 
-    def __init__(self, folder: Path, blobs: BlobSource) -> None:
+    def __init__(self, folder: Path, blobs: BlobSource, *, group: int | None = None) -> None:
         self._folder = folder
+        self._group = group
         self._blobs = blobs
         self._unpacking: dict[bytes, trio.Event] = {}
         self._limiter = trio.CapacityLimiter(_UNPACKING_MAX)
         self._numbers = itertools.count(1)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if group is not None:
+            folder.chmod(_PASSED_MODE)
         for left in folder.glob("*.tmp"):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -53,7 +60,7 @@ class BundleCache:
             DiskFault: it cannot be unpacked here.
         """
         path = self._folder / to_text(bundle.hash)
-        while not path.is_dir():
+        while not self._is_there(path):
             event = self._unpacking.get(bundle.hash)
             if event is not None:
                 await event.wait()
@@ -66,6 +73,16 @@ class BundleCache:
                 del self._unpacking[bundle.hash]
                 event.set()
         return path
+
+    def _is_there(self, path: Path) -> bool:
+        """Is it unpacked, and for those to read who shall? One of another time may not be."""
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            return False
+        if self._group is not None and found.st_gid != self._group:
+            _share(path, self._group)
+        return True
 
     async def keep(self, hashes: Set[bytes]) -> None:
         """Delete the folders of bundles not in `hashes`; no process may run from them."""
@@ -82,8 +99,21 @@ class BundleCache:
         aside = self._folder / f"{next(self._numbers)}.tmp"
         try:
             unpack_bundle(raw, aside)
+            if self._group is not None:
+                _share(aside, self._group)
             aside.rename(path)
             sync_folder(self._folder)
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
             raise DiskFault(f"cannot unpack a bundle to {path}: {error.strerror}") from error
+
+
+def _share(folder: Path, group: int) -> None:
+    """Let the group read what is in the folder; its own mode, which keeps others out, is last."""
+    for parent, folders, files in os.walk(folder):
+        for name in folders:
+            os.chmod(os.path.join(parent, name), 0o755)
+        for name in files:
+            os.chmod(os.path.join(parent, name), 0o644)
+    folder.chmod(0o750)
+    os.chown(folder, -1, group)

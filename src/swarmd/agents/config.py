@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
+AS_DAEMON: Final = "daemon"
 
 
 class AgentsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,6 +42,16 @@ class AgentsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     # Time every member has to answer a live question (instances, logs); who does not is named
     # as missing.
     ask_timeout_s: Seconds = 1.0
+    # As whom agents run if root started the daemon. Empty: each as a user of its own, without an
+    # account; else an account's name for all of them, or "daemon": as root, which can do all that
+    # this host can. Any other daemon runs agents as itself.
+    user: str = ""
+    # Limits of each process, which it cannot raise: open files, and bytes of its own memory; 0 is
+    # none. More lets one agent take more from the others.
+    open_files_max: Annotated[int, Meta(ge=32)] = 1_024
+    memory_bytes_max: Annotated[int, Meta(ge=0)] = 0
+    # Processes and threads of one agent on this node, where it is a user of its own.
+    processes_max: Annotated[int, Meta(ge=8)] = 512
     # PATH of agents, which get nothing else of the daemon's environment but HOME and LANG.
     # Empty: the daemon's own PATH.
     path: str = ""

@@ -19,12 +19,14 @@ import shutil
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol
 
 import trio
+from msgspec import structs
 
+from swarmd.agents.accounts import Accounts
 from swarmd.agents.attempts import (
     AttemptRun,
     Cause,
@@ -34,9 +36,9 @@ from swarmd.agents.attempts import (
     Outcome,
     Progress,
 )
-from swarmd.agents.config import AgentsConfig
+from swarmd.agents.config import AS_DAEMON, AgentsConfig
 from swarmd.agents.logs import LogBook
-from swarmd.agents.runtimes.python import Launch, PythonInstance
+from swarmd.agents.runtimes.python import Launch, Limits, PythonInstance
 from swarmd.base.clock import Clock
 from swarmd.base.errors import Busy, ShuttingDown, SwarmError
 from swarmd.observe.log import get_logger
@@ -93,6 +95,7 @@ class Supervisor:
         bundles: BundleSource,
         clock: Clock,
         nursery: trio.Nursery,
+        accounts: Accounts,
         recipes: Recipes | None = None,
         host: str = "",
     ) -> None:
@@ -111,6 +114,12 @@ class Supervisor:
         self._closing = False
         self._idle_since: dict[PythonInstance, float] = {}
         self._base_env = _base_environment(config)
+        self._accounts = accounts
+        self._limits = Limits(
+            config.open_files_max,
+            config.memory_bytes_max,
+            config.processes_max if accounts.own else 0,
+        )
         # Sequences begin with the time, so that a reader's place outlives this daemon.
         self.logs = LogBook(
             lines_max=config.log_lines_max, first_sequence=clock.wall_ms() * _LINES_PER_MS_MAX
@@ -223,9 +232,19 @@ class Supervisor:
             return Outcome(ok=False, code=error.code, message=error.message)
         if self._closing:
             raise ShuttingDown("this node is stopping")
+        problem = await self._accounts.problem()
+        if problem:
+            return Outcome(ok=False, code=Cause.SPAWN_FAILED.value, message=problem)
         self._make_room()
-        env = {**self._base_env, **dict(attempt.env)}
-        launch = Launch(attempt.agent, attempt.version, folder, attempt.entry, tuple(env.items()))
+        launch = Launch(
+            attempt.agent,
+            attempt.version,
+            folder,
+            attempt.entry,
+            attempt.env,
+            self._limits,
+            self._accounts.of(attempt.agent),
+        )
         try:
             instance = self._spawn(launch)
         except OSError as error:
@@ -243,6 +262,11 @@ class Supervisor:
         self._spawned += 1
         scratch = self._scratch / str(self._spawned)
         scratch.mkdir(mode=0o700)
+        own = dict(self._base_env)
+        if launch.account is not None:
+            os.chown(scratch, *launch.account)
+            own |= {"HOME": str(scratch), "TMPDIR": str(scratch)}
+        launch = replace(launch, env=tuple((own | dict(launch.env)).items()))
 
         def on_line(task_id: str, attempt: int, text: str) -> None:
             self.logs.add(launch.agent, self._clock.wall_ms(), task_id, attempt, text)
@@ -363,6 +387,7 @@ async def open_supervisor(
     clock: Clock,
     recipes: Recipes | None = None,
     host: str = "",
+    accounts: Accounts | None = None,
 ) -> AsyncIterator[Supervisor]:
     """Supervise for as long as the block runs; when it ends every process has ended.
 
@@ -370,12 +395,14 @@ async def open_supervisor(
         folder: for scratch folders of processes; what an earlier daemon left is deleted.
         recipes: what attempts get their locks from.
         host: this node's name, for those who look who holds a lock.
+        accounts: as whom agents run; None is as this process.
     """
+    accounts = accounts or Accounts(structs.replace(config, user=AS_DAEMON), folder)
     scratch = folder / "scratch"
     await trio.to_thread.run_sync(lambda: shutil.rmtree(scratch, ignore_errors=True))
-    scratch.mkdir(parents=True, mode=0o700)
+    scratch.mkdir(parents=True, mode=0o711 if accounts.own else 0o700)
     async with trio.open_nursery() as nursery:
-        supervisor = Supervisor(config, folder, bundles, clock, nursery, recipes, host)
+        supervisor = Supervisor(config, folder, bundles, clock, nursery, accounts, recipes, host)
         nursery.start_soon(supervisor._sweep)
         try:
             yield supervisor

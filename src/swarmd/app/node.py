@@ -22,6 +22,7 @@ from typing import Final
 import trio
 
 from swarmd import __version__
+from swarmd.agents.accounts import Accounts
 from swarmd.agents.bundles import BundleCache
 from swarmd.agents.service import open_agents
 from swarmd.agents.supervisor import open_supervisor
@@ -207,7 +208,10 @@ async def _open_work(
             )
         )
         control.blobs = blobs
-        bundles = BundleCache(agents_folder / "bundles", blobs)
+        accounts = Accounts(config.agents, agents_folder / "bundles")
+        if accounts.own:
+            node.folder.let_through("agents")
+        bundles = BundleCache(agents_folder / "bundles", blobs, group=accounts.group)
         supervisor = await opened.enter_async_context(
             open_supervisor(
                 config.agents,
@@ -216,6 +220,7 @@ async def _open_work(
                 clock=services.clock,
                 recipes=services.recipes,
                 host=config.node_name,
+                accounts=accounts,
             )
         )
         services.agents = await opened.enter_async_context(

@@ -24,8 +24,8 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     # Group that may use the socket (mode 0660) besides its owner. Empty: the daemon's own group.
     socket_group: str = ""
     # Role of those who use the socket and are neither root nor the daemon's own user: viewer,
-    # submitter, operator or admin. An operator deploys agents, whose code runs on every host as
-    # the daemon's own user: viewer or submitter is for whom you would not trust with that.
+    # submitter, operator or admin. An operator deploys agents, whose code runs on every host, where
+    # the daemon is not root's as its own user: viewer or submitter is for whom you trust less.
     socket_group_role: SocketRole = "operator"
     # TCP port on 127.0.0.1 for programs that cannot use a unix socket; 0 is off. Every local
     # user can connect to it, so it takes an API key, as other listeners do.

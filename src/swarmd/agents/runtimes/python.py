@@ -23,10 +23,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import trio
 
+from swarmd.agents.accounts import Account
 from swarmd.agents.attempts import AttemptRun, Cause, Outcome, Progress
 from swarmd.agents.holdings import Holdings
 from swarmd.agents.logs import LineCutter, clean
@@ -35,6 +36,7 @@ from swarmd.sdk.protocol import FrameReader, ProtocolError, encode_frame
 from swarmd.state.recipes.service import Recipes
 
 _READ_BYTES: Final = 64 * 1024
+_UMASK: Final = 0o077
 # A flood of lines or progress is read at 5,000 a second: the agent waits, not the daemon.
 _FLOOD_FRAMES: Final = 50
 _SECONDS_PER_FRAME: Final = 0.0002
@@ -44,15 +46,31 @@ _EXIT_GRACE_S: Final = 0.25
 LineSink = Callable[[str, int, str], None]
 
 
+class Limits(NamedTuple):
+    """What a process may take; 0 is no limit."""
+
+    open_files: int = 0
+    memory_bytes: int = 0
+    processes: int = 0
+
+
+NO_LIMITS: Final = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What a process is started for. `folder` holds the agent's unpacked code."""
+    """What a process is started for. `folder` holds the agent's unpacked code.
+
+    `account` is as whom it runs; None is as this process.
+    """
 
     agent: str
     version: str
     folder: Path
     entry: str
     env: tuple[tuple[str, str], ...]
+    limits: Limits = NO_LIMITS
+    account: Account | None = None
 
 
 class _Gone(Exception):
@@ -110,6 +128,7 @@ class PythonInstance:
 
     def _spawn(self) -> None:
         """Raises OSError; nothing is left open then."""
+        account = self.launch.account
         with contextlib.ExitStack() as on_failure, contextlib.ExitStack() as childs:
             ours, theirs = socket.socketpair()
             on_failure.callback(ours.close)
@@ -130,6 +149,10 @@ class PythonInstance:
                 start_new_session=True,
                 cwd=self._scratch,
                 env=dict(self.launch.env),
+                umask=_UMASK,
+                user=account.user if account is not None else None,
+                group=account.group if account is not None else None,
+                extra_groups=() if account is not None else None,
             )
             self._pidfd = os.pidfd_open(self._process.pid)
             ours.setblocking(False)
@@ -189,7 +212,13 @@ class PythonInstance:
             with trio.move_on_after(timeout_s):
                 launch = self.launch
                 await self._send(
-                    encode_frame(protocol.START, protocol.FORMAT, str(launch.folder), launch.entry)
+                    encode_frame(
+                        protocol.START,
+                        protocol.FORMAT,
+                        str(launch.folder),
+                        launch.entry,
+                        *launch.limits,
+                    )
                 )
                 kind, fields = await self._receive()
                 if kind == protocol.READY:
