@@ -64,6 +64,12 @@ def let_agents_through(folder: Path) -> None:
         part.chmod(part.stat().st_mode | 0o011)
 
 
+def agents_get_through() -> bool:
+    """Can users other than this one run what is installed here?"""
+    parts = {part for start in (BIN, Path(__file__)) for part in start.resolve().parents}
+    return all(part.stat().st_mode & 0o001 for part in parts)
+
+
 def file_for_agents(path: Path) -> Path:
     """An empty file that agents may write to, as whomever they run."""
     let_agents_through(path.parent)
@@ -117,6 +123,8 @@ class Daemon:
             },
             "gateway": {"socket": str(self.socket)},
         }
+        if not agents_get_through():
+            sections["agents"] = {"user": "daemon"}
         for section, values in settings.items():
             sections.setdefault(section, {}).update(values)
         lines = []
@@ -244,6 +252,7 @@ class LocalSwarm:
         port = PORT if places else free_port(addresses)
         self.root = root
         let_agents_through(root)
+        let_agents_through(Path(__file__).parent)
         self.static = static
         self.daemons = [
             Daemon(f"n{n}", root / f"n{n}", address, port) for n, address in enumerate(addresses, 1)
