@@ -8,6 +8,7 @@ import hmac
 import http.client
 import json
 import shutil
+import socket
 import ssl
 import tempfile
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from localswarm import Daemon, LocalSwarm, free_port, wait_until
+from localswarm import Daemon, LocalSwarm, wait_until
 
 from swarmd.base.errors import Forbidden, RateLimited, Unauthenticated
 from swarmd.base.ids import digest, to_text
@@ -33,7 +34,9 @@ def swarm() -> Iterator[LocalSwarm]:
     root = Path(tempfile.mkdtemp(prefix="swarmd-"))
     with LocalSwarm(root, 3) as three:
         for daemon in three.daemons:
-            tls = free_port([daemon.address], 7580)
+            with socket.socket() as probe:
+                probe.bind((daemon.address, 0))
+                tls = probe.getsockname()[1]
             daemon.write_config(
                 gateway={
                     "socket": str(daemon.socket),
