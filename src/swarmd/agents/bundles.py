@@ -24,6 +24,9 @@ from swarmd.state.blobs.messages import BlobRef
 _UNPACKING_MAX: Final = 4
 # Others may get through to what they know the name of, and see no names.
 _PASSED_MODE: Final = 0o711
+# Of what is within a folder that keeps others out.
+_FOLDER_MODE: Final = 0o755
+_FILE_MODE: Final = 0o644
 
 
 class BlobSource(Protocol):
@@ -112,8 +115,8 @@ def _share(folder: Path, group: int) -> None:
     """Let the group read what is in the folder; its own mode, which keeps others out, is last."""
     for parent, folders, files in os.walk(folder):
         for name in folders:
-            os.chmod(os.path.join(parent, name), 0o755)
+            os.chmod(os.path.join(parent, name), _FOLDER_MODE)
         for name in files:
-            os.chmod(os.path.join(parent, name), 0o644)
+            os.chmod(os.path.join(parent, name), _FILE_MODE)
     folder.chmod(0o750)
     os.chown(folder, -1, group)

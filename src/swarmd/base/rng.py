@@ -11,7 +11,9 @@ Rng = Random
 def make_rng(seed: int | str | bytes) -> Rng:
     """A generator whose stream depends on `seed` alone, on any Python and any hash seed."""
     raw = seed if isinstance(seed, bytes) else str(seed).encode()
-    return Random(int.from_bytes(hashlib.blake2b(raw, digest_size=16).digest(), "big"))
+    whole = int.from_bytes(hashlib.blake2b(raw, digest_size=16).digest(), "big")
+    # For timers and choices; keys and nonces are os.urandom's.
+    return Random(whole)  # nosec B311
 
 
 def derive(rng: Rng, label: str) -> Rng:

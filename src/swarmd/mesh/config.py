@@ -16,7 +16,7 @@ class MeshConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     port: int = DEFAULT_PORT
     # Addresses to listen on. The default is every interface, as members come from anywhere;
     # name some to keep the swarm off others.
-    bind: tuple[str, ...] = ("0.0.0.0", "::")
+    bind: tuple[str, ...] = ("0.0.0.0", "::")  # nosec B104
     # Addresses told to others, HOST or HOST:PORT. Empty: those of the interfaces listened on,
     # which is right unless this host is behind a port forwarding.
     advertise: tuple[str, ...] = ()
