@@ -36,7 +36,7 @@ OTHERS = {
     "cli.job_file.load_job_file": "reads a file for parse_job",
     "gateway.http.read_body": "reads a request's body within its bounds",
     "gateway.service.open_gateway": "opens a room",
-    "base.tls_http.read_fingerprint": "what a person types; tested as such",
+    "base.tls_http.read_fingerprints": "what a person types; tested as such",
     "base.tls_http.read_url": "what a person types; tested as such",
     "gateway.access.service.open_access": "opens a room",
     "gateway.listeners.open_loopback": "opens a socket",

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+# For others to get through it to agents is meant (`agents.accounts`); to see what is in it is not.
+_READ_OR_WRITE: Final = 0o066
 _FIREWALLS: Final = ("ufw", "firewall-cmd", "nft", "iptables")
 _TIMEX_BYTES: Final = 256
 _STATE_UNSYNCHRONISED: Final = 5
@@ -62,8 +64,8 @@ def folder_problem(folder: Path) -> str:
         return f"{existing} is not a folder"
     if not os.access(existing, os.W_OK | os.X_OK):
         return f"this user may not write to {existing}"
-    if existing == folder and folder.stat().st_mode & 0o077:
-        return "other users may read it (its mode should be 0700)"
+    if existing == folder and folder.stat().st_mode & _READ_OR_WRITE:
+        return "other users may read it (its mode should be 0700, or 0711)"
     return ""
 
 
