@@ -285,7 +285,7 @@ def policy(state: AuthorityState, version: int) -> bytes:
 async def test_a_daemon_that_is_outdated_does_not_start(tmp_path: Path) -> None:
     state, _ = chain(1)
     policy(state, PROTOCOL_VERSION + 1)
-    with pytest.raises(ExceptionGroup) as caught:
+    with trio.fail_after(10), pytest.raises(ExceptionGroup) as caught:
         async with trio.open_nursery() as nursery:
             await nursery.start(run_mesh, tmp_path, 0, trust_of(tmp_path, state), configs(1)[0])
     assert caught.group_contains(Outdated, match="takes protocol version 2 or above")
