@@ -83,6 +83,7 @@ from swarmd.wire.envelope import decode_envelope, encode_envelope
 class _Roster:
     swarm_id = bytes(32)
     version = 1
+    min_version = 0
 
     def admissions(self) -> list[Admission]:
         return [Admission(k.key_id, k.public, "n", k.certificate, (), 0, 0, 0) for k in KEYS]
@@ -309,7 +310,7 @@ def _trust_file(raw: bytes) -> None:
 
 
 def mesh() -> Iterator[Target]:
-    hello = HELLO.encode(Hello(KEYS[0].key_id, "swarmd/1", b"x" * 32, b"b" * 8, 1, 7_575, b""))
+    hello = HELLO.encode(Hello(1, KEYS[0].key_id, "swarmd/1", b"x" * 32, b"b" * 8, 1, 7_575))
     items = [
         msgspec.msgpack.encode([Item(kind, 0, family, number, payload)])  # type: ignore[arg-type]
         for kind in Kind

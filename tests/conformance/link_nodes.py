@@ -42,6 +42,7 @@ class FixedRoster:
     """A trust without a chain: the keys given, minus those evicted."""
 
     swarm_id = bytes(32)
+    min_version = 0
 
     def __init__(self, *keys: SigningKey) -> None:
         self.version = 1

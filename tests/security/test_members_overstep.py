@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import tempfile
@@ -11,16 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trio
+from insiders import is_heard, key_of, log_of
 from localswarm import Daemon, LocalSwarm, wait_until
 
-from swarmd.base.errors import RemoteError
-from swarmd.cli.authority_log import read_log
-from swarmd.client import Client
-from swarmd.identity.authority import AuthorityState
-from swarmd.identity.keys import Exchange, SigningKey
-from swarmd.identity.tls import MESH_ALPN, RAFT_ALPN, client_context
-from swarmd.mesh.transports.hello import Hello, read_hello, receive_part, send_part, sign_hello
+from swarmd.identity.tls import MESH_ALPN, RAFT_ALPN
 
 CUT_OFF_S = 2.0
 
@@ -40,43 +33,11 @@ def spare_and_voters(swarm: LocalSwarm) -> tuple[Daemon, list[Daemon]]:
     return spare, [d for d in swarm.daemons if d is not spare]
 
 
-def key_of(daemon: Daemon) -> SigningKey:
-    return SigningKey.load(daemon.folder / "data" / "node.key")
-
-
-def is_heard(daemon: Daemon, key: SigningKey, log: AuthorityState, plane: str) -> bool:
-    """Does the daemon answer a hello that is signed by this key?"""
-
-    async def ask() -> bool:
-        them = next(x for x in log.admissions.values() if x.name == daemon.name)
-        tcp = await trio.open_tcp_stream(daemon.address, daemon.port)
-        members = [x for x in log.admissions.values() if not x.evicted]
-        stream = trio.SSLStream(tcp, client_context(key, members, (plane,)))
-        try:
-            await stream.do_handshake()
-            hello = Hello(them.node_id, plane, Exchange().public, os.urandom(8), 1, 1, b"")
-            await send_part(stream, sign_hello(hello, log.swarm_id, key))
-            answer = await receive_part(stream)
-            read_hello(answer, log.swarm_id, peer_public=them.public, me=key.key_id, alpn=plane)
-        except (RemoteError, trio.BrokenResourceError):
-            return False
-        finally:
-            await trio.aclose_forcefully(stream)
-        return True
-
-    async def within() -> bool:
-        with trio.fail_after(10):
-            return await ask()
-
-    return trio.run(within)
-
-
 def test_worker_talks_raft(swarm: LocalSwarm) -> None:
     """A member without the role of a voter is refused on the log's plane, and only there."""
     worker, voters = spare_and_voters(swarm)
     key = key_of(worker)
-    with Client(swarm[0].socket) as client:
-        log = read_log(client, client.authority_head()["swarm_id"])
+    log = log_of(swarm[0])
     assert is_heard(voters[0], key, log, RAFT_ALPN), "it may vote, so far"
     assert swarm[0].ctl("node", "roles", worker.name, "worker").returncode == 0
     for daemon in voters:
@@ -89,8 +50,7 @@ def test_evicted_node(swarm: LocalSwarm) -> None:
     """Nothing is accepted from it, on any plane of anybody, two seconds after."""
     spare, others = spare_and_voters(swarm)
     key = key_of(spare)
-    with Client(swarm[0].socket) as client:
-        log = read_log(client, client.authority_head()["swarm_id"])
+    log = log_of(swarm[0])
     assert all(is_heard(daemon, key, log, MESH_ALPN) for daemon in others)
     began = time.monotonic()
     assert swarm[0].ctl("node", "evict", spare.name, "--yes", spare.name).returncode == 0

@@ -32,6 +32,7 @@ class FixedRoster:
     def __init__(self, *keys: SigningKey, swarm_id: bytes = bytes(32)) -> None:
         self.swarm_id = swarm_id
         self.version = 1
+        self.min_version = 0
         self._keys = list(keys)
         self._wake = trio.Event()
 
@@ -50,6 +51,13 @@ class FixedRoster:
 
     def become(self, *keys: SigningKey) -> None:
         self._keys = list(keys)
+        self._changed()
+
+    def raise_version(self, lowest: int) -> None:
+        self.min_version = lowest
+        self._changed()
+
+    def _changed(self) -> None:
         self.version += 1
         self._wake.set()
         self._wake = trio.Event()

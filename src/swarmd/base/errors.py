@@ -190,6 +190,12 @@ class Evicted(RemoteError):
     code = "evicted"
 
 
+class Outdated(RemoteError):
+    """A swarmd speaks a lower protocol version than its swarm accepts: it must be upgraded."""
+
+    code = "outdated"
+
+
 class TokenRefused(RemoteError):
     """A join token is wrong, expired, used up, or of another swarm. Nothing was written."""
 

@@ -169,6 +169,8 @@ class MemberInfo(Struct, frozen=True, kw_only=True):
     addresses: list[str] = []
     roles: list[str] = []
     version: str = ""
+    protocol: int = 0
+    """The protocol version that it says it speaks."""
     incarnation: int = 0
     voter: bool = False
     coordinator: bool = False

@@ -138,6 +138,7 @@ def members(services: Services) -> list[shapes.MemberInfo]:
             addresses=[_address(host, port) for host, port in one.addresses],
             roles=list(one.roles),
             version=one.version,
+            protocol=one.protocol,
             incarnation=one.incarnation,
             voter=one.node_id in voters,
             coordinator=one.node_id == coordinator,

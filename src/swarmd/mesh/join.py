@@ -9,9 +9,9 @@ On a TLS 1.3 stream of the plane `swarmd-join/1`, the joiner without a certifica
                                              <-   Accepted(addresses) + Records + Epochs
     (at any step)                            <-   Refused(code, sentence)
 
-- The proof in `Hello` is made by the token's key over the joiner's nonce and the TLS key of
-  this very server. Without it a member says nothing about the swarm; in other hands than
-  this server's it is worth nothing.
+- The proof in `Hello` is made by the token's key over the joiner's protocol version, its nonce
+  and the TLS key of this very server. Without it a member says nothing about the swarm; in other
+  hands than this server's it is worth nothing.
 - The joiner believes nothing but its token: the genesis must hash to the token's swarm, the
   chain from it must pass through the token's head (a shorter one is old, one that differs
   there is a fork), and the server's TLS key must belong to a member of that chain. Only then
@@ -38,6 +38,7 @@ from swarmd.base.errors import (
     BadSignature,
     Conflict,
     MalformedMessage,
+    Outdated,
     SwarmError,
     TimedOut,
     TokenRefused,
@@ -59,12 +60,12 @@ from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
 from swarmd.wire.codec import Family, Message
 from swarmd.wire.envelope import signing_bytes
+from swarmd.wire.version import PROTOCOL_VERSION
 
 Address = tuple[str, int]
 TlsStream = trio.SSLStream[trio.abc.Stream]
 Admitter = Callable[[bytes], Awaitable[Sequence[bytes]]]
 
-JOIN_VERSION: Final = 1
 CONNECT_TIMEOUT_S: Final = 5.0
 STEP_TIMEOUT_S: Final = 5.0
 # The log may first have to find a coordinator.
@@ -142,6 +143,7 @@ JOIN: Final = Family(
     Refused,
     alpn=JOIN_ALPN,
     message_bytes_max=_FRAME_BYTES_MAX,
+    format_number=2,  # The proof covers the version.
 )
 _M = TypeVar("_M", bound=Message)
 
@@ -196,7 +198,7 @@ def _worst_of(failures: list[tuple[Address, SwarmError]]) -> SwarmError:
     """One error that tells all: of the class that says most about what to do."""
 
     def weight(failure: tuple[Address, SwarmError]) -> int:
-        order = (TokenRefused, Conflict, Untrusted, BadSignature, MalformedMessage)
+        order = (TokenRefused, Outdated, Conflict, Untrusted, BadSignature, MalformedMessage)
         kinds = [n for n, kind in enumerate(order) if isinstance(failure[1], kind)]
         plain = len(order) + (1 if isinstance(failure[1], Unavailable) else 0)
         return kinds[0] if kinds else plain
@@ -273,9 +275,11 @@ class _Joiner:
 
     def _hello(self, server_public: bytes) -> Hello:
         swarm_id = self._token.swarm_id
-        covered = _proof_bytes(swarm_id, self._nonce, self._key.public, server_public)
+        covered = _proof_bytes(
+            swarm_id, PROTOCOL_VERSION, self._nonce, self._key.public, server_public
+        )
         return Hello(
-            version=JOIN_VERSION,
+            version=PROTOCOL_VERSION,
             nonce=self._nonce,
             swarm_id=swarm_id,
             token_id=self._token.token_id,
@@ -424,8 +428,6 @@ class _Server:
         _log.info("node joined", node=short(joiner))
 
     def _check_hello(self, hello: Hello) -> None:
-        if hello.version != JOIN_VERSION:
-            raise Conflict(f"this node joins by version {JOIN_VERSION}, not {hello.version}")
         if hello.swarm_id != self._trust.swarm_id:
             raise TokenRefused("the join token is for another swarm")
         token = self._trust.token(NodeId(hello.token_id))
@@ -433,9 +435,16 @@ class _Server:
             raise TokenRefused("the join token is not known to this swarm; ask for a new one")
         if len(hello.nonce) != NONCE_BYTES or len(hello.node_public) != KEY_BYTES:
             raise MalformedMessage("a nonce or key of the wrong length while joining")
-        covered = _proof_bytes(hello.swarm_id, hello.nonce, hello.node_public, self._public)
+        covered = _proof_bytes(
+            hello.swarm_id, hello.version, hello.nonce, hello.node_public, self._public
+        )
         if not verify(token.public, hello.proof, covered):
             raise BadSignature("the proof of holding the join token does not match")
+        if hello.version < self._trust.min_version:
+            raise Outdated(
+                f"this swarmd speaks protocol version {hello.version}, and the swarm takes "
+                f"{self._trust.min_version} or above: upgrade it"
+            )
         if self._trust.admission(node_id_of(hello.node_public)) is None:
             check_token(token, self._trust.store_time_ms)
 
@@ -565,8 +574,11 @@ def _printable(text: str) -> str:
     return "".join(x if x.isprintable() else "?" for x in text[:_REASON_CHARS_MAX])
 
 
-def _proof_bytes(swarm_id: bytes, nonce: bytes, node_public: bytes, server_public: bytes) -> bytes:
+def _proof_bytes(
+    swarm_id: bytes, version: int, nonce: bytes, node_public: bytes, server_public: bytes
+) -> bytes:
     payload = b"".join(
-        len(part).to_bytes(2, "big") + part for part in (nonce, node_public, server_public)
+        len(part).to_bytes(2, "big") + part
+        for part in (b"%d" % version, nonce, node_public, server_public)
     )
     return signing_bytes(_PROOF_DOMAIN, swarm_id, payload)

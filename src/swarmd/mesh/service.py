@@ -22,7 +22,7 @@ import trio
 from swarmd import __version__
 from swarmd.base.clock import Clock
 from swarmd.base.disk import Disk
-from swarmd.base.errors import ConfigError, Evicted, Unavailable, Untrusted
+from swarmd.base.errors import ConfigError, Evicted, Outdated, Unavailable, Untrusted
 from swarmd.base.ids import NodeId, short
 from swarmd.base.rng import Rng, derive
 from swarmd.identity.keys import SigningKey, verify
@@ -48,6 +48,7 @@ from swarmd.mesh.transports.udp import Datagrams, open_datagrams
 from swarmd.mesh.trust import Trust, serve_trust
 from swarmd.observe.log import get_logger
 from swarmd.wire.envelope import signing_bytes
+from swarmd.wire.version import PROTOCOL_VERSION
 
 HINTS_MAX: Final = 256
 _HINT_TRIES_MAX: Final = 10
@@ -284,11 +285,12 @@ class Mesh:
 
         Raises:
             Evicted: it is this node that was.
+            Outdated: this build speaks less than the swarm accepts by now.
         """
         version = trust.version
         while True:
             version = await trust.changed(version)
-            _check_not_evicted(trust, self.link.node_id)
+            _check_may_run(trust, self.link.node_id)
             self.membership.trust_changed(trust.evicted())
             self._hurry.set()
 
@@ -369,6 +371,7 @@ async def open_mesh(
     Raises:
         PortTaken, ConfigError: this node cannot listen as configured.
         Untrusted: the key is not that of a member of the trust's swarm.
+        Evicted, Outdated: it was, or would be with a newer build.
         CorruptFile, DiskFault, TooLarge: see `open_membership`.
     """
     desk = _JoinDesk(trust, key)
@@ -376,7 +379,14 @@ async def open_mesh(
         desk.open(admit, epochs)
     roles = _check(config, key, trust)
     bound, told, own = await _listen(config)
-    meta = Meta(name, told, roles, __version__, tags=tuple(sorted((tags or {}).items())))
+    meta = Meta(
+        name,
+        told,
+        roles,
+        __version__,
+        tags=tuple(sorted((tags or {}).items())),
+        protocol=PROTOCOL_VERSION,
+    )
     book = AddressBook()
     async with (
         open_datagrams(key, trust, book, bound.datagrams, clock=clock) as datagrams,
@@ -417,18 +427,23 @@ def _check(config: MeshConfig, key: SigningKey, trust: Trust) -> tuple[str, ...]
     config.check()
     for seed in config.seeds:
         parse_address(seed, default_port=config.port)
-    _check_not_evicted(trust, NodeId(key.key_id))
+    _check_may_run(trust, NodeId(key.key_id))
     admission = admitted(trust, key.key_id)
     if admission is None:
         raise Untrusted(f"the key of this node, {short(key.key_id)}, is not a member's")
     return admission.roles
 
 
-def _check_not_evicted(trust: Trust, me: NodeId) -> None:
+def _check_may_run(trust: Trust, me: NodeId) -> None:
     if me in trust.evicted():
         raise Evicted(
             f"this node was evicted from the swarm {trust.genesis.name}, and its id is not used "
             "again: to join as a new node, start it with an empty data folder and a token"
+        )
+    if trust.min_version > PROTOCOL_VERSION:
+        raise Outdated(
+            f"the swarm {trust.genesis.name} takes protocol version {trust.min_version} or above, "
+            f"and this swarmd ({__version__}) speaks {PROTOCOL_VERSION}: upgrade it"
         )
 
 

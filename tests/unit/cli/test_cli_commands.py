@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,10 +34,15 @@ from swarmd.base.ids import to_text
 from swarmd.cli.common import run_program
 from swarmd.cli.swarmctl import swarmctl
 from swarmd.client import Client
-from swarmd.identity.entries import AddToken, open_entry
+from swarmd.identity.entries import AddToken, Policy, open_entry
+from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.tokens import decode_token
+from swarmd.mesh.swim.messages import MemberState
 from swarmd.mesh.transports.memory import MemoryNetwork
+from swarmd.mesh.trust import open_trust
+from swarmd.sim.disk import SimDisk
+from swarmd.sim.world import World
 from swarmd.state.raft.messages import PIN_PREFIX, PINS_MAX
 from swarmd.state.raft.seats import pinned
 
@@ -442,6 +447,31 @@ def test_a_token_is_signed_here_and_only_its_public_half_leaves(
     assert token.seed not in envelope.payload
     assert "good for 3 joins within 10 min" in ran.err
     assert decode_token(ctl("token", "create", "--json").json["token"])
+
+
+def test_the_lowest_version_is_not_raised_above_what_a_living_member_speaks(
+    ctl: Run, live: LiveGateway, tmp_path: Path
+) -> None:
+    genesis, _, admin, _ = init_swarm("lab", "n1")
+    live.services.trust = open_trust(SimDisk(World(1), "trust"), genesis)
+    (tmp_path / "keys").mkdir()
+    admin.save(tmp_path / "keys" / "lab.admin.key")
+    membership = live.services.mesh.membership  # type: ignore[union-attr]
+    n1, n2, n3 = membership.members()
+    membership.found = [  # type: ignore[attr-defined]
+        replace(n1, protocol=3),
+        replace(n2, protocol=2),
+        replace(n3, protocol=1, state=MemberState.DEAD),
+    ]
+    assert isinstance(live.services.store, FakeStore)
+    ran = ctl("authority", "min-version", "3")
+    assert ran.code == 2
+    assert "n2 speaks version 2: upgrade them first" in ran.err
+    assert live.services.store.authority == []
+    assert ctl("authority", "min-version", "2").code == 0
+    assert ctl("authority", "min-version", "3", "--force").code == 0
+    said = [open_entry(entry)[1] for entry in live.services.store.authority]
+    assert [one.min_version for one in said if isinstance(one, Policy)] == [2, 3]
 
 
 def test_without_the_admin_key_it_says_where_to_go(ctl: Run) -> None:

@@ -13,9 +13,9 @@ from swarmd.base.errors import (
     AlreadyExists,
     BadRequest,
     BadSignature,
-    Conflict,
     MalformedMessage,
     NoQuorum,
+    Outdated,
     SwarmError,
     TimedOut,
     TokenRefused,
@@ -56,6 +56,7 @@ from swarmd.mesh.join import (
 from swarmd.mesh.trust import open_trust
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
+from swarmd.wire.version import PROTOCOL_VERSION
 
 
 async def refused(
@@ -117,8 +118,8 @@ async def test_a_long_history_and_many_epochs_come_in_pages(
     monkeypatch.setattr("swarmd.mesh.trust.PAGE_RECORDS_MAX", 2)
     monkeypatch.setattr(join_module, "_PAGE_BYTES_MAX", 100)
     swarm = Swarm()
-    for version in range(1, 8):
-        entry = sign_entry(Policy(version, fresh_nonce()), swarm.log.swarm_id, swarm.admin)
+    for _ in range(7):
+        entry = sign_entry(Policy(1, fresh_nonce()), swarm.log.swarm_id, swarm.admin)
         swarm.append(entry)
     swarm.epochs = [bytes([number]) * 60 for number in range(5)]
     async with swarm.listening() as address:
@@ -203,6 +204,27 @@ async def test_the_founder_and_evicted_nodes_are_told_so() -> None:
         await join_swarm([address], swarm.token, NODE, "beta")
         swarm.append(sign_entry(Evict(NODE.key_id, fresh_nonce()), swarm.log.swarm_id, swarm.admin))
         assert "evicted" in await refused(swarm, address, swarm.token, Untrusted)
+
+
+async def test_a_joiner_that_speaks_less_than_the_swarm_accepts_is_told_to_upgrade() -> None:
+    swarm = Swarm()
+    entry = Policy(PROTOCOL_VERSION + 1, fresh_nonce())
+    swarm.append(sign_entry(entry, swarm.log.swarm_id, swarm.admin))
+    async with swarm.listening() as address:
+        message = await refused(swarm, address, swarm.token, Outdated)
+    assert message.endswith("upgrade it")
+
+
+async def test_who_holds_no_token_is_not_told_which_version_is_the_lowest() -> None:
+    swarm = Swarm()
+    entry = Policy(PROTOCOL_VERSION + 1, fresh_nonce())
+    swarm.append(sign_entry(entry, swarm.log.swarm_id, swarm.admin))
+    async with swarm.listening() as address, calling(address) as frames:
+        good = hello_for(swarm, swarm.token)
+        fields = {name: getattr(good, name) for name in good.__struct_fields__}
+        await frames.send(Hello(**(fields | {"proof": b"x" * 64})))
+        with pytest.raises(BadSignature):
+            await frames.expect(Challenge)
 
 
 # ---- servers that are not believed -----------------------------------------------------
@@ -446,8 +468,11 @@ async def test_the_error_says_most_of_what_to_do_and_names_every_address() -> No
 
 def hello_for(swarm: Swarm, token: Token, key: SigningKey = NODE) -> Hello:
     nonce = fresh_nonce()
-    covered = join_module._proof_bytes(token.swarm_id, nonce, key.public, swarm.key.public)
-    return Hello(1, nonce, token.swarm_id, token.token_id, key.public, token.key.sign(covered))
+    covered = join_module._proof_bytes(
+        token.swarm_id, PROTOCOL_VERSION, nonce, key.public, swarm.key.public
+    )
+    proof = token.key.sign(covered)
+    return Hello(PROTOCOL_VERSION, nonce, token.swarm_id, token.token_id, key.public, proof)
 
 
 def request_for(token: Token, hello: Hello, server_nonce: bytes, key: SigningKey = NODE) -> Request:
@@ -496,7 +521,8 @@ async def test_a_request_for_another_key_or_of_another_kind_is_refused() -> None
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"version": 2}, Conflict),
+        ({"version": PROTOCOL_VERSION - 1}, BadSignature),
+        ({"version": PROTOCOL_VERSION + 1}, BadSignature),
         ({"swarm_id": b"x" * 32}, TokenRefused),
         ({"token_id": b"x" * 32}, TokenRefused),
         ({"proof": b"x" * 64}, BadSignature),

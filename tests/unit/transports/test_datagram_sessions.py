@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_swarm import KEYS, FixedRoster
 
+from swarmd.base.ids import digest
 from swarmd.base.limits import DATAGRAM_BYTES_MAX
-from swarmd.identity.keys import SigningKey, keyed_tag
+from swarmd.identity.keys import TAG_BYTES, SigningKey, keyed_tag
 from swarmd.mesh.addresses import AddressBook
 from swarmd.mesh.transports.sessions import (
     HELLO_BYTES,
@@ -23,6 +24,7 @@ from swarmd.mesh.transports.sessions import (
     Sessions,
 )
 from swarmd.observe.metrics import DROPPED, REGISTRY
+from swarmd.wire.version import PROTOCOL_VERSION
 
 STRANGER = SigningKey.from_seed(b"z" * 32)
 
@@ -321,6 +323,54 @@ def test_an_evicted_member_is_cut_off_at_once() -> None:
             net.carry(source, target, raw)
     assert a.got() == []
     assert dropped("unknown_session") > before
+
+
+def test_an_outdated_member_is_cut_off_at_once_and_gets_no_session() -> None:
+    net, a, b, roster = talking()
+    roster.raise_version(PROTOCOL_VERSION + 1)
+    before = dropped("unknown_session")
+    for source, target, raw in list(net.captured):
+        if raw[:1] == b"\x03":
+            net.carry(source, target, raw)
+    assert (a.got(), b.got()) == ([], [])
+    assert dropped("unknown_session") > before
+    before = dropped("outdated")
+    [(_, hello)] = a.sessions.outgoing  # The session that it knows nothing of any more.
+    b.sessions.outgoing.clear()
+    b.sessions.receive(hello, a.address, net.now)
+    assert not b.sessions.outgoing
+    assert dropped("outdated") == before + 1
+
+
+def test_a_reply_by_an_outdated_member_makes_no_session() -> None:
+    net, a, b, roster = pair()
+    a.send(b, b"x")
+    [(_, hello)] = a.sessions.outgoing
+    a.sessions.outgoing.clear()
+    b.sessions.receive(hello, a.address, net.now)
+    [(_, reply)] = b.sessions.outgoing
+    roster.raise_version(PROTOCOL_VERSION + 1)
+    before = dropped("outdated")
+    a.sessions.receive(reply, b.address, net.now)
+    assert dropped("outdated") == before + 1
+    assert not a.sessions.met
+
+
+@pytest.mark.parametrize("made", [PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1])
+def test_nobody_between_can_lower_or_raise_the_version(made: int) -> None:
+    """The mac, which whoever knows the swarm's id can make, is made anew."""
+    net, a, b, roster = pair()
+    a.sessions.hello(b.address, net.now)
+    [(_, hello)] = a.sessions.outgoing
+    kind, body = hello[:1], hello[1 + TAG_BYTES :]
+    start = b"\x02\x95\x01"  # Format, the array's length, the tag of a hello: the version follows.
+    assert body.count(start + bytes([PROTOCOL_VERSION])) == 1
+    body = body.replace(start + bytes([PROTOCOL_VERSION]), start + bytes([made]))
+    mac = keyed_tag(digest(b"udp hello mac", roster.swarm_id), kind + body)
+    before = dropped("bad_signature")
+    b.sessions.receive(kind + mac + body, a.address, net.now)
+    assert dropped("bad_signature") == before + 1
+    assert not b.sessions.outgoing
 
 
 def test_hellos_per_second_are_limited() -> None:

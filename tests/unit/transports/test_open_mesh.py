@@ -10,11 +10,24 @@ import pytest
 import trio
 from small_swarm import ADMIN, KEYS, chain, meshes, run_mesh, trust_of, until
 
-from swarmd.base.errors import ConfigError, PortTaken, SwarmError, Unavailable, Untrusted
+from swarmd.base.errors import (
+    ConfigError,
+    Outdated,
+    PortTaken,
+    SwarmError,
+    Unavailable,
+    Untrusted,
+)
 from swarmd.base.files import FileDisk
 from swarmd.base.ids import NodeId
 from swarmd.identity.authority import AuthorityState
-from swarmd.identity.entries import encode_record, issue_token
+from swarmd.identity.entries import (
+    Policy,
+    encode_record,
+    fresh_nonce,
+    issue_token,
+    sign_entry,
+)
 from swarmd.mesh import service
 from swarmd.mesh.addresses import Address
 from swarmd.mesh.config import MeshConfig
@@ -22,9 +35,10 @@ from swarmd.mesh.join import join_swarm
 from swarmd.mesh.service import Mesh, find_swarm
 from swarmd.mesh.sockets import bind
 from swarmd.mesh.swim.service import MemberState
-from swarmd.mesh.trust import open_trust
+from swarmd.mesh.trust import Trust, open_trust
 from swarmd.observe.metrics import REGISTRY
 from swarmd.wire.codec import Family, Message
+from swarmd.wire.version import PROTOCOL_VERSION
 
 
 class Say(Message, frozen=True, tag=1):
@@ -260,6 +274,53 @@ async def test_a_key_that_is_no_members_is_refused(tmp_path: Path) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(run_mesh, tmp_path, 3, trust_of(tmp_path, state), configs(1)[0])
     assert caught.group_contains(Untrusted)
+
+
+def policy(state: AuthorityState, version: int) -> bytes:
+    """The record by which the swarm accepts no version below this."""
+    entry = sign_entry(Policy(version, fresh_nonce()), state.swarm_id, ADMIN)
+    return encode_record(state.apply(entry, 4_000))
+
+
+async def test_a_daemon_that_is_outdated_does_not_start(tmp_path: Path) -> None:
+    state, _ = chain(1)
+    policy(state, PROTOCOL_VERSION + 1)
+    with trio.fail_after(10), pytest.raises(ExceptionGroup) as caught:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(run_mesh, tmp_path, 0, trust_of(tmp_path, state), configs(1)[0])
+    assert caught.group_contains(Outdated, match="takes protocol version 2 or above")
+
+
+async def test_who_is_outdated_hears_of_it_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is newer: it learns the policy from its store, cuts the second off and tells it."""
+    state, _ = chain(2)
+    newer, older = (trust_of(tmp_path / str(number), state) for number in (0, 1))
+    real = service._check_may_run
+
+    def check(trust: Trust, me: NodeId) -> None:
+        if trust is not newer:
+            real(trust, me)
+
+    monkeypatch.setattr(service, "_check_may_run", check)
+    first, second = configs(2)
+    ended = trio.Event()
+
+    async def run_second() -> None:
+        with pytest.raises(ExceptionGroup) as caught:
+            await run_mesh(tmp_path / "1", 1, older, second, task_status=trio.TASK_STATUS_IGNORED)
+        assert caught.group_contains(Outdated, match="upgrade it")
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        mesh, _ = await nursery.start(run_mesh, tmp_path / "0", 0, newer, first)
+        nursery.start_soon(run_second)
+        await until(lambda: sees(mesh) == 2 and mesh.link.connected() == [KEYS[1].key_id])
+        newer.learn([policy(state, PROTOCOL_VERSION + 1)])
+        await until(ended.is_set, within_s=2.0)
+        await until(lambda: mesh.link.connected() == [], within_s=2.0)
+        nursery.cancel_scope.cancel()
 
 
 async def test_junk_at_the_port_changes_nothing(tmp_path: Path) -> None:

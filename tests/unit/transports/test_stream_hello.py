@@ -11,6 +11,7 @@ from swarmd.base.errors import BadSignature, MalformedMessage, RemoteError
 from swarmd.identity.keys import Exchange
 from swarmd.mesh.link import Lane
 from swarmd.mesh.transports.hello import (
+    HELLO,
     HELLO_BYTES_MAX,
     Hello,
     Refused,
@@ -30,6 +31,7 @@ ITEM = Item(Kind.MESSAGE, Lane.CONTROL, "talk", 0, b"x")
 
 def hello(**changes: object) -> Hello:
     fields = {
+        "version": 1,
         "receiver": B.key_id,
         "alpn": "swarmd/1",
         "exchange": bytes(32),
@@ -68,6 +70,17 @@ def test_every_altered_byte_is_noticed() -> None:
     for at in range(len(raw)):
         with pytest.raises(RemoteError):
             read(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+
+
+@pytest.mark.parametrize(("said", "made"), [(2, 1), (1, 2)])
+def test_nobody_between_can_lower_or_raise_the_version(said: int, made: int) -> None:
+    payload = HELLO.encode(hello(version=said))
+    altered = sign_hello(hello(version=said), SWARM, A).replace(
+        payload, HELLO.encode(hello(version=made))
+    )
+    assert altered != sign_hello(hello(version=said), SWARM, A)
+    with pytest.raises(BadSignature):
+        read(altered)
 
 
 def test_a_refusal_says_why() -> None:

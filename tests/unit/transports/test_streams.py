@@ -25,6 +25,7 @@ from swarmd.mesh.transports.ports import StreamPort
 from swarmd.mesh.transports.streams import JoinServer, Streams, open_streams
 from swarmd.observe.metrics import REGISTRY
 from swarmd.wire.codec import Family, Message
+from swarmd.wire.version import PROTOCOL_VERSION
 
 
 class Say(Message, frozen=True, tag=1):
@@ -183,11 +184,40 @@ async def test_who_is_evicted_between_tls_and_its_hello_gets_no_connection(plane
         await trio.testing.wait_all_tasks_blocked(0.05)
         b.roster.become(A, B)
         await trio.testing.wait_all_tasks_blocked(0.05)
-        said = Hello(B.key_id, plane, Exchange().public, b"boot", 1, 1)
+        said = Hello(PROTOCOL_VERSION, B.key_id, plane, Exchange().public, b"boot", 1, 1)
         await send_part(stream, sign_hello(said, b.roster.swarm_id, C))
         with pytest.raises(trio.BrokenResourceError):
             await receive_part(stream)
         assert (C.key_id, plane) not in b.streams._ports
+        await ask(a, b)
+
+
+@pytest.mark.usefixtures("carried")
+async def test_an_outdated_member_loses_its_connection_at_once_and_gets_no_other() -> None:
+    async with two(config=MeshConfig(connect_timeout_s=0.5)) as (a, b):
+        await ask(a, b)
+        b.roster.raise_version(PROTOCOL_VERSION + 1)
+        await until(lambda: b.streams.connected() == [])
+        await until(lambda: a.streams.connected() == [])
+        before = dropped("outdated")
+        with pytest.raises(Unreachable, match="it refused: outdated"):
+            await ask(a, b)
+        assert dropped("outdated") > before
+        b.roster.raise_version(PROTOCOL_VERSION)
+        await ask(a, b)
+
+
+async def test_an_outdated_member_is_not_reached_either() -> None:
+    async with two(config=MeshConfig(connect_timeout_s=0.5)) as (a, b):
+        a.roster.raise_version(PROTOCOL_VERSION + 1)
+        with pytest.raises(Unreachable, match="protocol version 1, which is too low"):
+            await ask(a, b)
+
+
+async def test_a_member_that_is_ahead_is_welcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two() as (a, b):
+        b.roster.raise_version(PROTOCOL_VERSION + 1)
+        monkeypatch.setattr("swarmd.mesh.transports.streams.PROTOCOL_VERSION", PROTOCOL_VERSION + 2)
         await ask(a, b)
 
 
@@ -322,7 +352,7 @@ async def test_a_restarted_peer_replaces_its_old_connection() -> None:
 
 
 def hello(boot: bytes = b"boot", number: int = 10) -> Hello:
-    return Hello(A.key_id, MESH_ALPN, bytes(32), boot, number, 1)
+    return Hello(PROTOCOL_VERSION, A.key_id, MESH_ALPN, bytes(32), boot, number, 1)
 
 
 @pytest.mark.parametrize(
@@ -567,7 +597,7 @@ async def test_a_member_that_speaks_another_protocol_harms_nobody(plane: str, na
     words = {**AFTER_HELLO, **AFTER_HELLO_TO_THE_LOG} if plane == RAFT_ALPN else AFTER_HELLO
     async with two(config=config) as (a, b):
         stream = await proven_stream(C, b, plane)
-        said = Hello(B.key_id, plane, Exchange().public, b"boot", 1, 1)
+        said = Hello(PROTOCOL_VERSION, B.key_id, plane, Exchange().public, b"boot", 1, 1)
         await send_part(stream, sign_hello(said, b.roster.swarm_id, C))
         await receive_part(stream)
         with contextlib.suppress(trio.BrokenResourceError):

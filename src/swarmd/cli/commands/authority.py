@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -23,7 +24,10 @@ from swarmd.cli.common import (
 from swarmd.cli.tables import ago, facts, table
 
 if TYPE_CHECKING:
+    from swarmd.gateway.shapes import MemberInfo
     from swarmd.identity.authority import AuthorityState
+
+_VERSION_MAX: Final = 65_535
 
 
 @click.group(cls=SwarmGroup, examples=["swarmctl authority list", "swarmctl authority verify"])
@@ -92,6 +96,44 @@ def verify() -> None:
         ("admin keys", ", ".join(short(one) for one in state.admins)),
     ]
     click.echo(facts([(name, str(value)) for name, value in rows]))
+
+
+@authority.command(
+    "min-version",
+    examples=["swarmctl authority min-version 2", "swarmctl authority min-version 2 --force"],
+)
+@click.argument("version", type=click.IntRange(1, _VERSION_MAX), metavar="N")
+@admin_key_option
+@click.option("--force", is_flag=True, help="Also if living members speak less: their daemons end.")
+def min_version(version: int, admin_key: Path | None, force: bool) -> None:
+    """Accept no member that speaks a protocol version below N; this never falls again.
+
+    Upgrade every node first: the daemon of one that speaks less ends, and says so.
+    """
+    from swarmd.cli.authority_log import propose, read_own
+    from swarmd.identity.entries import Policy, fresh_nonce
+
+    with open_client(local=True) as client:
+        head, log = read_own(client)
+        if version < log.min_version:
+            raise BadInput(f"the lowest version is {log.min_version}, and never falls")
+        behind = _speak_less(client.members(), version)
+        if behind and not force:
+            raise BadInput(
+                f"{behind}: upgrade them first, or repeat this with --force, and their daemons end"
+            )
+        propose(client, head, Policy(version, fresh_nonce()), admin_key)
+    if wants_json():
+        print_json({"min_version": version})
+    else:
+        say(f"members speak protocol version {version} or above from now on")
+
+
+def _speak_less(members: Sequence[MemberInfo], version: int) -> str:
+    """Which living members speak less than `version`; empty if none does."""
+    living = [one for one in members if one.state in ("alive", "suspect")]
+    said = [f"{x.name} speaks version {x.protocol}" for x in living if x.protocol < version]
+    return ", ".join(said[:5]) + (f" and {len(said) - 5} more" if len(said) > 5 else "")
 
 
 # ---- admin keys --------------------------------------------------------------------------

@@ -27,6 +27,7 @@ class Member:
     version: str
     tags: tuple[tuple[str, str], ...]
     changed_at: float
+    protocol: int = 0
 
 
 # ---- events ---------------------------------------------------------------------------

@@ -16,6 +16,7 @@ is verified only once it is known that it would change something.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Final, Protocol
 
 from swarmd.base.errors import MalformedMessage
@@ -424,7 +425,6 @@ def _turn(record: Record, state: MemberState, evidence: Rumour, now: float) -> N
 def _update(before: Member, record: Record) -> list[Effect]:
     """`Changed` if anything but the incarnation is different."""
     after = record.view()
-    same = (before.state, before.name, before.addresses, before.roles, before.version, before.tags)
-    if same == (after.state, after.name, after.addresses, after.roles, after.version, after.tags):
+    if before == replace(after, incarnation=before.incarnation, changed_at=before.changed_at):
         return []
     return [Changed(before, after)]

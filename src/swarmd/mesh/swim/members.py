@@ -73,6 +73,7 @@ class Record:
             version=meta.version,
             tags=meta.tags,
             changed_at=self.changed_at,
+            protocol=meta.protocol,
         )
 
     def _roles(self) -> tuple[str, ...]:

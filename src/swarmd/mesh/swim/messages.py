@@ -68,7 +68,10 @@ class MemberState(IntEnum):
 
 
 class Meta(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What a member says about itself. Encoded, it has at most META_BYTES_MAX bytes."""
+    """What a member says about itself. Encoded, it has at most META_BYTES_MAX bytes.
+
+    `version` is its build's, for people; `protocol` the protocol version that it speaks.
+    """
 
     name: Annotated[str, msgspec.Meta(max_length=NAME_BYTES_MAX)]
     addresses: Annotated[
@@ -84,6 +87,7 @@ class Meta(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     roles: Annotated[tuple[_Short, ...], msgspec.Meta(max_length=ROLES_MAX)] = ()
     version: _Short = ""
     tags: Annotated[tuple[tuple[_Short, _Short], ...], msgspec.Meta(max_length=TAGS_MAX)] = ()
+    protocol: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Statement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -30,8 +30,12 @@ HELLO_BYTES_MAX: Final = 2_048
 
 
 class Hello(Message, frozen=True, tag=1):
-    """Sent by both sides; the answer's `answering` is the opener's ephemeral key."""
+    """Sent by both sides; the answer's `answering` is the opener's ephemeral key.
 
+    `version` is the protocol version that the sender speaks.
+    """
+
+    version: int
     receiver: bytes
     alpn: str
     exchange: bytes
@@ -42,14 +46,18 @@ class Hello(Message, frozen=True, tag=1):
 
 
 class Refusal(Message, frozen=True, tag=2):
-    """Instead of an answer. `code`: `duplicate` (mine is on its way to you), `busy`, `leaving`."""
+    """Instead of an answer.
+
+    `code`: `duplicate` (mine is on its way to you), `leaving`, `outdated` (you speak too low a
+    version).
+    """
 
     code: str
 
 
-# Format 3: entries of the strong store carry their checksums. Format 2: frames that follow are
-# tagged as `frames` says; format 1 tagged them by BLAKE2b.
-HELLO: Final = Family("hello", Hello, message_bytes_max=HELLO_BYTES_MAX, format_number=4)
+# Format 5: the hello says its version. Format 3: entries of the strong store carry their checksums.
+# Format 2: frames that follow are tagged as `frames` says; format 1 tagged them by BLAKE2b.
+HELLO: Final = Family("hello", Hello, message_bytes_max=HELLO_BYTES_MAX, format_number=5)
 REFUSAL: Final = Family("refusal", Refusal, message_bytes_max=HELLO_BYTES_MAX)
 _SIGNED: Final = b"\x01"
 _REFUSED: Final = b"\x02"

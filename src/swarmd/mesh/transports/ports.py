@@ -50,8 +50,9 @@ Stage = Literal["waiting", "dialing", "hello", "accepted", "open", "broken"]
 class StreamPort(Port):
     """See the module.
 
-    `boot` and `number` are of the peer's hello, or answer, that opened it; `closing` is the
-    reason that this side is about to give; a peer that is `turned_out` is heard no more.
+    `boot`, `number` and `version` are of the peer's hello, or answer, that opened it (`version` is
+    None before); `closing` is the reason that this side is about to give; a peer that is
+    `turned_out` is heard no more.
     """
 
     def __init__(self, peer: NodeId, alpn: str) -> None:
@@ -61,6 +62,7 @@ class StreamPort(Port):
         self.how: How = "silent"
         self.boot = b""
         self.number = 0
+        self.version: int | None = None
         self.stop_dialing: Callable[[], None] = _nothing
         self.stop_running: Callable[[], None] = _nothing
         self.opened_or_broken = trio.Event()

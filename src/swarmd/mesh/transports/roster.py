@@ -1,4 +1,4 @@
-"""What transports ask of trust: who is admitted now, and when that changes."""
+"""What transports ask of trust: who is admitted now, what must be spoken, and when that changes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ class Roster(Protocol):
     @property
     def version(self) -> int:
         """Rises with every change."""
+        ...
+
+    @property
+    def min_version(self) -> int:
+        """The lowest protocol version that members may speak."""
         ...
 
     def admission(self, node_id: NodeId) -> Admission | None: ...

@@ -1,7 +1,7 @@
 """Datagram sessions: who sent a packet, proven, without a connection and without a clock.
 
-    HELLO  1 | mac | signed(receiver, ephemeral key, my session id)          padded
-    REPLY  2 | mac | signed(receiver, ephemeral key, my session id, digest of the hello)
+    HELLO  1 | mac | signed(version, receiver, ephemeral key, my session id)          padded
+    REPLY  2 | mac | signed(version, receiver, ephemeral key, my session id, digest of the hello)
     DATA   3 | your session id | counter | ChaCha20-Poly1305
 
 The rules:
@@ -15,6 +15,8 @@ The rules:
 - A session is known by the id its receiver chose, not by an address, so a member may move.
   Packets for a session that a restart has forgotten make us say hello to the address they
   came from, if a member is known to be there, once a second.
+- Who says a protocol version below the log's lowest gets no session, and loses one it has when
+  that rises.
 - Everything else is counted and dropped.
 
 Type 4 is kept for a cookie to be asked for when there are many hellos (RFC 9147 section 5.1);
@@ -31,7 +33,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from swarmd.base.errors import BadSignature, MalformedMessage, RemoteError, Untrusted
+from swarmd.base.errors import BadSignature, MalformedMessage, Outdated, RemoteError, Untrusted
 from swarmd.base.ids import NodeId, digest
 from swarmd.base.limits import DATAGRAM_BYTES_MAX
 from swarmd.identity.keys import TAG_BYTES, Aead, Exchange, SigningKey, keyed_tag, tags_equal
@@ -41,6 +43,7 @@ from swarmd.mesh.transports.roster import Roster, admitted
 from swarmd.observe.metrics import DROPPED
 from swarmd.wire.codec import Family, Message
 from swarmd.wire.envelope import decode_envelope, encode_envelope
+from swarmd.wire.version import PROTOCOL_VERSION
 
 HELLO_BYTES: Final = 512
 WINDOW: Final = 1_024
@@ -69,20 +72,23 @@ _ANYBODY: Final = b""
 class DatagramHello(Message, frozen=True, tag=1):
     """`receiver` is empty where the sender knows an address only."""
 
+    version: int
     receiver: bytes
     exchange: bytes
     session: bytes
 
 
 class DatagramReply(Message, frozen=True, tag=2):
+    version: int
     receiver: bytes
     exchange: bytes
     session: bytes
     answering: bytes
 
 
-_HELLOS: Final = Family("udp-hello", DatagramHello, message_bytes_max=HELLO_BYTES)
-_REPLIES: Final = Family("udp-reply", DatagramReply, message_bytes_max=HELLO_BYTES)
+# Format 2: both say their version.
+_HELLOS: Final = Family("udp-hello", DatagramHello, message_bytes_max=HELLO_BYTES, format_number=2)
+_REPLIES: Final = Family("udp-reply", DatagramReply, message_bytes_max=HELLO_BYTES, format_number=2)
 
 
 class ReplayWindow:
@@ -110,6 +116,7 @@ class ReplayWindow:
 @dataclass(slots=True, eq=False)
 class _Session:
     peer: NodeId
+    version: int
     mine: bytes
     theirs: bytes
     sealer: Aead
@@ -237,7 +244,8 @@ class Sessions:
         if len(self._handshakes) >= _HANDSHAKES_MAX:
             self._end_handshake(next(iter(self._handshakes)))
         exchange, session = Exchange(), os.urandom(_ID_BYTES)
-        hello = DatagramHello(_ANYBODY if peer is None else peer, exchange.public, session)
+        receiver = _ANYBODY if peer is None else peer
+        hello = DatagramHello(PROTOCOL_VERSION, receiver, exchange.public, session)
         packet = self._signed(_HELLO, _HELLO_DOMAIN, _HELLOS.encode(hello))
         name = digest(packet)
         handshake = _Handshake(peer, exchange, session, packet, addresses, 0, now)
@@ -288,6 +296,8 @@ class Sessions:
                 self._receive_reply(body, address)
         except Untrusted:
             _dropped("untrusted")
+        except Outdated:
+            _dropped("outdated")
         except BadSignature:
             _dropped("bad_signature")
         except RemoteError:
@@ -304,6 +314,7 @@ class Sessions:
         hello: DatagramHello = _HELLOS.decode(payload)
         if hello.receiver not in (_ANYBODY, self._key.key_id) or len(hello.session) != _ID_BYTES:
             raise BadSignature("a hello for somebody else")
+        self._check_version(hello.version)
         state = self._peers.setdefault(peer, _Peer())
         session = next((s for s in state.pending if s.hello == name), None)
         if session is None:
@@ -319,10 +330,8 @@ class Sessions:
     ) -> _Session:
         """A session that waits for the sender of `hello` to prove that it is there."""
         exchange, mine = Exchange(), os.urandom(_ID_BYTES)
-        session = self._session(
-            peer, exchange, hello.exchange, mine, hello.session, address, opener=False
-        )
-        reply = DatagramReply(peer, exchange.public, mine, name)
+        session = self._session(peer, exchange, hello, mine, address, opener=False)
+        reply = DatagramReply(PROTOCOL_VERSION, peer, exchange.public, mine, name)
         session.hello = name
         session.reply = self._signed(_REPLY, _REPLY_DOMAIN, _REPLIES.encode(reply))
         return session
@@ -338,15 +347,10 @@ class Sessions:
             raise BadSignature("a reply to somebody else")
         if handshake.receiver not in (None, peer):
             raise BadSignature("a reply by somebody else")
+        self._check_version(reply.version)
         state = self._peers.setdefault(peer, _Peer())
         session = self._session(
-            peer,
-            handshake.exchange,
-            reply.exchange,
-            handshake.session,
-            reply.session,
-            address,
-            opener=True,
+            peer, handshake.exchange, reply, handshake.session, address, opener=True
         )
         del self._handshakes[reply.answering]
         if state.handshake == reply.answering:
@@ -408,21 +412,24 @@ class Sessions:
         verify_envelope(envelope, self._roster.swarm_id, {bytes(peer): admission.public})
         return peer, envelope.payload
 
+    def _check_version(self, version: int) -> None:
+        if version < self._roster.min_version:
+            raise Outdated(f"a member speaks protocol version {version}, which is too low")
+
     def _session(
         self,
         peer: NodeId,
         exchange: Exchange,
-        peer_exchange: bytes,
+        said: DatagramHello | DatagramReply,
         mine: bytes,
-        theirs: bytes,
         address: Address,
         *,
         opener: bool,
     ) -> _Session:
-        forth = Aead(exchange.shared(peer_exchange, b"udp forth"))
-        back = Aead(exchange.shared(peer_exchange, b"udp back"))
+        forth = Aead(exchange.shared(said.exchange, b"udp forth"))
+        back = Aead(exchange.shared(said.exchange, b"udp back"))
         sealer, unsealer = (forth, back) if opener else (back, forth)
-        session = _Session(peer, mine, theirs, sealer, unsealer, address)
+        session = _Session(peer, said.version, mine, said.session, sealer, unsealer, address)
         self._by_id[mine] = session
         return session
 
@@ -447,13 +454,18 @@ class Sessions:
         return True
 
     def _follow_roster(self) -> None:
-        """Sessions with who is no longer a member end."""
+        """Sessions with who is no longer a member, or is outdated, end."""
         if self._roster.version == self._version:
             return
         self._version = self._roster.version
-        for peer in [p for p in self._peers if admitted(self._roster, p) is None]:
-            state = self._peers.pop(peer)
-            for session in (*state.confirmed, *state.pending):
+        lowest = self._roster.min_version
+        for peer, state in list(self._peers.items()):
+            sessions = (*state.confirmed, *state.pending)
+            outdated = any(session.version < lowest for session in sessions)
+            if not outdated and admitted(self._roster, peer) is not None:
+                continue
+            del self._peers[peer]
+            for session in sessions:
                 self._by_id.pop(session.mine, None)
             if state.handshake is not None:
                 self._handshakes.pop(state.handshake, None)

@@ -16,6 +16,8 @@ The rules:
   one, unless that hello is older (by boot and number) than what the peer has since accepted.
 - A member just admitted may be unknown to the other side for a moment: a failed proof is
   retried with growing pauses, and at once when this node learns of new members.
+- Who says a protocol version below the log's lowest is refused as `outdated`; who is connected when
+  that rises is turned out, as one who was evicted.
 - A clean close gives its reason. Anything else is a reset and is reported as a hint.
 """
 
@@ -31,7 +33,7 @@ import trio
 from trio_websocket import ConnectionClosed, HandshakeError
 from wsproto.utilities import ProtocolError
 
-from swarmd.base.errors import RemoteError, Unreachable, Untrusted
+from swarmd.base.errors import Outdated, RemoteError, Unreachable, Untrusted
 from swarmd.base.ids import NodeId, node_id_of, short
 from swarmd.base.rng import Rng
 from swarmd.identity.authority import Admission
@@ -59,6 +61,7 @@ from swarmd.mesh.transports.ports import StreamPort
 from swarmd.mesh.transports.roster import Roster, admitted
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import BYTES, DROPPED
+from swarmd.wire.version import PROTOCOL_VERSION
 
 PLANES: Final = (MESH_ALPN, RAFT_ALPN)
 ALPNS: Final = (*PLANES, JOIN_ALPN)
@@ -69,7 +72,8 @@ _RETRY_MAX_S: Final = 1.0
 _RECONNECT_EVERY_S: Final = 2.0
 _YIELD_WAIT_S: Final = 1.0
 _GOODBYE_S: Final = 1.0
-# Who was evicted is heard no more at once, and told so within this. Its records leave meanwhile.
+# Who is turned out is heard no more at once, and cut off after this. The record that says why
+# leaves meanwhile.
 _TURN_OUT_S: Final = 0.1
 _TURN_OUT_MAX_S: Final = 0.5
 _CONNECTION_ERRORS: Final = (
@@ -213,6 +217,8 @@ class Streams(MuxLink):
                     port.stage = "waiting"
                     await trio.sleep(_YIELD_WAIT_S)
                     continue
+                if error.message == "outdated" and port.peer not in self._failures:
+                    _log.warning("this swarmd is too old: upgrade it", refused_by=short(port.peer))
                 how, reason = "leaving", f"it refused: {error.message}"
                 break
             except RemoteError as error:
@@ -259,7 +265,9 @@ class Streams(MuxLink):
             answer = self._read_hello(await receive_part(stream), public, port.alpn)
             if answer.answering != exchange.public:
                 raise Untrusted("the answer is to another hello")
-            port.boot, port.number = answer.boot, answer.number
+            if answer.version < self._roster.min_version:
+                raise Outdated(f"it speaks protocol version {answer.version}, which is too low")
+            port.boot, port.number, port.version = answer.boot, answer.number, answer.version
             self._addresses.learn(port.peer, [address], proven=True)
             return stream, make_session(exchange, answer.exchange, port.alpn, opener=True)
         except BaseException:
@@ -339,6 +347,9 @@ class Streams(MuxLink):
 
     def _judge(self, peer: NodeId, alpn: str, hello: Hello) -> str | None:
         """The code to refuse a hello with, or None."""
+        if hello.version < self._roster.min_version:
+            DROPPED.labels("stream", "outdated").inc()
+            return "outdated"
         if self._leaving:
             return "leaving"
         port = self._ports.get((peer, alpn))
@@ -358,7 +369,7 @@ class Streams(MuxLink):
         else:
             port.stop_dialing()
         port.stage = "accepted"
-        port.boot, port.number = hello.boot, hello.number
+        port.boot, port.number, port.version = hello.boot, hello.number, hello.version
         return port
 
     async def _serve_join(self, stream: TlsStream) -> None:
@@ -463,15 +474,18 @@ class Streams(MuxLink):
         port.break_off(how, _REASONS[how])
 
     async def watch_roster(self) -> None:
-        """Break connections of members as they are evicted, or lose the role for a plane."""
+        """Break connections of members as they are evicted, are outdated, or lose their role."""
         while True:
             version = self._roster.version
             for port in list(self._ports.values()):
                 admission = admitted(self._roster, port.peer)
-                if admission is None and not port.turned_out:
-                    port.turned_out = True
-                    self._nursery.start_soon(_turn_out, port)
-                elif admission is not None and not _may_use(port.alpn, admission):
+                outdated = port.version is not None and port.version < self._roster.min_version
+                if admission is None or outdated:
+                    why = "it is no longer a member" if admission is None else "it is outdated"
+                    if not port.turned_out:
+                        port.turned_out = True
+                        self._nursery.start_soon(_turn_out, port, why)
+                elif not _may_use(port.alpn, admission):
                     port.break_off("untrusted", "it is no voter any more")
             await self._roster.changed(version)
 
@@ -480,8 +494,16 @@ class Streams(MuxLink):
     def _hello(
         self, peer: NodeId, alpn: str, exchange: Exchange, *, answering: bytes = b""
     ) -> Hello:
-        number = next(self._numbers)
-        return Hello(peer, alpn, exchange.public, self._boot, number, self._listen_port, answering)
+        return Hello(
+            PROTOCOL_VERSION,
+            peer,
+            alpn,
+            exchange.public,
+            self._boot,
+            next(self._numbers),
+            self._listen_port,
+            answering,
+        )
 
     def _read_hello(self, raw: bytes, public: bytes, alpn: str) -> Hello:
         return read_hello(
@@ -533,13 +555,13 @@ async def _write(port: StreamPort, carrier: Carrier, sealer: FrameSealer) -> Non
         port.last_traffic = trio.current_time()
 
 
-async def _turn_out(port: StreamPort) -> None:
+async def _turn_out(port: StreamPort, why: str) -> None:
     """Break a connection off; what is said to the peer until then is why."""
     with trio.move_on_after(_TURN_OUT_MAX_S):
         await trio.sleep(_TURN_OUT_S)
         while port.queued:  # noqa: ASYNC110 - the writer owns the lanes' events
             await trio.sleep(0.005)
-    port.break_off("untrusted", "it is no longer a member")
+    port.break_off("untrusted", why)
 
 
 _REASONS: Final[dict[How, str]] = {
