@@ -43,7 +43,7 @@ from swarmd.identity.entries import (
     open_entry,
 )
 from swarmd.identity.genesis import decode_genesis, encode_genesis
-from swarmd.identity.keys import Aead, certificate_public_key, keyed_tag
+from swarmd.identity.keys import Aead, certificate_public_key
 from swarmd.identity.sessions import Session, issue_session, read_session
 from swarmd.identity.signing import sign_envelope, verify_envelope
 from swarmd.identity.tokens import decode_token
@@ -245,10 +245,12 @@ def _datagrams(*, keyed: bool) -> Callable[[], Callable[[bytes], Any]]:
         def take(raw: bytes) -> None:
             if keyed:
                 kind, body = raw[:1], raw[1:]
-                if kind == b"\x01":
-                    body = body[: HELLO_BYTES - 17].ljust(HELLO_BYTES - 17, b"\0")
-                raw = kind + keyed_tag(node._mac_key, kind + body) + body
-            node.receive(raw[:2_000], PLACE, next(ticks) / 100)
+                padded = kind in (b"\x01", b"\x04")
+                raw = node._tagged(
+                    kind, body[: HELLO_BYTES - 17] if padded else body, padded=padded
+                )
+            # So slowly that no hello needs a cookie: its envelope is what is thrown at here.
+            node.receive(raw[:2_000], PLACE, next(ticks) / 10)
             node.outgoing.clear()
             node.delivered.clear()
             node.met.clear()
@@ -256,6 +258,22 @@ def _datagrams(*, keyed: bool) -> Callable[[], Callable[[bytes], Any]]:
         return take
 
     return make
+
+
+def _crowded_datagrams() -> Callable[[bytes], Any]:
+    """Cookies for a hello that is under way, and hellos where each must show one."""
+    node = Sessions(KEYS[0], _Roster(), AddressBook())
+    node.hello(PLACE, 0.0)
+    name = next(iter(node._handshakes))
+
+    def take(raw: bytes) -> None:
+        for kind, body in ((b"\x01", raw), (b"\x04", raw), (b"\x04", name + raw)):
+            node.receive(node._tagged(kind, body[: HELLO_BYTES - 17], padded=True), PLACE, 0.0)
+        assert all(len(packet) <= HELLO_BYTES for _, packet in node.outgoing)
+        node.outgoing.clear()
+        node._handshakes[name].cookies_left = 8
+
+    return take
 
 
 def _frames() -> Callable[[bytes], Any]:
@@ -327,8 +345,10 @@ def mesh() -> Iterator[Target]:
         covers=("mesh.discovery.static.parse_address",),
     )
     packets = [b"\x01" + b"h" * 60, b"\x02" + b"r" * 60, b"\x03" + bytes(40), bytes(1_200)]
+    packets += [b"\x04" + b"c" * 64]
     yield Target("mesh.datagram", _datagrams(keyed=False), packets)
     yield Target("mesh.datagram_keyed", _datagrams(keyed=True), packets)
+    yield Target("mesh.datagram_crowded", _crowded_datagrams, [b"c" * 16, bytes(480)])
     yield Target(
         "mesh.stream_hello",
         always(_stream_hello),

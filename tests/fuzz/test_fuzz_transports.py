@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from swarmd.base.errors import RemoteError
 from swarmd.base.ids import NodeId
 from swarmd.identity.authority import Admission
-from swarmd.identity.keys import Aead, SigningKey, keyed_tag
+from swarmd.identity.keys import Aead, SigningKey
 from swarmd.mesh.addresses import AddressBook
 from swarmd.mesh.link import Lane
 from swarmd.mesh.transports.frames import FrameOpener
@@ -57,15 +57,27 @@ def test_any_datagram(raw: bytes) -> None:
 
 
 @settings(max_examples=300)
-@given(st.sampled_from([b"\x01", b"\x02"]), st.binary(max_size=500))
+@given(st.sampled_from([b"\x01", b"\x02", b"\x04"]), st.binary(max_size=500))
 def test_any_datagram_by_who_knows_the_swarm_id(kind: bytes, body: bytes) -> None:
     node = sessions()
-    if kind == b"\x01":
-        body = body[: HELLO_BYTES - 17].ljust(HELLO_BYTES - 17, b"\0")
-    tag = keyed_tag(node._mac_key, kind + body)
-    node.receive(kind + tag + body, ADDRESS, 0.0)
+    padded = kind != b"\x02"
+    raw = node._tagged(kind, body[: HELLO_BYTES - 17] if padded else body, padded=padded)
+    node.receive(raw, ADDRESS, 0.0)
     assert not node.outgoing
     assert not node.delivered
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=HELLO_BYTES - 17 - 32))
+def test_any_cookie_for_a_hello_that_is_under_way(rest: bytes) -> None:
+    node = sessions()
+    node.hello(ADDRESS, 0.0)
+    node.outgoing.clear()
+    name = next(iter(node._handshakes))
+    node.receive(node._tagged(b"\x04", name + rest, padded=True), ADDRESS, 0.0)
+    ((target, packet),) = node.outgoing
+    assert target == ADDRESS
+    assert len(packet) == HELLO_BYTES
 
 
 @settings(max_examples=200)

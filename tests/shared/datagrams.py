@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from typing import cast
+
 from small_swarm import KEYS, FixedRoster
 
-from swarmd.identity.keys import SigningKey
+from swarmd.base.ids import NodeId
+from swarmd.identity.keys import SIGNATURE_BYTES, SigningKey
 from swarmd.mesh.addresses import Address, AddressBook
 from swarmd.mesh.transports.sessions import Sessions
+
+HELLO, REPLY, DATA, COOKIE = (bytes([kind]) for kind in range(1, 5))
 
 
 class Node:
     def __init__(self, net: Net, key: SigningKey, address: Address, roster: FixedRoster) -> None:
-        self.key, self.address, self.net = key, address, net
+        self.key, self.address, self.net, self.roster = key, address, net, roster
         self.book = AddressBook()
         self.sessions = Sessions(key, roster, self.book)
         net.nodes[address] = self
@@ -91,3 +98,24 @@ def picture(node: Node) -> tuple[object, ...]:
         len(s.delivered),
         len(s.met),
     )
+
+
+class Forger:
+    """Knows the swarm's id and the members' ids, and signs with noise in the name of one."""
+
+    def __init__(self, victim: NodeId) -> None:
+        self.key_id = victim
+
+    def sign(self, data: bytes) -> bytes:
+        # Its last byte is that of a number in range: else it was refused before the curve is used.
+        return os.urandom(SIGNATURE_BYTES - 1) + b"\x01"
+
+
+def forged_hellos(victim: NodeId, roster: FixedRoster) -> Iterator[tuple[bytes, Sessions]]:
+    """Hellos that only the check of their signature tells from real ones, and their senders'
+    sessions: no two are alike."""
+    while True:
+        forger = Sessions(cast(SigningKey, Forger(victim)), roster, AddressBook())
+        forger.hello(("192.0.2.1", 1), 0.0)
+        _, hello = forger.outgoing.popleft()
+        yield hello, forger

@@ -7,6 +7,7 @@ member and `MEMBERS_MAX` members are kept, the least recently touched member goi
 
 from __future__ import annotations
 
+import ipaddress
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
@@ -17,6 +18,16 @@ from swarmd.base.limits import MEMBERS_MAX
 Address = tuple[str, int]
 
 ADDRESSES_MAX: Final = 8
+
+
+def network_of(host: str) -> str:
+    """Whom a literal address counts as where each has a share: in IPv6 its /64.
+
+    Who has one address of a /64 has all of them (RFC 4291, section 2.5.4), and so any number.
+    """
+    if ":" not in host:
+        return host
+    return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
 
 
 class AddressBook:

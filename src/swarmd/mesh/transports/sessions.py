@@ -1,26 +1,32 @@
 """Datagram sessions: who sent a packet, proven, without a connection and without a clock.
 
-    HELLO  1 | mac | signed(version, receiver, ephemeral key, my session id)          padded
-    REPLY  2 | mac | signed(version, receiver, ephemeral key, my session id, digest of the hello)
-    DATA   3 | your session id | counter | ChaCha20-Poly1305
+    HELLO   1 | mac | signed(version, receiver, ephemeral key, my session id) | padding | cookie
+    REPLY   2 | mac | signed(version, receiver, ephemeral key, my session id, digest of the hello)
+    DATA    3 | your session id | counter | ChaCha20-Poly1305
+    COOKIE  4 | mac | digest of the hello | cookie | padding
+
+The digest of a hello is that of what is signed in it, so it is the same with any cookie.
 
 The rules:
-- A stranger gets no reply. The mac under the swarm id, cheap and checked first, keeps other
+- A stranger gets no session. The mac under the swarm id, cheap and checked first, keeps other
   swarms and noise away from the signatures; the signature must be an admitted member's.
-- No reply is larger than its request, so nobody can aim us at a third party.
+- When many hellos come, one must show a cookie before its signature is checked; see `cookies`.
+  Who is told to show one repeats its hello with it at once. A cookie counts only with the
+  digest of a hello that is under way, which nobody knows who has not seen the hello; and it is
+  followed a few times only. The signature of a reply is checked under the same condition.
+- No answer is larger than what it answers, so nobody can aim us at a third party: a hello is
+  padded for its reply, and a request for a cookie for the hello that it brings about.
 - A hello makes a *pending* session, replayed or not; only a packet that opens under its key,
   which takes the ephemeral secret, makes it the one that is used. So a replay changes nothing.
   A hello that comes again gets its reply again: repeats cannot push out what others wait for.
 - A counter is taken once: behind a window of 1,024 it is too old (RFC 6479 has the idea).
 - A session is known by the id its receiver chose, not by an address, so a member may move.
   Packets for a session that a restart has forgotten make us say hello to the address they
-  came from, if a member is known to be there, once a second.
+  came from, if a member is known to be there, once a second: the one packet that may bring
+  about a larger one, and towards a member alone.
 - Who says a protocol version below the log's lowest gets no session, and loses one it has when
   that rises.
 - Everything else is counted and dropped.
-
-Type 4 is kept for a cookie to be asked for when there are many hellos (RFC 9147 section 5.1);
-until then a plain limit on hellos a second stands in its place.
 
 No socket is touched here: `receive`, `send` and `tick` leave what is to be sent in `outgoing`.
 """
@@ -34,24 +40,26 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from swarmd.base.errors import BadSignature, MalformedMessage, Outdated, RemoteError, Untrusted
-from swarmd.base.ids import NodeId, digest
+from swarmd.base.ids import ID_BYTES, NodeId, digest
 from swarmd.base.limits import DATAGRAM_BYTES_MAX
+from swarmd.identity.authority import Admission
 from swarmd.identity.keys import TAG_BYTES, Aead, Exchange, SigningKey, keyed_tag, tags_equal
 from swarmd.identity.signing import sign_envelope, verify_envelope
 from swarmd.mesh.addresses import Address, AddressBook
+from swarmd.mesh.transports.cookies import NO_COOKIE, HelloGate
 from swarmd.mesh.transports.roster import Roster, admitted
 from swarmd.observe.metrics import DROPPED
 from swarmd.wire.codec import Family, Message
-from swarmd.wire.envelope import decode_envelope, encode_envelope
+from swarmd.wire.envelope import Envelope, decode_envelope, encode_envelope
 from swarmd.wire.version import PROTOCOL_VERSION
 
 HELLO_BYTES: Final = 512
 WINDOW: Final = 1_024
 PAYLOAD_BYTES_MAX: Final = DATAGRAM_BYTES_MAX - 33
-HELLOS_PER_S_MAX: Final = 200
 _HELLO: Final = b"\x01"
 _REPLY: Final = b"\x02"
 _DATA: Final = b"\x03"
+_COOKIE: Final = b"\x04"
 _ID_BYTES: Final = 8
 _COUNTER_BYTES: Final = 8
 _HEADER_BYTES: Final = 1 + _ID_BYTES + _COUNTER_BYTES
@@ -60,6 +68,8 @@ _CONFIRMED_PER_PEER_MAX: Final = 2
 _HANDSHAKES_MAX: Final = 1_024
 _QUEUE_MAX: Final = 16
 _ADDRESSES_TRIED_MAX: Final = 4
+# Two for each address: the second is for one that comes when the first is too old.
+_COOKIES_PER_TRY_MAX: Final = 2 * _ADDRESSES_TRIED_MAX
 _PAUSES_S: Final = (0.1, 0.2, 0.4, 0.8, 1.0)
 _BARE_PAUSES_S: Final = (0.25, 0.5, 0.5)
 _HELLO_EVERY_S: Final = 1.0
@@ -140,6 +150,8 @@ class _Handshake:
     addresses: tuple[Address, ...]
     tries: int
     next_at: float
+    cookies: dict[Address, bytes] = field(default_factory=dict)
+    cookies_left: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -160,10 +172,10 @@ class Sessions:
         self._mac_key = digest(b"udp hello mac", roster.swarm_id)
         self._peers: dict[NodeId, _Peer] = {}
         self._by_id: dict[bytes, _Session] = {}
+        self._pending: dict[bytes, _Session] = {}  # By the digest of the hello.
         self._handshakes: OrderedDict[bytes, _Handshake] = OrderedDict()
         self._version = roster.version
-        self._hellos_left = float(HELLOS_PER_S_MAX)
-        self._hellos_at = 0.0
+        self._gate = HelloGate()
         self.outgoing: deque[tuple[Address, bytes]] = deque()
         self.delivered: deque[tuple[NodeId, bytes]] = deque()
         self.met: deque[tuple[NodeId, Address]] = deque()
@@ -213,8 +225,10 @@ class Sessions:
             return
         handshake.next_at = now + pauses[handshake.tries]
         handshake.tries += 1
+        handshake.cookies_left = _COOKIES_PER_TRY_MAX
         for address in handshake.addresses:
-            self.outgoing.append((address, handshake.packet))
+            cookie = handshake.cookies.get(address, NO_COOKIE)
+            self.outgoing.append((address, self._showing(cookie, handshake.packet)))
 
     def _end_handshake(self, name: bytes) -> None:
         handshake = self._handshakes.pop(name)
@@ -247,7 +261,7 @@ class Sessions:
         receiver = _ANYBODY if peer is None else peer
         hello = DatagramHello(PROTOCOL_VERSION, receiver, exchange.public, session)
         packet = self._signed(_HELLO, _HELLO_DOMAIN, _HELLOS.encode(hello))
-        name = digest(packet)
+        name = digest(_signed_part(packet[1 + TAG_BYTES :]))
         handshake = _Handshake(peer, exchange, session, packet, addresses, 0, now)
         self._handshakes[name] = handshake
         self._repeat(name, handshake, now)
@@ -262,12 +276,21 @@ class Sessions:
     def _signed(self, kind: bytes, domain: str, payload: bytes) -> bytes:
         envelope = sign_envelope(domain, self._roster.swarm_id, payload, self._key)
         raw = encode_envelope(envelope)
-        room = HELLO_BYTES - 1 - TAG_BYTES - 2
+        room = HELLO_BYTES - 1 - TAG_BYTES - 2 - len(NO_COOKIE)
         assert len(raw) <= room, len(raw)
         body = len(raw).to_bytes(2, "big") + raw
-        if kind == _HELLO:
-            body = body.ljust(room + 2, b"\0")
+        return self._tagged(kind, body, padded=kind == _HELLO)
+
+    def _tagged(self, kind: bytes, body: bytes, *, padded: bool) -> bytes:
+        if padded:
+            body = body.ljust(HELLO_BYTES - 1 - TAG_BYTES, b"\0")
         return kind + keyed_tag(self._mac_key, kind + body) + body
+
+    def _showing(self, cookie: bytes, hello: bytes) -> bytes:
+        """A hello of ours with a cookie in the place where it has none."""
+        if cookie == NO_COOKIE:
+            return hello
+        return self._tagged(_HELLO, hello[1 + TAG_BYTES : -len(cookie)] + cookie, padded=True)
 
     # ---- receiving --------------------------------------------------------------------
 
@@ -281,7 +304,7 @@ class Sessions:
         if kind == _DATA:
             self._receive_data(raw, address, now)
             return
-        if kind not in (_HELLO, _REPLY):
+        if kind not in (_HELLO, _REPLY, _COOKIE):
             _dropped("kind")
             return
         body = raw[1 + TAG_BYTES :]
@@ -291,7 +314,9 @@ class Sessions:
             return
         try:
             if kind == _HELLO:
-                self._receive_hello(raw, body, address, now)
+                self._receive_hello(body, address, now)
+            elif kind == _COOKIE:
+                self._receive_cookie(body, address)
             else:
                 self._receive_reply(body, address)
         except Untrusted:
@@ -303,27 +328,44 @@ class Sessions:
         except RemoteError:
             _dropped("malformed")
 
-    def _receive_hello(self, raw: bytes, body: bytes, address: Address, now: float) -> None:
-        if len(raw) != HELLO_BYTES:
-            raise MalformedMessage("a hello that is not padded")
-        if not self._may_answer(now):
-            _dropped("hellos_per_s")
+    def _receive_hello(self, body: bytes, address: Address, now: float) -> None:
+        _check_padded(body)
+        body, cookie = body[: -len(NO_COOKIE)], body[-len(NO_COOKIE) :]
+        signed = _signed_part(body)
+        name = digest(signed)
+        crowded = self._gate.is_crowded(now)
+        if crowded and not self._gate.is_good(cookie, name, address, now):
+            _dropped("no_cookie")
+            asked = name + self._gate.cookie(name, address, now)
+            self.outgoing.append((address, self._tagged(_COOKIE, asked, padded=True)))
             return
-        name = digest(raw)
-        peer, payload = self._opened(body, _HELLO_DOMAIN)
-        hello: DatagramHello = _HELLOS.decode(payload)
+        session = self._pending.get(name)
+        if session is None:  # Else these very bytes were checked before.
+            refusal = self._gate.spend_check(address if crowded else None, now)
+            if refusal:
+                _dropped(refusal)
+                return
+            session = self._judge_hello(signed, name, address)
+        self.outgoing.append((address, session.reply))
+
+    def _judge_hello(self, signed: bytes, name: bytes, address: Address) -> _Session:
+        """A session that waits for the sender of a good hello. Raises RemoteError."""
+        envelope, sender = self._unverified(signed, _HELLO_DOMAIN)
+        self._verify(envelope, sender)
+        peer = sender.node_id
+        hello: DatagramHello = _HELLOS.decode(envelope.payload)
         if hello.receiver not in (_ANYBODY, self._key.key_id) or len(hello.session) != _ID_BYTES:
             raise BadSignature("a hello for somebody else")
         self._check_version(hello.version)
         state = self._peers.setdefault(peer, _Peer())
-        session = next((s for s in state.pending if s.hello == name), None)
-        if session is None:
-            session = self._answer(peer, hello, name, address)
-            assert len(session.reply) <= len(raw), "a reply must not be larger than its request"
-            state.pending.append(session)
-            if len(state.pending) > _PENDING_PER_PEER_MAX:
-                del self._by_id[state.pending.popleft().mine]
-        self.outgoing.append((address, session.reply))
+        session = self._answer(peer, hello, name, address)
+        assert len(session.reply) <= HELLO_BYTES, "a reply must not be larger than its request"
+        state.pending.append(session)
+        self._pending[name] = session
+        if len(state.pending) > _PENDING_PER_PEER_MAX:
+            oldest = state.pending.popleft()
+            del self._by_id[oldest.mine], self._pending[oldest.hello]
+        return session
 
     def _answer(
         self, peer: NodeId, hello: DatagramHello, name: bytes, address: Address
@@ -336,13 +378,30 @@ class Sessions:
         session.reply = self._signed(_REPLY, _REPLY_DOMAIN, _REPLIES.encode(reply))
         return session
 
+    def _receive_cookie(self, body: bytes, address: Address) -> None:
+        _check_padded(body)  # What it brings about is no larger then.
+        name, cookie = body[:ID_BYTES], body[ID_BYTES : ID_BYTES + len(NO_COOKIE)]
+        handshake = self._handshakes.get(name)
+        if handshake is None:
+            _dropped("stale_cookie")
+            return
+        if not handshake.cookies_left:
+            _dropped("cookies_per_hello")
+            return
+        handshake.cookies_left -= 1
+        if address in handshake.addresses:
+            handshake.cookies[address] = cookie
+        self.outgoing.append((address, self._showing(cookie, handshake.packet)))
+
     def _receive_reply(self, body: bytes, address: Address) -> None:
-        peer, payload = self._opened(body, _REPLY_DOMAIN)
-        reply: DatagramReply = _REPLIES.decode(payload)
+        envelope, sender = self._unverified(_signed_part(body), _REPLY_DOMAIN)
+        reply: DatagramReply = _REPLIES.decode(envelope.payload)
         handshake = self._handshakes.get(reply.answering)
         if handshake is None:
             _dropped("stale_reply")
             return
+        self._verify(envelope, sender)
+        peer = sender.node_id
         if reply.receiver != self._key.key_id or len(reply.session) != _ID_BYTES:
             raise BadSignature("a reply to somebody else")
         if handshake.receiver not in (None, peer):
@@ -383,6 +442,7 @@ class Sessions:
         state = self._peers[session.peer]
         if session in state.pending:
             state.pending.remove(session)
+            del self._pending[session.hello]
             self._confirm(state, session)
         if data:
             self.delivered.append((session.peer, data))
@@ -397,10 +457,9 @@ class Sessions:
             state.hello_at = now
             state.handshake = self._start(peer, (address,), now)
 
-    def _opened(self, body: bytes, domain: str) -> tuple[NodeId, bytes]:
-        """Signer and payload of a signed body. Raises RemoteError."""
-        length = int.from_bytes(body[:2], "big")
-        envelope = decode_envelope(body[2 : 2 + length], domain=domain)
+    def _unverified(self, signed: bytes, domain: str) -> tuple[Envelope, Admission]:
+        """An envelope, and the member whose signature it claims to have. Raises RemoteError."""
+        envelope = decode_envelope(signed, domain=domain)
         if len(envelope.signatures) != 1:
             raise BadSignature("a hello has one signature")
         peer = NodeId(envelope.signatures[0][0])
@@ -409,8 +468,10 @@ class Sessions:
         admission = admitted(self._roster, peer)
         if admission is None:
             raise Untrusted("a hello by a stranger")
-        verify_envelope(envelope, self._roster.swarm_id, {bytes(peer): admission.public})
-        return peer, envelope.payload
+        return envelope, admission
+
+    def _verify(self, envelope: Envelope, sender: Admission) -> None:
+        verify_envelope(envelope, self._roster.swarm_id, {bytes(sender.node_id): sender.public})
 
     def _check_version(self, version: int) -> None:
         if version < self._roster.min_version:
@@ -444,15 +505,6 @@ class Sessions:
         while state.queue:
             self._seal(session, state.queue.popleft())
 
-    def _may_answer(self, now: float) -> bool:
-        gained = (now - self._hellos_at) * HELLOS_PER_S_MAX
-        self._hellos_left = min(float(HELLOS_PER_S_MAX), self._hellos_left + gained)
-        self._hellos_at = now
-        if self._hellos_left < 1:
-            return False
-        self._hellos_left -= 1
-        return True
-
     def _follow_roster(self) -> None:
         """Sessions with who is no longer a member, or is outdated, end."""
         if self._roster.version == self._version:
@@ -467,8 +519,19 @@ class Sessions:
             del self._peers[peer]
             for session in sessions:
                 self._by_id.pop(session.mine, None)
+                self._pending.pop(session.hello, None)
             if state.handshake is not None:
                 self._handshakes.pop(state.handshake, None)
+
+
+def _check_padded(body: bytes) -> None:
+    if len(body) != HELLO_BYTES - 1 - TAG_BYTES:
+        raise MalformedMessage("a packet that is not padded")
+
+
+def _signed_part(body: bytes) -> bytes:
+    """The envelope that a body begins with, its length before it."""
+    return body[2 : 2 + int.from_bytes(body[:2], "big")]
 
 
 def _dropped(reason: str) -> bool:
