@@ -37,7 +37,10 @@ class MeshConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     handshake_timeout_s: float = 5.0
     # Strangers may hold so many connections at once; more leaves room for many hosts starting
     # together, at 100 KB each.
-    unproven_connections_max: int = 64
+    unproven_connections_max: int = 256
+    # One address, in IPv6 one /64, may hold so many of them. Fewer leave more to others; more
+    # suit many members behind one address.
+    unproven_per_address_max: int = 16
     # How often seeds and addresses found by multicast are tried while nobody answers there.
     seed_retry_s: float = 2.0
 
@@ -52,5 +55,6 @@ class MeshConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         for name in ("idle_close_s", "handshake_timeout_s", "seed_retry_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"mesh.{name} must be above 0")
-        if self.unproven_connections_max < 1:
-            raise ConfigError("mesh.unproven_connections_max must be at least 1")
+        for name in ("unproven_connections_max", "unproven_per_address_max"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"mesh.{name} must be at least 1")

@@ -67,6 +67,7 @@ def test_who_listens_on_loopback_alone_announces_there() -> None:
         (MeshConfig(handshake_timeout_s=-1), "mesh.handshake_timeout_s"),
         (MeshConfig(seed_retry_s=0), "mesh.seed_retry_s"),
         (MeshConfig(unproven_connections_max=0), "mesh.unproven_connections_max"),
+        (MeshConfig(unproven_per_address_max=0), "mesh.unproven_per_address_max"),
     ],
 )
 def test_settings_that_cannot_work_are_named(config: MeshConfig, name: str) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import resource
 import ssl
 from collections.abc import AsyncIterator
 
+import psutil
 import pytest
 import trio
 import trio.testing
 from small_swarm import KEYS, FixedRoster, until
 
 from swarmd.base.errors import Unreachable
+from swarmd.base.limits import MIB
 from swarmd.base.rng import make_rng
 from swarmd.identity.keys import Exchange, SigningKey
 from swarmd.identity.tls import MESH_ALPN, RAFT_ALPN, client_context, join_context
@@ -429,7 +432,7 @@ async def test_a_stranger_who_says_nothing_is_dropped_in_time() -> None:
         with trio.fail_after(3), contextlib.suppress(trio.BrokenResourceError):
             assert await stream.receive_some() == b""
         assert dropped("unproven_timeout") == before + 1
-        assert b.streams._unproven == 0
+        assert b.streams._unproven.taken == 0
 
 
 async def test_strangers_may_hold_so_many_connections_only() -> None:
@@ -437,15 +440,118 @@ async def test_strangers_may_hold_so_many_connections_only() -> None:
     async with two(config=config) as (a, b):
         before = dropped("unproven_full")
         held = [await trio.open_tcp_stream(*b.address) for _ in range(2)]
-        await until(lambda: b.streams._unproven == 2)
+        await until(lambda: b.streams._unproven.taken == 2)
         third = await trio.open_tcp_stream(*b.address)
         with trio.fail_after(0.5), contextlib.suppress(trio.BrokenResourceError):
             assert await third.receive_some() == b""
         assert dropped("unproven_full") == before + 1
         for stream in held:
             await stream.aclose()
-        await until(lambda: b.streams._unproven == 0)
+        await until(lambda: b.streams._unproven.taken == 0)
         await ask(a, b)
+
+
+async def stranger(to: Node, host: str) -> trio.SocketStream:
+    """A connection that says nothing, from an address of the loopback."""
+    sock = trio.socket.socket()
+    await sock.bind((host, 0))
+    await sock.connect(to.address)
+    return trio.SocketStream(sock)
+
+
+async def is_closed(stream: trio.SocketStream, within_s: float) -> bool:
+    with trio.move_on_after(within_s):
+        with contextlib.suppress(trio.BrokenResourceError):
+            assert await stream.receive_some() == b""
+        return True
+    return False
+
+
+@contextlib.asynccontextmanager
+async def a_thousand_idle(to: Node, host: str) -> AsyncIterator[None]:
+    """All there is room for stay open, and the others were closed, when the block is entered."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4_096)), hard))
+    before = dropped("unproven_address_full")
+    per_address = MeshConfig().unproven_per_address_max
+    async with contextlib.AsyncExitStack() as opened:
+        held = [await stranger(to, host) for _ in range(1_000)]
+        for one in held:
+            opened.push_async_callback(trio.aclose_forcefully, one)
+        await until(lambda: dropped("unproven_address_full") == before + 1_000 - per_address)
+        assert to.streams._unproven.taken == per_address
+        yield
+
+
+async def test_idle_connections_from_one_address_keep_no_member_at_another_out() -> None:
+    async with two() as (a, b):
+        memory = psutil.Process().memory_info().rss
+        async with a_thousand_idle(b, "127.0.0.7"):
+            grown = psutil.Process().memory_info().rss - memory
+            assert grown < 8 * MIB
+            started = trio.current_time()
+            await ask(a, b)
+            assert trio.current_time() - started < 1
+            assert b.streams._unproven.taken == MeshConfig().unproven_per_address_max
+
+
+async def test_a_member_at_the_address_of_a_flood_gets_in_once_a_place_is_free() -> None:
+    config = MeshConfig(handshake_timeout_s=1.0)
+    async with two(config=config) as (a, b), a_thousand_idle(b, "127.0.0.1"):
+        started = trio.current_time()
+        await ask(a, b)
+        assert trio.current_time() - started < 3
+
+
+async def test_connections_of_members_take_no_place() -> None:
+    config = MeshConfig(unproven_per_address_max=1)
+    async with two(config=config) as (a, b), node(C, FixedRoster(A, B, C)) as c:
+        know(c, b)
+        for one in (a, c):
+            await ask(one, b)
+        assert b.streams.connected() == sorted([A.key_id, C.key_id])
+        assert b.streams._unproven.taken == 0
+        first = await stranger(b, "127.0.0.1")
+        await until(lambda: b.streams._unproven.taken == 1)
+        before = dropped("unproven_address_full")
+        assert await is_closed(await stranger(b, "127.0.0.1"), 0.5)
+        assert dropped("unproven_address_full") == before + 1
+        for one in (a, c):
+            await ask(one, b)
+        assert not await is_closed(first, 0.1)
+
+
+async def test_an_address_has_places_whatever_others_hold_until_all_are_taken() -> None:
+    config = MeshConfig(unproven_connections_max=5, unproven_per_address_max=2)
+    async with two(config=config) as (_, b):
+        full, address_full = dropped("unproven_full"), dropped("unproven_address_full")
+        streams = [await stranger(b, f"127.0.0.{n}") for n in (3, 3, 3, 4, 4, 4, 5, 5, 6)]
+        await until(lambda: dropped("unproven_full") == full + 2)
+        assert dropped("unproven_address_full") == address_full + 2
+        assert b.streams._unproven.taken == 5
+        for stream in streams:
+            await stream.aclose()
+        await until(lambda: b.streams._unproven.taken == 0)
+        assert not b.streams._unproven._taken, "an address that holds nothing is not kept"
+
+
+async def test_joiners_of_one_address_leave_places_to_others() -> None:
+    async def serve(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await trio.sleep_forever()
+
+    async def join(to: Node, host: str) -> trio.SocketStream:
+        tcp = await stranger(to, host)
+        await trio.SSLStream(tcp, join_context()).do_handshake()
+        return tcp
+
+    async with node(A, FixedRoster(A), join=serve) as one:
+        before = dropped("joiners_full")
+        for _ in range(12):
+            await join(one, "127.0.0.7")
+        await until(lambda: dropped("joiners_full") == before + 4)
+        await join(one, "127.0.0.8")
+        await until(lambda: one.streams._joiners.taken == 9)
+        assert dropped("joiners_full") == before + 4
 
 
 async def proven_stream(

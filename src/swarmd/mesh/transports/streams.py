@@ -7,7 +7,8 @@ A connection is made on demand, one per peer and plane (the ALPN of RFC 7301):
 The carrier is a WebSocket, or for the log's plane nothing but lengths; see `carriers`.
 
 The rules:
-- Nobody is trusted before the hello: unproven connections are few and short-lived.
+- Nobody is trusted before the hello: unproven connections are few, in all and from one
+  address, and short-lived (`strangers.py`). Those of members are not counted.
 - When both sides open at once, the connection that the smaller id opened stays. Both sides
   decide alike: once the smaller has sent its hello it refuses the other's as `duplicate`, and
   the larger drops its own attempt for the smaller's at any time. A side whose own attempt has
@@ -59,13 +60,15 @@ from swarmd.mesh.transports.memory import direct_ports
 from swarmd.mesh.transports.mux import How, MuxLink, Port
 from swarmd.mesh.transports.ports import StreamPort
 from swarmd.mesh.transports.roster import Roster, admitted
+from swarmd.mesh.transports.strangers import Places
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import BYTES, DROPPED
 from swarmd.wire.version import PROTOCOL_VERSION
 
 PLANES: Final = (MESH_ALPN, RAFT_ALPN)
 ALPNS: Final = (*PLANES, JOIN_ALPN)
-_JOINERS_MAX: Final = 8
+_JOINERS_MAX: Final = 16
+_JOINERS_PER_ADDRESS_MAX: Final = 8
 _JOIN_TIMEOUT_S: Final = 70.0
 _RETRY_FIRST_S: Final = 0.05
 _RETRY_MAX_S: Final = 1.0
@@ -119,8 +122,8 @@ class Streams(MuxLink):
         self._failures: dict[NodeId, tuple[int, float]] = {}
         self._reconnected: dict[NodeId, float] = {}
         self._loop, _ = direct_ports(self, self)
-        self._unproven = 0
-        self._joiners = 0
+        self._unproven = Places(config.unproven_connections_max, config.unproven_per_address_max)
+        self._joiners = Places(_JOINERS_MAX, _JOINERS_PER_ADDRESS_MAX)
         self._leaving = False
 
     def connected(self) -> list[NodeId]:
@@ -278,14 +281,15 @@ class Streams(MuxLink):
 
     async def accept(self, tcp: trio.SocketStream) -> None:
         """Serve one incoming connection for as long as it lasts."""
-        if self._unproven >= self._config.unproven_connections_max:
-            DROPPED.labels("stream", "unproven_full").inc()
+        host = _host_of(tcp)
+        refusal = self._unproven.take(host)
+        if refusal:
+            DROPPED.labels("stream", f"unproven_{refusal}").inc()
             await trio.aclose_forcefully(tcp)
             return
         stream = trio.SSLStream(tcp, self._contexts.server(ALPNS), server_side=True)
         proven: tuple[StreamPort, Session] | None = None
         try:
-            self._unproven += 1
             try:
                 with trio.move_on_after(self._config.handshake_timeout_s) as scope:
                     set_options(tcp)
@@ -293,11 +297,11 @@ class Streams(MuxLink):
                 if scope.cancelled_caught:
                     DROPPED.labels("stream", "unproven_timeout").inc()
             finally:
-                self._unproven -= 1
+                self._unproven.give_back(host)
             if proven is not None:
                 await self._run(proven[0], stream, proven[1], client=False)
             elif stream_alpn(stream) == JOIN_ALPN:
-                await self._serve_join(stream)
+                await self._serve_join(stream, host)
         except RemoteError as error:
             DROPPED.labels("stream", "untrusted").inc()
             _log.debug("stream_refused", reason=error.message)
@@ -336,8 +340,7 @@ class Streams(MuxLink):
             port.break_off("reset", "the connection broke while it was made")
             raise
         if not self._addresses.lookup(peer):  # Else it said itself where it listens.
-            host = stream.transport_stream.socket.getpeername()[0]
-            self._addresses.learn(peer, [(host, hello.port)])
+            self._addresses.learn(peer, [(_host_of(stream.transport_stream), hello.port)])
         return port, session
 
     def _check_may_use(self, peer: NodeId, alpn: str) -> None:
@@ -372,16 +375,15 @@ class Streams(MuxLink):
         port.boot, port.number, port.version = hello.boot, hello.number, hello.version
         return port
 
-    async def _serve_join(self, stream: TlsStream) -> None:
-        if self._join is None or self._leaving or self._joiners >= _JOINERS_MAX:
+    async def _serve_join(self, stream: TlsStream, host: str) -> None:
+        if self._join is None or self._leaving or self._joiners.take(host):
             DROPPED.labels("stream", "joiners_full").inc()
             return
-        self._joiners += 1
         try:
             with trio.move_on_after(_JOIN_TIMEOUT_S):
                 await self._join(stream)
         finally:
-            self._joiners -= 1
+            self._joiners.give_back(host)
 
     # ---- a connection's life ----------------------------------------------------------
 
@@ -578,6 +580,14 @@ _REASONS: Final[dict[How, str]] = {
 def _may_use(alpn: str, admission: Admission) -> bool:
     """Raft is for those who may be voters."""
     return alpn != RAFT_ALPN or "voter" in admission.roles
+
+
+def _host_of(tcp: trio.SocketStream) -> str:
+    """Where a connection comes from; empty if it is broken already."""
+    try:
+        return cast(str, tcp.socket.getpeername()[0])
+    except OSError:
+        return ""
 
 
 def stream_alpn(stream: TlsStream) -> str:
