@@ -36,6 +36,7 @@ import trio
 
 from swarmd.base.errors import (
     BadSignature,
+    Busy,
     Conflict,
     MalformedMessage,
     Outdated,
@@ -67,6 +68,9 @@ TlsStream = trio.SSLStream[trio.abc.Stream]
 Admitter = Callable[[bytes], Awaitable[Sequence[bytes]]]
 
 CONNECT_TIMEOUT_S: Final = 5.0
+# How long a joiner goes on where members are crowded with others.
+CROWDED_S: Final = 60.0
+_CROWDED_PAUSE_S: Final = 0.4
 STEP_TIMEOUT_S: Final = 5.0
 # The log may first have to find a coordinator.
 ADMIT_TIMEOUT_S: Final = 10.0
@@ -167,6 +171,8 @@ async def join_swarm(
 ) -> JoinResult:
     """Ask each address in turn to admit this node, until one does. Nothing is written.
 
+    Members that are crowded with joiners are asked again for a minute.
+
     Args:
         addresses: host and port of members or of what may be one; hints, not trusted.
         token: what the swarm's admin handed out.
@@ -185,13 +191,24 @@ async def join_swarm(
     check_name(name, "node")
     if not addresses:
         raise Unreachable("no member of the swarm was found: name one with --seed HOST:PORT")
-    failures: list[tuple[Address, SwarmError]] = []
-    for address in list(dict.fromkeys(addresses))[:_ADDRESSES_MAX]:
-        try:
-            return await _join_at(address, token, key, name)
-        except SwarmError as error:
-            failures.append((address, error))
-    raise _worst_of(failures)
+    deadline = trio.current_time() + CROWDED_S
+    while True:
+        failures: list[tuple[Address, SwarmError]] = []
+        for address in list(dict.fromkeys(addresses))[:_ADDRESSES_MAX]:
+            try:
+                return await _join_at(address, token, key, name)
+            except SwarmError as error:
+                failures.append((address, error))
+        crowded = any(isinstance(error, Busy) for _, error in failures)
+        worst = _worst_of(failures)
+        if not crowded or not worst.retryable or trio.current_time() > deadline:
+            raise worst
+        await trio.sleep(_jitter() * _CROWDED_PAUSE_S)
+
+
+def _jitter() -> float:
+    """From 0.5 to 1.5, so that those who came together do not come again together."""
+    return 0.5 + int.from_bytes(os.urandom(2), "big") / 65_536
 
 
 def _worst_of(failures: list[tuple[Address, SwarmError]]) -> SwarmError:
@@ -384,6 +401,22 @@ async def serve_join(
                 await frames.refuse(error)
     except Unreachable:
         DROPPED.labels("join", "gone").inc()  # Not even the refusal could be told.
+    finally:
+        await close_stream(stream)
+
+
+async def turn_away(stream: TlsStream) -> None:
+    """Tell a joiner that it must try again, as many join now as may, and close its stream.
+
+    Cancellation: it is told nothing.
+    """
+    frames = Frames(stream)
+    try:
+        # Its hello is taken first: closed on unread bytes, TCP would take the answer back.
+        await frames.expect(Hello)
+        await frames.refuse(Busy("as many nodes are joining here as may at once"))
+    except SwarmError:
+        DROPPED.labels("join", "gone").inc()
     finally:
         await close_stream(stream)
 

@@ -30,7 +30,7 @@ from swarmd.mesh.addresses import Address, AddressBook
 from swarmd.mesh.config import DEFAULT_PORT, MeshConfig
 from swarmd.mesh.discovery.mdns import InterfaceReport, Mdns, find, open_mdns, swarm_hint
 from swarmd.mesh.discovery.static import parse_address, resolve
-from swarmd.mesh.join import Admitter, serve_join
+from swarmd.mesh.join import Admitter, serve_join, turn_away
 from swarmd.mesh.link import Link
 from swarmd.mesh.sockets import (
     Bound,
@@ -104,9 +104,13 @@ class _JoinDesk:
     def open(self, admit: Admitter, epochs: Callable[[], Sequence[bytes]]) -> None:
         self._admit, self._epochs = admit, epochs
 
-    async def serve(self, stream: TlsStream) -> None:
+    async def serve(self, stream: TlsStream, crowded: bool) -> None:
+        joiner = cast("trio.SSLStream[trio.abc.Stream]", stream)
+        if crowded:
+            await turn_away(joiner)
+            return
         await serve_join(
-            cast("trio.SSLStream[trio.abc.Stream]", stream),
+            joiner,
             self._trust,
             self._key.public,
             admit=self._admit,

@@ -536,8 +536,12 @@ async def test_an_address_has_places_whatever_others_hold_until_all_are_taken() 
 
 
 async def test_joiners_of_one_address_leave_places_to_others() -> None:
-    async def serve(stream: trio.SSLStream[trio.SocketStream]) -> None:
-        await trio.sleep_forever()
+    turned_away = 0
+
+    async def serve(stream: trio.SSLStream[trio.SocketStream], crowded: bool) -> None:
+        nonlocal turned_away
+        turned_away += crowded
+        await trio.sleep(0 if crowded else float("inf"))
 
     async def join(to: Node, host: str) -> trio.SocketStream:
         tcp = await stranger(to, host)
@@ -552,6 +556,8 @@ async def test_joiners_of_one_address_leave_places_to_others() -> None:
         await join(one, "127.0.0.8")
         await until(lambda: one.streams._joiners.taken == 9)
         assert dropped("joiners_full") == before + 4
+        assert turned_away == 4
+        await until(lambda: one.streams._unproven.taken == 0)
 
 
 async def proven_stream(
@@ -602,7 +608,8 @@ async def test_without_a_certificate_there_is_only_the_joiners_plane() -> None:
 async def test_the_joiners_plane_is_handed_on() -> None:
     served = []
 
-    async def serve(stream: trio.SSLStream[trio.SocketStream]) -> None:
+    async def serve(stream: trio.SSLStream[trio.SocketStream], crowded: bool) -> None:
+        assert not crowded
         served.append(await stream.receive_some(4))
         await stream.send_all(b"no")
 
@@ -616,12 +623,12 @@ async def test_the_joiners_plane_is_handed_on() -> None:
 
 async def test_without_a_server_for_joiners_they_are_dropped() -> None:
     async with node(A, FixedRoster(A)) as one:
-        before = dropped("joiners_full")
+        before = dropped("no_joins")
         stream = trio.SSLStream(await trio.open_tcp_stream(*one.address), join_context())
         with contextlib.suppress(trio.BrokenResourceError):
             await stream.do_handshake()
             await stream.receive_some()
-        await until(lambda: dropped("joiners_full") == before + 1)
+        await until(lambda: dropped("no_joins") == before + 1)
 
 
 async def test_what_is_sent_on_the_logs_plane_is_on_its_way_after_so_many_turns(

@@ -70,6 +70,7 @@ ALPNS: Final = (*PLANES, JOIN_ALPN)
 _JOINERS_MAX: Final = 16
 _JOINERS_PER_ADDRESS_MAX: Final = 8
 _JOIN_TIMEOUT_S: Final = 70.0
+_TURN_AWAY_S: Final = 2.0
 _RETRY_FIRST_S: Final = 0.05
 _RETRY_MAX_S: Final = 1.0
 _RECONNECT_EVERY_S: Final = 2.0
@@ -90,7 +91,8 @@ _CONNECTION_ERRORS: Final = (
     ValueError,
 )
 
-JoinServer = Callable[["trio.SSLStream[trio.SocketStream]"], Awaitable[None]]
+# Serves a joiner, or, if true, turns it away because there are too many.
+JoinServer = Callable[["trio.SSLStream[trio.SocketStream]", bool], Awaitable[None]]
 
 _log = get_logger("mesh")
 
@@ -376,14 +378,21 @@ class Streams(MuxLink):
         return port
 
     async def _serve_join(self, stream: TlsStream, host: str) -> None:
-        if self._join is None or self._leaving or self._joiners.take(host):
-            DROPPED.labels("stream", "joiners_full").inc()
+        if self._join is None or self._leaving:
+            DROPPED.labels("stream", "no_joins").inc()
             return
+        # Who finds no place is told so, for which it has the place of an unproven one again.
+        crowded = bool(self._joiners.take(host))
+        places = self._unproven if crowded else self._joiners
+        if crowded:
+            DROPPED.labels("stream", "joiners_full").inc()
+            if self._unproven.take(host):
+                return
         try:
-            with trio.move_on_after(_JOIN_TIMEOUT_S):
-                await self._join(stream)
+            with trio.move_on_after(_TURN_AWAY_S if crowded else _JOIN_TIMEOUT_S):
+                await self._join(stream, crowded)
         finally:
-            self._joiners.give_back(host)
+            places.give_back(host)
 
     # ---- a connection's life ----------------------------------------------------------
 
