@@ -13,6 +13,7 @@ import os
 import pwd
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -29,6 +30,7 @@ _FIRST_USER: Final = 60_579
 _USERS: Final = 605
 _PROBE: Final = "import os, sys, swarmd.sdk.worker; os.stat(sys.argv[1])"
 _PROBE_TIMEOUT_S: Final = 30.0
+_AS_ROOT: Final = f"have them run as root with agents.user = {AS_DAEMON!r}"
 _OTHERS_PASS: Final = 0o001
 _OTHERS_READ: Final = 0o004
 
@@ -69,6 +71,11 @@ class Accounts:
         self._fixed = Account(found.pw_uid, found.pw_gid)
 
     @property
+    def counted(self) -> bool:
+        """Are an agent's processes told from others' by their user?"""
+        return self.own and self._fixed is None
+
+    @property
     def group(self) -> int | None:
         """The group that must be able to read agents' code; None if the daemon's own user does."""
         if not self.own:
@@ -78,8 +85,8 @@ class Accounts:
     def of(self, agent: str) -> Account | None:
         """As whom the agent of this name runs; None is as the daemon does.
 
-        The same name has the same user, whenever and wherever, as long as there are few agents; two
-        share one only when there are more than there are numbers.
+        The same name mostly has the same user; two names have different ones while there are no
+        more than there are numbers. Another daemon of this host may give a number to another agent.
         """
         if not self.own:
             return None
@@ -102,11 +109,18 @@ class Accounts:
         return self._problem
 
     def _try(self) -> str:
-        account = self.of("probe")
-        assert account is not None
+        account = self._fixed or Account(GROUP, GROUP)
+        try:
+            _check_may_give(self._folder, account)
+        except OSError as error:
+            return (
+                f"agents cannot run as users of their own on this host: root may not give them "
+                f"their files ({error.strerror}); {_AS_ROOT}"
+            )
         try:
             done = subprocess.run(
-                [sys.executable, "-P", "-c", _PROBE, str(self._folder)],
+                [sys.executable, "-I", "-c", _PROBE, str(self._folder)],
+                env={},
                 user=account.user,
                 group=account.group,
                 extra_groups=(),
@@ -116,7 +130,7 @@ class Accounts:
                 cwd="/",
                 check=False,
             )
-        except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+        except (OSError, subprocess.SubprocessError, ValueError) as error:
             failed = str(error)
         else:
             if done.returncode == 0:
@@ -126,8 +140,15 @@ class Accounts:
         where = f"{blocked} lets nobody else through" if blocked else failed
         return (
             f"agents cannot run as users of their own on this host ({where}): open that way "
-            f"(`chmod o+x`), or have them run as root with agents.user = {AS_DAEMON!r}"
+            f"(`chmod o+x`), or {_AS_ROOT}"
         )
+
+
+def _check_may_give(folder: Path, account: Account) -> None:
+    """Raises OSError: root may not, as in some containers and on some shares."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".tmp") as probe:
+        os.fchown(probe.fileno(), account.user, account.group)
 
 
 def _blocked(folder: Path) -> Iterator[Path]:

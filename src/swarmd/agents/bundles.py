@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 from collections.abc import Set
 from pathlib import Path
 from typing import Final, Protocol
@@ -17,7 +16,7 @@ import trio
 
 from swarmd.agents.bundle import unpack_bundle
 from swarmd.base.errors import DiskFault
-from swarmd.base.files import sync_folder
+from swarmd.base.files import remove_tree, sync_folder
 from swarmd.base.ids import to_text
 from swarmd.state.blobs.messages import BlobRef
 
@@ -52,7 +51,7 @@ class BundleCache:
         if group is not None:
             folder.chmod(_PASSED_MODE)
         for left in folder.glob("*.tmp"):
-            shutil.rmtree(left, ignore_errors=True)
+            remove_tree(left)
 
     async def folder_of(self, bundle: BlobRef) -> Path:
         """The folder with the bundle's files.
@@ -78,13 +77,18 @@ class BundleCache:
         return path
 
     def _is_there(self, path: Path) -> bool:
-        """Is it unpacked, and for those to read who shall? One of another time may not be."""
+        """Is it unpacked, and for those to read who shall? One of another time may not be.
+
+        Raises DiskFault: it cannot be given to them.
+        """
         try:
             found = path.stat()
+            if self._group is not None and found.st_gid != self._group:
+                _share(path, self._group)
         except FileNotFoundError:
             return False
-        if self._group is not None and found.st_gid != self._group:
-            _share(path, self._group)
+        except OSError as error:
+            raise DiskFault(f"cannot let agents read {path}: {error.strerror}") from error
         return True
 
     async def keep(self, hashes: Set[bytes]) -> None:
@@ -94,7 +98,7 @@ class BundleCache:
         def delete() -> None:
             for path in self._folder.iterdir():
                 if path.name not in names and path.suffix != ".tmp" and len(path.name) == 52:
-                    shutil.rmtree(path, ignore_errors=True)
+                    remove_tree(path)
 
         await trio.to_thread.run_sync(delete)
 
@@ -107,7 +111,7 @@ class BundleCache:
             aside.rename(path)
             sync_folder(self._folder)
         except OSError as error:
-            shutil.rmtree(aside, ignore_errors=True)
+            remove_tree(aside)
             raise DiskFault(f"cannot unpack a bundle to {path}: {error.strerror}") from error
 
 

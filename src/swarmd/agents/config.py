@@ -51,7 +51,7 @@ class AgentsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     open_files_max: Annotated[int, Meta(ge=32)] = 1_024
     memory_bytes_max: Annotated[int, Meta(ge=0)] = 0
     # Processes and threads of one agent on this node, where it is a user of its own.
-    processes_max: Annotated[int, Meta(ge=8)] = 512
+    processes_max: Annotated[int, Meta(ge=8)] = 4_096
     # PATH of agents, which get nothing else of the daemon's environment but HOME and LANG.
     # Empty: the daemon's own PATH.
     path: str = ""

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -41,6 +41,7 @@ from swarmd.agents.logs import LogBook
 from swarmd.agents.runtimes.python import Launch, Limits, PythonInstance
 from swarmd.base.clock import Clock
 from swarmd.base.errors import Busy, ShuttingDown, SwarmError
+from swarmd.base.files import remove_tree
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.state.recipes.service import Recipes
@@ -49,6 +50,7 @@ __all__ = ["AttemptRun", "InstanceInfo", "LogLine", "Outcome", "Supervisor", "op
 
 _log = get_logger("agents")
 _FIRST_PAUSE_S: Final = 0.25
+_SCRATCH: Final = "scratch"
 _SWEEP_S_MAX: Final = 5.0
 _LINES_PER_MS_MAX: Final = 1_000
 
@@ -102,7 +104,7 @@ class Supervisor:
         self._config = config
         self._recipes = recipes
         self._host = host
-        self._scratch = folder / "scratch"
+        self._scratch = folder / _SCRATCH
         self._bundles = bundles
         self._clock = clock
         self._nursery = nursery
@@ -118,7 +120,7 @@ class Supervisor:
         self._limits = Limits(
             config.open_files_max,
             config.memory_bytes_max,
-            config.processes_max if accounts.own else 0,
+            config.processes_max if accounts.counted else 0,
         )
         # Sequences begin with the time, so that a reader's place outlives this daemon.
         self.logs = LogBook(
@@ -226,15 +228,15 @@ class Supervisor:
             await pool.warming.wait()
 
     async def _start(self, pool: _Pool, attempt: AttemptRun) -> PythonInstance | Outcome:
+        problem = await self._accounts.problem()
+        if problem:
+            return Outcome(ok=False, code=Cause.SPAWN_FAILED.value, message=problem)
         try:
             folder = await self._bundles.folder_of(attempt.bundle)
         except SwarmError as error:
             return Outcome(ok=False, code=error.code, message=error.message)
         if self._closing:
             raise ShuttingDown("this node is stopping")
-        problem = await self._accounts.problem()
-        if problem:
-            return Outcome(ok=False, code=Cause.SPAWN_FAILED.value, message=problem)
         self._make_room()
         launch = Launch(
             attempt.agent,
@@ -242,8 +244,8 @@ class Supervisor:
             folder,
             attempt.entry,
             attempt.env,
-            self._limits,
-            self._accounts.of(attempt.agent),
+            limits=self._limits,
+            account=self._accounts.of(attempt.agent),
         )
         try:
             instance = self._spawn(launch)
@@ -264,14 +266,15 @@ class Supervisor:
         scratch.mkdir(mode=0o700)
         own = dict(self._base_env)
         if launch.account is not None:
-            os.chown(scratch, *launch.account)
             own |= {"HOME": str(scratch), "TMPDIR": str(scratch)}
-        launch = replace(launch, env=tuple((own | dict(launch.env)).items()))
+        launch = replace(launch, base_env=tuple(own.items()))
 
         def on_line(task_id: str, attempt: int, text: str) -> None:
             self.logs.add(launch.agent, self._clock.wall_ms(), task_id, attempt, text)
 
         try:
+            if launch.account is not None:
+                os.chown(scratch, *launch.account)
             return PythonInstance(
                 launch,
                 scratch=scratch,
@@ -398,10 +401,11 @@ async def open_supervisor(
         accounts: as whom agents run; None is as this process.
     """
     accounts = accounts or Accounts(structs.replace(config, user=AS_DAEMON), folder)
-    scratch = folder / "scratch"
-    await trio.to_thread.run_sync(lambda: shutil.rmtree(scratch, ignore_errors=True))
-    scratch.mkdir(parents=True, mode=0o711 if accounts.own else 0o700)
+    _set_aside(folder)
+    (folder / _SCRATCH).mkdir(parents=True, mode=0o711 if accounts.own else 0o700)
     async with trio.open_nursery() as nursery:
+        remove_old = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
+        nursery.start_soon(remove_old, _remove_old, folder)
         supervisor = Supervisor(config, folder, bundles, clock, nursery, accounts, recipes, host)
         nursery.start_soon(supervisor._sweep)
         try:
@@ -409,6 +413,18 @@ async def open_supervisor(
         finally:
             supervisor._closing = True
             nursery.cancel_scope.cancel()
+
+
+def _set_aside(folder: Path) -> None:
+    """Make room for new scratch folders, whatever is in the old ones, and whoever still writes."""
+    with suppress(FileNotFoundError):
+        (folder / _SCRATCH).rename(folder / f"{_SCRATCH}.{os.urandom(6).hex()}")
+
+
+def _remove_old(folder: Path) -> None:
+    for old in folder.glob(f"{_SCRATCH}.*"):
+        if not remove_tree(old):
+            _log.warning("what agents left cannot be deleted yet", folder=str(old))
 
 
 def _state_of(instance: PythonInstance) -> InstanceState:

@@ -54,9 +54,9 @@ class DataFolder:
 
     def let_through(self, room: str) -> None:
         """Let other users get through to that room, by names they know, and see no names."""
-        (self.path / room).mkdir(mode=0o711, exist_ok=True)
+        (self.path / room).mkdir(mode=0o700, exist_ok=True)
         for folder in (self.path, self.path / room):
-            folder.chmod(0o711)
+            folder.chmod(folder.stat().st_mode | 0o011)
 
     def close(self) -> None:
         os.close(self._lock_fd)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import stat
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from swarmd.base.errors import DiskFault
+
+_FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class FileDisk:
@@ -136,6 +142,65 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def remove_tree(top: Path, *, within_s: float = 10.0) -> bool:
+    """Delete a folder that somebody else may have filled, and may still fill.
+
+    False if some of it is left. It may be deeper than a path may be long: it is flattened from
+    the top, with two descriptors and no recursion. Links are never followed. It never raises.
+    """
+    deadline = time.monotonic() + within_s
+    try:
+        folder = os.open(top, _FOLDER_FLAGS)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    numbers = itertools.count()
+    try:
+        while names := os.listdir(folder):
+            for name in names:
+                if time.monotonic() > deadline:
+                    return False
+                with contextlib.suppress(FileNotFoundError):  # It went by itself.
+                    _remove_entry(folder, name, numbers)
+        os.rmdir(top)
+    except OSError:
+        return False
+    finally:
+        os.close(folder)
+    return True
+
+
+def _remove_entry(folder: int, name: str, numbers: Iterator[int]) -> None:
+    """Delete a file; of a folder move what is in it up one level first. Raises OSError."""
+    if not _is_folder(folder, name):
+        os.unlink(name, dir_fd=folder)
+        return
+    _open_up(folder, name)
+    child = os.open(name, _FOLDER_FLAGS, dir_fd=folder)
+    try:
+        for inner in os.listdir(child):
+            if _is_folder(child, inner):
+                _open_up(child, inner)
+                moved = f".{next(numbers)}.moved"
+                os.rename(inner, moved, src_dir_fd=child, dst_dir_fd=folder)
+            else:
+                os.unlink(inner, dir_fd=child)
+    finally:
+        os.close(child)
+    os.rmdir(name, dir_fd=folder)
+
+
+def _open_up(parent: int, name: str) -> None:
+    """Give the rights to a folder back that its owner, who runs as we do, took; root needs none."""
+    if os.geteuid() != 0:
+        os.chmod(name, 0o700, dir_fd=parent)
+
+
+def _is_folder(folder: int, name: str) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:

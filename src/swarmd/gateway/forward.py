@@ -416,6 +416,7 @@ async def _serve(
             answerer = _Answerer(inbound, body, nursery.cancel_scope)
             nursery.start_soon(answerer.keep_alive, config.keepalive_s)
             await app(scope, answerer.receive, answerer.send)
+            await answerer.break_off()
             nursery.cancel_scope.cancel()
     except* SwarmError as group:
         await inbound.fail(_first(group))
@@ -480,6 +481,11 @@ class _Answerer:
                 if piece or last:
                     self._ended = self._ended or last
                     await self._inbound.answer(Body(data=piece, last=last), more=not last)
+
+    async def break_off(self) -> None:
+        """Tell that no more comes, unless all of it has come."""
+        if not self._ended and self._inbound.wants_answer:
+            await self._inbound.fail(Unreachable("the answer broke off"))
 
     async def keep_alive(self, every_s: float) -> None:
         """Empty messages while the application works; ends it when nobody waits any more."""

@@ -48,6 +48,7 @@ _PEER: Final = struct.Struct("iII")
 _GRACE_S: Final = 2.0
 _IDLE_CLOSE_S: Final = 120.0
 _TCP_IDLE_CLOSE_S: Final = 30.0
+_UNREAD_MS: Final = 60_000
 # How an answer's head begins; an informational one (RFC 9110, 15.2) is no head.
 _FINAL_HEADS: Final = tuple(b"HTTP/1.1 %d" % digit for digit in (2, 3, 4, 5))
 
@@ -176,6 +177,9 @@ class Gateway:
             await trio.aclose_forcefully(stream)
             return
         self._streams[stream] = origin.address
+        if origin.address:
+            # Who takes no answers must not hold a connection for ever.
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
 
         async def serve(scope: Any, receive: Any, send: Any) -> None:
             mark(scope, origin)

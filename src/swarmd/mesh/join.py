@@ -70,6 +70,7 @@ Admitter = Callable[[bytes], Awaitable[Sequence[bytes]]]
 CONNECT_TIMEOUT_S: Final = 5.0
 # How long a joiner goes on where members are crowded with others.
 CROWDED_S: Final = 60.0
+CLOSED_S: Final = 10.0
 _CROWDED_PAUSE_S: Final = 0.4
 STEP_TIMEOUT_S: Final = 5.0
 # The log may first have to find a coordinator.
@@ -191,7 +192,7 @@ async def join_swarm(
     check_name(name, "node")
     if not addresses:
         raise Unreachable("no member of the swarm was found: name one with --seed HOST:PORT")
-    deadline = trio.current_time() + CROWDED_S
+    began = trio.current_time()
     while True:
         failures: list[tuple[Address, SwarmError]] = []
         for address in list(dict.fromkeys(addresses))[:_ADDRESSES_MAX]:
@@ -199,11 +200,26 @@ async def join_swarm(
                 return await _join_at(address, token, key, name)
             except SwarmError as error:
                 failures.append((address, error))
+        # A member without room for one more connection cannot say so; nor can what is no member.
         crowded = any(isinstance(error, Busy) for _, error in failures)
-        worst = _worst_of(failures)
-        if not crowded or not worst.retryable or trio.current_time() > deadline:
-            raise worst
+        closed = any(isinstance(error, ClosedAtOnce) for _, error in failures)
+        spent_s = trio.current_time() - began
+        if not ((crowded and spent_s < CROWDED_S) or (closed and spent_s < CLOSED_S)):
+            raise _worst_of(failures)
         await trio.sleep(_jitter() * _CROWDED_PAUSE_S)
+
+
+class ClosedAtOnce(Unreachable):
+    """The connection was made, and closed before anything was said."""
+
+
+def _was_closed(error: BaseException) -> bool:
+    """Was it the connection's end, and nothing that was said on it?"""
+    cause = error.__cause__ or error
+    return not isinstance(error, trio.TooSlowError) and (
+        not isinstance(cause, ssl.SSLError)
+        or isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)
+    )
 
 
 def _jitter() -> float:
@@ -284,6 +300,10 @@ class _Joiner:
             with trio.fail_after(STEP_TIMEOUT_S):
                 await self._stream.do_handshake()
         except (trio.BrokenResourceError, trio.TooSlowError, ssl.SSLError) as error:
+            if _was_closed(error):
+                raise ClosedAtOnce(
+                    "what answers there closes at once: it is no swarmd, or has no room"
+                ) from error
             raise Unreachable("what answers there is no swarmd, or an unusable one") from error
         public = peer_public_key(self._stream)
         if public is None or self._stream.selected_alpn_protocol() != JOIN_ALPN:
@@ -413,7 +433,7 @@ async def turn_away(stream: TlsStream) -> None:
     frames = Frames(stream)
     try:
         # Its hello is taken first: closed on unread bytes, TCP would take the answer back.
-        await frames.expect(Hello)
+        await frames.expect(Hello, bytes_max=HELLO_BYTES_MAX)
         await frames.refuse(Busy("as many nodes are joining here as may at once"))
     except SwarmError:
         DROPPED.labels("join", "gone").inc()

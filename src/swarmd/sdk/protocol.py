@@ -21,7 +21,7 @@ FRAME_BYTES_MAX = RESULT_BYTES_MAX + 64 * 1024
 TEXT_CHARS_MAX = 16 * 1024
 
 # Daemon to worker.
-START = 1  # format, folder, module:function; open files, memory bytes, processes at most
+START = 1  # format, folder, module:function; open files, memory, processes; environment
 RUN = 2  # run, task id, attempt, fence, payload
 CANCEL = 3  # run
 ANSWER = 4  # run, ask, code of an error or "", its message, value, lease
@@ -42,7 +42,7 @@ ADD = 4  # delta; the value is the new one
 COUNT = 5  # the value is the counter's
 
 FIELDS: dict[int, tuple[type, ...]] = {
-    START: (int, str, str, int, int, int),
+    START: (int, str, str, int, int, int, dict),
     RUN: (int, str, int, int, bytes),
     CANCEL: (int,),
     ANSWER: (int, int, str, str, int, int),

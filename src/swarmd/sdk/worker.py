@@ -298,7 +298,8 @@ def main() -> None:
     if kind != START or fields[0] != FORMAT:
         sys.exit("started by another version of swarmd")
     folder, entry = str(fields[1]), str(fields[2])
-    _confine(*fields[3:])  # type: ignore[arg-type]
+    _confine(*fields[3:6])  # type: ignore[arg-type]
+    os.environ.update(fields[6])  # type: ignore[call-overload]
     sys.path.insert(0, folder)
     sys.argv[:] = [entry]
     try:

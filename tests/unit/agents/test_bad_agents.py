@@ -14,6 +14,9 @@ from agenthouse import CONFIG, ECHO, House, Open, lives
 
 from swarmd.agents.attempts import Cause, InstanceState, Outcome
 from swarmd.agents.config import AgentsConfig
+from swarmd.agents.supervisor import open_supervisor
+from swarmd.base.clock import BootClock
+from swarmd.state.blobs.messages import BlobRef
 from swarmd.wire.codec import unpack
 
 
@@ -392,3 +395,42 @@ def test_no_process_outlives_a_killed_daemon_by_a_second(tmp_path: Path, kind: s
             await daemon.wait()
 
     trio.run(story)
+
+
+async def test_what_an_agent_leaves_behind_stops_no_start(tmp_path: Path) -> None:
+    """Folders deeper than any path, and a folder that is still written to."""
+
+    class Source:
+        async def folder_of(self, bundle: BlobRef) -> Path:
+            raise AssertionError("nothing is run here")
+
+    scratch = tmp_path / "scratch" / "1"
+    scratch.mkdir(parents=True)
+    here = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(2_000):
+        os.mkdir("x", dir_fd=here)
+        below = os.open("x", os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+        os.close(here)
+        here = below
+    # Whoever still stands in it may go on to write there.
+    async with open_supervisor(
+        AgentsConfig(), folder=tmp_path, bundles=Source(), clock=BootClock()
+    ):
+        assert list((tmp_path / "scratch").iterdir()) == []
+        with trio.fail_after(10):
+            while len(os.listdir(tmp_path)) > 1:  # noqa: ASYNC110 - a thread deletes it
+                await trio.sleep(0.01)
+    os.close(here)
+
+
+async def test_an_agents_environment_has_no_code_run_before_it_is_confined(
+    house: Open, tmp_path: Path
+) -> None:
+    early = tmp_path / "early"
+    early.mkdir()
+    (early / "sitecustomize.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    code = "import os\ndef run(value, context):\n    return os.environ['PYTHONPATH']"
+    async with house(code) as h:
+        outcome = await h.run(env=(("PYTHONPATH", str(early)),))
+    assert outcome.ok
+    assert not (tmp_path / "ran").exists()

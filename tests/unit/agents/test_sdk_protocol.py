@@ -10,7 +10,7 @@ from swarmd.sdk.context import Context
 from swarmd.sdk.protocol import FrameReader, ProtocolError, decode_frame, encode_frame
 
 FRAMES = [
-    (protocol.START, protocol.FORMAT, "/folder", "a:run", 1_024, 0, 512),
+    (protocol.START, protocol.FORMAT, "/folder", "a:run", 1_024, 0, 512, {"A": "b"}),
     (protocol.RUN, 1, "task", 2, 3, b"\xc0"),
     (protocol.CANCEL, 1),
     (protocol.READY,),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 from small_swarm import ADMIN, KEYS, chain, run_mesh, trust_of
 
-from swarmd.base.errors import Busy
+from swarmd.base.errors import Busy, Unreachable
 from swarmd.identity.authority import AuthorityState
 from swarmd.identity.entries import encode_record, issue_token
 from swarmd.identity.keys import SigningKey
@@ -96,3 +98,46 @@ async def test_who_finds_every_place_taken_is_told_so(
             await join_swarm([address], token, KEYS[5], "late")
         nursery.cancel_scope.cancel()
     assert len(state.admissions) == 1
+
+
+async def test_a_member_that_had_no_room_for_a_connection_is_asked_again(tmp_path: Path) -> None:
+    """It closes what it cannot hold without a word; so does what is no member, which costs time."""
+    state, token = bulk_chain()
+    closed = 0
+    async with member(tmp_path, state, admitting_s=0.0) as address:
+
+        async def relay(one: trio.SocketStream) -> None:
+            nonlocal closed
+            if closed < 3:
+                closed += 1
+                await trio.aclose_forcefully(one)
+                return
+            async with await trio.open_tcp_stream(*address) as other, trio.open_nursery() as both:
+                both.start_soon(pump, one, other)
+                both.start_soon(pump, other, one)
+
+        async with trio.open_nursery() as nursery:
+            serve = partial(trio.serve_tcp, relay, 0, host="127.0.0.1")
+            [listener] = await nursery.start(serve)
+            there = listener.socket.getsockname()[:2]
+            await join_swarm([there], token, KEYS[5], "late")
+            nursery.cancel_scope.cancel()
+    assert closed == 3
+    assert len(state.admissions) == 2
+
+
+async def pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+    with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        async for data in source:
+            await sink.send_all(data)
+
+
+async def test_what_closes_for_ever_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarmd.mesh.join.CLOSED_S", 1.0)
+    _, token = bulk_chain()
+    async with trio.open_nursery() as nursery:
+        serve = partial(trio.serve_tcp, trio.aclose_forcefully, 0, host="127.0.0.1")
+        [listener] = await nursery.start(serve)
+        with trio.fail_after(5), pytest.raises(Unreachable, match="closes at once"):
+            await join_swarm([listener.socket.getsockname()[:2]], token, KEYS[5], "late")
+        nursery.cancel_scope.cancel()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +30,7 @@ from swarmd.agents.accounts import Account
 from swarmd.agents.attempts import AttemptRun, Cause, Outcome, Progress
 from swarmd.agents.holdings import Holdings
 from swarmd.agents.logs import LineCutter, clean
+from swarmd.base.files import remove_tree
 from swarmd.sdk import protocol
 from swarmd.sdk.protocol import FrameReader, ProtocolError, encode_frame
 from swarmd.state.recipes.service import Recipes
@@ -61,7 +61,8 @@ NO_LIMITS: Final = Limits()
 class Launch:
     """What a process is started for. `folder` holds the agent's unpacked code.
 
-    `account` is as whom it runs; None is as this process.
+    `account` is as whom it runs; None is as this process. It starts in `base_env`, and `env`, the
+    agent's own, is added before the agent is imported.
     """
 
     agent: str
@@ -69,6 +70,7 @@ class Launch:
     folder: Path
     entry: str
     env: tuple[tuple[str, str], ...]
+    base_env: tuple[tuple[str, str], ...] = ()
     limits: Limits = NO_LIMITS
     account: Account | None = None
 
@@ -139,7 +141,9 @@ class PythonInstance:
             output_read, output_write = os.pipe()
             on_failure.callback(os.close, output_read)
             childs.callback(os.close, output_write)
-            command = [sys.executable, "-P", "-m", "swarmd.sdk.worker"]
+            # The agent's own environment comes after the process was confined: in this one it
+            # could have other code run first.
+            command = [sys.executable, "-I", "-m", "swarmd.sdk.worker"]
             self._process = subprocess.Popen(
                 [*command, str(theirs.fileno()), str(life_read)],
                 stdin=subprocess.DEVNULL,
@@ -148,7 +152,7 @@ class PythonInstance:
                 pass_fds=(theirs.fileno(), life_read),
                 start_new_session=True,
                 cwd=self._scratch,
-                env=dict(self.launch.env),
+                env=dict(self.launch.base_env),
                 umask=_UMASK,
                 user=account.user if account is not None else None,
                 group=account.group if account is not None else None,
@@ -183,9 +187,7 @@ class PythonInstance:
                 for waits in self._channel_waits:
                     waits.cancel()
                 self._close()
-                await trio.to_thread.run_sync(
-                    lambda: shutil.rmtree(self._scratch, ignore_errors=True)
-                )
+                await trio.to_thread.run_sync(lambda: remove_tree(self._scratch))
 
     def kill(self) -> None:
         """Send SIGKILL to the process and its group; `exited` follows. Harmless when repeated."""
@@ -193,7 +195,7 @@ class PythonInstance:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def end(self) -> None:
@@ -218,6 +220,7 @@ class PythonInstance:
                         str(launch.folder),
                         launch.entry,
                         *launch.limits,
+                        dict(launch.env),
                     )
                 )
                 kind, fields = await self._receive()
