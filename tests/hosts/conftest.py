@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from localswarm import let_agents_through
 from nethosts import NetHosts, missing_tools
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +29,7 @@ def three_hosts() -> Iterator[NetHosts]:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     root = Path(tempfile.mkdtemp(prefix="swarmd-hosts-"))
+    let_agents_through(root)
     yield root
     shutil.rmtree(root, ignore_errors=True)
 
@@ -56,6 +58,7 @@ def environments(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     made = []
     for number in (1, 2, 3):
         path = tmp_path_factory.mktemp(f"host{number}") / "venv"
+        let_agents_through(path.parent)
         subprocess.run([sys.executable, "-m", "venv", str(path)], check=True)
         install = [str(path / "bin" / "python"), "-m", "pip", "install", "--quiet"]
         constraints = ["--constraint", str(ROOT / "constraints.txt")]
