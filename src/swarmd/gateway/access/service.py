@@ -116,6 +116,8 @@ class Access:
 
     async def until_over(self, caller: Caller) -> None:
         """Wait until what `caller` showed counts no more; for ever for a local user."""
+        if not caller.key and not caller.ends_s:
+            await trio.sleep_forever()
         began, known = trio.current_time(), False
         while True:
             known = known or self._knows(caller)
