@@ -118,6 +118,18 @@ def test_a_mistake_in_the_configuration_file_is_named_by_line(alone: Daemon) -> 
 # ---- nobody there ---------------------------------------------------------------------
 
 
+def test_whom_agents_cannot_run_as_is_said_before_a_swarm_is_made(alone: Daemon) -> None:
+    alone.write_config(agents={"user": "no-such-user"})
+    alone.start("--init", "lab")
+    assert alone.process is not None
+    assert alone.process.wait(20) != 0
+    alone.write_config()
+    last = alone.log.read_text().splitlines()[-1]
+    assert last.startswith("swarmd: agents.user = 'no-such-user': ")
+    assert not (alone.folder / "data" / "mesh").exists()
+    assert not (alone.folder / "keys").exists()
+
+
 def test_a_daemon_that_is_down_is_named_with_how_to_start_it(alone: Daemon) -> None:
     said = failing(alone, "status", code=3)
     assert f"no swarmd answers at {alone.socket} (no such socket)" in said

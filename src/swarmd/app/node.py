@@ -51,6 +51,8 @@ from swarmd.tasks.service import Tasks, open_tasks
 DRAIN_S: Final = 8.0
 GOODBYE_S: Final = 2.0
 FIRST_ENTRY_TIMEOUT_S: Final = 30.0
+_AGENTS: Final = "agents"
+_BUNDLES: Final = "bundles"
 
 _log = log.get_logger("app")
 
@@ -70,7 +72,8 @@ def run(config: Config, start: StartMode) -> int:
             node=config.node_name,
         )
         _log.info("starting", version=__version__, node_id=short(folder.key.key_id))
-        trio.run(_main, config, folder, start)
+        accounts = Accounts(config.agents, folder.path / _AGENTS / _BUNDLES)
+        trio.run(_main, config, folder, accounts, start)
     except BaseExceptionGroup as group:
         raise _cause(group) from group
     finally:
@@ -92,7 +95,7 @@ def say(text: str) -> None:
     print(text, flush=True)  # noqa: T201
 
 
-async def _main(config: Config, folder: DataFolder, start: StartMode) -> None:
+async def _main(config: Config, folder: DataFolder, accounts: Accounts, start: StartMode) -> None:
     control = NodeControl()
     clock = BootClock()
     services = Services(
@@ -115,7 +118,7 @@ async def _main(config: Config, folder: DataFolder, start: StartMode) -> None:
                 await control.wait_stop()
             else:
                 rng = make_rng(os.urandom(32))
-                node = _Node(config, folder, beginning, services, rng)
+                node = _Node(config, folder, accounts, beginning, services, rng)
                 await _serve(node, gateway, control)
         nursery.cancel_scope.cancel()
 
@@ -126,6 +129,7 @@ class _Node:
 
     config: Config
     folder: DataFolder
+    accounts: Accounts
     beginning: Beginning
     services: Services
     rng: Rng
@@ -193,7 +197,7 @@ async def _open_work(
 ) -> AsyncIterator[Tasks]:
     """The upper half: blobs, agents and tasks."""
     config, services, link = node.config, node.services, mesh.link
-    agents_folder = node.folder.path / "agents"
+    agents_folder, accounts = node.folder.path / _AGENTS, node.accounts
     async with AsyncExitStack() as opened:
         services.blobs = blobs = await opened.enter_async_context(
             open_blobs(
@@ -208,10 +212,9 @@ async def _open_work(
             )
         )
         control.blobs = blobs
-        accounts = Accounts(config.agents, agents_folder / "bundles")
         if accounts.own:
-            node.folder.let_through("agents")
-        bundles = BundleCache(agents_folder / "bundles", blobs, group=accounts.group)
+            node.folder.let_through(_AGENTS)
+        bundles = BundleCache(agents_folder / _BUNDLES, blobs, group=accounts.group)
         supervisor = await opened.enter_async_context(
             open_supervisor(
                 config.agents,

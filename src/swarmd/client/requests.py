@@ -77,6 +77,9 @@ class Requests:
         self._sockets = [str(path) for path in paths]
         if not self._sockets:
             raise BadRequest("a client needs at least one socket")
+        for path in self._sockets:
+            if "://" in path and not path.startswith(SCHEME):
+                raise BadRequest(f"{path!r}: a daemon is a socket's path, or https://HOST:PORT")
         self._node = node
         self._timeout_s = timeout_s
         self._credential = _checked_credential(api_key)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
@@ -11,8 +12,8 @@ from swarmd.base.limits import BLOB_BYTES_MAX, MIB
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
-SocketRole = Literal["viewer", "submitter", "operator", "admin"]
-ListenAt = Annotated[str, Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[0-9.]+):[0-9]{1,5}$", max_length=64)]
+SOCKET_ROLES: Final = ("viewer", "submitter", "operator", "admin")
+_LISTEN: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9.]+):[0-9]{1,5}")
 
 
 class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,13 +27,13 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     # Role of those who use the socket and are neither root nor the daemon's own user: viewer,
     # submitter, operator or admin. An operator deploys agents, whose code runs on every host, where
     # the daemon is not root's as its own user: viewer or submitter is for whom you trust less.
-    socket_group_role: SocketRole = "operator"
+    socket_group_role: str = "operator"
     # TCP port on 127.0.0.1 for programs that cannot use a unix socket; 0 is off. Every local
     # user can connect to it, so it takes an API key, as other listeners do.
     tcp_port: Port = 0
     # Addresses that other hosts reach the API at, like ["192.168.1.5:7580", "[::]:7580"]. They
     # speak TLS and take API keys and sessions. Empty: none.
-    listen: tuple[ListenAt, ...] = ()
+    listen: tuple[str, ...] = ()
     # Certificate chain and key (PEM files) of these listeners; read again when they change.
     # Empty: one that the node makes, whose fingerprint `swarmctl status` shows.
     tls_certificate: str = ""
@@ -57,3 +58,10 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     # Time every member has to answer a question put to all (instances, logs, clocks); who does
     # not is named as missing.
     ask_timeout_s: Seconds = 1.0
+
+    def __post_init__(self) -> None:
+        if self.socket_group_role not in SOCKET_ROLES:
+            raise ValueError(f"socket_group_role must be one of {', '.join(SOCKET_ROLES)}")
+        for one in self.listen:
+            if not _LISTEN.fullmatch(one):
+                raise ValueError(f"listen: {one!r} is no ADDRESS:PORT, like 192.168.1.5:7580")

@@ -71,6 +71,8 @@ def test_the_file_is_found_by_variable_or_folder(tmp_path: Path) -> None:
         ("[node]\nlog_level = 'loud'\n", "node.log_level = 'loud': invalid enum value"),
         ("[gateway]\nrequests_max = 0\n", "gateway.requests_max = 0: expected `int` >= 1"),
         ("[swim]\nprobe_timeout_s = 5.0\n", "must be less than"),
+        ("[gateway]\nsocket_group_role = 'king'\n", "must be one of viewer, submitter, operator"),
+        ("[gateway]\nlisten = ['0.0.0.0']\n", "'0.0.0.0' is no ADDRESS:PORT, like"),
     ],
 )
 def test_mistakes_in_the_file_name_line_key_and_expectation(

@@ -78,6 +78,11 @@ class Guarded:
         wait_until(lambda: key_hash in (access._by_hash or {}))
         return text
 
+    def connections(self, address: str) -> int:
+        """How many it holds for those of this address."""
+        assert self.live.gateway is not None
+        return list(self.live.gateway._streams.values()).count(address)
+
     def ask(
         self, method: str, path: str, credential: str = "", body: Any = None, **headers: str
     ) -> tuple[int, Any, http.client.HTTPMessage]:
