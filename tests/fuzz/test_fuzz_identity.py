@@ -24,7 +24,7 @@ from swarmd.identity.genesis import decode_genesis, encode_genesis, make_genesis
 from swarmd.identity.keys import SigningKey, certificate_public_key, is_certificate_of, verify
 from swarmd.identity.signing import verify_envelope
 from swarmd.identity.tokens import decode_token, encode_token
-from swarmd.mesh.join import JOIN, Accepted, Hello
+from swarmd.mesh.join_frames import JOIN, Accepted, Hello
 from swarmd.mesh.trust import FILE_NAME, TRUST, Records, open_trust
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World

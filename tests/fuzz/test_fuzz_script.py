@@ -53,6 +53,7 @@ OTHERS = {
     "state.raft.service.open_store": "opens a room",
     "state.recipes.service.open_recipes": "opens a room",
     "tasks.service.open_tasks": "opens a room",
+    "wire.codec.decode_stored": "decode_struct for stored records, each of which is a target",
 }
 
 

@@ -21,7 +21,8 @@ from swarmd.identity.entries import (
 from swarmd.identity.genesis import encode_genesis
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.tokens import encode_token
-from swarmd.mesh.join import JOIN, Challenge, Frames, Hello, Records, join_swarm
+from swarmd.mesh.join import join_swarm
+from swarmd.mesh.join_frames import JOIN, Challenge, Frames, Hello, Records
 
 ADVERTS = 100
 

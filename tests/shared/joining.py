@@ -15,7 +15,9 @@ from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.tls import JOIN_ALPN, MESH_ALPN, join_context, peer_of, server_context
 from swarmd.identity.tokens import Token
-from swarmd.mesh.join import Address, Frames, serve_join
+from swarmd.mesh.addresses import Address
+from swarmd.mesh.join import serve_join
+from swarmd.mesh.join_frames import Frames
 from swarmd.mesh.trust import Trust, open_trust
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World

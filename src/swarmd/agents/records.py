@@ -7,9 +7,8 @@ from typing import Final
 import msgspec
 
 from swarmd.agents.spec import AgentSpec
-from swarmd.base.errors import CorruptFile, MalformedMessage
 from swarmd.state.blobs.messages import BlobRef
-from swarmd.wire.codec import decode_struct
+from swarmd.wire.codec import decode_stored
 
 AGENT_PREFIX: Final = b"g/"
 
@@ -36,8 +35,5 @@ def encode_agent(record: AgentRecord) -> bytes:
 
 def decode_agent(raw: bytes) -> AgentRecord:
     """Raises CorruptFile: the store holds what this version cannot read."""
-    try:
-        record: AgentRecord = decode_struct(AgentRecord, raw)
-    except MalformedMessage as error:
-        raise CorruptFile(f"an agent record of the store is unreadable: {error}") from error
+    record: AgentRecord = decode_stored(AgentRecord, raw, "an agent record")
     return record

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import trio
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -141,40 +141,28 @@ async def read_body(request: Request, budget: Budget) -> bytes:
 
     Raises:
         TooLarge: it has more than `gateway.body_bytes_max` bytes.
+        TimedOut: it comes too slowly.
         Busy: the bodies of other requests leave no room.
     """
     parts: list[bytes] = []
     state = request.scope.setdefault("swarmd", {})
-    began = trio.current_time()
-    try:
-        async for chunk in _in_time(request.stream()):
-            held = state.get(_HELD, 0)
-            if trio.current_time() - began > _BODY_S + held / _BODY_BYTES_PER_S:
-                raise TimedOut("the request's body came too slowly")
-            if held + len(chunk) > budget.body_bytes_max:
-                raise TooLarge(f"a request has at most {budget.body_bytes_max} bytes")
-            budget.take(len(chunk))
-            state[_HELD] = held + len(chunk)
-            parts.append(chunk)
-    except ClientDisconnect as error:
-        state[_READ] = True
-        raise BadRequest("the request broke off") from error
-    state[_READ] = True
+    began, held = trio.current_time(), 0
+    while not state.get(_READ):
+        message = None
+        with trio.move_on_at(began + _BODY_S + held / _BODY_BYTES_PER_S):
+            message = await request.receive()
+        if message is None:
+            raise TimedOut("the rest of the request's body did not come in time")
+        state[_READ] = not message.get("more_body", False)
+        if message["type"] == "http.disconnect":
+            raise BadRequest("the request broke off")
+        data = message.get("body", b"")
+        if held + len(data) > budget.body_bytes_max:
+            raise TooLarge(f"a request has at most {budget.body_bytes_max} bytes")
+        budget.take(len(data))
+        held = state[_HELD] = held + len(data)
+        parts.append(data)
     return b"".join(parts)
-
-
-async def _in_time(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """Raises TimedOut: nothing came for long."""
-    async with aclosing(chunks):
-        while True:
-            chunk = None
-            with trio.move_on_after(_BODY_S) as scope:
-                chunk = await anext(chunks, None)
-            if scope.cancelled_caught:
-                raise TimedOut("the rest of the request's body did not come")
-            if chunk is None:
-                return
-            yield chunk
 
 
 async def drain(request: Request, budget: Budget) -> None:

@@ -35,6 +35,7 @@ from swarmd.gateway.forward import FORWARD, Forwarder, serve_forwarded
 from swarmd.gateway.http import Budget
 from swarmd.gateway.listeners import TlsFiles, open_loopback, open_remote, open_socket, open_tls
 from swarmd.gateway.services import Listening, Services
+from swarmd.mesh.addresses import format_address, network_of
 from swarmd.mesh.link import Link
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
@@ -260,14 +261,12 @@ def _origin_of(stream: trio.SocketStream, *, remote: bool) -> Origin:
         raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
         return Origin(uid=_PEER.unpack(raw)[1])
     try:
-        address = ipaddress.ip_address(stream.socket.getpeername()[0].partition("%")[0])
-    except (OSError, ValueError):
+        host = stream.socket.getpeername()[0]
+    except OSError:
         return Origin(address="gone", remote=remote)
-    if address.is_loopback:
+    if ipaddress.ip_address(host.partition("%")[0]).is_loopback:
         return Origin(address="loopback", remote=remote)
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
-        return Origin(address=str(ipaddress.ip_network((address, 64), strict=False)), remote=remote)
-    return Origin(address=str(address), remote=remote)
+    return Origin(address=network_of(host), remote=remote)
 
 
 def _http_config(idle_close_s: float) -> HypercornConfig:
@@ -284,11 +283,6 @@ def _http_config(idle_close_s: float) -> HypercornConfig:
 
 def _listener(one: socket.socket) -> trio.SocketListener:
     return trio.SocketListener(trio.socket.from_stdlib_socket(one))
-
-
-def _text_of(address: tuple[Any, ...]) -> str:
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _open_tls(config: GatewayConfig, services: Services) -> TlsFiles | None:
@@ -332,7 +326,9 @@ async def open_gateway(config: GatewayConfig, services: Services) -> AsyncIterat
                 gateway.tcp_address = sockets[1].getsockname()
             await nursery.start(gateway._accept, None, plain, connections)
             if tls is not None:
-                addresses = tuple(_text_of(one.getsockname()) for one in sockets[len(plain) :])
+                addresses = tuple(
+                    format_address(one.getsockname()[:2]) for one in sockets[len(plain) :]
+                )
                 services.listening = Listening(addresses, tls.fingerprint)
                 await nursery.start(gateway._accept, tls, remote, connections)
             log.info("api is up", socket=str(path), listen=services.listening.addresses)

@@ -12,6 +12,7 @@ from swarmd.base.errors import SwarmError
 from swarmd.base.ids import NodeId, short, to_text
 from swarmd.gateway import shapes
 from swarmd.gateway.services import Services
+from swarmd.mesh.addresses import format_address
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
 
@@ -135,7 +136,7 @@ def members(services: Services) -> list[shapes.MemberInfo]:
             node_id=to_text(one.node_id),
             name=one.name,
             state=str(one.state.name).lower(),
-            addresses=[_address(host, port) for host, port in one.addresses],
+            addresses=[format_address(address) for address in one.addresses],
             roles=list(one.roles),
             version=one.version,
             protocol=one.protocol,
@@ -146,7 +147,3 @@ def members(services: Services) -> list[shapes.MemberInfo]:
         )
         for one in mesh.membership.members()
     ]
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

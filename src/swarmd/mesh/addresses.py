@@ -30,6 +30,12 @@ def network_of(host: str) -> str:
     return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
 
 
+def format_address(address: Address) -> str:
+    """`host:port`, an IPv6 host in brackets."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class AddressBook:
     """Addresses by member, and members by address."""
 

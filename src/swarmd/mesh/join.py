@@ -30,7 +30,7 @@ import os
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 import trio
 
@@ -46,7 +46,6 @@ from swarmd.base.errors import (
     Unavailable,
     Unreachable,
     Untrusted,
-    from_code,
 )
 from swarmd.base.ids import NodeId, node_id_of, short
 from swarmd.base.limits import KIB
@@ -56,14 +55,25 @@ from swarmd.identity.genesis import NONCE_BYTES, Genesis, check_name, decode_gen
 from swarmd.identity.keys import KEY_BYTES, SigningKey, verify
 from swarmd.identity.tls import JOIN_ALPN, join_context, peer_public_key
 from swarmd.identity.tokens import Token
+from swarmd.mesh.addresses import Address, format_address
+from swarmd.mesh.join_frames import (
+    FRAME_BYTES_MAX,
+    STEP_TIMEOUT_S,
+    Accepted,
+    Challenge,
+    Epochs,
+    Frames,
+    Hello,
+    Records,
+    Request,
+    close_stream,
+)
 from swarmd.mesh.trust import PAGE_BYTES_MAX, Trust, page
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
-from swarmd.wire.codec import Family, Message
 from swarmd.wire.envelope import signing_bytes
 from swarmd.wire.version import PROTOCOL_VERSION
 
-Address = tuple[str, int]
 TlsStream = trio.SSLStream[trio.abc.Stream]
 Admitter = Callable[[bytes], Awaitable[Sequence[bytes]]]
 
@@ -72,7 +82,6 @@ CONNECT_TIMEOUT_S: Final = 5.0
 CROWDED_S: Final = 60.0
 CLOSED_S: Final = 10.0
 _CROWDED_PAUSE_S: Final = 0.4
-STEP_TIMEOUT_S: Final = 5.0
 # The log may first have to find a coordinator.
 ADMIT_TIMEOUT_S: Final = 10.0
 SESSION_TIMEOUT_S: Final = 60.0
@@ -81,76 +90,14 @@ EPOCHS_MAX: Final = 100_000
 # What a stranger may make a member keep; the rest comes from members.
 HELLO_BYTES_MAX: Final = 1 * KIB
 REQUEST_BYTES_MAX: Final = ENTRY_BYTES_MAX + 1 * KIB
-_FRAME_BYTES_MAX: Final = 512 * KIB
 _PAGE_BYTES_MAX: Final = 256 * KIB
 _PART_BYTES_EXTRA: Final = 8  # What msgpack adds to each.
-_LENGTH_BYTES: Final = 4
-_REASON_CHARS_MAX: Final = 300
 _ADDRESSES_MAX: Final = 64
 _PROOF_DOMAIN: Final = "join-hello"
-assert _PAGE_BYTES_MAX < _FRAME_BYTES_MAX
-assert PAGE_BYTES_MAX + RECORD_BYTES_MAX < _FRAME_BYTES_MAX
+assert _PAGE_BYTES_MAX < FRAME_BYTES_MAX
+assert PAGE_BYTES_MAX + RECORD_BYTES_MAX < FRAME_BYTES_MAX
 
 _log = get_logger("join")
-
-
-class Hello(Message, frozen=True, tag=1):
-    version: int
-    nonce: bytes
-    swarm_id: bytes
-    token_id: bytes
-    node_public: bytes
-    proof: bytes
-
-
-class Challenge(Message, frozen=True, tag=2):
-    """Pages of `Records` follow until `height` is reached."""
-
-    nonce: bytes
-    node_public: bytes
-    genesis: bytes
-    height: int
-
-
-class Records(Message, frozen=True, tag=3):
-    records: tuple[bytes, ...]
-
-
-class Request(Message, frozen=True, tag=4):
-    entry: bytes
-
-
-class Accepted(Message, frozen=True, tag=5):
-    """Pages of `Records` follow until `height`, then `Epochs` until there are `epochs`."""
-
-    height: int
-    seeds: tuple[Address, ...]
-    epochs: int
-
-
-class Epochs(Message, frozen=True, tag=6):
-    certificates: tuple[bytes, ...]
-
-
-class Refused(Message, frozen=True, tag=7):
-    code: str
-    message: str
-
-
-JOIN: Final = Family(
-    "join",
-    Hello,
-    Challenge,
-    Records,
-    Request,
-    Accepted,
-    Epochs,
-    Refused,
-    alpn=JOIN_ALPN,
-    message_bytes_max=_FRAME_BYTES_MAX,
-    format_number=2,  # The proof covers the version.
-)
-_M = TypeVar("_M", bound=Message)
 
 
 @dataclass(frozen=True)
@@ -239,12 +186,6 @@ def _worst_of(failures: list[tuple[Address, SwarmError]]) -> SwarmError:
     told = sorted(failures, key=weight)
     text = "; ".join(f"{format_address(where)}: {error.message}" for where, error in told)
     return type(told[0][1])(text)
-
-
-def format_address(address: Address) -> str:
-    """`host:port`, an IPv6 host in brackets."""
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def _join_at(address: Address, token: Token, key: SigningKey, name: str) -> JoinResult:
@@ -541,90 +482,6 @@ def _paged(parts: Sequence[bytes]) -> Iterator[tuple[bytes, ...]]:
         size += len(part) + _PART_BYTES_EXTRA
     if group:
         yield tuple(group)
-
-
-# ---- frames ----------------------------------------------------------------------------
-
-
-class Frames:
-    """Messages of `JOIN` on a stream: four bytes of length, then the message."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream = stream
-        self._buffer = bytearray()
-
-    async def send(self, message: Message) -> None:
-        """Raises Unreachable: the other side is gone, or takes nothing for a step's time."""
-        raw = JOIN.encode(message)
-        try:
-            with trio.fail_after(STEP_TIMEOUT_S):
-                await self._stream.send_all(len(raw).to_bytes(_LENGTH_BYTES, "big") + raw)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise Unreachable("the connection broke while joining") from error
-        except trio.TooSlowError as error:
-            raise Unreachable("the other side stopped listening while joining") from error
-
-    async def expect(
-        self,
-        kind: type[_M],
-        *,
-        timeout_s: float = STEP_TIMEOUT_S,
-        bytes_max: int = _FRAME_BYTES_MAX,
-    ) -> _M:
-        """The next message, which must be a `kind` of at most `bytes_max` bytes.
-
-        Raises:
-            TimedOut, Unreachable: it did not come.
-            MalformedMessage: something else came.
-            SwarmError: the other side refused, by its code.
-        """
-        try:
-            with trio.fail_after(timeout_s):
-                message = JOIN.decode(await self._next_frame(bytes_max))
-        except trio.TooSlowError as error:
-            raise TimedOut("the other side said nothing while joining") from error
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise Unreachable("the connection broke while joining") from error
-        if isinstance(message, Refused):
-            raise from_code(message.code, _printable(message.message))
-        if not isinstance(message, kind):
-            raise MalformedMessage(f"{type(message).__name__} came instead of {kind.__name__}")
-        return message
-
-    async def refuse(self, error: SwarmError) -> None:
-        """Tell the other side why it ends here."""
-        await self.send(Refused(error.code, error.message[:_REASON_CHARS_MAX]))
-
-    async def _next_frame(self, bytes_max: int) -> bytes:
-        length = int.from_bytes(await self._take(_LENGTH_BYTES), "big")
-        if not 0 < length <= bytes_max:
-            raise MalformedMessage(f"a frame of {length} bytes while joining")
-        return await self._take(length)
-
-    async def _take(self, count: int) -> bytes:
-        while len(self._buffer) < count:
-            data = await self._stream.receive_some(count - len(self._buffer))
-            if not data:
-                raise Unreachable("the other side closed the connection while joining")
-            self._buffer += data
-        taken = bytes(self._buffer[:count])
-        del self._buffer[:count]
-        return taken
-
-
-async def close_stream(stream: trio.abc.Stream) -> None:
-    """Close politely, so that what was sent last arrives, but not at any price."""
-    with trio.move_on_after(1.0) as scope:
-        scope.shield = True
-        try:
-            await stream.aclose()
-        except (trio.BrokenResourceError, ssl.SSLError):
-            return
-
-
-def _printable(text: str) -> str:
-    """A stranger's sentence, fit for a terminal."""
-    return "".join(x if x.isprintable() else "?" for x in text[:_REASON_CHARS_MAX])
 
 
 def _proof_bytes(

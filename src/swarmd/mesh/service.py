@@ -383,14 +383,8 @@ async def open_mesh(
         desk.open(admit, epochs)
     roles = _check(config, key, trust)
     bound, told, own = await _listen(config)
-    meta = Meta(
-        name,
-        told,
-        roles,
-        __version__,
-        tags=tuple(sorted((tags or {}).items())),
-        protocol=PROTOCOL_VERSION,
-    )
+    shown = tuple(sorted((tags or {}).items()))
+    meta = Meta(name, told, roles, __version__, tags=shown, protocol=PROTOCOL_VERSION)
     book = AddressBook()
     async with (
         open_datagrams(key, trust, book, bound.datagrams, clock=clock) as datagrams,

@@ -23,11 +23,11 @@ from typing import Final
 
 import msgspec
 
-from swarmd.base.errors import BadRequest, CorruptFile, MalformedMessage, TooLarge
+from swarmd.base.errors import BadRequest, TooLarge
 from swarmd.base.ids import TaskId, digest, task_id_of
 from swarmd.base.limits import IDEMPOTENCY_KEY_BYTES_MAX, INLINE_BYTES_MAX, NAME_BYTES_MAX
 from swarmd.state.blobs.messages import BlobRef
-from swarmd.wire.codec import decode_struct
+from swarmd.wire.codec import decode_stored
 
 TASK_PREFIX: Final = b"t/"
 ASSIGNMENT_PREFIX: Final = b"a/"
@@ -324,28 +324,19 @@ def encode_record(record: TaskRecord | Assignment | JobRecord) -> bytes:
 
 def decode_task(raw: bytes) -> TaskRecord:
     """Raises CorruptFile: the store holds what this version cannot read."""
-    try:
-        record: TaskRecord = decode_struct(TaskRecord, raw)
-    except MalformedMessage as error:
-        raise CorruptFile(f"a task record of the store is unreadable: {error}") from error
+    record: TaskRecord = decode_stored(TaskRecord, raw, "a task record")
     return record
 
 
 def decode_assignment(raw: bytes) -> Assignment:
     """Raises CorruptFile."""
-    try:
-        record: Assignment = decode_struct(Assignment, raw)
-    except MalformedMessage as error:
-        raise CorruptFile(f"an assignment of the store is unreadable: {error}") from error
+    record: Assignment = decode_stored(Assignment, raw, "an assignment")
     return record
 
 
 def decode_job(raw: bytes) -> JobRecord:
     """Raises CorruptFile."""
-    try:
-        record: JobRecord = decode_struct(JobRecord, raw)
-    except MalformedMessage as error:
-        raise CorruptFile(f"a job record of the store is unreadable: {error}") from error
+    record: JobRecord = decode_stored(JobRecord, raw, "a job record")
     return record
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgpack
 import msgspec
 
-from swarmd.base.errors import MalformedMessage, TooLarge
+from swarmd.base.errors import CorruptFile, MalformedMessage, TooLarge
 from swarmd.base.limits import MESSAGE_BYTES_MAX
 
 
@@ -88,6 +88,18 @@ def _decoder_of(kind: Any) -> msgspec.msgpack.Decoder[Any]:
 def decode_struct(kind: Any, raw: bytes) -> Any:
     """Decode msgpack `raw` into `kind`; whatever is wrong with it raises MalformedMessage."""
     return _decode(_decoder_of(kind), raw)
+
+
+def decode_stored(kind: Any, raw: bytes, what: str) -> Any:
+    """Decode what the store holds into `kind`.
+
+    Raises:
+        CorruptFile: it holds what this version cannot read; `what` it should be is named.
+    """
+    try:
+        return decode_struct(kind, raw)
+    except MalformedMessage as error:
+        raise CorruptFile(f"{what} of the store is unreadable: {error}") from error
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[Any], raw: bytes | memoryview) -> Any:

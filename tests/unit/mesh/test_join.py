@@ -39,10 +39,11 @@ from swarmd.identity.keys import SigningKey
 from swarmd.identity.tls import MESH_ALPN, server_context
 from swarmd.identity.tokens import Token
 from swarmd.mesh import join as join_module
-from swarmd.mesh.join import (
+from swarmd.mesh.addresses import Address, format_address
+from swarmd.mesh.join import join_swarm
+from swarmd.mesh.join_frames import (
     JOIN,
     Accepted,
-    Address,
     Challenge,
     Epochs,
     Frames,
@@ -50,8 +51,6 @@ from swarmd.mesh.join import (
     Records,
     Refused,
     Request,
-    format_address,
-    join_swarm,
 )
 from swarmd.mesh.trust import open_trust
 from swarmd.sim.disk import SimDisk

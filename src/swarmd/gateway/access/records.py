@@ -10,12 +10,11 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from swarmd.base.errors import CorruptFile, MalformedMessage
 from swarmd.base.ids import ID_BYTES
 from swarmd.gateway.access.rules import ROLES, RULE_CHARS_MAX, RULES_MAX
 from swarmd.identity.genesis import check_name
 from swarmd.state.raft.messages import ACCESS_PREFIX
-from swarmd.wire.codec import decode_struct
+from swarmd.wire.codec import decode_stored
 
 KEYS_MAX: Final = 1_000
 REQUESTS_PER_MIN_MAX: Final = 1_000_000
@@ -53,8 +52,5 @@ def encode_key(record: KeyRecord) -> bytes:
 
 def decode_key(raw: bytes) -> KeyRecord:
     """Raises CorruptFile: the store holds what this version cannot read."""
-    try:
-        record: KeyRecord = decode_struct(KeyRecord, raw)
-    except MalformedMessage as error:
-        raise CorruptFile(f"an API key's record in the store is unreadable: {error}") from error
+    record: KeyRecord = decode_stored(KeyRecord, raw, "an API key")
     return record

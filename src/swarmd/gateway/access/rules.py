@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from swarmd.base.errors import BadRequest, Forbidden
@@ -120,7 +121,7 @@ def rules_of(role: str, extra: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Caller:
     """Who asks, and the rules that say what for.
 
@@ -134,10 +135,10 @@ class Caller:
     session: bool = False
     ends_s: int = 0
     requests_per_min: int = 0
-    _on: dict[str, tuple[str, ...] | None] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_on", _by_permission(self.rules))
+    @cached_property
+    def _on(self) -> dict[str, tuple[str, ...] | None]:
+        return _by_permission(self.rules)
 
     @property
     def may_everything(self) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Final, Protocol
 
 import trio
@@ -94,7 +95,7 @@ class Access:
         self._key = key
         self._clock = clock
         self._rng = rng
-        self._by_hash: Mapping[bytes, KeyRecord] | None = None
+        self._by_hash: Mapping[bytes, tuple[KeyRecord, Caller]] | None = None
         self._changed = trio.Event()
 
     # ---- who it is -------------------------------------------------------------------
@@ -148,21 +149,17 @@ class Access:
     def _by_key(self, key_hash: bytes, session_ends_s: int = 0) -> Caller:
         if self._by_hash is None:
             raise NotReady("this node has not read the API keys yet: try again shortly")
-        record = self._by_hash.get(key_hash)
-        if record is None:
+        known = self._by_hash.get(key_hash)
+        if known is None:
             raise Unauthenticated(
                 "the API key is not known to this swarm: it was revoked, or is another swarm's"
             )
+        record, caller = known
         if record.expires_ms and record.expires_ms <= self._store.store_time_ms():
             raise Unauthenticated(f"the API key {record.name} has expired: ask for a new one")
-        return Caller(
-            f"key {record.name}",
-            record.allows,
-            key_hash,
-            bool(session_ends_s),
-            session_ends_s,
-            record.requests_per_min,
-        )
+        if session_ends_s:
+            return replace(caller, session=True, ends_s=session_ends_s)
+        return caller
 
     def _signer(self, node_id: NodeId) -> bytes | None:
         """The key of a member that may vote: as few as can be sign for callers."""
@@ -283,7 +280,9 @@ class Access:
                     async for changes, _ in watched:
                         if changes or first:
                             # Keys change rarely; to read all leaves nothing to get wrong.
-                            self._by_hash = {one.hash: one for one in await self.keys()}
+                            self._by_hash = {
+                                one.hash: (one, _caller(one)) for one in await self.keys()
+                            }
                             self._changed.set()
                             self._changed = trio.Event()
                             first, delay_s = False, _RETRY_MIN_S
@@ -291,6 +290,11 @@ class Access:
                 _log.debug("the watch of API keys begins anew", why=error.message)
             await trio.sleep(delay_s * self._rng.uniform(0.5, 1.0))
             delay_s = min(delay_s * 2.0, _RETRY_MAX_S)
+
+
+def _caller(record: KeyRecord) -> Caller:
+    name, limit = f"key {record.name}", record.requests_per_min
+    return Caller(name, record.allows, record.hash, requests_per_min=limit)
 
 
 def _hash_in(text: str) -> bytes:

@@ -13,7 +13,7 @@ above `FRAME_BYTES_MAX` before it is in memory.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 import trio
 from trio_websocket import (
@@ -221,3 +221,19 @@ def _how(reason: CloseReason | None) -> How:
         if reason is not None and reason.code == 1000 and reason.reason == how:
             return how
     return "reset"
+
+
+def host_of(tcp: trio.SocketStream) -> str:
+    """Where a connection comes from; empty if it is broken already."""
+    try:
+        return cast(str, tcp.socket.getpeername()[0])
+    except OSError:
+        return ""
+
+
+def plane_of(stream: TlsStream) -> str:
+    """The plane that the handshake agreed on; empty if it was not done or agreed on none."""
+    try:
+        return cast("str | None", stream.selected_alpn_protocol()) or ""
+    except trio.NeedHandshakeError:
+        return ""

@@ -42,7 +42,14 @@ from swarmd.identity.keys import Exchange, SigningKey
 from swarmd.identity.tls import JOIN_ALPN, MESH_ALPN, RAFT_ALPN, ContextCache, peer_public_key
 from swarmd.mesh.addresses import AddressBook
 from swarmd.mesh.config import MeshConfig
-from swarmd.mesh.transports.carriers import Carrier, Ended, TlsStream, open_carrier
+from swarmd.mesh.transports.carriers import (
+    Carrier,
+    Ended,
+    TlsStream,
+    host_of,
+    open_carrier,
+    plane_of,
+)
 from swarmd.mesh.transports.dial import dial_tcp, set_options
 from swarmd.mesh.transports.frames import FrameOpener, FrameSealer
 from swarmd.mesh.transports.hello import (
@@ -283,7 +290,7 @@ class Streams(MuxLink):
 
     async def accept(self, tcp: trio.SocketStream) -> None:
         """Serve one incoming connection for as long as it lasts."""
-        host = _host_of(tcp)
+        host = host_of(tcp)
         refusal = self._unproven.take(host)
         if refusal:
             DROPPED.labels("stream", f"unproven_{refusal}").inc()
@@ -302,7 +309,7 @@ class Streams(MuxLink):
                 self._unproven.give_back(host)
             if proven is not None:
                 await self._run(proven[0], stream, proven[1], client=False)
-            elif stream_alpn(stream) == JOIN_ALPN:
+            elif plane_of(stream) == JOIN_ALPN:
                 await self._serve_join(stream, host)
         except RemoteError as error:
             DROPPED.labels("stream", "untrusted").inc()
@@ -318,7 +325,7 @@ class Streams(MuxLink):
         Raises RemoteError for a peer that is not who it should be.
         """
         await stream.do_handshake()
-        alpn = stream_alpn(stream)
+        alpn = plane_of(stream)
         if alpn == JOIN_ALPN:
             return None
         if alpn not in PLANES:
@@ -342,7 +349,7 @@ class Streams(MuxLink):
             port.break_off("reset", "the connection broke while it was made")
             raise
         if not self._addresses.lookup(peer):  # Else it said itself where it listens.
-            self._addresses.learn(peer, [(_host_of(stream.transport_stream), hello.port)])
+            self._addresses.learn(peer, [(host_of(stream.transport_stream), hello.port)])
         return port, session
 
     def _check_may_use(self, peer: NodeId, alpn: str) -> None:
@@ -589,22 +596,6 @@ _REASONS: Final[dict[How, str]] = {
 def _may_use(alpn: str, admission: Admission) -> bool:
     """Raft is for those who may be voters."""
     return alpn != RAFT_ALPN or "voter" in admission.roles
-
-
-def _host_of(tcp: trio.SocketStream) -> str:
-    """Where a connection comes from; empty if it is broken already."""
-    try:
-        return cast(str, tcp.socket.getpeername()[0])
-    except OSError:
-        return ""
-
-
-def stream_alpn(stream: TlsStream) -> str:
-    """The plane that the handshake agreed on; empty if it was not done or agreed on none."""
-    try:
-        return cast("str | None", stream.selected_alpn_protocol()) or ""
-    except trio.NeedHandshakeError:
-        return ""
 
 
 def _peer_public(stream: TlsStream) -> bytes:

@@ -1,0 +1,159 @@
+"""What is said while a node joins, and how it is framed; the order is `join`'s."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Final, TypeVar
+
+import trio
+
+from swarmd.base.errors import MalformedMessage, SwarmError, TimedOut, Unreachable, from_code
+from swarmd.base.limits import KIB
+from swarmd.identity.tls import JOIN_ALPN
+from swarmd.mesh.addresses import Address
+from swarmd.wire.codec import Family, Message
+
+STEP_TIMEOUT_S: Final = 5.0
+FRAME_BYTES_MAX: Final = 512 * KIB
+_LENGTH_BYTES: Final = 4
+_REASON_CHARS_MAX: Final = 300
+
+
+class Hello(Message, frozen=True, tag=1):
+    version: int
+    nonce: bytes
+    swarm_id: bytes
+    token_id: bytes
+    node_public: bytes
+    proof: bytes
+
+
+class Challenge(Message, frozen=True, tag=2):
+    """Pages of `Records` follow until `height` is reached."""
+
+    nonce: bytes
+    node_public: bytes
+    genesis: bytes
+    height: int
+
+
+class Records(Message, frozen=True, tag=3):
+    records: tuple[bytes, ...]
+
+
+class Request(Message, frozen=True, tag=4):
+    entry: bytes
+
+
+class Accepted(Message, frozen=True, tag=5):
+    """Pages of `Records` follow until `height`, then `Epochs` until there are `epochs`."""
+
+    height: int
+    seeds: tuple[Address, ...]
+    epochs: int
+
+
+class Epochs(Message, frozen=True, tag=6):
+    certificates: tuple[bytes, ...]
+
+
+class Refused(Message, frozen=True, tag=7):
+    code: str
+    message: str
+
+
+JOIN: Final = Family(
+    "join",
+    Hello,
+    Challenge,
+    Records,
+    Request,
+    Accepted,
+    Epochs,
+    Refused,
+    alpn=JOIN_ALPN,
+    message_bytes_max=FRAME_BYTES_MAX,
+    format_number=2,  # The proof covers the version.
+)
+_M = TypeVar("_M", bound=Message)
+
+
+class Frames:
+    """Messages of `JOIN` on a stream: four bytes of length, then the message."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._buffer = bytearray()
+
+    async def send(self, message: Message) -> None:
+        """Raises Unreachable: the other side is gone, or takes nothing for a step's time."""
+        raw = JOIN.encode(message)
+        try:
+            with trio.fail_after(STEP_TIMEOUT_S):
+                await self._stream.send_all(len(raw).to_bytes(_LENGTH_BYTES, "big") + raw)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise Unreachable("the connection broke while joining") from error
+        except trio.TooSlowError as error:
+            raise Unreachable("the other side stopped listening while joining") from error
+
+    async def expect(
+        self,
+        kind: type[_M],
+        *,
+        timeout_s: float = STEP_TIMEOUT_S,
+        bytes_max: int = FRAME_BYTES_MAX,
+    ) -> _M:
+        """The next message, which must be a `kind` of at most `bytes_max` bytes.
+
+        Raises:
+            TimedOut, Unreachable: it did not come.
+            MalformedMessage: something else came.
+            SwarmError: the other side refused, by its code.
+        """
+        try:
+            with trio.fail_after(timeout_s):
+                message = JOIN.decode(await self._next_frame(bytes_max))
+        except trio.TooSlowError as error:
+            raise TimedOut("the other side said nothing while joining") from error
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise Unreachable("the connection broke while joining") from error
+        if isinstance(message, Refused):
+            raise from_code(message.code, _printable(message.message))
+        if not isinstance(message, kind):
+            raise MalformedMessage(f"{type(message).__name__} came instead of {kind.__name__}")
+        return message
+
+    async def refuse(self, error: SwarmError) -> None:
+        """Tell the other side why it ends here."""
+        await self.send(Refused(error.code, error.message[:_REASON_CHARS_MAX]))
+
+    async def _next_frame(self, bytes_max: int) -> bytes:
+        length = int.from_bytes(await self._take(_LENGTH_BYTES), "big")
+        if not 0 < length <= bytes_max:
+            raise MalformedMessage(f"a frame of {length} bytes while joining")
+        return await self._take(length)
+
+    async def _take(self, count: int) -> bytes:
+        while len(self._buffer) < count:
+            data = await self._stream.receive_some(count - len(self._buffer))
+            if not data:
+                raise Unreachable("the other side closed the connection while joining")
+            self._buffer += data
+        taken = bytes(self._buffer[:count])
+        del self._buffer[:count]
+        return taken
+
+
+async def close_stream(stream: trio.abc.Stream) -> None:
+    """Close politely, so that what was sent last arrives, but not at any price."""
+    with trio.move_on_after(1.0) as scope:
+        scope.shield = True
+        try:
+            await stream.aclose()
+        except (trio.BrokenResourceError, ssl.SSLError):
+            return
+
+
+def _printable(text: str) -> str:
+    """A stranger's sentence, fit for a terminal."""
+    return "".join(x if x.isprintable() else "?" for x in text[:_REASON_CHARS_MAX])
