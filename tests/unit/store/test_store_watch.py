@@ -128,6 +128,34 @@ async def test_a_revision_to_come_is_waited_for(
             assert watcher.told == [(b"u/2", b""), (b"u/3", b"")]
 
 
+@pytest.mark.parametrize("node", [0, 1, 3])
+async def test_what_others_write_wakes_no_watch(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, node: int
+) -> None:
+    """What every node follows, who may ask, costs no look at each write of a user."""
+    looks = []
+    since = history.History.since
+
+    def counted(self: history.History, revision: int, prefix: bytes) -> list[Change]:
+        looks.append(prefix)
+        return since(self, revision, prefix)
+
+    async with running_swarm() as swarm:
+        await grown(swarm)
+        watcher = Watcher(swarm, node, b"k/")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watcher.run)
+            await watcher.reaches(0)
+            monkeypatch.setattr(history.History, "since", counted)
+            for number in range(50):
+                await do(swarm, 0, Put(b"u/a", b"%d" % number))
+            assert looks.count(b"k/") <= 3
+            [last] = await do(swarm, 1, Put(b"k/ci", b"x"))
+            await watcher.reaches(last.revision)
+            assert watcher.told == [(b"k/ci", b"x")]
+            nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("node", [0, 3])
 async def test_marks_come_while_only_other_keys_change(
     autojump_clock: trio.testing.MockClock, node: int
@@ -160,7 +188,7 @@ async def test_what_is_no_longer_kept(
             assert len(watcher.changes) == 5
 
 
-async def test_only_keys_of_users_and_recipes_can_be_watched(
+async def test_only_some_keys_can_be_watched(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with running_swarm() as swarm:

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from swarmd.base.errors import Compacted
 from swarmd.base.limits import HISTORY_BYTES_MAX, HISTORY_CHANGES_MAX
-from swarmd.state.raft.messages import WATCHED_PREFIXES, Change
+from swarmd.state.raft.messages import ROOT_BYTES, WATCHED_PREFIXES, Change
 
 RUN_REVISIONS: Final = 64
 # A run goes as a whole if it is no more than this part of what may be kept.
@@ -128,6 +128,10 @@ class History:
         found = [change for change in self._back_to(revision) if change.key.startswith(prefix)]
         found.reverse()
         return found
+
+    def roots_since(self, revision: int) -> set[bytes]:
+        """Which of the watched prefixes have changes that are kept, from `revision` on."""
+        return {change.key[:ROOT_BYTES] for change in self._back_to(revision)}
 
     def at(self, revision: int, key: bytes) -> Change | None:
         """The change of `key` at `revision`, if it is kept."""

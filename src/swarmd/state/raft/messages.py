@@ -45,6 +45,8 @@ USER_PREFIX: Final = b"u/"
 RECIPE_PREFIX: Final = b"c/"
 ACCESS_PREFIX: Final = b"k/"
 WATCHED_PREFIXES: Final = (USER_PREFIX, RECIPE_PREFIX, ACCESS_PREFIX)
+ROOT_BYTES: Final = 2
+assert {len(one) for one in WATCHED_PREFIXES} == {ROOT_BYTES}
 # What the result of a `Txn` carries as its value if `otherwise` was applied.
 RAN_OTHERWISE: Final = b"else"
 

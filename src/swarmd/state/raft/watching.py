@@ -67,23 +67,37 @@ class Watches:
         self._caller = caller
         self._reads = reads
         self._rng = rng
-        self._news = trio.Event()
+        self._news = {root: trio.Event() for root in m.WATCHED_PREFIXES}
         self._newest = 0
         self._watches = 0
         self._polls = 0
 
     def state_moved(self) -> None:
-        """The state took up more of the log: wake those who wait if a watched key changed."""
+        """The state took up more of the log: wake those who wait for what has changed.
+
+        Not those who wait for other keys: what nodes follow all the time, such as who may ask,
+        would cost a turn of the loop with every write.
+        """
         replica = self._keeper.replica
-        newest = replica.state.history.newest if replica is not None else 0
-        if newest != self._newest:
-            self._newest = newest
-            self.wake()
+        history = replica.state.history if replica is not None else None
+        newest = history.newest if history is not None else 0
+        if newest == self._newest:
+            return
+        if history is None or newest < self._newest or history.compacted > self._newest:
+            self.wake()  # It is another one, or some of the news is not kept any more.
+        else:
+            for root in history.roots_since(self._newest + 1):
+                self._wake(root)
+        self._newest = newest
 
     def wake(self) -> None:
         """Have everybody look again."""
-        self._news.set()
-        self._news = trio.Event()
+        for root in m.WATCHED_PREFIXES:
+            self._wake(root)
+
+    def _wake(self, root: bytes) -> None:
+        self._news[root].set()
+        self._news[root] = trio.Event()
 
     # ---- watching ------------------------------------------------------------------------
 
@@ -150,12 +164,13 @@ class Watches:
             Unavailable: with `led`, the voter has no leader.
         """
         deadline = trio.current_time() + wait_s
+        root = prefix[: m.ROOT_BYTES]
         while True:
             if replica is not self._keeper.replica:
                 raise Moved("the epoch has ended on this node")
             if led and replica.leader is None:
                 raise Unavailable("this voter has no leader now")
-            news, state = self._news, replica.state
+            news, state = self._news[root], replica.state
             if state.revision >= revision:
                 changes = state.history.since(revision, prefix)
                 if changes:
