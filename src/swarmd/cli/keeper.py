@@ -135,10 +135,13 @@ class Kept:
             self._channel.send(_RECORD.pack(kind, first, second))
 
     def _receive(self) -> tuple[int, int, int]:
-        try:
-            raw = self._channel.recv(_RECORD.size)
-        except ConnectionError:
-            raw = b""
+        raw = b""
+        # Orders that the keeper left unread when it ended make an error of the first read; what
+        # it said before that stands behind the error.
+        for _ in range(2):
+            with contextlib.suppress(ConnectionError):
+                raw = self._channel.recv(_RECORD.size)
+                break
         if len(raw) < _RECORD.size:
             if self.pid:
                 with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -178,6 +178,21 @@ def test_the_command_dies_with_its_keeper(note: Path) -> None:
     kept.close()
 
 
+def test_an_order_that_crosses_with_the_end_does_not_hide_how_it_ended(note: Path) -> None:
+    """Closing a socket with orders unread makes an error of what the other side reads next."""
+    kept = start("echo $PPID >> $NOTE; sleep 0.2; exit 7", note)
+    keeper = int(noted(note)[0])
+    os.kill(keeper, signal.SIGSTOP)
+    until(lambda: not runs(kept.pid))
+    for _ in range(3):
+        kept.set_deadlines(boot_ns() + FAR, boot_ns() + FAR)
+    os.kill(keeper, signal.SIGCONT)
+    until(lambda: not runs(keeper))
+    ended = kept.ended()
+    assert (ended.exit_code, ended.lapsed) == (7, False)
+    kept.close()
+
+
 def test_signals_reach_the_whole_group(note: Path) -> None:
     script = """
         trap 'echo parent >> $NOTE; wait; exit 9' USR1
