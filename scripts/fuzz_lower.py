@@ -42,7 +42,9 @@ from swarmd.identity.entries import (
     decode_record,
     open_entry,
 )
+from swarmd.identity.epochs import Chain
 from swarmd.identity.genesis import decode_genesis, encode_genesis
+from swarmd.identity.heads import HEAD_DOMAIN, Head, sign_head, verify_head
 from swarmd.identity.keys import Aead, certificate_public_key
 from swarmd.identity.sessions import Session, issue_session, read_session
 from swarmd.identity.signing import sign_envelope, verify_envelope
@@ -186,6 +188,17 @@ def identity() -> Iterator[Target]:
         covers=("identity.entries.decode_record",),
         dress=packed,
         values=[unpacked(record)],
+    )
+    certificate = sign_head(Head(Chain(GENESIS).head.key, *STATE.head), SWARM, KEYS[0])
+    signed_head = decode_envelope(certificate, domain=HEAD_DOMAIN)
+    yield Target(
+        "identity.head",
+        always(lambda raw: verify_head(raw, Chain(GENESIS))),
+        [certificate],
+        dress=lambda value: encode_envelope(
+            sign_envelope(HEAD_DOMAIN, SWARM, packed(value), KEYS[0])
+        ),
+        values=[unpacked(signed_head.payload)],
     )
     yield Target("identity.record_alone", always(decode_record), [record])
     yield Target("identity.entry_alone", always(open_entry), [ADMIT])
@@ -332,12 +345,12 @@ def mesh() -> Iterator[Target]:
     items = [
         msgspec.msgpack.encode([Item(kind, 0, family, number, payload)])  # type: ignore[arg-type]
         for kind in Kind
-        for family, number, payload in (("trust", 1, b"\x01\x92\x01\x05"), ("nobody", 0, b""))
+        for family, number, payload in (("trust", 1, b"\x02\x92\x01\x05"), ("nobody", 0, b""))
     ]
     trust = SimDisk(World(1), "trust")
     open_trust(trust, GENESIS, STATE.dump())
     stored = trust.read(FILE_NAME) or b""
-    body = open_body("trust", 1, stored, source="trust")
+    body = open_body("trust", 2, stored, source="trust")
     yield Target(
         "mesh.address",
         text(lambda text: parse_address(text, default_port=7_575)),
@@ -368,7 +381,7 @@ def mesh() -> Iterator[Target]:
         always(_trust_file),
         [stored],
         covers=("mesh.trust.open_trust", "base.disk.open_body"),
-        dress=lambda value: seal_body("trust", 1, packed(value)),
+        dress=lambda value: seal_body("trust", 2, packed(value)),
         values=[unpacked(body)],
     )
 

@@ -15,9 +15,10 @@ from swarmd.identity.entries import (
     issue_token,
     sign_entry,
 )
+from swarmd.identity.epochs import first_epoch
 from swarmd.identity.genesis import make_genesis
 from swarmd.identity.keys import SigningKey
-from swarmd.identity.tokens import encode_token
+from swarmd.identity.tokens import encode_token, moment_of
 
 Refusals = tuple[type[Exception], ...]
 _NAMED: Final[Refusals] = (SwarmError,)
@@ -64,7 +65,9 @@ PLACE: Final = ("10.0.0.1", 1)
 def _log() -> tuple[AuthorityState, bytes, bytes]:
     """A log with a token, the entry that admits by it, and the token's text."""
     state = AuthorityState(GENESIS)
-    token, entry = issue_token(SWARM, state.head, ADMIN, uses=5, expires_ms=10_000)
+    token, entry = issue_token(
+        SWARM, moment_of(state.head, first_epoch(GENESIS)), ADMIN, uses=5, expires_ms=10_000
+    )
     state.apply(entry, 1_000)
     admit = Admit(
         token.token_id,

@@ -35,17 +35,19 @@ from swarmd.client.keystream import _Exchange
 from swarmd.config import load
 from swarmd.gateway.access.records import KeyRecord, decode_key, encode_key
 from swarmd.gateway.duplex import Splitter
+from swarmd.identity.epochs import Chain, statement_of
+from swarmd.identity.voter import Voter
 from swarmd.sdk.protocol import FIELDS, FrameReader, ProtocolError, encode_frame
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.state.raft import snapshot
 from swarmd.state.raft.config import RaftConfig
-from swarmd.state.raft.epoch import Ballot, Chain, statement_of
+from swarmd.state.raft.epoch import Ballot
 from swarmd.state.raft.frames import pack, unpack
 from swarmd.state.raft.journal import JOURNAL_FILE, Journal
 from swarmd.state.raft.machine import START, Deliver, RaftMachine, Wake
-from swarmd.state.raft.messages import Voter, decode_batch, decode_forward
+from swarmd.state.raft.messages import decode_batch, decode_forward
 from swarmd.state.raft.snapshot import FORMAT, KIND, SnapshotMeta, SnapshotReader
 from swarmd.state.raft.statefile import STATE_FORMAT, STATE_KIND
 from swarmd.state.raft.statemachine import StateMachine
@@ -200,6 +202,7 @@ def epochs() -> Iterator[Target]:
         "raft.certificate",
         always(lambda raw: Chain(GENESIS).extend(raw)),
         [certificate],
+        covers=("identity.epochs.decode_statement",),
         dress=packed,
         values=[unpacked(certificate)],
     )

@@ -28,6 +28,7 @@ from swarmd.identity.entries import (
     sign_entry,
 )
 from swarmd.identity.genesis import Genesis, decode_genesis, encode_genesis, make_genesis
+from swarmd.identity.heads import Head, sign_head
 from swarmd.identity.keys import Aead, Exchange, SigningKey, keyed_tag, verify
 from swarmd.identity.signing import sign_envelope, verify_envelope
 from swarmd.identity.tokens import Token, decode_token, encode_token
@@ -53,7 +54,7 @@ def genesis() -> Genesis:
 
 
 def token() -> Token:
-    return Token(genesis().swarm_id, 0, genesis().swarm_id, b"t" * 32, "member", 3_600_000)
+    return Token(genesis().swarm_id, 0, 1, b"h" * 32, b"t" * 32, "member", 3_600_000)
 
 
 def entries() -> dict[str, bytes]:
@@ -103,6 +104,7 @@ def produce() -> dict[str, str]:
         "exchange": exchange.shared(Exchange(b"y" * 32).public, b"context"),
         "sealed": Aead(b"k" * 32).seal(7, b"data", b"header"),
         "tag": keyed_tag(b"k" * 32, b"data"),
+        "head": sign_head(Head(b"e" * 16, 3, b"h" * 32), b"s" * 32, NODE, ADMIN),
     }
     found |= {f"entry {name}": raw for name, raw in entries().items()}
     found |= {f"record {height}": raw for height, raw in enumerate(records(), start=1)}
@@ -151,10 +153,11 @@ def test_the_token_is_what_its_page_says() -> None:
     raw = base64.b32decode(GOLDEN["token"].upper())
     swarm_id = bytes.fromhex(GOLDEN["swarm_id"])
     assert raw[:-6] == (
-        b"\x01"
+        b"\x02"
         + swarm_id
         + bytes(8)
-        + swarm_id
+        + (1).to_bytes(5, "big")
+        + b"h" * 32
         + b"t" * 32
         + b"\0"
         + (3_600_000).to_bytes(8, "big")

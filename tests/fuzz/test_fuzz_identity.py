@@ -14,18 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certifying import certificate_of, now_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from swarmd.base.errors import SwarmError
 from swarmd.identity.authority import AuthorityState
 from swarmd.identity.entries import Admit, decode_record, issue_token, open_entry, sign_entry
+from swarmd.identity.epochs import Chain
 from swarmd.identity.genesis import decode_genesis, encode_genesis, make_genesis
+from swarmd.identity.heads import verify_head
 from swarmd.identity.keys import SigningKey, certificate_public_key, is_certificate_of, verify
 from swarmd.identity.signing import verify_envelope
 from swarmd.identity.tokens import decode_token, encode_token
 from swarmd.mesh.join_frames import JOIN, Accepted, Hello
-from swarmd.mesh.trust import FILE_NAME, TRUST, Records, open_trust
+from swarmd.mesh.trust import FILE_NAME, open_trust
+from swarmd.mesh.trust_spread import TRUST, Records
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.wire.envelope import decode_envelope
@@ -43,7 +47,7 @@ GENESIS = make_genesis(
 )
 SWARM = GENESIS.swarm_id
 STATE = AuthorityState(GENESIS)
-TOKEN, ADD_TOKEN = issue_token(SWARM, STATE.head, ADMIN, uses=5, expires_ms=10_000)
+TOKEN, ADD_TOKEN = issue_token(SWARM, now_of(STATE), ADMIN, uses=5, expires_ms=10_000)
 STATE.apply(ADD_TOKEN, 1_000)
 ADMIT = sign_entry(
     Admit(TOKEN.token_id, NODE.public, "beta", NODE.certificate, TOKEN.roles, b"j" * 16, b"s" * 16),
@@ -54,6 +58,7 @@ ADMIT = sign_entry(
 AFTER = STATE.copy()
 AFTER.apply(ADMIT, 2_000)
 RECORD = AFTER.dump()[-1]
+CERTIFICATE = certificate_of(AFTER, FIRST)
 
 
 @st.composite
@@ -96,7 +101,7 @@ def saved_key() -> bytes:
 
 def stored_trust() -> bytes:
     disk = SimDisk(World(1), "trust")
-    open_trust(disk, GENESIS, AFTER.dump())
+    open_trust(disk, GENESIS, AFTER.dump(), CERTIFICATE)
     return disk.read(FILE_NAME) or b""
 
 
@@ -117,10 +122,11 @@ DECODERS: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
     "envelope": (open_envelope, ADMIT),
     "certificate": (certificate_public_key, NODE.certificate),
     "key file": (load_key, saved_key()),
+    "head": (lambda raw: verify_head(raw, Chain(GENESIS)), CERTIFICATE),
     "trust file": (read_stored, stored_trust()),
-    "trust message": (TRUST.decode, TRUST.encode(Records(1, 2, (RECORD,)))),
+    "trust message": (TRUST.decode, TRUST.encode(Records(1, 2, (RECORD,), CERTIFICATE))),
     "join hello": (JOIN.decode, JOIN.encode(Hello(1, b"n", b"s", b"t", b"p", b"x"))),
-    "join accepted": (JOIN.decode, JOIN.encode(Accepted(1, (("host", 7575),), 2))),
+    "join accepted": (JOIN.decode, JOIN.encode(Accepted((("host", 7575),), 2, 1, CERTIFICATE))),
 }
 
 

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 
 from swarmd.base.errors import CorruptFile, MalformedMessage, SwarmError
+from swarmd.identity.epochs import Chain, statement_of
 from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
 from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
-from swarmd.state.raft.epoch import Ballot, Chain, statement_of
+from swarmd.state.raft.epoch import Ballot
 from swarmd.state.raft.statemachine import StateMachine
 
 KEY = SigningKey.from_seed(b"k" * 32)

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 import trio
+from certifying import certificate_of, now_of
 from joining import HOUR_MS, NODE, OTHER, Swarm
 
 from swarmd.base.errors import SwarmError, TokenRefused, Untrusted
@@ -49,7 +50,10 @@ async def test_rogue_mdns_and_a_man_in_the_middle_at_join() -> None:
                 return
             genesis = encode_genesis(shown.genesis)
             public = shown.key.public if number % 2 else OTHER.public
-            await frames.send(Challenge(fresh_nonce(), public, genesis, len(records)))
+            certificate = shown.trust.certificate
+            await frames.send(
+                Challenge(fresh_nonce(), public, genesis, 0, len(records), certificate)
+            )
             await frames.send(Records(tuple(records)))
             while True:
                 heard.append(await stream.receive_some())
@@ -119,7 +123,7 @@ async def test_old_voters_fork() -> None:
     invited = swarm.add_token()
     fork = old.copy()
     while fork.head[0] < swarm.log.head[0] + 3:
-        _, entry = issue_token(fork.swarm_id, fork.head, old_admin, uses=1, expires_ms=HOUR_MS)
+        _, entry = issue_token(fork.swarm_id, now_of(fork), old_admin, uses=1, expires_ms=HOUR_MS)
         fork.apply(entry, swarm.now_ms)
 
     for history, words in ((old, "out of date or not honest"), (fork, "not the one in which")):
@@ -134,7 +138,11 @@ async def test_old_voters_fork() -> None:
             await frames.expect(Hello)
             records = history.dump()  # type: ignore[attr-defined]
             genesis = encode_genesis(swarm.genesis)
-            await frames.send(Challenge(fresh_nonce(), OTHER.public, genesis, len(records)))
+            # Even the only voter's signature does not help.
+            certificate = certificate_of(history, swarm.key)  # type: ignore[arg-type]
+            await frames.send(
+                Challenge(fresh_nonce(), OTHER.public, genesis, 0, len(records), certificate)
+            )
             await frames.send(Records(tuple(records)))
             requests.append(await stream.receive_some())
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import trio
+from certifying import certified, now_of
 
 from swarmd.base.clock import BootClock
 from swarmd.base.files import FileDisk
@@ -20,7 +21,7 @@ from swarmd.identity.tokens import Token
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.service import Mesh, open_mesh
 from swarmd.mesh.swim.config import SwimConfig
-from swarmd.mesh.trust import Trust, open_trust
+from swarmd.mesh.trust import Trust
 
 KEYS = [SigningKey.from_seed(bytes([number]) * 32) for number in range(1, 8)]
 ADMIN = SigningKey.from_seed(b"a" * 32)
@@ -74,7 +75,9 @@ def chain(nodes: int = 3, *, nonce: bytes = b"g" * 16) -> tuple[AuthorityState, 
         recovery_public=SigningKey.from_seed(b"r" * 32).public,
     )
     state = AuthorityState(genesis)
-    token, entry = issue_token(genesis.swarm_id, state.head, ADMIN, uses=10, expires_ms=10_000_000)
+    token, entry = issue_token(
+        genesis.swarm_id, now_of(state), ADMIN, uses=10, expires_ms=10_000_000
+    )
     state.apply(entry, 1_000)
     for number in range(1, nodes):
         admit(state, token, number)
@@ -95,7 +98,7 @@ def evict(state: AuthorityState, number: int) -> None:
 
 
 def trust_of(folder: Path, state: AuthorityState) -> Trust:
-    return open_trust(FileDisk(folder), state.genesis, state.dump())
+    return certified(FileDisk(folder), state, KEYS[0])
 
 
 async def run_mesh(

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import pytest
 from test_raft_epochs import change, ids, leader, others, quiet, settled, until
 
+from swarmd.identity.epochs import GENERATION_EPOCHS, EpochFork
 from swarmd.sim.raft import RaftWorld
 from swarmd.sim.raft_epochs import recovery_key
 from swarmd.sim.raft_node import Node
 from swarmd.state.raft import messages as m
-from swarmd.state.raft.epoch import GENERATION_EPOCHS, EpochFork
 
 NEW = GENERATION_EPOCHS
 

@@ -248,13 +248,11 @@ async def _open_work(
 
 
 def _serve_joins(mesh: Mesh, store: Store) -> None:
-    async def admit(entry: bytes) -> list[bytes]:
+    async def admit(entry: bytes) -> None:
         [result] = await store.propose([AuthorityEntry(entry)])
-        record = result.raise_for_error().value
-        assert record is not None, "an applied authority entry answers with its record"
-        return [record]
+        result.raise_for_error()
 
-    mesh.serve_joins(admit, lambda: store.certificates)
+    mesh.serve_joins(admit)
 
 
 def _remaining(mesh: Mesh) -> tuple[NodeId, ...]:

@@ -17,9 +17,10 @@ from swarmd.base.errors import AlreadyExists, Forbidden
 from swarmd.base.ids import short
 from swarmd.config import Config, Init, Join, Resume, StartMode
 from swarmd.identity.entries import issue_token
+from swarmd.identity.epochs import first_epoch
 from swarmd.identity.genesis import check_name, init_swarm
 from swarmd.identity.keys import SigningKey
-from swarmd.identity.tokens import Token, decode_token, encode_token
+from swarmd.identity.tokens import Token, decode_token, encode_token, moment_of
 from swarmd.mesh.addresses import Address
 from swarmd.mesh.join import join_swarm
 from swarmd.mesh.service import find_swarm
@@ -113,7 +114,7 @@ def _make_swarm(config: Config, folder: DataFolder, disk: Disk, name: str, say: 
     trust = open_trust(disk, genesis)
     token, entry = issue_token(
         trust.swarm_id,
-        trust.head,
+        moment_of(trust.head, first_epoch(genesis)),
         admin,
         uses=FIRST_TOKEN_USES,
         expires_ms=trust.store_time_ms + FIRST_TOKEN_TTL_MS,
@@ -136,6 +137,6 @@ async def _join(
         say("looking for the swarm by mDNS ...")
     addresses = await find_swarm(config.mesh, token.swarm_id, timeout_s=_FIND_TIMEOUT_S)
     result = await join_swarm(addresses, token, folder.key, config.node_name)
-    trust = open_trust(disk, result.genesis, result.records)
+    trust = open_trust(disk, result.genesis, result.records, result.certificate)
     say(f"joined the swarm {trust.genesis.name} ({short(trust.swarm_id)}) as {config.node_name}")
     return Beginning(trust, epochs=result.epochs, seeds=result.seeds)

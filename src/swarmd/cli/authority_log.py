@@ -15,6 +15,7 @@ from swarmd.base.errors import BadSignature, SwarmError, Untrusted
 from swarmd.base.ids import NodeId, node_id_of, short, to_text
 from swarmd.cli.common import BadInput, Failed, open_client
 from swarmd.client.calls import Client
+from swarmd.gateway.shapes import AuthorityPage
 from swarmd.identity.authority import Admission, AuthorityState
 from swarmd.identity.entries import (
     AddAdmin,
@@ -31,7 +32,9 @@ from swarmd.identity.entries import (
     open_entry,
     sign_entry,
 )
+from swarmd.identity.epochs import Chain
 from swarmd.identity.genesis import Genesis, check_name, decode_genesis
+from swarmd.identity.heads import verify_head
 from swarmd.identity.keys import SigningKey
 from swarmd.wire.codec import Message
 
@@ -39,7 +42,7 @@ _ID_CHARS_MIN: Final = 6
 
 
 def read_log(client: Client, swarm_id: bytes) -> AuthorityState:
-    """The whole log, every record verified in this process.
+    """The whole log: every record, every epoch and the voters' signatures verified here.
 
     Args:
         client: of whoever shows its log.
@@ -49,24 +52,43 @@ def read_log(client: Client, swarm_id: bytes) -> AuthorityState:
     Raises:
         Failed: it does not verify; names the record.
     """
+    return read_history(client, swarm_id)[0]
+
+
+def read_history(client: Client, swarm_id: bytes) -> tuple[AuthorityState, Chain]:
+    """The log and the epochs, as `read_log`."""
     page = client.authority_log()
-    state: AuthorityState | None = None
+    try:
+        genesis = _genesis_of(page.genesis, swarm_id)
+    except SwarmError as error:
+        raise Failed(f"the log does not verify: {error.message}") from error
+    state, chain = AuthorityState(genesis), Chain(genesis)
     while True:
-        before = 0 if state is None else state.head[0]
+        before = (state.head[0], chain.head.number)
         try:
-            state = state or AuthorityState(_genesis_of(page.genesis, swarm_id))
             for raw in page.records:
                 state.replay(raw)
-            if before == state.head[0] < page.height:
-                raise Untrusted(f"{page.height - before} records are missing")
+            for certificate in page.epochs:
+                chain.extend(certificate)
+            held = (state.head[0], chain.head.number)
+            if held[0] >= page.height and held[1] >= page.epoch:
+                _check_certified(page, state, chain)
+                return state, chain
+            if held == before:
+                raise Untrusted("what follows is missing")
         except SwarmError as error:
-            place = before if state is None else state.head[0]
             raise Failed(
-                f"the log does not verify after record {place}: {error.message}"
+                f"the log does not verify after record {state.head[0]}: {error.message}"
             ) from error
-        if state.head[0] >= page.height:
-            return state
-        page = client.authority_log(state.head[0])
+        page = client.authority_log(*held)
+
+
+def _check_certified(page: AuthorityPage, state: AuthorityState, chain: Chain) -> None:
+    if not state.head[0]:
+        return
+    head = verify_head(page.certificate, chain)
+    if (head.height, head.hash) != state.head:
+        raise Untrusted("its records are not those that the voters certified")
 
 
 def _genesis_of(raw: bytes, swarm_id: bytes) -> Genesis:

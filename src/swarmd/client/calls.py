@@ -129,12 +129,16 @@ class Client(RecipeCalls):
         return self._call("POST", "/leave", {"force": force}, kind=shapes.Done)
 
     def authority_head(self) -> dict[str, Any]:
-        """Height and hash of the authority log, the genesis, and the store's time in ms."""
+        """Height and hash of the authority log, number and key of the epoch, store time in ms."""
         return self._get("/authority/head", dict[str, Any])
 
-    def authority_log(self, after: int = 0) -> shapes.AuthorityPage:
-        """Records above the height `after`, as many as one answer takes; verify them."""
-        return self._get(f"/authority?after={after}", shapes.AuthorityPage)
+    def authority_log(self, after: int = 0, after_epoch: int = 1) -> shapes.AuthorityPage:
+        """Records above a height and epochs above a number, as many as one answer takes.
+
+        Whoever asks verifies them: see `cli/authority_log.py`.
+        """
+        path = f"/authority?after={after}&after_epoch={after_epoch}"
+        return self._get(path, shapes.AuthorityPage)
 
     def authority_propose(self, entry: bytes) -> dict[str, Any]:
         """Put a signed authority entry forward. Repeating it is harmless."""

@@ -19,6 +19,7 @@ from swarmd.base.ids import NodeId, short
 from swarmd.gateway.access.service import Access
 from swarmd.gateway.config import GatewayConfig
 from swarmd.identity.authority import Admission
+from swarmd.identity.epochs import Chain
 from swarmd.identity.genesis import Genesis
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.link import Link
@@ -89,7 +90,12 @@ class Trust(Protocol):
     def version(self) -> int: ...
     def records_from(self, height: int) -> Sequence[bytes]: ...
     def admission(self, node_id: NodeId) -> Admission | None: ...
+    @property
+    def certificate(self) -> bytes: ...
     async def changed(self, version: int) -> object: ...
+    async def settled(self) -> Chain:
+        """The epochs, once the voters of the newest certify what counts."""
+        ...
 
 
 # ---- the strong store and blobs -------------------------------------------------------

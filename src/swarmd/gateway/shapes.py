@@ -104,6 +104,12 @@ class AuthorityPage(Struct, frozen=True, kw_only=True):
     """Of the newest record."""
     records: list[bytes]
     """As many as one answer takes, in order; ask again above the last one."""
+    certificate: bytes
+    """The voters' signatures on the newest record; empty while there is none."""
+    epoch: int
+    """The newest epoch known, whose voters these are."""
+    epochs: list[bytes]
+    """Certificates of the epochs after the first, paged like the records."""
 
 
 class VoterSeat(Struct, frozen=True, kw_only=True):

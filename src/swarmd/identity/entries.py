@@ -17,7 +17,7 @@ from swarmd.base.errors import MalformedMessage
 from swarmd.identity.genesis import NONCE_BYTES
 from swarmd.identity.keys import CERTIFICATE_BYTES_MAX, KEY_BYTES, SigningKey
 from swarmd.identity.signing import sign_envelope
-from swarmd.identity.tokens import Token, new_token
+from swarmd.identity.tokens import Moment, Token, new_token
 from swarmd.wire.codec import Family, Message, decode_struct, encode_struct
 from swarmd.wire.envelope import Envelope, decode_envelope, encode_envelope
 
@@ -153,7 +153,7 @@ def open_entry(raw: bytes) -> tuple[Envelope, Entry]:
 
 def issue_token(
     swarm_id: bytes,
-    head: tuple[int, bytes],
+    made: Moment,
     admin: SigningKey,
     *,
     role: str = "member",
@@ -163,12 +163,12 @@ def issue_token(
     """A new token and the signed entry that makes the swarm accept it.
 
     Args:
-        head: height and hash of the authority log as its maker sees it.
+        made: the history as its maker sees it.
         admin: an admin key of the swarm.
         uses: how many nodes it may admit, 1 to 10,000.
         expires_ms: store time after which it admits nobody, in milliseconds.
     """
-    token = new_token(swarm_id, head, role=role, expires_ms=expires_ms)
+    token = new_token(swarm_id, made, role=role, expires_ms=expires_ms)
     entry = AddToken(
         token_public=token.key.public,
         role=role,

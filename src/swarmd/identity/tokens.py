@@ -1,11 +1,12 @@
 """Join tokens: a line of text that lets its bearer ask to be admitted.
 
 The token carries a seed. The swarm logs only the public half of the key that the seed makes,
-so a leak of the swarm's state yields no tokens. It also carries the head of the authority log
-at its making: a chain that ends before it is an old one, served by somebody who was left out
+so a leak of the swarm's state yields no tokens. It also names the head of the authority log at
+its making, and the epoch whose voters certified it: a chain that ends before it, or was gone on
+with by voters that had been replaced by then, is an old one, served by somebody who was left out
 since, and the bearer refuses it.
 
-The text is lower-case base32 (RFC 4648) of exactly 120 bytes, so that each character counts,
+The text is lower-case base32 (RFC 4648) of exactly 125 bytes, so that each character counts,
 and its last six bytes are a checksum: a mistyped token is told from a refused one.
 """
 
@@ -20,14 +21,17 @@ from functools import cached_property
 from typing import Final
 
 from swarmd.base.errors import TokenRefused
-from swarmd.base.ids import NodeId
+from swarmd.base.ids import NodeId, digest
+from swarmd.identity.epochs import GENERATION_EPOCHS, GENERATIONS_MAX, Chain, Epoch
 from swarmd.identity.keys import KEY_BYTES, SigningKey
 
-TOKEN_VERSION: Final = 1
-_LAYOUT: Final = struct.Struct(">B32sQ32s32sBQ")
+TOKEN_VERSION: Final = 2
+_LAYOUT: Final = struct.Struct(">B32sQ5s32s32sBQ")
 _CHECKSUM_BYTES: Final = 6
 TOKEN_TEXT_CHARS: Final = (_LAYOUT.size + _CHECKSUM_BYTES) * 8 // 5
+_EPOCH_BYTES: Final = 5
 assert (_LAYOUT.size + _CHECKSUM_BYTES) % 5 == 0, "each base32 character must count"
+assert GENERATIONS_MAX * GENERATION_EPOCHS < 256**_EPOCH_BYTES
 
 # What a token's bearer may become; the number is the role's place on the wire.
 TOKEN_ROLES: Final[dict[str, tuple[str, ...]]] = {
@@ -40,11 +44,16 @@ _ROLE_ORDER: Final = ("member", "worker", "observer")
 
 @dataclass(frozen=True)
 class Token:
-    """`expires_ms` is store time; `head_height` and `head_hash` name a record of the log."""
+    """`expires_ms` is store time.
+
+    `head_height` and `epoch` name a record of the log and the epoch of then, by number; `history`
+    is the hash of both.
+    """
 
     swarm_id: bytes
     head_height: int
-    head_hash: bytes
+    epoch: int
+    history: bytes
     seed: bytes
     role: str
     expires_ms: int
@@ -69,12 +78,44 @@ class Token:
         return TOKEN_ROLES[self.role]
 
 
-def new_token(
-    swarm_id: bytes, head: tuple[int, bytes], *, role: str = "member", expires_ms: int
-) -> Token:
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A point in the swarm's history: a record of the authority log, and the epoch of then."""
+
+    height: int
+    record_hash: bytes
+    epoch: int
+    epoch_key: bytes
+
+    @property
+    def history(self) -> bytes:
+        """One hash for all that was before."""
+        return digest(b"token", self.record_hash, self.epoch_key)
+
+
+def moment_of(head: tuple[int, bytes], epoch: Epoch) -> Moment:
+    """The moment at which `head` is the newest record and `epoch` the newest epoch."""
+    return Moment(*head, epoch.number, epoch.key)
+
+
+def new_token(swarm_id: bytes, made: Moment, *, role: str = "member", expires_ms: int) -> Token:
     """A token with a fresh seed; worth nothing until its public half is logged."""
     assert role in TOKEN_ROLES, role
-    return Token(swarm_id, head[0], head[1], os.urandom(KEY_BYTES), role, expires_ms)
+    seed = os.urandom(KEY_BYTES)
+    return Token(swarm_id, made.height, made.epoch, made.history, seed, role, expires_ms)
+
+
+def is_later_history(token: Token, record_hash: bytes | None, chain: Chain) -> bool:
+    """Does a history go on from the moment at which `token` was made?
+
+    Args:
+        record_hash: of its record at the token's height, None if it has none there.
+        chain: its epochs.
+    """
+    epoch = chain.epoch(token.epoch)
+    if record_hash is None or epoch is None:
+        return False
+    return Moment(token.head_height, record_hash, epoch.number, epoch.key).history == token.history
 
 
 def encode_token(token: Token) -> str:
@@ -83,7 +124,8 @@ def encode_token(token: Token) -> str:
         token.version,
         token.swarm_id,
         token.head_height,
-        token.head_hash,
+        token.epoch.to_bytes(_EPOCH_BYTES, "big"),
+        token.history,
         token.seed,
         _ROLE_ORDER.index(token.role),
         token.expires_ms,
@@ -117,10 +159,11 @@ def decode_token(text: str) -> Token:
         )
     if len(body) != _LAYOUT.size:
         raise TokenRefused("the join token has the wrong length for its version")
-    _, swarm_id, height, head_hash, seed, role, expires_ms = _LAYOUT.unpack(body)
+    _, swarm_id, height, epoch, history, seed, role, expires_ms = _LAYOUT.unpack(body)
     if role >= len(_ROLE_ORDER):
         raise TokenRefused("the join token grants a role that this swarmd does not know")
-    return Token(swarm_id, height, head_hash, seed, _ROLE_ORDER[role], expires_ms)
+    number = int.from_bytes(epoch, "big")
+    return Token(swarm_id, height, number, history, seed, _ROLE_ORDER[role], expires_ms)
 
 
 def _from_base32(compact: str) -> bytes:

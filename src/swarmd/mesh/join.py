@@ -4,9 +4,9 @@ On a TLS 1.3 stream of the plane `swarmd-join/1`, the joiner without a certifica
 
     joiner                                        member
     Hello(swarm, token id, node key, proof)  ->
-                                             <-   Challenge(nonce, genesis, height) + Records
+                                             <-   Challenge(nonce, genesis) + Epochs + Records
     Request(admission signed twice)          ->
-                                             <-   Accepted(addresses) + Records + Epochs
+                                             <-   Accepted(addresses) + Epochs + Records
     (at any step)                            <-   Refused(code, sentence)
 
 - The proof in `Hello` is made by the token's key over the joiner's protocol version, its nonce
@@ -14,8 +14,9 @@ On a TLS 1.3 stream of the plane `swarmd-join/1`, the joiner without a certifica
   hands than this server's it is worth nothing.
 - The joiner believes nothing but its token: the genesis must hash to the token's swarm, the
   chain from it must pass through the token's head (a shorter one is old, one that differs
-  there is a fork), and the server's TLS key must belong to a member of that chain. Only then
-  does it sign a request. The token's seed is never sent.
+  there is a fork) and be certified by the voters of an epoch that is no older than the token,
+  and the server's TLS key must belong to a member of that chain. Only then does it sign a
+  request. The token's seed is never sent.
 - The request names both nonces, so that none serves on another connection.
 - The member asks the log, not itself. A request that was granted before is granted again at
   no cost, because an answer can get lost.
@@ -51,10 +52,12 @@ from swarmd.base.ids import NodeId, node_id_of, short
 from swarmd.base.limits import KIB
 from swarmd.identity.authority import RECORDS_MAX, AuthorityState, check_token
 from swarmd.identity.entries import ENTRY_BYTES_MAX, RECORD_BYTES_MAX, Admit, open_entry, sign_entry
+from swarmd.identity.epochs import CHAIN_EPOCHS_MAX, Chain
 from swarmd.identity.genesis import NONCE_BYTES, Genesis, check_name, decode_genesis, encode_genesis
+from swarmd.identity.heads import verify_head
 from swarmd.identity.keys import KEY_BYTES, SigningKey, verify
 from swarmd.identity.tls import JOIN_ALPN, join_context, peer_public_key
-from swarmd.identity.tokens import Token
+from swarmd.identity.tokens import Token, is_later_history
 from swarmd.mesh.addresses import Address, format_address
 from swarmd.mesh.join_frames import (
     FRAME_BYTES_MAX,
@@ -68,14 +71,15 @@ from swarmd.mesh.join_frames import (
     Request,
     close_stream,
 )
-from swarmd.mesh.trust import PAGE_BYTES_MAX, Trust, page
+from swarmd.mesh.trust import Trust
+from swarmd.mesh.trust_spread import PAGE_BYTES_MAX, page
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
 from swarmd.wire.envelope import signing_bytes
 from swarmd.wire.version import PROTOCOL_VERSION
 
 TlsStream = trio.SSLStream[trio.abc.Stream]
-Admitter = Callable[[bytes], Awaitable[Sequence[bytes]]]
+Admitter = Callable[[bytes], Awaitable[object]]
 
 CONNECT_TIMEOUT_S: Final = 5.0
 # How long a joiner goes on where members are crowded with others.
@@ -86,7 +90,6 @@ _CROWDED_PAUSE_S: Final = 0.4
 ADMIT_TIMEOUT_S: Final = 10.0
 SESSION_TIMEOUT_S: Final = 60.0
 SEEDS_MAX: Final = 64
-EPOCHS_MAX: Final = 100_000
 # What a stranger may make a member keep; the rest comes from members.
 HELLO_BYTES_MAX: Final = 1 * KIB
 REQUEST_BYTES_MAX: Final = ENTRY_BYTES_MAX + 1 * KIB
@@ -102,13 +105,17 @@ _log = get_logger("join")
 
 @dataclass(frozen=True)
 class JoinResult:
-    """What a new member starts with. `records` is the whole verified chain, its own admission
-    in it; `seeds` are members' addresses; `epochs` is for the strong store to verify."""
+    """What a new member starts with, all of it verified.
+
+    `records` is the whole chain, its own admission in it, and `certificate` that of the last one;
+    `epochs` are the certificates of the epochs after the first; `seeds` are members' addresses.
+    """
 
     genesis: Genesis
     records: tuple[bytes, ...]
-    seeds: tuple[Address, ...]
+    certificate: bytes
     epochs: tuple[bytes, ...]
+    seeds: tuple[Address, ...]
 
 
 # ---- the joiner ------------------------------------------------------------------------
@@ -223,18 +230,17 @@ class _Joiner:
         server_public = await self._shake_hands()
         await self._frames.send(self._hello(server_public))
         challenge = await self._frames.expect(Challenge)
-        state = await self._verify(challenge, server_public)
+        history = await self._verify(challenge, server_public)
         await self._frames.send(Request(self._request(challenge.nonce)))
         accepted = await self._frames.expect(
             Accepted, timeout_s=ADMIT_TIMEOUT_S + 2 * STEP_TIMEOUT_S
         )
-        await self._read_records(state, accepted.height)
-        epochs = await self._read_epochs(accepted.epochs)
-        mine = state.admissions.get(self._key.key_id)
+        await history.read(accepted)
+        mine = history.state.admissions.get(self._key.key_id)
         if mine is None or mine.evicted:
             raise Untrusted("it says that it admitted this node, but its records do not")
         seeds = tuple(x for x in accepted.seeds[:SEEDS_MAX] if x[0] and 0 < x[1] < 65_536)
-        return JoinResult(state.genesis, tuple(state.dump()), seeds, epochs)
+        return history.result(seeds)
 
     async def _shake_hands(self) -> bytes:
         try:
@@ -265,8 +271,8 @@ class _Joiner:
             proof=self._token.key.sign(covered),
         )
 
-    async def _verify(self, challenge: Challenge, server_public: bytes) -> AuthorityState:
-        """The chain that this server showed, once it proved what it must."""
+    async def _verify(self, challenge: Challenge, server_public: bytes) -> _History:
+        """The history that this server showed, once it proved what it must."""
         token = self._token
         genesis = decode_genesis(challenge.genesis)
         if genesis.swarm_id != token.swarm_id:
@@ -276,9 +282,10 @@ class _Joiner:
                 f"it knows only {challenge.height} of the {token.head_height} changes that the "
                 "swarm had when the token was made: it is out of date or not honest"
             )
-        state = AuthorityState(genesis)
-        await self._read_records(state, challenge.height)
-        if state.hash_at(token.head_height) != token.head_hash:
+        history = _History(self._frames, genesis)
+        await history.read(challenge)
+        state = history.state
+        if not is_later_history(token, state.hash_at(token.head_height), history.chain):
             raise Untrusted("its history is not the one in which the token was made")
         server_id = node_id_of(server_public)
         server = state.admissions.get(server_id)
@@ -286,7 +293,7 @@ class _Joiner:
             raise Untrusted(f"its key {short(server_id)} is not one of a member of the swarm")
         if len(challenge.nonce) != NONCE_BYTES:
             raise MalformedMessage("its nonce has the wrong length")
-        return state
+        return history
 
     def _request(self, server_nonce: bytes) -> bytes:
         entry = Admit(
@@ -300,7 +307,40 @@ class _Joiner:
         )
         return sign_entry(entry, self._token.swarm_id, self._token.key, self._key)
 
-    async def _read_records(self, state: AuthorityState, height: int) -> None:
+
+class _History:
+    """What a server shows of the swarm: epochs, records, and that the voters certified these."""
+
+    def __init__(self, frames: Frames, genesis: Genesis) -> None:
+        self.state = AuthorityState(genesis)
+        self.chain = Chain(genesis)
+        self._frames = frames
+        self._certificate = b""
+
+    async def read(self, told: Challenge | Accepted) -> None:
+        """Read what follows `told`, and verify it. Raises Untrusted, MalformedMessage."""
+        await self._read_epochs(told.epochs)
+        await self._read_records(told.height)
+        if told.height:
+            try:
+                head = verify_head(told.certificate, self.chain)
+            except SwarmError as error:
+                raise Untrusted(f"its records are not certified: {error.message}") from error
+            if (head.height, head.hash) != self.state.head:
+                raise Untrusted("its records are not those that the voters certified")
+        self._certificate = told.certificate
+
+    def result(self, seeds: tuple[Address, ...]) -> JoinResult:
+        return JoinResult(
+            self.state.genesis,
+            tuple(self.state.dump()),
+            self._certificate,
+            self.chain.certificates_from(1),
+            seeds,
+        )
+
+    async def _read_records(self, height: int) -> None:
+        state = self.state
         if not state.head[0] <= height <= RECORDS_MAX:
             raise MalformedMessage(f"it claims a history of {height} records")
         while state.head[0] < height:
@@ -314,16 +354,20 @@ class _Joiner:
                     raise Untrusted(f"its records do not verify: {error.message}") from error
             await trio.lowlevel.checkpoint()
 
-    async def _read_epochs(self, count: int) -> tuple[bytes, ...]:
-        if not 0 <= count <= EPOCHS_MAX:
+    async def _read_epochs(self, count: int) -> None:
+        if not 0 <= count <= CHAIN_EPOCHS_MAX:
             raise MalformedMessage(f"it claims {count} epochs")
-        epochs: list[bytes] = []
-        while len(epochs) < count:
+        while count > 0:
             certificates = (await self._frames.expect(Epochs)).certificates
-            if not certificates or len(certificates) > count - len(epochs):
+            if not certificates or len(certificates) > count:
                 raise MalformedMessage("its epochs do not add up")
-            epochs.extend(certificates)
-        return tuple(epochs)
+            count -= len(certificates)
+            for certificate in certificates:
+                try:
+                    self.chain.extend(certificate)
+                except SwarmError as error:
+                    raise Untrusted(f"its epochs do not verify: {error.message}") from error
+            await trio.lowlevel.checkpoint()
 
 
 # ---- the member ------------------------------------------------------------------------
@@ -336,7 +380,6 @@ async def serve_join(
     *,
     admit: Admitter,
     seeds: Callable[[], Sequence[Address]],
-    epochs: Callable[[], Sequence[bytes]],
 ) -> None:
     """Serve one joiner on a stream that shook hands on `JOIN_ALPN`, and close it.
 
@@ -344,10 +387,9 @@ async def serve_join(
 
     Args:
         node_public: this node's public key, the one of its TLS certificate.
-        admit: brings a signed admission into the log; returns the records it led to, or
-            raises a SwarmError, which the joiner is told.
+        admit: brings a signed admission into the log, or raises a SwarmError, which the joiner
+            is told.
         seeds: addresses of members, for the joiner to find them.
-        epochs: the strong store's chain of certificates, oldest first.
     """
     frames = Frames(stream)
     server = _Server(frames, trust, node_public, admit)
@@ -355,7 +397,7 @@ async def serve_join(
         with trio.move_on_after(SESSION_TIMEOUT_S):
             try:
                 joiner = await server.admit_one()
-                await server.welcome(joiner, seeds()[:SEEDS_MAX], epochs())
+                await server.welcome(joiner, seeds()[:SEEDS_MAX])
             except SwarmError as error:
                 DROPPED.labels("join", error.code).inc()
                 _log.info("join refused", code=error.code, why=error.message)
@@ -388,38 +430,49 @@ class _Server:
         self._trust = trust
         self._public = public
         self._admit = admit
-        self._sent = 0  # The joiner holds records up to this height.
+        self._sent = 0  # The joiner holds records up to this height,
+        self._sent_epoch = 1  # and epochs up to this one.
 
     async def admit_one(self) -> NodeId:
         """Hear one joiner out and admit it. Raises SwarmError with what to tell it."""
         hello = await self._frames.expect(Hello, bytes_max=HELLO_BYTES_MAX)
         self._check_hello(hello)
         nonce = os.urandom(NONCE_BYTES)
-        height = self._trust.head[0]
         genesis = encode_genesis(self._trust.genesis)
-        await self._frames.send(Challenge(nonce, self._public, genesis, height))
-        await self._send_records(height)
+        epochs = await self._unseen_epochs()
+        height, certificate = self._trust.head[0], self._trust.certificate
+        await self._frames.send(
+            Challenge(nonce, self._public, genesis, len(epochs), height, certificate)
+        )
+        await self._send_history(epochs, height)
         request = await self._frames.expect(
             Request, timeout_s=SESSION_TIMEOUT_S, bytes_max=REQUEST_BYTES_MAX
         )
         self._check_request(request, hello, nonce)
         joiner = node_id_of(hello.node_public)
         with trio.move_on_after(ADMIT_TIMEOUT_S) as scope:
-            await self._learn(await self._admit(request.entry), joiner)
+            await self._admit(request.entry)
+            # Its admission must count here before the joiner calls as a member.
+            while self._trust.admission(joiner) is None:
+                await self._trust.changed(self._trust.version)
         if scope.cancelled_caught:
             raise Unavailable("the swarm did not decide in time; join again")
         return joiner
 
-    async def welcome(
-        self, joiner: NodeId, seeds: Sequence[Address], epochs: Sequence[bytes]
-    ) -> None:
+    async def welcome(self, joiner: NodeId, seeds: Sequence[Address]) -> None:
         """Tell an admitted joiner what it needs to start."""
-        height = self._trust.head[0]
-        await self._frames.send(Accepted(height, tuple(seeds), len(epochs)))
-        await self._send_records(height)
-        for some in _paged(epochs):
-            await self._frames.send(Epochs(some))
+        epochs = await self._unseen_epochs()
+        height, certificate = self._trust.head[0], self._trust.certificate
+        await self._frames.send(Accepted(tuple(seeds), len(epochs), height, certificate))
+        await self._send_history(epochs, height)
         _log.info("node joined", node=short(joiner))
+
+    async def _unseen_epochs(self) -> tuple[bytes, ...]:
+        """Certificates of the epochs that the joiner was not shown. Raises Busy."""
+        with trio.move_on_after(STEP_TIMEOUT_S / 2):
+            epochs = await self._trust.settled()
+            return epochs.certificates_from(self._sent_epoch)
+        raise Busy("the voters are changing just now")
 
     def _check_hello(self, hello: Hello) -> None:
         if hello.swarm_id != self._trust.swarm_id:
@@ -453,17 +506,11 @@ class _Server:
             raise BadSignature("the request to join was made for another connection")
         self._trust.check(request.entry)
 
-    async def _learn(self, records: Sequence[bytes], joiner: NodeId) -> None:
-        """Have the admission in this node's own chain before the joiner calls as a member."""
-        try:
-            self._trust.learn(records)
-        except Untrusted as error:
-            # Admissions of others came between, and are on their way here.
-            _log.info("waiting for records before an admission", why=error.message)
-        while self._trust.admission(joiner) is None:
-            await self._trust.changed(self._trust.version)
-
-    async def _send_records(self, height: int) -> None:
+    async def _send_history(self, epochs: tuple[bytes, ...], height: int) -> None:
+        assert self._trust.epochs is not None
+        for some in _paged(epochs):
+            await self._frames.send(Epochs(some))
+        self._sent_epoch = self._trust.epochs.head.number
         while self._sent < height:
             records = page(self._trust, self._sent).records[: height - self._sent]
             await self._frames.send(Records(records))

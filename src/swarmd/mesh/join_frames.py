@@ -29,12 +29,17 @@ class Hello(Message, frozen=True, tag=1):
 
 
 class Challenge(Message, frozen=True, tag=2):
-    """Pages of `Records` follow until `height` is reached."""
+    """Pages of `Epochs` follow until there are `epochs`, then of `Records` until `height`.
+
+    `certificate` is of the record there; empty at the genesis.
+    """
 
     nonce: bytes
     node_public: bytes
     genesis: bytes
+    epochs: int
     height: int
+    certificate: bytes
 
 
 class Records(Message, frozen=True, tag=3):
@@ -46,11 +51,12 @@ class Request(Message, frozen=True, tag=4):
 
 
 class Accepted(Message, frozen=True, tag=5):
-    """Pages of `Records` follow until `height`, then `Epochs` until there are `epochs`."""
+    """What came since the challenge follows: `Epochs`, then `Records`, as there."""
 
-    height: int
     seeds: tuple[Address, ...]
     epochs: int
+    height: int
+    certificate: bytes
 
 
 class Epochs(Message, frozen=True, tag=6):
@@ -73,7 +79,7 @@ JOIN: Final = Family(
     Refused,
     alpn=JOIN_ALPN,
     message_bytes_max=FRAME_BYTES_MAX,
-    format_number=2,  # The proof covers the version.
+    format_number=3,  # What the voters certified comes with the challenge.
 )
 _M = TypeVar("_M", bound=Message)
 

@@ -45,7 +45,8 @@ from swarmd.mesh.transports.carriers import TlsStream
 from swarmd.mesh.transports.roster import admitted
 from swarmd.mesh.transports.streams import Streams, open_streams
 from swarmd.mesh.transports.udp import Datagrams, open_datagrams
-from swarmd.mesh.trust import Trust, serve_trust
+from swarmd.mesh.trust import Trust
+from swarmd.mesh.trust_spread import serve_trust
 from swarmd.observe.log import get_logger
 from swarmd.wire.envelope import signing_bytes
 from swarmd.wire.version import PROTOCOL_VERSION
@@ -98,11 +99,10 @@ class _JoinDesk:
     def __init__(self, trust: Trust, key: SigningKey) -> None:
         self._trust, self._key = trust, key
         self._admit: Admitter = _not_ready
-        self._epochs: Callable[[], Sequence[bytes]] = tuple
         self.seeds: Callable[[], Sequence[Address]] = tuple
 
-    def open(self, admit: Admitter, epochs: Callable[[], Sequence[bytes]]) -> None:
-        self._admit, self._epochs = admit, epochs
+    def open(self, admit: Admitter) -> None:
+        self._admit = admit
 
     async def serve(self, stream: TlsStream, crowded: bool) -> None:
         joiner = cast("trio.SSLStream[trio.abc.Stream]", stream)
@@ -115,7 +115,6 @@ class _JoinDesk:
             self._key.public,
             admit=self._admit,
             seeds=self.seeds,
-            epochs=self._epochs,
         )
 
 
@@ -184,14 +183,13 @@ class Mesh:
             reports.append(SeedReport(seed, peers[0] if peers else None, problem))
         return reports
 
-    def serve_joins(self, admit: Admitter, epochs: Callable[[], Sequence[bytes]] = tuple) -> None:
+    def serve_joins(self, admit: Admitter) -> None:
         """Admit joiners from now on; until then they are told to try another member.
 
         Args:
             admit: brings a signed admission into the log; see `mesh.join.serve_join`.
-            epochs: the strong store's chain of certificates, oldest first.
         """
-        self._desk.open(admit, epochs)
+        self._desk.open(admit)
 
     def contact(self, addresses: Iterable[Address]) -> None:
         """Try addresses of members that somebody named, as often as the configured seeds."""
@@ -362,7 +360,6 @@ async def open_mesh(
     name: str,
     tags: dict[str, str] | None = None,
     admit: Admitter | None = None,
-    epochs: Callable[[], Sequence[bytes]] = tuple,
 ) -> AsyncIterator[Mesh]:
     """Belong to the swarm for as long as the block runs; call `leave` first to say goodbye.
 
@@ -380,7 +377,7 @@ async def open_mesh(
     """
     desk = _JoinDesk(trust, key)
     if admit is not None:
-        desk.open(admit, epochs)
+        desk.open(admit)
     roles = _check(config, key, trust)
     bound, told, own = await _listen(config)
     shown = tuple(sorted((tags or {}).items()))

@@ -4,17 +4,15 @@ Invariant: the chain only grows, every record of it was verified here, and a rec
 this disk before anything rests on it. Two different records for one height are a fork: the
 one held stays, the other is refused and counted.
 
-How it spreads: who learns records from its own strong store sends them to every member at
-once; who learns them from a peer passes them to a few more, and everybody compares heights
-with a random member every few seconds. The first makes an admission known in one round trip,
-the last makes sure that nobody stays behind whatever was lost (anti-entropy: Demers et al.,
-"Epidemic algorithms for replicated database maintenance", 1987, section 1.3).
+A record is *noted* when this node's own log applied it, and *counts* once a majority of the
+epoch's voters certified it (`identity/heads.py`). Peers are only ever told what counts, with its
+certificate, and only believed so far: whoever shows records without one shows nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import trio
@@ -23,14 +21,11 @@ from swarmd.base.disk import Disk, open_body, seal_body
 from swarmd.base.errors import (
     Conflict,
     CorruptFile,
-    MalformedMessage,
     NotFound,
     SwarmError,
     Untrusted,
 )
 from swarmd.base.ids import NodeId, SwarmId, short
-from swarmd.base.limits import KIB, MESSAGE_BYTES_MAX
-from swarmd.base.rng import Rng, make_rng
 from swarmd.identity.authority import (
     RECORDS_MAX,
     Admission,
@@ -38,69 +33,44 @@ from swarmd.identity.authority import (
     LoggedToken,
     record_hash,
 )
-from swarmd.identity.entries import RECORD_BYTES_MAX, decode_record
+from swarmd.identity.entries import decode_record
+from swarmd.identity.epochs import Chain
 from swarmd.identity.genesis import Genesis, decode_genesis, encode_genesis
-from swarmd.mesh.link import Inbound, Link
-from swarmd.observe.log import get_logger
-from swarmd.observe.metrics import DROPPED
-from swarmd.wire.codec import Family, Message, decode_struct, encode_struct
+from swarmd.identity.heads import Head, head_of, verify_head
+from swarmd.wire.codec import decode_struct, encode_struct
 
 FILE_NAME: Final = "authority"
 _FILE_KIND: Final = "trust"
-_FILE_FORMAT: Final = 1
-
-ASK_INTERVAL_S: Final = 5.0
-ASK_TIMEOUT_S: Final = 5.0
-ANSWER_TIMEOUT_S: Final = 1.0
-PASS_ON_PEERS: Final = 3
+_FILE_FORMAT: Final = 2
 PAGE_RECORDS_MAX: Final = 256
-PAGE_BYTES_MAX: Final = 256 * KIB
-_PAGES_MAX: Final = RECORDS_MAX  # Each page brings at least one record.
-_PENDING_ASKS_MAX: Final = 64
-assert PAGE_BYTES_MAX + RECORD_BYTES_MAX < MESSAGE_BYTES_MAX
-
-_log = get_logger("trust")
-
-
-class Ask(Message, frozen=True, tag=1):
-    """Send me the records above `height`, which is where I am."""
-
-    height: int
-
-
-class Records(Message, frozen=True, tag=2):
-    """Records in order from `first` on, and the sender's height; also sent unasked."""
-
-    first: int
-    height: int
-    records: tuple[bytes, ...]
-
-
-TRUST: Final = Family("trust", Ask, Records)
-
-
-class Alive(Protocol):
-    """What this room needs of membership."""
-
-    def alive(self) -> list[NodeId]:
-        """Members thought alive, this node among them."""
-        ...
 
 
 class _Stored(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Records up to `height` count; those above are noted."""
+
     genesis: bytes
     records: tuple[bytes, ...]
+    height: int
+    certificate: bytes
 
 
 class Trust:
-    """One node's verified chain. Make it with `open_trust`."""
+    """One node's verified chain. Make it with `open_trust`.
 
-    def __init__(self, disk: Disk, state: AuthorityState) -> None:
+    `epochs` tells whose certificates count. Until it is there nothing is learned from peers.
+    """
+
+    def __init__(
+        self, disk: Disk, state: AuthorityState, noted: AuthorityState, certificate: bytes
+    ) -> None:
+        self.epochs: Chain | None = None
         self._disk = disk
         self._state = state
+        self._noted = noted  # The same object while all that is noted counts.
+        self._certificate = certificate
         self._version = 1
         self._wake = trio.Event()
-        self._own: int = state.head[0]  # Up to here learned from this node's own store.
+        self._own: int = state.head[0]  # Up to here certified with this node's part in it.
 
     @property
     def swarm_id(self) -> SwarmId:
@@ -112,12 +82,22 @@ class Trust:
 
     @property
     def head(self) -> tuple[int, bytes]:
-        """Height and hash of the newest record."""
+        """Height and hash of the newest record that counts."""
         return self._state.head
 
     @property
+    def noted(self) -> tuple[int, bytes]:
+        """Height and hash of the newest record on this disk."""
+        return self._noted.head
+
+    @property
+    def certificate(self) -> bytes:
+        """The voters' signatures on `head`; empty at the genesis."""
+        return self._certificate
+
+    @property
     def version(self) -> int:
-        """Rises whenever records were learned; starts at 1."""
+        """Rises whenever records came to count, or were certified anew; starts at 1."""
         return self._version
 
     @property
@@ -173,12 +153,19 @@ class Trust:
         """
         self._state.check(raw_entry, self.store_time_ms)
 
-    def learn(self, records: Sequence[bytes], *, from_peer: bool = False) -> int:
-        """Verify records, write them down, and let them count. All or none.
+    def noted_from(self, height: int, limit: int = RECORDS_MAX) -> list[bytes]:
+        """Up to `limit` of the records on this disk above `height`; they may not count yet."""
+        return self._noted.records_from(height, limit)
+
+    def noted_hash_at(self, height: int) -> bytes | None:
+        """The hash of the record on this disk at `height`, None beyond the last."""
+        return self._noted.hash_at(height)
+
+    def note(self, records: Sequence[bytes]) -> int:
+        """Verify records that this node's own log applied, and write them down. All or none.
 
         Args:
             records: consecutive records; those that are held already are skipped.
-            from_peer: they came from another node rather than from this one's own store.
 
         Returns:
             How many were new.
@@ -188,20 +175,69 @@ class Trust:
             SwarmError: one of them is invalid in itself.
             DiskFault: they could not be written.
         """
-        fresh = [raw for raw in records if not self._holds(raw)]
-        if fresh:
-            state = self._state.copy()
-            for raw in fresh:
-                state.replay(raw)
-            _write(self._disk, state)
-            self._state = state
+        noted = self._extended(records)
+        new = noted.head[0] - self._noted.head[0]
+        if new:
+            self._write(noted, self._state.head[0], self._certificate)
+            self._noted = noted
+        return new
+
+    def learn(
+        self, records: Sequence[bytes], certificate: bytes, *, from_peer: bool = False
+    ) -> int:
+        """Let records count that the voters certified, once they are written down. All or none.
+
+        Args:
+            records: consecutive records; those that are held already are skipped, and those
+                above the certificate's head, too. Records that were noted need not be given.
+            certificate: for a head among them.
+            from_peer: they came from another node, and this one had no part in certifying them.
+
+        Returns:
+            How many count that did not.
+
+        Raises:
+            Untrusted: they contradict the chain, leave a gap, or do not lead to the certified
+                head; or the certificate is by voters of another epoch than the newest known.
+            BadSignature, MalformedMessage: it is no certificate.
+            SwarmError: one of the records is invalid in itself.
+            DiskFault: they could not be written.
+        """
+        if self.epochs is None:
+            raise Untrusted("who certifies records is not known here yet")
+        head = verify_head(certificate, self.epochs)
+        before = self._state.head[0]
+        if head.height < before:
+            if self._state.hash_at(head.height) != head.hash:
+                raise Untrusted(f"voters certified another history than this one at {head.height}")
+            return 0
+        noted = self._extended([raw for raw in records if decode_record(raw).height <= head.height])
+        if noted.hash_at(head.height) != head.hash:
+            raise Untrusted(f"the records do not lead to the certified head at {head.height}")
+        self._count(noted, head, certificate)
         if not from_peer:
-            self._own = max(self._own, self._last_height(records))
-        if fresh:
-            self._version += 1
-            self._wake.set()
-            self._wake = trio.Event()
-        return len(fresh)
+            self._own = max(self._own, head.height)
+        return head.height - before
+
+    @property
+    def certified_by(self) -> bytes | None:
+        """The key of the epoch whose voters certified `head`; None at the genesis."""
+        return head_of(self._certificate).epoch if self._certificate else None
+
+    def certifies(self, epoch: bytes) -> bool:
+        """Did the voters of the epoch with this key certify all that is on this disk?"""
+        height = self._noted.head[0]
+        return height == 0 or (self._state.head[0] == height and self.certified_by == epoch)
+
+    async def settled(self) -> Chain:
+        """The epochs, once the voters of the newest one known certify what counts.
+
+        Waits as long as that takes: a moment after the voters changed, for ever without a
+        majority of them.
+        """
+        while self.epochs is None or self.certified_by not in (None, self.epochs.head.key):
+            await self.changed(self._version)
+        return self.epochs
 
     async def changed(self, version: int) -> int:
         """Wait until `version` is no longer the present one; the present one."""
@@ -210,20 +246,47 @@ class Trust:
         return self._version
 
     def learned_here(self, height: int) -> bool:
-        """Whether the record at `height` came from this node's own store."""
+        """Whether this node had a part in certifying the record at `height`."""
         return height <= self._own
+
+    def _count(self, noted: AuthorityState, head: Head, certificate: bytes) -> None:
+        height = self._state.head[0]
+        if head.height == height and self.certified_by == head.epoch:
+            return  # As good as the one that is held.
+        self._write(noted, head.height, certificate)
+        if noted.head[0] == head.height:
+            self._state = noted
+        elif height < head.height:
+            state = self._state.copy()
+            for raw in noted.records_from(height, head.height - height):
+                state.replay(raw)
+            self._state = state
+        self._noted, self._certificate = noted, certificate
+        self._version += 1
+        self._wake.set()
+        self._wake = trio.Event()
+
+    def _extended(self, records: Sequence[bytes]) -> AuthorityState:
+        """What is noted, and `records` after it; raises, and nothing has changed."""
+        fresh = [raw for raw in records if not self._holds(raw)]
+        if not fresh:
+            return self._noted
+        noted = self._noted.copy()
+        for raw in fresh:
+            noted.replay(raw)
+        return noted
 
     def _holds(self, raw: bytes) -> bool:
         height = decode_record(raw).height
-        held = self._state.hash_at(height)
+        held = self._noted.hash_at(height)
         if held is None or height < 1:
             return False
         if held != record_hash(raw):
             raise Untrusted(f"two different authority records for height {height}")
         return True
 
-    def _last_height(self, records: Sequence[bytes]) -> int:
-        return decode_record(records[-1]).height if records else 0
+    def _write(self, noted: AuthorityState, height: int, certificate: bytes) -> None:
+        _write(self._disk, noted, height, certificate)
 
 
 def has_trust(disk: Disk) -> bool:
@@ -231,13 +294,19 @@ def has_trust(disk: Disk) -> bool:
     return disk.read(FILE_NAME) is not None
 
 
-def open_trust(disk: Disk, genesis: Genesis | None = None, records: Sequence[bytes] = ()) -> Trust:
+def open_trust(
+    disk: Disk,
+    genesis: Genesis | None = None,
+    records: Sequence[bytes] = (),
+    certificate: bytes = b"",
+) -> Trust:
     """The chain on this disk; with `genesis`, a new one if there is none.
 
     Args:
         disk: the node's data folder.
         genesis: the swarm that the caller means to be in.
-        records: what was learned while joining.
+        records: what was learned while joining, where it was verified that they count.
+        certificate: of the last of them.
 
     Raises:
         NotFound: nothing is stored and no genesis was given.
@@ -250,151 +319,39 @@ def open_trust(disk: Disk, genesis: Genesis | None = None, records: Sequence[byt
         if genesis is None:
             raise NotFound("this node belongs to no swarm yet: start it with --init or --join")
         state = AuthorityState.load(genesis, records)
-        _write(disk, state)
-        return Trust(disk, state)
-    trust = Trust(disk, _read(raw))
-    if genesis is not None:
-        if genesis.swarm_id != trust.swarm_id:
-            raise Conflict(
-                f"the data folder belongs to the swarm {trust.genesis.name} "
-                f"({short(trust.swarm_id)}), not to {genesis.name} ({short(genesis.swarm_id)})"
-            )
-        trust.learn(records)
+        _write(disk, state, state.head[0], certificate)
+        return Trust(disk, state, state, certificate)
+    trust = _read(disk, raw)
+    if genesis is not None and genesis.swarm_id != trust.swarm_id:
+        raise Conflict(
+            f"the data folder belongs to the swarm {trust.genesis.name} "
+            f"({short(trust.swarm_id)}), not to {genesis.name} ({short(genesis.swarm_id)})"
+        )
     return trust
 
 
-def _write(disk: Disk, state: AuthorityState) -> None:
-    stored = _Stored(encode_genesis(state.genesis), tuple(state.dump()))
+def _write(disk: Disk, noted: AuthorityState, height: int, certificate: bytes) -> None:
+    stored = _Stored(encode_genesis(noted.genesis), tuple(noted.dump()), height, certificate)
     disk.replace(FILE_NAME, seal_body(_FILE_KIND, _FILE_FORMAT, encode_struct(stored)))
 
 
-def _read(raw: bytes) -> AuthorityState:
+def _read(disk: Disk, raw: bytes) -> Trust:
     body = open_body(_FILE_KIND, _FILE_FORMAT, raw, source=FILE_NAME)
     try:
         stored: _Stored = decode_struct(_Stored, body)
-        return AuthorityState.load(decode_genesis(stored.genesis), stored.records)
+        if not 0 <= stored.height <= len(stored.records):
+            raise CorruptFile(f"{FILE_NAME} holds fewer records than it says that count")
+        genesis = decode_genesis(stored.genesis)
+        state = AuthorityState.load(genesis, stored.records[: stored.height])
+        noted = state
+        if stored.height < len(stored.records):
+            noted = state.copy()
+            for record in stored.records[stored.height :]:
+                noted.replay(record)
+        if stored.certificate:
+            head_of(stored.certificate)
+        return Trust(disk, state, noted, stored.certificate)
     except CorruptFile:
         raise
     except SwarmError as error:
         raise CorruptFile(f"{FILE_NAME} does not verify: {error.message}") from error
-
-
-# ---- keeping level with the peers ------------------------------------------------------
-
-
-async def serve_trust(
-    trust: Trust, link: Link, membership: Alive, *, rng: Rng | None = None
-) -> None:
-    """Answer, push and compare until cancelled.
-
-    Args:
-        rng: picks whom to ask; by default one seeded by the node's id.
-    """
-    keeper = _Keeper(trust, link, membership, rng or make_rng(bytes(link.node_id)))
-    inbox = link.open_inbox(TRUST)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(keeper.receive, inbox)
-        nursery.start_soon(keeper.push)
-        nursery.start_soon(keeper.compare)
-        nursery.start_soon(keeper.catch_up)
-
-
-class _Keeper:
-    def __init__(self, trust: Trust, link: Link, membership: Alive, rng: Rng) -> None:
-        self._trust = trust
-        self._link = link
-        self._membership = membership
-        self._rng = rng
-        self._ahead_send, self._ahead = trio.open_memory_channel[NodeId](_PENDING_ASKS_MAX)
-
-    async def receive(self, inbox: trio.MemoryReceiveChannel[Inbound]) -> None:
-        async for inbound in inbox:
-            message = inbound.message
-            if isinstance(message, Ask):
-                # A peer that takes nothing must not keep the others waiting.
-                with trio.move_on_after(ANSWER_TIMEOUT_S):
-                    await inbound.answer(page(self._trust, message.height))
-                if message.height > self._trust.head[0]:
-                    self._note_ahead(inbound.peer)
-            else:
-                self._take(inbound.peer, message)
-
-    async def push(self) -> None:
-        """Tell the others as soon as there is news."""
-        told = self._trust.head[0]
-        version = self._trust.version
-        while True:
-            version = await self._trust.changed(version)
-            height = self._trust.head[0]
-            peers = self._peers()
-            if not self._trust.learned_here(height) and len(peers) > PASS_ON_PEERS:
-                peers = self._rng.sample(peers, PASS_ON_PEERS)
-            message = page(self._trust, told)
-            for peer in peers:
-                self._link.send_nowait(TRUST, peer, message)
-            told = height
-
-    async def compare(self) -> None:
-        """Ask a random member now and then."""
-        while True:
-            peers = self._peers()
-            if peers:
-                await self._ask(self._rng.choice(peers))
-            await trio.sleep(ASK_INTERVAL_S * self._rng.uniform(0.8, 1.2))
-
-    async def catch_up(self) -> None:
-        """Ask those that turned out to be ahead."""
-        async for peer in self._ahead:
-            await self._ask(peer)
-
-    async def _ask(self, peer: NodeId) -> None:
-        for _ in range(_PAGES_MAX):
-            before = self._trust.head[0]
-            try:
-                answer = await self._link.request(TRUST, peer, Ask(before), timeout_s=ASK_TIMEOUT_S)
-            except SwarmError:
-                return  # Unreachable now; another member is asked in a few seconds.
-            if not isinstance(answer, Records):
-                DROPPED.labels("trust", "malformed").inc()
-                return
-            self._learn(peer, answer)
-            if self._trust.head[0] == before or answer.height <= self._trust.head[0]:
-                return
-
-    def _take(self, peer: NodeId, message: Records) -> None:
-        if message.first <= self._trust.head[0] + 1:
-            self._learn(peer, message)
-        if message.height > self._trust.head[0]:
-            self._note_ahead(peer)
-
-    def _learn(self, peer: NodeId, message: Records) -> None:
-        try:
-            if len(message.records) > PAGE_RECORDS_MAX:
-                raise MalformedMessage("a page of authority records is too long")
-            self._trust.learn(message.records, from_peer=True)
-        except SwarmError as error:  # A bad record, or a disk that is full: asked again later.
-            DROPPED.labels("trust", error.code).inc()
-            _log.warning("authority records refused", peer=short(peer), why=error.message)
-
-    def _note_ahead(self, peer: NodeId) -> None:
-        try:
-            self._ahead_send.send_nowait(peer)
-        except trio.WouldBlock:
-            DROPPED.labels("trust", "busy").inc()
-
-    def _peers(self) -> list[NodeId]:
-        known = {*self._membership.alive(), *self._link.connected()} - {self._link.node_id}
-        return sorted(known)
-
-
-def page(trust: Trust, height: int) -> Records:
-    """The records above `height`, as many as one message takes."""
-    records: list[bytes] = []
-    size = 0
-    first = min(max(0, height), trust.head[0])
-    for raw in trust.records_from(first, PAGE_RECORDS_MAX):
-        size += len(raw)
-        if records and size > PAGE_BYTES_MAX:
-            break
-        records.append(raw)
-    return Records(first + 1, trust.head[0], tuple(records))

@@ -22,6 +22,7 @@ from typing import Final
 from swarmd.base.disk import Disk
 from swarmd.base.errors import CorruptFile, DiskFault
 from swarmd.base.rng import Rng
+from swarmd.identity.epochs import GENERATION_EPOCHS, Epoch, recovery_number
 from swarmd.sim.disk import PowerLost
 from swarmd.sim.history import History
 from swarmd.sim.network import Network
@@ -42,7 +43,6 @@ from swarmd.sim.raft_watch import POISON, LogWatch, Watch, WatchedState
 from swarmd.sim.world import World
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.config import RaftConfig
-from swarmd.state.raft.epoch import GENERATION_EPOCHS, Epoch, recovery_number
 from swarmd.state.raft.guards import Guard, without
 from swarmd.state.raft.journal import Owner
 from swarmd.state.raft.machine import RaftMachine

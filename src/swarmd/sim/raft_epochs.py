@@ -16,12 +16,13 @@ from typing import Final
 
 from swarmd.base.ids import NodeId
 from swarmd.base.rng import Rng
+from swarmd.identity.epochs import Chain, Epoch, first_epoch, statement_of
 from swarmd.identity.genesis import Genesis, make_genesis
 from swarmd.identity.keys import SigningKey
 from swarmd.sim.raft_node import Node
 from swarmd.sim.world import World
 from swarmd.state.raft import messages as m
-from swarmd.state.raft.epoch import Ballot, Chain, Epoch, first_epoch, statement_of
+from swarmd.state.raft.epoch import Ballot
 from swarmd.state.raft.statefile import encode_state, state_digest
 from swarmd.state.raft.statemachine import StateMachine
 

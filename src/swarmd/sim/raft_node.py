@@ -16,9 +16,11 @@ from swarmd.base.disk import open_body, seal_body
 from swarmd.base.errors import DiskFault
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect, Event, Send, SetTimer
+from swarmd.identity.epochs import RECOVERY_DOMAIN, Chain, Epoch, recovery_number, recovery_of
 from swarmd.identity.genesis import Genesis
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.signing import sign_envelope
+from swarmd.identity.voter import STORAGE_BYTES
 from swarmd.sim.disk import PowerLost, SimDisk
 from swarmd.sim.raft_copies import COPY_POINTS, Copier, Copies
 from swarmd.sim.raft_rules import HastyMachine, SealRule
@@ -27,17 +29,7 @@ from swarmd.sim.raft_voter import LogRoom, Voter
 from swarmd.state.raft import epoch_machine as em
 from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
-from swarmd.state.raft.epoch import (
-    RECOVERY_DOMAIN,
-    Chain,
-    DropEpochs,
-    Epoch,
-    KeepSealedState,
-    StartEpoch,
-    StopEpoch,
-    recovery_number,
-    recovery_of,
-)
+from swarmd.state.raft.epoch import DropEpochs, KeepSealedState, StartEpoch, StopEpoch
 from swarmd.state.raft.machine import Deliver
 from swarmd.state.raft.recovery import copy_with
 from swarmd.state.raft.statefile import encode_state, restore_state, state_digest
@@ -149,7 +141,7 @@ class Node(Voter):
         if self.disk.read(STORAGE_FILE) is None:
             if not self._disks or SealRule.NEW_DISK_NEW_VOTER not in self.removed:
                 self._disks += 1
-            made = f"{self.name}/{self._disks}".encode().ljust(m.STORAGE_BYTES, b".")
+            made = f"{self.name}/{self._disks}".encode().ljust(STORAGE_BYTES, b".")
             self.disk.replace(STORAGE_FILE, seal_body("storage", 1, made))
 
     def found(self, certificate: bytes, body: bytes | None) -> None:

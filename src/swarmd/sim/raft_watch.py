@@ -31,10 +31,11 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from swarmd.identity.genesis import Genesis
+from swarmd.identity.voter import Voter
 from swarmd.sim.world import World
 from swarmd.state.raft.journal import Entry as LogEntry
 from swarmd.state.raft.machine import RaftMachine
-from swarmd.state.raft.messages import Entry, OpResult, Voter, decode_batch
+from swarmd.state.raft.messages import Entry, OpResult, decode_batch
 from swarmd.state.raft.statefile import Restoring
 from swarmd.state.raft.statemachine import Change, StateMachine
 

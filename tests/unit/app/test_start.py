@@ -11,7 +11,7 @@ from swarmd.app.folder import DataFolder, claim
 from swarmd.app.start import begin
 from swarmd.base.errors import AlreadyExists, BadRequest, Forbidden, TokenRefused, Unreachable
 from swarmd.config import Config, Init, Join, Resume, StartMode, load
-from swarmd.identity.tokens import encode_token, new_token
+from swarmd.identity.tokens import Moment, encode_token, new_token
 from swarmd.mesh.trust import has_trust
 
 
@@ -85,7 +85,7 @@ async def test_another_swarm_is_refused(talk: Talk) -> None:
     await talk.start(Init("lab"))
     with pytest.raises(Forbidden, match="in the swarm lab"):
         await talk.start(Init("office"))
-    other = new_token(b"x" * 32, (0, b"x" * 32), role="member", expires_ms=1)
+    other = new_token(b"x" * 32, Moment(0, b"x" * 32, 1, b"x" * 16), role="member", expires_ms=1)
     with pytest.raises(Forbidden, match="the token is for another"):
         await talk.start(Join(encode_token(other)))
 
@@ -112,7 +112,7 @@ async def test_a_bad_name_is_refused_before_anything_is_written(
 async def test_a_join_that_fails_leaves_nothing(talk: Talk) -> None:
     with pytest.raises(TokenRefused):
         await talk.start(Join("notatoken"))
-    token = new_token(b"x" * 32, (0, b"x" * 32), role="member", expires_ms=1)
+    token = new_token(b"x" * 32, Moment(0, b"x" * 32, 1, b"x" * 16), role="member", expires_ms=1)
     with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1"):
         await talk.start(Join(encode_token(token)))
     assert not talk.in_a_swarm()

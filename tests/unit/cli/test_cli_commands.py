@@ -35,6 +35,7 @@ from swarmd.cli.common import run_program
 from swarmd.cli.swarmctl import swarmctl
 from swarmd.client import Client
 from swarmd.identity.entries import AddToken, Policy, open_entry
+from swarmd.identity.epochs import Chain
 from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.tokens import decode_token
@@ -453,7 +454,8 @@ def test_the_lowest_version_is_not_raised_above_what_a_living_member_speaks(
     ctl: Run, live: LiveGateway, tmp_path: Path
 ) -> None:
     genesis, _, admin, _ = init_swarm("lab", "n1")
-    live.services.trust = open_trust(SimDisk(World(1), "trust"), genesis)
+    live.services.trust = trust = open_trust(SimDisk(World(1), "trust"), genesis)
+    trust.epochs = Chain(genesis)
     (tmp_path / "keys").mkdir()
     admin.save(tmp_path / "keys" / "lab.admin.key")
     membership = live.services.mesh.membership  # type: ignore[union-attr]

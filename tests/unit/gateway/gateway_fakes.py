@@ -23,6 +23,7 @@ from swarmd.gateway.access.service import Access
 from swarmd.gateway.config import GatewayConfig
 from swarmd.gateway.service import Gateway, open_gateway
 from swarmd.gateway.services import Services
+from swarmd.identity.epochs import RECOVERY_DOMAIN
 from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.signing import verify_envelope
@@ -31,7 +32,6 @@ from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.state.blobs.messages import BlobRef, hash_of
 from swarmd.state.raft.bounds import problem_of
-from swarmd.state.raft.epoch import RECOVERY_DOMAIN
 from swarmd.state.raft.messages import (
     AuthorityEntry,
     Batch,
@@ -458,6 +458,12 @@ class FakeConfig:
         return [SimpleNamespace(key="mesh.port", value=7575, source="default")]
 
 
+async def settled() -> SimpleNamespace:
+    """A trust's epochs, as far as they are looked at."""
+    await trio.lowlevel.checkpoint()
+    return SimpleNamespace(head=SimpleNamespace(number=3, key=b"k" * 16))
+
+
 def make_services(
     folder: Path, *, name: str = "n1", members: Sequence[str] = ("n1", "n2", "n3")
 ) -> Services:
@@ -472,7 +478,10 @@ def make_services(
         started_at=BootClock().now(),
         mesh=FakeMesh(FakeMembership([member(one) for one in members])),
         trust=SimpleNamespace(  # type: ignore[arg-type]
-            swarm_id=SWARM_ID, genesis=SimpleNamespace(name="lab"), head=(4, digest(b"head"))
+            swarm_id=SWARM_ID,
+            genesis=SimpleNamespace(name="lab"),
+            head=(4, digest(b"head")),
+            settled=settled,
         ),
         store=FakeStore(voters),
         blobs=blobs,

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from certifying import certified, now_of
 from gateway_fakes import (
     FakeMembership,
     FakeMesh,
@@ -26,15 +27,16 @@ from swarmd.cli.common import BadInput, Failed
 from swarmd.client import Client
 from swarmd.gateway.services import Services
 from swarmd.gateway.shapes import AuthorityPage
+from swarmd.identity.authority import AuthorityState
 from swarmd.identity.entries import AddAdmin, Evict, SetRoles, fresh_nonce, issue_token, sign_entry
 from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
 from swarmd.mesh.swim.messages import MemberState
-from swarmd.mesh.trust import PAGE_RECORDS_MAX, Trust, open_trust
+from swarmd.mesh.trust import PAGE_RECORDS_MAX, Trust
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 
-GENESIS, _, ADMIN, _ = init_swarm("lab", "n1")
+GENESIS, FOUNDER, ADMIN, _ = init_swarm("lab", "n1")
 
 
 class Knowing:
@@ -53,12 +55,11 @@ class Knowing:
 
 def log_of(count: int) -> Trust:
     """A log of so many tokens."""
-    trust = open_trust(SimDisk(World(1), "trust"), GENESIS)
-    state = trust._state
+    state = AuthorityState(GENESIS)
     for number in range(count):
-        _, entry = issue_token(state.swarm_id, state.head, ADMIN, uses=1, expires_ms=10 + number)
+        _, entry = issue_token(state.swarm_id, now_of(state), ADMIN, uses=1, expires_ms=10 + number)
         state.apply(entry, 0)
-    return trust
+    return certified(SimDisk(World(1), "trust"), state, FOUNDER)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from certifying import now_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -65,7 +66,9 @@ HOUR_MS = 3_600_000
 
 def state_with_token(uses: int = 2, role: str = "member") -> tuple[AuthorityState, Token]:
     state = AuthorityState(GENESIS)
-    token, entry = issue_token(SWARM, state.head, ADMIN, role=role, uses=uses, expires_ms=HOUR_MS)
+    token, entry = issue_token(
+        SWARM, now_of(state), ADMIN, role=role, uses=uses, expires_ms=HOUR_MS
+    )
     state.apply(entry, 1_000)
     return state, token
 
@@ -149,7 +152,7 @@ def test_asking_again_returns_the_same_admission_and_costs_no_use() -> None:
 def test_expired_revoked_unknown_and_foreign_tokens_are_refused() -> None:
     state, token = state_with_token()
     assert "expired" in refused(state, admit(token), TokenRefused, now_ms=HOUR_MS)
-    stranger = Token(SWARM, 0, SWARM, b"?" * 32, "member", HOUR_MS)
+    stranger = Token(SWARM, 0, 1, SWARM, b"?" * 32, "member", HOUR_MS)
     assert "not known" in refused(state, admit(stranger), TokenRefused)
     other_swarm = sign_entry(open_entry(admit(token))[1], b"x" * 32, token.key, NODE)
     refused(state, other_swarm, BadSignature)
@@ -192,7 +195,9 @@ def test_only_an_admin_key_adds_tokens() -> None:
     state = AuthorityState(GENESIS)
     for key in (FIRST, NODE, ADMIN_2):
         refused(
-            state, issue_token(SWARM, state.head, key, uses=1, expires_ms=HOUR_MS)[1], BadSignature
+            state,
+            issue_token(SWARM, now_of(state), key, uses=1, expires_ms=HOUR_MS)[1],
+            BadSignature,
         )
 
 
@@ -294,7 +299,7 @@ def test_what_names_nothing_is_refused(entry: Any) -> None:
 def test_the_log_is_bounded(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     state, _ = state_with_token()
     monkeypatch.setattr(authority, limit, 1)
-    entry = issue_token(SWARM, state.head, ADMIN, uses=1, expires_ms=HOUR_MS)[1]
+    entry = issue_token(SWARM, now_of(state), ADMIN, uses=1, expires_ms=HOUR_MS)[1]
     refused(state, entry, TooLarge)
 
 
@@ -409,7 +414,7 @@ def test_any_order_of_entries_replays_to_the_same_state(data: st.DataObject) -> 
         key = data.draw(st.sampled_from(keys))
         if kind == "token" or not tokens:
             token, entry = issue_token(
-                SWARM, state.head, ADMIN, uses=data.draw(st.integers(1, 2)), expires_ms=500
+                SWARM, now_of(state), ADMIN, uses=data.draw(st.integers(1, 2)), expires_ms=500
             )
             tokens.append(token)
         elif kind == "admit":

@@ -15,26 +15,31 @@ from swarmd.identity.keys import SigningKey
 from swarmd.identity.tokens import (
     TOKEN_ROLES,
     TOKEN_TEXT_CHARS,
+    Moment,
     Token,
     decode_token,
     encode_token,
     new_token,
 )
 
-TOKEN = Token(b"s" * 32, 7, b"h" * 32, b"e" * 32, "member", 1_000)
+TOKEN = Token(b"s" * 32, 7, 3, b"h" * 32, b"e" * 32, "member", 1_000)
+MOMENT = Moment(0, b"h" * 32, 1, b"k" * 16)
 ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
 
 @given(
     swarm=st.binary(min_size=32, max_size=32),
     height=st.integers(min_value=0, max_value=2**64 - 1),
+    epoch=st.integers(min_value=0, max_value=10**12),
     seed=st.binary(min_size=32, max_size=32),
     role=st.sampled_from(sorted(TOKEN_ROLES)),
     expires=st.integers(min_value=0, max_value=2**64 - 1),
 )
 @settings(deadline=None, max_examples=50)
-def test_text_and_back(swarm: bytes, height: int, seed: bytes, role: str, expires: int) -> None:
-    token = Token(swarm, height, b"h" * 32, seed, role, expires)
+def test_text_and_back(
+    swarm: bytes, height: int, epoch: int, seed: bytes, role: str, expires: int
+) -> None:
+    token = Token(swarm, height, epoch, b"h" * 32, seed, role, expires)
     text = encode_token(token)
     assert len(text) == TOKEN_TEXT_CHARS
     assert text == text.lower()
@@ -52,8 +57,8 @@ def test_the_key_comes_from_the_seed_and_is_not_shown() -> None:
     assert TOKEN.token_id == TOKEN.key.key_id
     assert "e" * 8 not in repr(TOKEN)
     assert (
-        new_token(b"s" * 32, (0, b"h" * 32), expires_ms=1).seed
-        != new_token(b"s" * 32, (0, b"h" * 32), expires_ms=1).seed
+        new_token(b"s" * 32, MOMENT, expires_ms=1).seed
+        != new_token(b"s" * 32, MOMENT, expires_ms=1).seed
     )
 
 
@@ -71,10 +76,10 @@ def test_each_other_mistake_has_its_sentence() -> None:
     cases: list[tuple[str, str]] = [
         ("", "is empty"),
         (" \n", "is empty"),
-        (text[:-1], "191 characters instead of 192"),
-        (text[:-8], "184 characters instead of 192"),
-        (text + "a", "193 characters instead of 192"),
-        (text[:10], "10 characters instead of 192"),
+        (text[:-1], "199 characters instead of 200"),
+        (text[:-8], "192 characters instead of 200"),
+        (text + "a", "201 characters instead of 200"),
+        (text[:10], "10 characters instead of 200"),
         ("0" + text[1:], "'0' at character 1"),
         (text[:5] + "é" + text[6:], "'é' at character 6"),
         ("x" * 100_000, "not copied whole"),
@@ -93,9 +98,9 @@ def _text_of(body: bytes) -> str:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda body: b"\x02" + body[1:], "version 2"),
+        (lambda body: b"\x01" + body[1:], "version 1"),
         (lambda body: body + bytes(5), "wrong length"),
-        (lambda body: body[:105] + b"\x63" + body[106:], "role"),
+        (lambda body: body[:110] + b"\x63" + body[111:], "role"),
     ],
 )
 def test_tokens_of_other_versions_are_named(change: Any, words: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trio
+from certifying import certificate_of, now_of
 from joining import HOUR_MS, NODE, OTHER, Swarm, calling
 
 from swarmd.base.errors import (
@@ -77,13 +78,15 @@ async def refused(
 
 async def test_a_token_lets_a_node_in() -> None:
     swarm = Swarm()
-    swarm.epochs = [b"epoch one", b"epoch two"]
+    epochs = (swarm.seal(), swarm.seal())
     async with swarm.listening() as address:
         result = await join_swarm([address], swarm.token, NODE, "beta")
     assert result.genesis == swarm.genesis
     assert list(result.records) == swarm.log.dump()
-    assert (result.seeds, result.epochs) == ((("127.0.0.1", 7575),), (b"epoch one", b"epoch two"))
-    mine = open_trust(SimDisk(World(1), "trust"), result.genesis, result.records)
+    assert (result.seeds, result.epochs) == ((("127.0.0.1", 7575),), epochs)
+    disk = SimDisk(World(1), "trust")
+    mine = open_trust(disk, result.genesis, result.records, result.certificate)
+    assert mine.certificate == swarm.trust.certificate
     admission = mine.admission(NODE.key_id)
     assert admission is not None
     assert (admission.name, admission.roles) == ("beta", ("voter", "worker"))
@@ -114,17 +117,17 @@ async def test_addresses_are_tried_in_turn() -> None:
 async def test_a_long_history_and_many_epochs_come_in_pages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("swarmd.mesh.trust.PAGE_RECORDS_MAX", 2)
+    monkeypatch.setattr("swarmd.mesh.trust_spread.PAGE_RECORDS_MAX", 2)
     monkeypatch.setattr(join_module, "_PAGE_BYTES_MAX", 100)
     swarm = Swarm()
     for _ in range(7):
         entry = sign_entry(Policy(1, fresh_nonce()), swarm.log.swarm_id, swarm.admin)
         swarm.append(entry)
-    swarm.epochs = [bytes([number]) * 60 for number in range(5)]
+    epochs = [swarm.seal() for _ in range(5)]
     async with swarm.listening() as address:
         result = await join_swarm([address], swarm.add_token(), NODE, "beta")
     assert len(result.records) == 10
-    assert list(result.epochs) == swarm.epochs
+    assert list(result.epochs) == epochs
 
 
 async def test_a_server_that_lags_behind_the_log_waits_for_the_records_between() -> None:
@@ -144,7 +147,7 @@ async def test_a_server_that_lags_behind_the_log_waits_for_the_records_between()
         async def bring_the_rest() -> None:
             await admitted.wait()
             await trio.sleep(0.05)
-            swarm.trust.learn(swarm.log.dump(), from_peer=True)
+            swarm.count(swarm.log.dump(), from_peer=True)
 
         nursery.start_soon(bring_the_rest)
         result = await join_swarm([address], swarm.token, NODE, "beta")
@@ -240,7 +243,7 @@ async def test_a_chain_shorter_than_the_tokens_head_is_refused() -> None:
         frames = Frames(stream)
         await frames.expect(Hello)
         genesis = encode_genesis(swarm.genesis)
-        await frames.send(Challenge(fresh_nonce(), swarm.key.public, genesis, 0))
+        await frames.send(Challenge(fresh_nonce(), swarm.key.public, genesis, 0, 0, b""))
         asked.append((await frames.expect(Request)).entry)
 
     async with swarm.listening(serve_old) as address:
@@ -252,9 +255,9 @@ async def test_a_chain_shorter_than_the_tokens_head_is_refused() -> None:
 async def test_a_forked_history_is_refused() -> None:
     swarm = Swarm()
     fork = AuthorityState(swarm.genesis)
-    token, entry = issue_token(fork.swarm_id, fork.head, swarm.admin, uses=1, expires_ms=HOUR_MS)
+    token, entry = issue_token(fork.swarm_id, now_of(fork), swarm.admin, uses=1, expires_ms=HOUR_MS)
     fork.apply(entry, 0)
-    invited = replace(swarm.token, head_height=1, head_hash=fork.head[1])
+    invited = replace(swarm.token, head_height=1, history=now_of(fork).history)
     async with swarm.listening() as address:
         message = await refused(swarm, address, invited, Untrusted)
     assert "not the one in which the token was made" in message
@@ -280,7 +283,8 @@ async def test_an_impostor_with_the_true_chain_gets_no_request(role: str) -> Non
         height = swarm.log.head[0]
         genesis = encode_genesis(swarm.genesis)
         public = swarm.key.public if role == "stranger" else OTHER.public
-        await frames.send(Challenge(fresh_nonce(), public, genesis, height))
+        certificate = certificate_of(swarm.log, swarm.key)
+        await frames.send(Challenge(fresh_nonce(), public, genesis, 0, height, certificate))
         await frames.send(Records(tuple(swarm.log.dump())))
         received.append((await frames.expect(Request)).entry)
 
@@ -316,7 +320,7 @@ async def test_a_hello_relayed_by_an_impostor_tells_it_nothing() -> None:
     ("messages", "error", "words"),
     [
         ([Records(())], MalformedMessage, "instead of Challenge"),
-        ([Challenge(b"n" * 16, b"p" * 32, b"junk", 1)], MalformedMessage, ""),
+        ([Challenge(b"n" * 16, b"p" * 32, b"junk", 0, 1, b"")], MalformedMessage, ""),
         ([Refused("no_quorum", "three \x1b[31m voters are gone")], NoQuorum, "three ?[31m"),
         ([Refused("made_up", "x")], SwarmError.by_code["peer_misbehaved"], "x"),
         ([], Unreachable, "closed the connection"),
@@ -354,7 +358,8 @@ async def test_a_challenge_of_another_swarm_or_without_a_nonce_is_refused(
     async def challenge(stream: trio.SSLStream[trio.abc.Stream]) -> None:
         frames = Frames(stream)
         await frames.expect(Hello)
-        await frames.send(Challenge(nonce, swarm.key.public, encode_genesis(genesis), 1))
+        shown = encode_genesis(genesis)
+        await frames.send(Challenge(nonce, swarm.key.public, shown, 0, 1, swarm.trust.certificate))
         await frames.send(Records(tuple(swarm.log.dump())))
         await frames.expect(Request)
 
@@ -398,7 +403,7 @@ async def test_records_that_do_not_add_up_are_refused(
         frames = Frames(stream)
         await frames.expect(Hello)
         genesis = encode_genesis(swarm.genesis)
-        await frames.send(Challenge(fresh_nonce(), swarm.key.public, genesis, height))
+        await frames.send(Challenge(fresh_nonce(), swarm.key.public, genesis, 0, height, b""))
         for some in pages:
             await frames.send(Records(some))
         await frames.expect(Request)
@@ -420,10 +425,11 @@ async def test_an_acceptance_without_an_admission_is_not_believed(
         frames = Frames(stream)
         await frames.expect(Hello)
         genesis = encode_genesis(swarm.genesis)
-        await frames.send(Challenge(fresh_nonce(), swarm.key.public, genesis, 1))
+        certificate = swarm.trust.certificate
+        await frames.send(Challenge(fresh_nonce(), swarm.key.public, genesis, 0, 1, certificate))
         await frames.send(Records(tuple(swarm.log.dump())))
         await frames.expect(Request)
-        await frames.send(Accepted(1, (), epochs))
+        await frames.send(Accepted((), epochs, 1, certificate))
         for some in pages:
             await frames.send(Epochs(some))
         await frames.expect(Request)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from certifying import let_count, now_of
 from small_swarm import ADMIN, KEYS, chain, run_mesh, trust_of
 
 from swarmd.base.errors import Busy, Unreachable
@@ -35,7 +36,7 @@ def free_port() -> int:
 def bulk_chain() -> tuple[AuthorityState, Token]:
     state, _ = chain(1)
     token, entry = issue_token(
-        state.swarm_id, state.head, ADMIN, uses=JOINERS, expires_ms=10_000_000
+        state.swarm_id, now_of(state), ADMIN, uses=JOINERS, expires_ms=10_000_000
     )
     state.apply(entry, 1_500)
     return state, token
@@ -52,7 +53,7 @@ async def member(
     async def admit(entry: bytes) -> list[bytes]:
         await trio.sleep(admitting_s)
         record = encode_record(state.apply(entry, 2_000))
-        trust.learn([record])
+        let_count(trust, [record], KEYS[0])
         return [record]
 
     async with trio.open_nursery() as nursery:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import trio
 import trio.testing
+from certifying import certificate_of, certified, let_count, now_of
 
 from swarmd.base.errors import (
     Conflict,
@@ -30,21 +29,14 @@ from swarmd.identity.entries import (
     issue_token,
     sign_entry,
 )
+from swarmd.identity.epochs import Chain
 from swarmd.identity.genesis import init_swarm, make_genesis
 from swarmd.identity.keys import SigningKey
 from swarmd.mesh import trust as trust_module
+from swarmd.mesh import trust_spread
 from swarmd.mesh.transports.memory import MemoryNetwork
-from swarmd.mesh.trust import (
-    FILE_NAME,
-    TRUST,
-    Ask,
-    Records,
-    Trust,
-    has_trust,
-    open_trust,
-    page,
-    serve_trust,
-)
+from swarmd.mesh.trust import FILE_NAME, Trust, has_trust, open_trust
+from swarmd.mesh.trust_spread import TRUST, Ask, Records, page, serve_trust
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 
@@ -64,7 +56,7 @@ SWARM = GENESIS.swarm_id
 def chain(nodes: int = 3) -> AuthorityState:
     """A log with a token and `nodes` nodes admitted after the first."""
     state = AuthorityState(GENESIS)
-    token, entry = issue_token(SWARM, state.head, ADMIN, uses=10, expires_ms=10_000)
+    token, entry = issue_token(SWARM, now_of(state), ADMIN, uses=10, expires_ms=10_000)
     state.apply(entry, 1_000)
     for number, key in enumerate(KEYS[1 : nodes + 1], start=1):
         admit = Admit(
@@ -86,6 +78,11 @@ def new_disk() -> SimDisk:
 
 
 CHAIN = chain()
+WHOLE = certificate_of(CHAIN, KEYS[0])
+
+
+def part(height: int) -> AuthorityState:
+    return AuthorityState.load(GENESIS, CHAIN.dump()[:height])
 
 
 def test_nothing_stored_and_no_genesis_says_how_to_begin() -> None:
@@ -100,9 +97,10 @@ def test_what_was_learned_is_there_after_a_restart() -> None:
     disk = new_disk()
     trust = open_trust(disk, GENESIS)
     assert has_trust(disk)
-    assert trust.learn(CHAIN.dump()) == 4
+    assert let_count(trust, CHAIN.dump(), KEYS[0]) == 4
     assert trust.version == 2
     again = open_trust(disk)
+    assert again.certificate == trust.certificate
     assert (again.head, again.swarm_id) == (CHAIN.head, SWARM)
     assert again.records_from(0) == CHAIN.dump()
     assert [x.name for x in again.admissions()] == ["n0", "n1", "n2", "n3"]
@@ -134,24 +132,23 @@ def test_a_whole_file_with_a_chain_that_does_not_verify_is_refused() -> None:
     disk = new_disk()
     state = chain()
     state._records.pop(1)
-    trust_module._write(disk, state)
+    trust_module._write(disk, state, 1, b"")
     with pytest.raises(CorruptFile, match="does not verify"):
         open_trust(disk)
 
 
 def test_learning_skips_what_is_held_and_refuses_gaps_and_forks() -> None:
     disk = new_disk()
-    trust = open_trust(disk, GENESIS, CHAIN.dump()[:2])
-    assert trust.learn(CHAIN.dump()[:2]) == 0
+    trust = certified(disk, part(2), KEYS[0])
+    assert trust.learn(CHAIN.dump()[:2], trust.certificate) == 0
     assert trust.version == 1
     with pytest.raises(Untrusted, match="does not follow"):
-        trust.learn(CHAIN.dump()[3:])
-    fork = chain(1)
-    policy(fork, 1)
-    other = AuthorityState.load(GENESIS, CHAIN.dump()[:1])
+        trust.learn(CHAIN.dump()[3:], WHOLE)
+    other = part(1)
+    record = policy(other, 1)
     with pytest.raises(Untrusted, match="two different"):
-        trust.learn([policy(other, 1)])
-    assert trust.learn(CHAIN.dump()[1:]) == 2
+        trust.learn([record], certificate_of(other, KEYS[0]))
+    assert trust.learn(CHAIN.dump()[1:], WHOLE) == 2
     assert trust.head == CHAIN.head
 
 
@@ -162,8 +159,8 @@ def test_one_bad_record_and_none_of_them_counts() -> None:
     last = decode_record(CHAIN.dump()[-1])
     late = Record(last.height, last.previous_hash, 10_000, last.entry)
     with pytest.raises(TokenRefused):
-        trust.learn([*CHAIN.dump()[:-1], encode_record(late)])
-    assert (trust.head, trust.version) == ((0, SWARM), 1)
+        trust.note([*CHAIN.dump()[:-1], encode_record(late)])
+    assert (trust.noted, trust.head, trust.version) == ((0, SWARM), (0, SWARM), 1)
     assert disk.read(FILE_NAME) == before
 
 
@@ -171,11 +168,14 @@ def test_what_could_not_be_written_does_not_count() -> None:
     disk = new_disk()
     trust = open_trust(disk, GENESIS)
     disk.full = True
+    trust.epochs = Chain(GENESIS)
     with pytest.raises(DiskFault):
-        trust.learn(CHAIN.dump())
-    assert (trust.head[0], trust.version, len(trust.admissions())) == (0, 1, 1)
+        trust.note(CHAIN.dump())
+    with pytest.raises(DiskFault):
+        trust.learn(CHAIN.dump(), WHOLE)
+    assert (trust.noted[0], trust.head[0], trust.version) == (0, 0, 1)
     disk.full = False
-    assert trust.learn(CHAIN.dump()) == 4
+    assert trust.learn(CHAIN.dump(), WHOLE) == 4
 
 
 def test_an_evicted_node_has_no_admission_and_no_key() -> None:
@@ -200,12 +200,12 @@ def test_a_request_can_be_checked_without_changing_anything() -> None:
 
 
 def test_pages_are_bounded_whatever_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    trust = open_trust(new_disk(), GENESIS, CHAIN.dump())
-    assert page(trust, 1) == Records(2, 4, tuple(CHAIN.dump()[1:]))
+    trust = certified(new_disk(), CHAIN, KEYS[0])
+    assert page(trust, 1) == Records(2, 4, tuple(CHAIN.dump()[1:]), WHOLE)
     for height in (4, 5, 2**64 - 1):
         assert TRUST.decode(TRUST.encode(page(trust, height))).records == ()
     assert page(trust, -(2**63)).first == 1
-    monkeypatch.setattr(trust_module, "PAGE_BYTES_MAX", 1)
+    monkeypatch.setattr(trust_spread, "PAGE_BYTES_MAX", 1)
     assert len(page(trust, 0).records) == 1  # Always one: or nobody would get on.
 
 
@@ -231,8 +231,8 @@ class Swarm:
         self.ids = [key.key_id for key in KEYS]
         self.trusts: list[Trust] = []
 
-    async def add(self, records: Sequence[bytes] = ()) -> Trust:
-        trust = open_trust(new_disk(), GENESIS, records)
+    async def add(self, state: AuthorityState | None = None) -> Trust:
+        trust = certified(new_disk(), state or AuthorityState(GENESIS), KEYS[0])
         link = self._network.link(self.ids[len(self.trusts)])
         self.trusts.append(trust)
         self._nursery.start_soon(serve_trust, trust, link, Everybody(*self.ids))
@@ -247,9 +247,9 @@ async def test_news_from_the_own_store_reaches_everybody_at_once(
     async with MemoryNetwork().running() as network, trio.open_nursery() as nursery:
         swarm = Swarm(nursery, network)
         for _ in KEYS:
-            await swarm.add(CHAIN.dump())
+            await swarm.add(CHAIN)
         await trio.sleep(0.1)
-        swarm.trusts[2].learn([policy(state, 1)])
+        let_count(swarm.trusts[2], [policy(state, 1)], KEYS[0])
         await trio.testing.wait_all_tasks_blocked()
         assert [trust.head for trust in swarm.trusts] == [state.head] * len(KEYS)
         nursery.cancel_scope.cancel()
@@ -258,13 +258,13 @@ async def test_news_from_the_own_store_reaches_everybody_at_once(
 async def test_one_who_missed_everything_catches_up_by_asking(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trust_module, "PAGE_RECORDS_MAX", 2)
+    monkeypatch.setattr(trust_spread, "PAGE_RECORDS_MAX", 2)
     state = chain(6)
     for version in range(1, 10):
         policy(state, version)
     async with MemoryNetwork().running() as network, trio.open_nursery() as nursery:
         swarm = Swarm(nursery, network)
-        await swarm.add(state.dump())
+        await swarm.add(state)
         late = await swarm.add()
         with trio.fail_after(60):
             while late.head != state.head:
@@ -279,9 +279,9 @@ async def test_a_cut_off_node_learns_at_healing(
     async with MemoryNetwork().running() as network, trio.open_nursery() as nursery:
         swarm = Swarm(nursery, network)
         for _ in range(3):
-            await swarm.add(CHAIN.dump())
+            await swarm.add(CHAIN)
         network.cut(swarm.ids[0], swarm.ids[1:3])
-        swarm.trusts[1].learn([policy(state, 1)])
+        let_count(swarm.trusts[1], [policy(state, 1)], KEYS[0])
         await trio.sleep(30)
         assert swarm.trusts[0].head == CHAIN.head
         network.heal()
@@ -294,16 +294,16 @@ async def test_who_asks_from_ahead_is_asked_back(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The asker is ahead and is never asked by chance: only its claim can tell."""
-    monkeypatch.setattr(trust_module, "ASK_INTERVAL_S", 1_000.0)
+    monkeypatch.setattr(trust_spread, "ASK_INTERVAL_S", 1_000.0)
     async with MemoryNetwork().running() as network, trio.open_nursery() as nursery:
         swarm = Swarm(nursery, network)
         behind = await swarm.add()
         await trio.sleep(1)  # Its one random question was asked in vain.
         ahead = network.link(swarm.ids[1])
-        served = open_trust(new_disk(), GENESIS, CHAIN.dump())
+        served = certified(new_disk(), CHAIN, KEYS[0])
         inbox = ahead.open_inbox(TRUST)
         answer = await ahead.request(TRUST, swarm.ids[0], Ask(4), timeout_s=1)
-        assert answer == Records(1, 0, ())
+        assert answer == Records(1, 0, (), b"")
         with trio.fail_after(10):
             inbound = await inbox.receive()
             await inbound.answer(page(served, inbound.message.height))
@@ -322,7 +322,7 @@ async def test_a_lying_member_changes_nothing_and_stops_nobody(
     baseless = Record(5, CHAIN.head[1], 3_000, missing)
     async with MemoryNetwork().running() as network, trio.open_nursery() as nursery:
         swarm = Swarm(nursery, network)
-        honest = await swarm.add(CHAIN.dump())
+        honest = await swarm.add(CHAIN)
         liar = network.link(swarm.ids[1])
         for records in (
             (b"junk",),
@@ -331,11 +331,18 @@ async def test_a_lying_member_changes_nothing_and_stops_nobody(
             (encode_record(baseless),),
             (CHAIN.dump()[0],) * 300,
         ):
-            liar.send_nowait(TRUST, swarm.ids[0], Records(1, 2**63, records))
+            liar.send_nowait(TRUST, swarm.ids[0], Records(1, len(records), records, WHOLE))
             await trio.testing.wait_all_tasks_blocked()
         assert (honest.head, honest.version) == (CHAIN.head, 1)
         state = CHAIN.copy()
-        liar.send_nowait(TRUST, swarm.ids[0], Records(5, 5, (policy(state, 1),)))
+        good = (policy(state, 1),)
+        for signers in (KEYS[1:2], KEYS[6:7]):
+            forged_head = certificate_of(state, *signers)
+            liar.send_nowait(TRUST, swarm.ids[0], Records(5, 5, good, forged_head))
+            await trio.testing.wait_all_tasks_blocked()
+        assert honest.head == CHAIN.head
+        certificate = certificate_of(state, KEYS[0])
+        liar.send_nowait(TRUST, swarm.ids[0], Records(5, 5, good, certificate))
         await trio.testing.wait_all_tasks_blocked()
         assert honest.head == state.head
         nursery.cancel_scope.cancel()
@@ -346,7 +353,7 @@ class Bystanders:
 
     def __init__(self, nursery: trio.Nursery, network: MemoryNetwork, count: int) -> None:
         self.me, *self.others = [key.key_id for key in KEYS[: count + 1]]
-        self.trust = open_trust(new_disk(), GENESIS, CHAIN.dump()[:2])
+        self.trust = certified(new_disk(), part(2), KEYS[0])
         self.links = [network.link(node_id) for node_id in self.others]
         self.inboxes = [link.open_inbox(TRUST) for link in self.links]
         alive = Everybody(self.me, *self.others)
@@ -369,11 +376,11 @@ async def test_own_news_goes_to_all_and_news_of_peers_to_a_few(
     async with MemoryNetwork().running() as network, trio.open_nursery() as nursery:
         crowd = Bystanders(nursery, network, 6)
         await crowd.heard()
-        crowd.trust.learn(CHAIN.dump()[2:3])
-        push = Records(3, 3, tuple(CHAIN.dump()[2:3]))
+        crowd.trust.learn(CHAIN.dump()[2:3], certificate_of(part(3), KEYS[0]))
+        push = Records(3, 3, tuple(CHAIN.dump()[2:3]), crowd.trust.certificate)
         assert [x.count(push) for x in await crowd.heard()] == [1] * 6
-        crowd.trust.learn(CHAIN.dump()[3:], from_peer=True)
-        push = Records(4, 4, tuple(CHAIN.dump()[3:]))
+        crowd.trust.learn(CHAIN.dump()[3:], WHOLE, from_peer=True)
+        push = Records(4, 4, tuple(CHAIN.dump()[3:]), WHOLE)
         assert sum(x.count(push) for x in await crowd.heard()) == 3
         nursery.cancel_scope.cancel()
 
@@ -381,12 +388,12 @@ async def test_own_news_goes_to_all_and_news_of_peers_to_a_few(
 async def test_who_claims_to_be_ahead_is_asked_at_once(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trust_module, "ASK_INTERVAL_S", 1_000.0)
+    monkeypatch.setattr(trust_spread, "ASK_INTERVAL_S", 1_000.0)
     async with MemoryNetwork().running() as network, trio.open_nursery() as nursery:
         crowd = Bystanders(nursery, network, 1)
-        await trio.sleep(trust_module.ASK_TIMEOUT_S + 1)  # Its one random question was in vain.
+        await trio.sleep(trust_spread.ASK_TIMEOUT_S + 1)  # Its one random question was in vain.
         assert await crowd.heard() == [[Ask(2)]]
-        crowd.links[0].send_nowait(TRUST, crowd.me, Records(4, 4, tuple(CHAIN.dump()[3:])))
+        crowd.links[0].send_nowait(TRUST, crowd.me, Records(4, 4, tuple(CHAIN.dump()[3:]), WHOLE))
         assert await crowd.heard() == [[Ask(2)]]
         nursery.cancel_scope.cancel()
 
@@ -399,9 +406,10 @@ async def test_an_answer_of_the_wrong_kind_and_a_page_too_long_are_dropped(
         inbound = await crowd.inboxes[0].receive()
         await inbound.answer(Ask(1))
         await crowd.heard()
-        monkeypatch.setattr(trust_module, "PAGE_RECORDS_MAX", 1)
-        pages = Records(3, 4, tuple(CHAIN.dump()[2:]))
-        crowd.links[0].send_nowait(TRUST, crowd.me, pages)
+        monkeypatch.setattr(trust_spread, "PAGE_RECORDS_MAX", 1)
+        await trio.sleep(10)
+        inbound = await crowd.inboxes[0].receive()
+        await inbound.answer(Records(3, 4, tuple(CHAIN.dump()[2:]), WHOLE))
         await trio.testing.wait_all_tasks_blocked()
         assert crowd.trust.head[0] == 2
         nursery.cancel_scope.cancel()

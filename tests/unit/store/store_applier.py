@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
-from swarmd.state.raft.messages import Batch, Group, Operation, OpResult, Voter, encode_batch
+from swarmd.identity.voter import Voter
+from swarmd.state.raft.messages import Batch, Group, Operation, OpResult, encode_batch
 from swarmd.state.raft.statemachine import StateMachine
 
 GENESIS, NODE_KEY, ADMIN_KEY, _ = init_swarm("lab", "one", node_key=SigningKey.from_seed(b"n" * 32))

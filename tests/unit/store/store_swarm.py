@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import trio
+from certifying import let_count
 
 from swarmd.base.ids import NodeId
 from swarmd.base.rng import make_rng
@@ -17,6 +18,7 @@ from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
 from swarmd.mesh.transports.memory import MemoryNetwork
 from swarmd.mesh.trust import open_trust
+from swarmd.mesh.trust_spread import serve_trust
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.state.raft.config import RaftConfig
@@ -114,9 +116,10 @@ class Swarm:
                     link, View(self), trust, node.disk, node.key, self.config, TrioClock(), rng
                 ) as node.store:
                     if trust.head[0] == 0 and len(self.records) > 0:
-                        trust.learn(self.records)
-                    task_status.started()
-                    await trio.sleep_forever()
+                        let_count(trust, self.records, self.nodes[0].key)
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(serve_trust, trust, link, View(self))
+                        task_status.started()
         except BaseException as error:
             node.error = error
             if not self.expects_errors:

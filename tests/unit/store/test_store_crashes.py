@@ -10,8 +10,8 @@ import trio
 from store_swarm import Swarm, running_swarm
 
 from swarmd.base.errors import SwarmError
+from swarmd.identity.epochs import RECOVERY_DOMAIN
 from swarmd.identity.signing import sign_envelope
-from swarmd.state.raft.epoch import RECOVERY_DOMAIN
 from swarmd.state.raft.messages import Put
 from swarmd.wire.envelope import encode_envelope
 

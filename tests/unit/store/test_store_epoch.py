@@ -8,12 +8,21 @@ import pytest
 
 from swarmd.base.errors import BadSignature, CorruptFile, Diverged, MalformedMessage, Untrusted
 from swarmd.base.ids import node_id_of
+from swarmd.identity.epochs import (
+    SEAL_DOMAIN,
+    Chain,
+    Epoch,
+    EpochFork,
+    first_epoch,
+    founder_storage,
+    statement_of,
+)
 from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.signing import sign_envelope
+from swarmd.identity.voter import Voter
 from swarmd.state.raft import epoch as e
-from swarmd.state.raft.epoch import Ballot, Chain, Epoch, EpochFork, Facts, decide, statement_of
-from swarmd.state.raft.messages import Voter
+from swarmd.state.raft.epoch import Ballot, Facts, decide
 from swarmd.wire.codec import encode_struct
 from swarmd.wire.envelope import encode_envelope
 
@@ -31,7 +40,7 @@ def certificate(
     number: int | None = None,
     digest: bytes = DIGEST,
     swarm_id: bytes = GENESIS.swarm_id,
-    domain: str = e.SEAL_DOMAIN,
+    domain: str = SEAL_DOMAIN,
 ) -> bytes:
     statement = statement_of(before, number or before.number + 1, 7, digest, voters)
     keys = [KEYS[i] for i in signers]
@@ -51,7 +60,7 @@ def grown(chain: Chain) -> Chain:
 
 def test_the_first_epoch_follows_from_the_genesis(chain: Chain) -> None:
     assert chain.head.node_ids == (node_id_of(KEYS[0].public),)
-    assert chain.head.voters[0].storage == e.founder_storage(GENESIS.swarm_id)
+    assert chain.head.voters[0].storage == founder_storage(GENESIS.swarm_id)
     assert chain.certificates_from(1) == ()
 
 
@@ -172,7 +181,7 @@ def test_another_state_at_the_same_seal_is_divergence(grown: Chain) -> None:
 
 # ---- what to do next ---------------------------------------------------------------------
 
-ONE = e.first_epoch(GENESIS)
+ONE = first_epoch(GENESIS)
 TWO = Epoch(0, 2, b"2" * 16, tuple(VOTERS[:3]), DIGEST)
 THREE = Epoch(0, 3, b"3" * 16, tuple(VOTERS[3:6]), DIGEST)
 IDS = [v.node_id for v in VOTERS]

@@ -9,20 +9,13 @@ import pytest
 from test_store_epoch import DIGEST, GENESIS, KEYS, VOTERS, certificate
 
 from swarmd.base.machine import Effect, Event, Send, SetTimer
+from swarmd.identity.epochs import Chain, statement_of
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.state.raft import epoch_machine as em
 from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
-from swarmd.state.raft.epoch import (
-    Ballot,
-    Chain,
-    DropEpochs,
-    KeepSealedState,
-    StartEpoch,
-    StopEpoch,
-    statement_of,
-)
+from swarmd.state.raft.epoch import Ballot, DropEpochs, KeepSealedState, StartEpoch, StopEpoch
 from swarmd.state.raft.storage import EpochFiles
 
 IDS = [v.node_id for v in VOTERS]

@@ -10,10 +10,7 @@ from store_swarm import Swarm, running_swarm
 
 from swarmd.base.errors import BadSignature, Compacted, Conflict, NotFound, Untrusted
 from swarmd.identity.entries import AddToken, decode_record, sign_entry
-from swarmd.identity.genesis import init_swarm
-from swarmd.identity.keys import SigningKey
-from swarmd.identity.signing import sign_envelope
-from swarmd.state.raft.epoch import (
+from swarmd.identity.epochs import (
     GENERATION_EPOCHS,
     RECOVERY_DOMAIN,
     SEAL_DOMAIN,
@@ -22,7 +19,11 @@ from swarmd.state.raft.epoch import (
     recovery_of,
     statement_of,
 )
-from swarmd.state.raft.messages import AuthorityEntry, GrantLease, Put, RenewLease, Voter
+from swarmd.identity.genesis import init_swarm
+from swarmd.identity.keys import SigningKey
+from swarmd.identity.signing import sign_envelope
+from swarmd.identity.voter import Voter
+from swarmd.state.raft.messages import AuthorityEntry, GrantLease, Put, RenewLease
 from swarmd.wire.codec import encode_struct
 from swarmd.wire.envelope import encode_envelope
 
@@ -264,7 +265,9 @@ async def test_a_record_that_members_were_told_of_outlives_the_voters_that_logge
         told = (await swarm.store(0).propose([_another_token(swarm, b"a")]))[0].value
         assert told is not None
         trusts = [swarm.store(index)._trust for index in range(3)]
-        trusts[2].learn([told], from_peer=True)
+        while trusts[0].head != trusts[0].noted:
+            await trusts[0].changed(trusts[0].version)
+        trusts[2].learn([told], trusts[0].certificate, from_peer=True)
         await _recover(swarm, 2)
         assert (await swarm.store(2).propose([_another_token(swarm, b"b")]))[0].ok
         swarm.network.heal()

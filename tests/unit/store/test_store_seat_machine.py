@@ -9,8 +9,8 @@ from test_store_epoch import VOTERS
 
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect
+from swarmd.identity.voter import Voter
 from swarmd.state.raft import seat_machine as sm
-from swarmd.state.raft.messages import Voter
 from swarmd.state.raft.voters import Candidate
 
 # By node id, so that positions mean what `choose_voters` prefers.

@@ -13,6 +13,7 @@ from swarmd.base.ids import short
 from swarmd.base.limits import SESSIONS_MAX, VALUE_BYTES_MAX
 from swarmd.identity.entries import AddToken, Evict, SetRoles, decode_record, sign_entry
 from swarmd.identity.keys import SigningKey
+from swarmd.identity.voter import Voter
 from swarmd.state.raft import sessions
 from swarmd.state.raft import statemachine as sm
 from swarmd.state.raft.messages import (
@@ -33,7 +34,6 @@ from swarmd.state.raft.messages import (
     Seal,
     TakeOffice,
     Txn,
-    Voter,
 )
 from swarmd.state.raft.statemachine import Change, StateMachine
 

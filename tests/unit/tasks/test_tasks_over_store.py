@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import trio
+from certifying import let_count
 from taskfakes import FakeBlobs, FakeMembership, FakeSupervisor, TrioClock, echo, slow
 from trio.testing import MockClock
 
@@ -77,6 +78,7 @@ class RealSwarm:
         self.genesis, _, admin, _ = init_swarm("lab", "n0", node_key=KEYS[0])
         self.records = admitted(self.genesis, admin)
         self.disks = [SimDisk(self.world, f"d{i}") for i in range(3)]
+        self.trust_disks = [SimDisk(self.world, f"t{i}") for i in range(3)]
         self.stores: dict[int, Store] = {}
         self.nodes: dict[int, Tasks] = {}
         self.scopes: dict[int, trio.CancelScope] = {}
@@ -88,7 +90,7 @@ class RealSwarm:
 
     async def _run(self, number: int, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         key = KEYS[number]
-        trust = open_trust(SimDisk(self.world, f"t{number}"), self.genesis)
+        trust = open_trust(self.trust_disks[number], self.genesis)
         link = self.network.link(key.key_id)
         self.scopes[number] = trio.CancelScope()
         config, clock, rng = RaftConfig(), TrioClock(), make_rng(f"{number}:{trio.current_time()}")
@@ -97,7 +99,8 @@ class RealSwarm:
             async with open_store(
                 link, self.members, trust, disk, key, config, clock, rng  # type: ignore[arg-type]
             ) as store:  # fmt: skip
-                trust.learn(self.records)
+                if trust.head[0] == 0:
+                    let_count(trust, self.records, KEYS[0])
                 async with open_tasks(
                     store=store,
                     blobs=FakeBlobs(self.pool),

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
+from certifying import certified, let_count, now_of
 from small_swarm import ADMIN, KEYS, chain, meshes, run_mesh, trust_of, until
 
 from swarmd.base.errors import (
@@ -28,6 +29,7 @@ from swarmd.identity.entries import (
     issue_token,
     sign_entry,
 )
+from swarmd.identity.epochs import Chain
 from swarmd.mesh import service
 from swarmd.mesh.addresses import Address
 from swarmd.mesh.config import MeshConfig
@@ -180,7 +182,7 @@ async def test_a_joiner_is_admitted_through_a_mesh_and_becomes_a_member_at_once(
     state, _ = chain(2)
     log = AuthorityState.load(state.genesis, state.dump())
     token, entry = issue_token(
-        state.genesis.swarm_id, log.head, ADMIN, uses=1, expires_ms=10_000_000
+        state.genesis.swarm_id, now_of(log), ADMIN, uses=1, expires_ms=10_000_000
     )
     log.apply(entry, 3_000)
     wanted = configs(3)
@@ -188,7 +190,7 @@ async def test_a_joiner_is_admitted_through_a_mesh_and_becomes_a_member_at_once(
         nodes: list[Mesh] = []
         trusts = []
         for number in range(2):
-            trusts.append(open_trust(FileDisk(tmp_path / str(number)), log.genesis, log.dump()))
+            trusts.append(certified(FileDisk(tmp_path / str(number)), log, KEYS[0]))
             place = tmp_path / str(number)
             mesh, _ = await nursery.start(run_mesh, place, number, trusts[number], wanted[number])
             nodes.append(mesh)
@@ -198,7 +200,7 @@ async def test_a_joiner_is_admitted_through_a_mesh_and_becomes_a_member_at_once(
 
         async def admit(raw: bytes) -> Sequence[bytes]:
             record = encode_record(log.apply(raw, 4_000))
-            trusts[0].learn([record])
+            let_count(trusts[0], [record], KEYS[0])
             return [record]
 
         nodes[0].serve_joins(admit)
@@ -206,7 +208,8 @@ async def test_a_joiner_is_admitted_through_a_mesh_and_becomes_a_member_at_once(
         assert seed in result.seeds
         started = trio.current_time()
         place = tmp_path / "2"
-        trust = open_trust(FileDisk(place), result.genesis, result.records)
+        trust = open_trust(FileDisk(place), result.genesis, result.records, result.certificate)
+        trust.epochs = Chain(result.genesis)
         mesh, _ = await nursery.start(run_mesh, place, 2, trust, wanted[2])
         nodes.append(mesh)
         await until(lambda: all(sees(mesh) == 3 for mesh in nodes))
@@ -317,7 +320,7 @@ async def test_who_is_outdated_hears_of_it_and_ends(
         mesh, _ = await nursery.start(run_mesh, tmp_path / "0", 0, newer, first)
         nursery.start_soon(run_second)
         await until(lambda: sees(mesh) == 2 and mesh.link.connected() == [KEYS[1].key_id])
-        newer.learn([policy(state, PROTOCOL_VERSION + 1)])
+        let_count(newer, [policy(state, PROTOCOL_VERSION + 1)], KEYS[0])
         await until(ended.is_set, within_s=2.0)
         await until(lambda: mesh.link.connected() == [], within_s=2.0)
         nursery.cancel_scope.cancel()

@@ -73,14 +73,14 @@ def create(uses: int, ttl: float, role: str, admin_key: Path | None) -> None:
     from swarmd.cli.authority_log import admin_key_path, not_an_admin
     from swarmd.identity.entries import issue_token
     from swarmd.identity.keys import SigningKey
-    from swarmd.identity.tokens import encode_token
+    from swarmd.identity.tokens import Moment, encode_token
 
     with open_client(local=True) as client:
         head = client.authority_head()
         path = admin_key_path(admin_key, head)
         made, entry = issue_token(
             head["swarm_id"],
-            (head["height"], head["hash"]),
+            Moment(head["height"], head["hash"], head["epoch"], head["epoch_key"]),
             SigningKey.load(path),
             role=role,
             uses=uses,

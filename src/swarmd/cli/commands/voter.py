@@ -96,9 +96,9 @@ def recover(recovery_key: Path, yes: str) -> None:
     For the day when the disks of a majority are gone. The node that answers goes on with what it
     holds; choose the one whose log goes furthest: see `swarmctl raft status`.
     """
+    from swarmd.identity.epochs import RECOVERY_DOMAIN
     from swarmd.identity.keys import SigningKey
     from swarmd.identity.signing import sign_envelope
-    from swarmd.state.raft.epoch import RECOVERY_DOMAIN
     from swarmd.wire.envelope import encode_envelope
 
     key = SigningKey.load(recovery_key)

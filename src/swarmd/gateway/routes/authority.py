@@ -15,17 +15,19 @@ import trio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from swarmd.base.errors import BadRequest, Conflict
+from swarmd.base.errors import BadRequest, Conflict, NoQuorum
 from swarmd.base.ids import NodeId
 from swarmd.gateway import shapes
 from swarmd.gateway.context import ApiRoute, Context
 from swarmd.gateway.http import answer
 from swarmd.identity.entries import Entry, Evict, SetRoles, decode_record, open_entry
+from swarmd.identity.epochs import Chain
 from swarmd.identity.genesis import encode_genesis
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.state.raft.messages import AuthorityEntry
 
 _KNOWN_TIMEOUT_S: Final = 5.0
+EPOCHS_PAGE: Final = 256
 
 
 class AuthorityBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,15 +48,18 @@ class Authority:
         ]
 
     async def log(self, request: Request) -> Response:
-        """The genesis, the height, and a page of the records above `after`."""
+        """The genesis, the height, and a page of what is above `after` and `after_epoch`."""
         trust = self._services.need(self._services.trust)
-        text = request.query_params.get("after", "0")
-        if not text.isdecimal() or len(text) > 9:
-            raise BadRequest(f"after={text!r} is no height of a record")
+        after = _number(request, "after", 0)
+        after_epoch = _number(request, "after_epoch", 1)
+        epochs = await self._epochs()
         found = shapes.AuthorityPage(
             genesis=encode_genesis(trust.genesis),
             height=trust.head[0],
-            records=list(trust.records_from(int(text))),
+            records=list(trust.records_from(after)),
+            certificate=trust.certificate,
+            epoch=epochs.head.number,
+            epochs=list(epochs.certificates_from(after_epoch, EPOCHS_PAGE)),
         )
         return answer(request, found)
 
@@ -62,6 +67,7 @@ class Authority:
         """What a maker of entries must know: the log's head, the swarm, the store's time."""
         trust = self._services.need(self._services.trust)
         store = self._services.need(self._services.store)
+        epoch = (await self._epochs()).head
         height, head_hash = trust.head
         return answer(
             request,
@@ -70,9 +76,20 @@ class Authority:
                 "swarm_id": bytes(trust.swarm_id),
                 "height": height,
                 "hash": head_hash,
+                "epoch": epoch.number,
+                "epoch_key": epoch.key,
                 "store_time_ms": store.store_time_ms(),
                 "keys_folder": str(self._services.config.keys_folder),
             },
+        )
+
+    async def _epochs(self) -> Chain:
+        trust = self._services.need(self._services.trust)
+        with trio.move_on_after(_KNOWN_TIMEOUT_S):
+            return await trust.settled()
+        raise NoQuorum(
+            "the voters of the newest epoch have not certified the authority log: see "
+            "`swarmctl status`; nothing changed"
         )
 
     async def propose(self, request: Request) -> Response:
@@ -124,3 +141,10 @@ class Authority:
             return False
         admission = self._services.need(self._services.trust).admission(voter)
         return admission is not None and "voter" in admission.roles
+
+
+def _number(request: Request, name: str, default: int) -> int:
+    text = request.query_params.get(name, str(default))
+    if not text.isdecimal() or len(text) > 13:
+        raise BadRequest(f"{name}={text!r} is no height of a record or number of an epoch")
+    return int(text)

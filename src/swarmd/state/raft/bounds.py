@@ -25,12 +25,10 @@ from swarmd.base.limits import (
     LEASE_TTL_MIN_MS,
     VALUE_BYTES_MAX,
 )
+from swarmd.identity.voter import PUBLIC_BYTES, STORAGE_BYTES, VOTERS_MAX
 from swarmd.state.raft.messages import (
-    PUBLIC_BYTES,
     SESSION_BYTES,
-    STORAGE_BYTES,
     TXN_OPERATIONS_MAX,
-    VOTERS_MAX,
     Add,
     AuthorityEntry,
     Compare,

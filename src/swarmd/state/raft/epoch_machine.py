@@ -36,20 +36,18 @@ from swarmd.base.errors import (
 from swarmd.base.ids import NodeId, short
 from swarmd.base.limits import CHECKED_FILE_BYTES_MAX
 from swarmd.base.machine import Effect, Event, Send, SetTimer
+from swarmd.identity.epochs import Chain, EpochFork, statement_of
 from swarmd.identity.keys import SigningKey
 from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.epoch import (
     AskInstalled,
     Ballot,
-    Chain,
-    EpochFork,
     Facts,
     FetchState,
     SignSeal,
     StopEpoch,
     decide,
-    statement_of,
 )
 from swarmd.state.raft.epoch_events import (
     Admit,

@@ -6,8 +6,11 @@ from typing import Annotated, Final
 
 from msgspec import Meta
 
-from swarmd.state.raft.messages import LIVES_MAX, Voter
+from swarmd.identity.voter import Voter
+from swarmd.state.raft.messages import LIVES_MAX
 from swarmd.wire.codec import Family, Message
+
+HEADS_AT_ONCE_MAX: Final = 64
 
 # ---- between any two members: epochs --------------------------------------------------
 
@@ -97,6 +100,17 @@ EPOCH: Final = Family(
     StartAsk,
     StartNoted,
 )
+
+# ---- between voters: heads of the authority log ----------------------------------------
+
+
+class HeadSigned(Message, frozen=True, tag=1):
+    """The sender's signatures on heads of the authority log, see `identity.heads`."""
+
+    signed: Annotated[tuple[bytes, ...], Meta(max_length=HEADS_AT_ONCE_MAX)]
+
+
+HEADS: Final = Family("heads", HeadSigned)
 
 # ---- from voters to members that keep a copy of the running log -----------------------
 

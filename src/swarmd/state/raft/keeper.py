@@ -27,6 +27,7 @@ from swarmd.base.errors import (
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Event, Send
 from swarmd.base.rng import Rng
+from swarmd.identity.epochs import Chain, Epoch
 from swarmd.identity.genesis import Genesis
 from swarmd.identity.keys import SigningKey
 from swarmd.mesh.driver import Driver
@@ -38,7 +39,7 @@ from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.copier import Copier
-from swarmd.state.raft.epoch import Chain, DropEpochs, Epoch, KeepSealedState, StartEpoch, StopEpoch
+from swarmd.state.raft.epoch import DropEpochs, KeepSealedState, StartEpoch, StopEpoch
 from swarmd.state.raft.frames import FrameReader, FrameWriter
 from swarmd.state.raft.replica import Replica
 from swarmd.state.raft.snapshot import SideFile

@@ -12,22 +12,18 @@ A batch is not atomic, a `Txn` is. Each changing operation or transaction takes 
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
 
 from swarmd.base.errors import MalformedMessage, SwarmError, from_code
-from swarmd.base.ids import NodeId, node_id_of
 from swarmd.base.limits import BATCH_OPERATIONS_MAX, KIB
+from swarmd.identity.voter import Voter as Voter
 from swarmd.wire.codec import Family, Message, decode_struct
 
 SESSION_BYTES: Final = 16
-STORAGE_BYTES: Final = 16
-PUBLIC_BYTES: Final = 32
 TXN_OPERATIONS_MAX: Final = 256
-VOTERS_MAX: Final = 9
 # Lives of a disk that are told apart; a copy that starts more often alone is not seen through.
 LIVES_MAX: Final = 256
 # Keys: this and a node's id, for who is pinned to a seat. More than have a seat pins nobody.
@@ -53,21 +49,6 @@ RAN_OTHERWISE: Final = b"else"
 
 class _Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A struct inside a message."""
-
-
-class Voter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, dict=True):
-    """A seat: the key that signs for it and the storage that remembers its votes.
-
-    `storage` is random and made together with an empty journal, so that a node that lost its
-    disk is another voter and cannot vote twice.
-    """
-
-    public: bytes
-    storage: bytes
-
-    @cached_property
-    def node_id(self) -> NodeId:
-        return node_id_of(self.public)
 
 
 # ---- operations ----------------------------------------------------------------------

@@ -29,13 +29,7 @@ from swarmd.base.errors import (
 from swarmd.base.limits import BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, ENTRY_BYTES_MAX, KIB
 from swarmd.base.rng import Rng
 from swarmd.state.raft.bounds import operation_bytes, problem_of
-from swarmd.state.raft.messages import (
-    SESSION_BYTES,
-    Group,
-    OpenSession,
-    Operation,
-    OpResult,
-)
+from swarmd.state.raft.messages import SESSION_BYTES, Group, OpenSession, Operation, OpResult
 from swarmd.state.raft.statemachine import SESSION_TTL_MS
 
 BATCHES_MAX: Final = 2

@@ -16,9 +16,9 @@ from typing import Final
 import trio
 
 from swarmd.base.errors import Conflict, NoQuorum, NotFound, SwarmError, Untrusted
+from swarmd.identity.epochs import Chain, is_recovery, recovery_number, recovery_of
 from swarmd.identity.genesis import Genesis
 from swarmd.observe.log import get_logger
-from swarmd.state.raft.epoch import Chain, is_recovery, recovery_number, recovery_of
 from swarmd.state.raft.keeper import Keeper
 from swarmd.state.raft.statefile import encode_state, restore_state, state_digest
 from swarmd.state.raft.statemachine import StateMachine

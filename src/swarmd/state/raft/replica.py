@@ -26,12 +26,12 @@ from swarmd.base.errors import (
 )
 from swarmd.base.ids import NodeId, short, to_text
 from swarmd.base.rng import Rng
+from swarmd.identity.epochs import Epoch
 from swarmd.mesh.driver import Driver
 from swarmd.mesh.link import Link
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
 from swarmd.state.raft.config import RaftConfig
-from swarmd.state.raft.epoch import Epoch
 from swarmd.state.raft.journal import Owner
 from swarmd.state.raft.machine import (
     START,

@@ -31,7 +31,7 @@ from typing import Final
 from swarmd.base.errors import NotCoordinator, Unavailable, WouldLoseData
 from swarmd.base.ids import NodeId, short
 from swarmd.base.machine import Effect, Event
-from swarmd.state.raft.messages import Voter
+from swarmd.identity.voter import Voter
 from swarmd.state.raft.voters import Candidate, choose_learner, choose_voters, seats_for
 
 # After an attempt, so that a flapping member cannot make epochs follow each other.

@@ -27,6 +27,7 @@ from swarmd.base.errors import (
 )
 from swarmd.base.ids import NodeId, node_id_of
 from swarmd.base.rng import Rng, derive
+from swarmd.identity.epochs import Chain
 from swarmd.identity.keys import SigningKey
 from swarmd.mesh.link import Link
 from swarmd.mesh.trust import Trust
@@ -37,9 +38,9 @@ from swarmd.state.raft.answers import Answers
 from swarmd.state.raft.caller import ATTEMPT_TIMEOUT_S, Caller
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.copies import Copies
-from swarmd.state.raft.epoch import Chain
 from swarmd.state.raft.feed import Feed
 from swarmd.state.raft.handing import Handing
+from swarmd.state.raft.heads import Heads
 from swarmd.state.raft.keeper import Keeper, MembersView
 from swarmd.state.raft.leaseclock import run_lease_clock
 from swarmd.state.raft.messages import Entry, Operation, OpResult
@@ -120,8 +121,10 @@ class Store:
             on_office=self._on_office,
             on_applied=self._on_applied,
         )
+        trust.epochs = chain
+        self._heads = Heads(trust, key, link)
         # For the day when a majority of the voters is lost for ever.
-        self.recovery = Recovery(self._keeper, genesis, self.read_index, trust.records_from)
+        self.recovery = Recovery(self._keeper, genesis, self.read_index, trust.noted_from)
         self._caller = Caller(self._keeper, link, derive(rng, "caller"), nursery)
         self._reads = Reads(
             self._keeper, self._caller, self.serving, self.store_time_ms, derive(rng, "reads")
@@ -346,7 +349,7 @@ class Store:
         if replica is not None and replica.state.revision != self._emitted_revision:
             self._feed.close()
             self._emitted_revision = replica.state.revision
-        self._feed_trust()
+        self._heads.state_moved(self._keeper.replica)
         self._reads.state_moved()
         self._watches.wake()
 
@@ -359,25 +362,13 @@ class Store:
             self._feed.close()
         elif changes:
             self._feed.emit(changes)
-        self._feed_trust()
+        self._heads.state_moved(self._keeper.replica)
         self._reads.state_moved()
         self._watches.state_moved()
         self._copies.applied()
         if replica.state.sealed is not None:
             self._set_office(None)
             self._keeper.seal_applied(replica)
-
-    def _feed_trust(self) -> None:
-        replica = self._keeper.replica
-        if replica is None:
-            return
-        authority = replica.state.authority
-        height = self._trust.head[0]
-        if authority.head[0] > height:
-            try:
-                self._trust.learn(authority.records_from(height))
-            except SwarmError as error:
-                _log.error("records of the store were not taken", error=error.message)
 
     def changes(self) -> trio.MemoryReceiveChannel[list[Change]]:
         """Changes applied here from now on, in order of revisions; voters only.
@@ -408,11 +399,6 @@ class Store:
     def voters(self) -> tuple[NodeId, ...]:
         """The voters of the newest epoch known, sorted."""
         return self._keeper.chain.head.node_ids
-
-    @property
-    def certificates(self) -> list[bytes]:
-        """Seal certificates of all epochs after the first, for a node that joins."""
-        return list(self._keeper.chain.certificates_from(1))
 
     def status(self) -> StoreStatus:
         """Cheap; asks nobody."""
@@ -537,6 +523,8 @@ class Store:
         answers = Answers(self, self._watches, nursery)
         nursery.start_soon(keeper.receive_packets, link.open_inbox(m.RAFT, size=1_000))
         nursery.start_soon(keeper.receive, link.open_inbox(emsg.EPOCH, size=200))
+        nursery.start_soon(self._heads.receive, link.open_inbox(emsg.HEADS, size=200))
+        nursery.start_soon(self._heads.run)
         nursery.start_soon(answers.run, link.open_inbox(m.STORE, size=1_000))
         nursery.start_soon(self._copies.receive, link.open_inbox(emsg.COPY, size=200))
         nursery.start_soon(keeper.run)

@@ -21,11 +21,12 @@ from sortedcontainers import SortedList
 from swarmd.base.errors import CorruptFile, SwarmError
 from swarmd.base.limits import KIB, LEASES_MAX, SESSIONS_MAX
 from swarmd.identity.authority import RECORDS_MAX, AuthorityState
+from swarmd.identity.voter import Voter
 from swarmd.state.raft.digests import bucket_of, checksum_of, sums_of_nothing
 from swarmd.state.raft.frames import FrameReader, pack, unpack
 from swarmd.state.raft.history import History
 from swarmd.state.raft.leases import LeaseDump, Leases
-from swarmd.state.raft.messages import Change, Entry, Voter
+from swarmd.state.raft.messages import Change, Entry
 from swarmd.state.raft.sessions import Results, Session, SessionDump
 
 if TYPE_CHECKING:

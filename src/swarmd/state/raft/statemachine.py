@@ -35,6 +35,7 @@ from swarmd.base.limits import LEASE_KEYS_MAX, LEASES_MAX, SESSIONS_MAX
 from swarmd.identity.authority import AuthorityState
 from swarmd.identity.entries import encode_record
 from swarmd.identity.genesis import Genesis
+from swarmd.identity.voter import Voter
 from swarmd.state.raft.bounds import NUMBER_MAX, are_plain_puts, problem_of
 from swarmd.state.raft.digests import (
     BUCKETS,
@@ -66,7 +67,6 @@ from swarmd.state.raft.messages import (
     Seal,
     TakeOffice,
     Txn,
-    Voter,
     decode_batch,
 )
 from swarmd.state.raft.sessions import Session

@@ -17,11 +17,12 @@ import msgspec
 
 from swarmd.base.disk import Disk, DiskReader, open_body, seal_body
 from swarmd.base.errors import CorruptFile, MalformedMessage
+from swarmd.identity.epochs import Chain, Epoch, founder_storage
+from swarmd.identity.voter import STORAGE_BYTES
 from swarmd.observe.log import get_logger
-from swarmd.state.raft.epoch import Chain, Epoch, founder_storage
 from swarmd.state.raft.epoch_machine import OnDisk
 from swarmd.state.raft.frames import read_frames, stream_digest
-from swarmd.state.raft.messages import LIVES_MAX, STORAGE_BYTES
+from swarmd.state.raft.messages import LIVES_MAX
 from swarmd.state.raft.snapshot import SideFile
 from swarmd.state.raft.statefile import STATE_FORMAT, STATE_KIND
 from swarmd.wire.codec import decode_struct, encode_struct
