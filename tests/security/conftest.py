@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from daemons import folder
+from daemons import folder, trio_swarm
 
-__all__ = ["folder"]
+__all__ = ["folder", "trio_swarm"]

@@ -19,11 +19,12 @@ from swarmd.identity.entries import (
     issue_token,
     sign_entry,
 )
+from swarmd.identity.epochs import Chain
 from swarmd.identity.genesis import encode_genesis
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.tokens import encode_token
 from swarmd.mesh.join import join_swarm
-from swarmd.mesh.join_frames import JOIN, Challenge, Frames, Hello, Records
+from swarmd.mesh.join_frames import JOIN, Challenge, Epochs, Frames, Hello, Records
 
 ADVERTS = 100
 
@@ -102,6 +103,43 @@ async def test_token_theft_or_reuse() -> None:
         with pytest.raises(TokenRefused, match="revoked"):
             await join_swarm([address], taken_back, thief, "thief")
     assert set(swarm.log.admissions) == {swarm.key.key_id, NODE.key_id}
+
+
+async def test_voters_who_were_replaced_cannot_go_on() -> None:
+    """All of an epoch's voters, in wrong hands by now, certify what came after them."""
+    swarm = Swarm(uses=5)
+    swarm.seal()
+    invited = swarm.add_token()
+    first, fork = Chain(swarm.genesis), swarm.log.copy()
+    _, entry = issue_token(fork.swarm_id, now_of(fork), swarm.admin, uses=1, expires_ms=HOUR_MS)
+    fork.apply(entry, swarm.now_ms)
+    sealed = swarm.chain.certificates_from(1)
+    # Without the epoch that replaced them, or with it, which shows that they were.
+    for epochs, words in (((), "not the one in which"), (sealed, "ended before epoch 2")):
+        asked: list[bytes] = []
+
+        async def serve(
+            stream: trio.SSLStream[trio.abc.Stream],
+            epochs: tuple[bytes, ...] = epochs,
+            asked: list[bytes] = asked,
+        ) -> None:
+            frames = Frames(stream)
+            await frames.expect(Hello)
+            certificate = certificate_of(fork, swarm.key, chain=first)
+            genesis, height = encode_genesis(swarm.genesis), fork.head[0]
+            public = swarm.key.public
+            await frames.send(
+                Challenge(fresh_nonce(), public, genesis, len(epochs), height, certificate)
+            )
+            if epochs:
+                await frames.send(Epochs(epochs))
+            await frames.send(Records(tuple(fork.dump())))
+            asked.append(await stream.receive_some())
+
+        async with swarm.listening(serve) as address:
+            with pytest.raises(Untrusted, match=words):
+                await join_swarm([address], invited, NODE, "beta")
+        assert not any(asked)
 
 
 async def test_old_voters_fork() -> None:
