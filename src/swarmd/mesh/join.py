@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,29 +50,25 @@ from swarmd.base.errors import (
 )
 from swarmd.base.ids import NodeId, node_id_of, short
 from swarmd.base.limits import KIB
-from swarmd.identity.authority import RECORDS_MAX, AuthorityState, check_token
-from swarmd.identity.entries import ENTRY_BYTES_MAX, RECORD_BYTES_MAX, Admit, open_entry, sign_entry
-from swarmd.identity.epochs import CHAIN_EPOCHS_MAX, Chain
+from swarmd.identity.authority import AuthorityState, check_token
+from swarmd.identity.entries import ENTRY_BYTES_MAX, Admit, open_entry, sign_entry
+from swarmd.identity.epochs import Chain
 from swarmd.identity.genesis import NONCE_BYTES, Genesis, check_name, decode_genesis, encode_genesis
-from swarmd.identity.heads import verify_head
 from swarmd.identity.keys import KEY_BYTES, SigningKey, verify
 from swarmd.identity.tls import JOIN_ALPN, join_context, peer_public_key
 from swarmd.identity.tokens import Token, is_later_history
 from swarmd.mesh.addresses import Address, format_address
+from swarmd.mesh.history import History, Shower
 from swarmd.mesh.join_frames import (
-    FRAME_BYTES_MAX,
     STEP_TIMEOUT_S,
     Accepted,
     Challenge,
-    Epochs,
     Frames,
     Hello,
-    Records,
     Request,
     close_stream,
 )
 from swarmd.mesh.trust import Trust
-from swarmd.mesh.trust_spread import PAGE_BYTES_MAX, page
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
 from swarmd.wire.envelope import signing_bytes
@@ -93,12 +89,8 @@ SEEDS_MAX: Final = 64
 # What a stranger may make a member keep; the rest comes from members.
 HELLO_BYTES_MAX: Final = 1 * KIB
 REQUEST_BYTES_MAX: Final = ENTRY_BYTES_MAX + 1 * KIB
-_PAGE_BYTES_MAX: Final = 256 * KIB
-_PART_BYTES_EXTRA: Final = 8  # What msgpack adds to each.
 _ADDRESSES_MAX: Final = 64
 _PROOF_DOMAIN: Final = "join-hello"
-assert _PAGE_BYTES_MAX < FRAME_BYTES_MAX
-assert PAGE_BYTES_MAX + RECORD_BYTES_MAX < FRAME_BYTES_MAX
 
 _log = get_logger("join")
 
@@ -235,12 +227,18 @@ class _Joiner:
         accepted = await self._frames.expect(
             Accepted, timeout_s=ADMIT_TIMEOUT_S + 2 * STEP_TIMEOUT_S
         )
-        await history.read(accepted)
+        await history.read(accepted.epochs, accepted.height, accepted.certificate)
         mine = history.state.admissions.get(self._key.key_id)
         if mine is None or mine.evicted:
             raise Untrusted("it says that it admitted this node, but its records do not")
         seeds = tuple(x for x in accepted.seeds[:SEEDS_MAX] if x[0] and 0 < x[1] < 65_536)
-        return history.result(seeds)
+        return JoinResult(
+            history.state.genesis,
+            tuple(history.state.dump()),
+            accepted.certificate,
+            history.chain.certificates_from(1),
+            seeds,
+        )
 
     async def _shake_hands(self) -> bytes:
         try:
@@ -271,7 +269,7 @@ class _Joiner:
             proof=self._token.key.sign(covered),
         )
 
-    async def _verify(self, challenge: Challenge, server_public: bytes) -> _History:
+    async def _verify(self, challenge: Challenge, server_public: bytes) -> History:
         """The history that this server showed, once it proved what it must."""
         token = self._token
         genesis = decode_genesis(challenge.genesis)
@@ -282,8 +280,8 @@ class _Joiner:
                 f"it knows only {challenge.height} of the {token.head_height} changes that the "
                 "swarm had when the token was made: it is out of date or not honest"
             )
-        history = _History(self._frames, genesis)
-        await history.read(challenge)
+        history = History(self._frames, AuthorityState(genesis), Chain(genesis))
+        await history.read(challenge.epochs, challenge.height, challenge.certificate)
         state = history.state
         if not is_later_history(token, state.hash_at(token.head_height), history.chain):
             raise Untrusted("its history is not the one in which the token was made")
@@ -306,68 +304,6 @@ class _Joiner:
             server_nonce=server_nonce,
         )
         return sign_entry(entry, self._token.swarm_id, self._token.key, self._key)
-
-
-class _History:
-    """What a server shows of the swarm: epochs, records, and that the voters certified these."""
-
-    def __init__(self, frames: Frames, genesis: Genesis) -> None:
-        self.state = AuthorityState(genesis)
-        self.chain = Chain(genesis)
-        self._frames = frames
-        self._certificate = b""
-
-    async def read(self, told: Challenge | Accepted) -> None:
-        """Read what follows `told`, and verify it. Raises Untrusted, MalformedMessage."""
-        await self._read_epochs(told.epochs)
-        await self._read_records(told.height)
-        if told.height:
-            try:
-                head = verify_head(told.certificate, self.chain)
-            except SwarmError as error:
-                raise Untrusted(f"its records are not certified: {error.message}") from error
-            if (head.height, head.hash) != self.state.head:
-                raise Untrusted("its records are not those that the voters certified")
-        self._certificate = told.certificate
-
-    def result(self, seeds: tuple[Address, ...]) -> JoinResult:
-        return JoinResult(
-            self.state.genesis,
-            tuple(self.state.dump()),
-            self._certificate,
-            self.chain.certificates_from(1),
-            seeds,
-        )
-
-    async def _read_records(self, height: int) -> None:
-        state = self.state
-        if not state.head[0] <= height <= RECORDS_MAX:
-            raise MalformedMessage(f"it claims a history of {height} records")
-        while state.head[0] < height:
-            records = (await self._frames.expect(Records)).records
-            if not records or len(records) > height - state.head[0]:
-                raise MalformedMessage("its records do not add up")
-            for raw in records:
-                try:
-                    state.replay(raw)
-                except SwarmError as error:
-                    raise Untrusted(f"its records do not verify: {error.message}") from error
-            await trio.lowlevel.checkpoint()
-
-    async def _read_epochs(self, count: int) -> None:
-        if not 0 <= count <= CHAIN_EPOCHS_MAX:
-            raise MalformedMessage(f"it claims {count} epochs")
-        while count > 0:
-            certificates = (await self._frames.expect(Epochs)).certificates
-            if not certificates or len(certificates) > count:
-                raise MalformedMessage("its epochs do not add up")
-            count -= len(certificates)
-            for certificate in certificates:
-                try:
-                    self.chain.extend(certificate)
-                except SwarmError as error:
-                    raise Untrusted(f"its epochs do not verify: {error.message}") from error
-            await trio.lowlevel.checkpoint()
 
 
 # ---- the member ------------------------------------------------------------------------
@@ -430,8 +366,7 @@ class _Server:
         self._trust = trust
         self._public = public
         self._admit = admit
-        self._sent = 0  # The joiner holds records up to this height,
-        self._sent_epoch = 1  # and epochs up to this one.
+        self._shower = Shower(frames, trust)
 
     async def admit_one(self) -> NodeId:
         """Hear one joiner out and admit it. Raises SwarmError with what to tell it."""
@@ -439,12 +374,11 @@ class _Server:
         self._check_hello(hello)
         nonce = os.urandom(NONCE_BYTES)
         genesis = encode_genesis(self._trust.genesis)
-        epochs = await self._unseen_epochs()
-        height, certificate = self._trust.head[0], self._trust.certificate
+        shown = await self._shower.what_is_new()
         await self._frames.send(
-            Challenge(nonce, self._public, genesis, len(epochs), height, certificate)
+            Challenge(nonce, self._public, genesis, shown.epochs, shown.height, shown.certificate)
         )
-        await self._send_history(epochs, height)
+        await self._shower.show(shown)
         request = await self._frames.expect(
             Request, timeout_s=SESSION_TIMEOUT_S, bytes_max=REQUEST_BYTES_MAX
         )
@@ -461,18 +395,12 @@ class _Server:
 
     async def welcome(self, joiner: NodeId, seeds: Sequence[Address]) -> None:
         """Tell an admitted joiner what it needs to start."""
-        epochs = await self._unseen_epochs()
-        height, certificate = self._trust.head[0], self._trust.certificate
-        await self._frames.send(Accepted(tuple(seeds), len(epochs), height, certificate))
-        await self._send_history(epochs, height)
+        shown = await self._shower.what_is_new()
+        await self._frames.send(
+            Accepted(tuple(seeds), shown.epochs, shown.height, shown.certificate)
+        )
+        await self._shower.show(shown)
         _log.info("node joined", node=short(joiner))
-
-    async def _unseen_epochs(self) -> tuple[bytes, ...]:
-        """Certificates of the epochs that the joiner was not shown. Raises Busy."""
-        with trio.move_on_after(STEP_TIMEOUT_S / 2):
-            epochs = await self._trust.settled()
-            return epochs.certificates_from(self._sent_epoch)
-        raise Busy("the voters are changing just now")
 
     def _check_hello(self, hello: Hello) -> None:
         if hello.swarm_id != self._trust.swarm_id:
@@ -505,30 +433,6 @@ class _Server:
         ) != (hello.nonce, nonce, hello.node_public, hello.token_id):
             raise BadSignature("the request to join was made for another connection")
         self._trust.check(request.entry)
-
-    async def _send_history(self, epochs: tuple[bytes, ...], height: int) -> None:
-        assert self._trust.epochs is not None
-        for some in _paged(epochs):
-            await self._frames.send(Epochs(some))
-        self._sent_epoch = self._trust.epochs.head.number
-        while self._sent < height:
-            records = page(self._trust, self._sent).records[: height - self._sent]
-            await self._frames.send(Records(records))
-            self._sent += len(records)
-
-
-def _paged(parts: Sequence[bytes]) -> Iterator[tuple[bytes, ...]]:
-    """`parts` in order, in groups that each fit a frame."""
-    group: list[bytes] = []
-    size = 0
-    for part in parts:
-        if group and size + len(part) > _PAGE_BYTES_MAX:
-            yield tuple(group)
-            group, size = [], 0
-        group.append(part)
-        size += len(part) + _PART_BYTES_EXTRA
-    if group:
-        yield tuple(group)
 
 
 def _proof_bytes(

@@ -39,6 +39,7 @@ from swarmd.identity.genesis import encode_genesis
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.tls import MESH_ALPN, server_context
 from swarmd.identity.tokens import Token
+from swarmd.mesh import history as history_module
 from swarmd.mesh import join as join_module
 from swarmd.mesh.addresses import Address, format_address
 from swarmd.mesh.join import join_swarm
@@ -118,7 +119,7 @@ async def test_a_long_history_and_many_epochs_come_in_pages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("swarmd.mesh.trust_spread.PAGE_RECORDS_MAX", 2)
-    monkeypatch.setattr(join_module, "_PAGE_BYTES_MAX", 100)
+    monkeypatch.setattr("swarmd.mesh.history._PAGE_BYTES_MAX", 100)
     swarm = Swarm()
     for _ in range(7):
         entry = sign_entry(Policy(1, fresh_nonce()), swarm.log.swarm_id, swarm.admin)
@@ -562,15 +563,15 @@ async def test_a_token_known_to_be_expired_opens_nothing() -> None:
 
 
 def test_pages_keep_order_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(join_module, "_PAGE_BYTES_MAX", 100)
+    monkeypatch.setattr("swarmd.mesh.history._PAGE_BYTES_MAX", 100)
     parts = [b"a" * 40, b"b" * 40, b"c" * 40, b"d" * 300, b"e"]
-    assert list(join_module._paged(parts)) == [
+    assert list(history_module._paged(parts)) == [
         (b"a" * 40, b"b" * 40),
         (b"c" * 40,),
         (b"d" * 300,),
         (b"e",),
     ]
-    assert list(join_module._paged([])) == []
+    assert list(history_module._paged([])) == []
 
 
 @pytest.mark.parametrize("junk", [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\x03abc"])
