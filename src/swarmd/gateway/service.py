@@ -35,6 +35,7 @@ from swarmd.gateway.forward import FORWARD, Forwarder, serve_forwarded
 from swarmd.gateway.http import Budget
 from swarmd.gateway.listeners import TlsFiles, open_loopback, open_remote, open_socket, open_tls
 from swarmd.gateway.services import Listening, Services
+from swarmd.identity.tls import discard
 from swarmd.mesh.addresses import format_address, network_of
 from swarmd.mesh.link import Link
 from swarmd.observe.log import get_logger
@@ -186,10 +187,10 @@ class Gateway:
             mark(scope, origin)
             await self.front(scope, receive, send)
 
+        # Hypercorn types the stream as TLS; it serves plain ones as well.
+        served: Any = stream
         try:
             state = ConnectionState({})
-            # Hypercorn types the stream as TLS; it serves plain ones as well.
-            served: Any = stream
             if tls is not None:
                 served = trio.SSLStream(
                     stream, tls.context(), server_side=True, https_compatible=True
@@ -204,6 +205,8 @@ class Gateway:
             log.warning("a connection broke off", error=f"{type(error).__name__}: {error}")
             await trio.aclose_forcefully(stream)
         finally:
+            if served is not stream:
+                await discard(served)
             del self._streams[stream]
             if not self._streams:
                 self._drained.set()

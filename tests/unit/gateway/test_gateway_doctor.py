@@ -151,14 +151,15 @@ def test_firewall_lines_fit_the_tool_that_is_here(tool: str, line: str) -> None:
 
 
 def test_a_taken_port_is_found_over_tcp_and_udp() -> None:
+    host = "127.77.0.1"  # Nobody else's, so that no port there is in use by chance.
     for kind, name in ((socket.SOCK_STREAM, "TCP"), (socket.SOCK_DGRAM, "UDP")):
         with socket.socket(socket.AF_INET, kind) as taken:
-            taken.bind(("127.0.0.1", 0))
+            taken.bind((host, 0))
             if kind == socket.SOCK_STREAM:
                 taken.listen()
             port = taken.getsockname()[1]
-            assert f"{name} port {port}" in local_facts.port_problem(port, ["127.0.0.1"])
-        assert local_facts.port_problem(port, ["127.0.0.1"]) == ""
+            assert f"{name} port {port}" in local_facts.port_problem(port, [host])
+        assert local_facts.port_problem(port, [host]) == ""
 
 
 def test_folders_that_cannot_keep_data_are_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import resource
 import ssl
 from collections.abc import AsyncIterator
@@ -721,3 +722,22 @@ async def test_a_member_that_speaks_another_protocol_harms_nobody(plane: str, na
         await trio.aclose_forcefully(stream)
         await until(lambda: (C.key_id, plane) not in b.streams._ports)
         await ask(a, b)
+
+
+async def test_what_a_stranger_opened_is_freed_at_once_and_not_by_the_collector() -> None:
+    """What the TLS library keeps for a connection is seen by no collector: it must not wait."""
+    async with two() as (a, b):
+        gc.collect()
+        gc.disable()
+        try:
+            before = sum(isinstance(one, trio.SSLStream) for one in gc.get_objects())
+            for _ in range(20):
+                tcp = await trio.open_tcp_stream(*a.address)
+                await tcp.aclose()
+            await until(lambda: a.streams._unproven.taken == 0)
+            await trio.testing.wait_all_tasks_blocked()
+            after = sum(isinstance(one, trio.SSLStream) for one in gc.get_objects())
+        finally:
+            gc.enable()
+    assert after <= before
+    assert b.streams.connected() == []

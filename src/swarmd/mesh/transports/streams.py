@@ -39,7 +39,14 @@ from swarmd.base.ids import NodeId, node_id_of, short
 from swarmd.base.rng import Rng
 from swarmd.identity.authority import Admission
 from swarmd.identity.keys import Exchange, SigningKey
-from swarmd.identity.tls import JOIN_ALPN, MESH_ALPN, RAFT_ALPN, ContextCache, peer_public_key
+from swarmd.identity.tls import (
+    JOIN_ALPN,
+    MESH_ALPN,
+    RAFT_ALPN,
+    ContextCache,
+    discard,
+    peer_public_key,
+)
 from swarmd.mesh.addresses import AddressBook
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.transports.carriers import (
@@ -207,7 +214,7 @@ class Streams(MuxLink):
         if made is None:
             return
         if port.stage != "hello":  # The peer's own connection came in the last moment.
-            await trio.aclose_forcefully(made[0])
+            await discard(made[0])
             return
         await self._run(port, *made, client=True)
 
@@ -283,7 +290,7 @@ class Streams(MuxLink):
             self._addresses.learn(port.peer, [address], proven=True)
             return stream, make_session(exchange, answer.exchange, port.alpn, opener=True)
         except BaseException:
-            await trio.aclose_forcefully(stream)
+            await discard(stream)
             raise
 
     # ---- being reached ----------------------------------------------------------------
@@ -317,7 +324,7 @@ class Streams(MuxLink):
         except _CONNECTION_ERRORS:
             DROPPED.labels("stream", "handshake").inc()
         finally:
-            await trio.aclose_forcefully(stream)
+            await discard(stream)
 
     async def _prove(self, stream: TlsStream) -> tuple[StreamPort, Session] | None:
         """The port of a peer whose hello was accepted; None if there is nothing to serve.
@@ -437,7 +444,7 @@ class Streams(MuxLink):
                 port.break_off(how, _REASONS[how])
                 if not replaced and port.closing is None and not self._leaving:
                     self.report_closed(port.peer, how)
-            await trio.aclose_forcefully(stream)
+            await discard(stream)
 
     async def _carrier(
         self, alpn: str, nursery: trio.Nursery, stream: TlsStream, *, client: bool
