@@ -80,7 +80,6 @@ def test_root_on_one_of_three_hosts_admits_a_node(trio_swarm: LocalSwarm) -> Non
     plant(taken, admission_by(expired))
     before = [refusals(daemon) for daemon in honest]
     trio_swarm.restart(taken)
-    assert "mole" in taken.ctl("authority", "list", "--json").stdout + _own_log(taken)
     wait_until(
         "it was refused", lambda: all(refusals(d) > n for d, n in zip(honest, before, strict=True))
     )
@@ -103,9 +102,3 @@ def plant(daemon: Daemon, entry: bytes) -> None:
     assert epoch is not None
     certificate = sign_head(Head(epoch, *state.head), state.swarm_id, key_of(daemon))
     trust_module._write(disk, state, state.head[0], certificate)
-
-
-def _own_log(daemon: Daemon) -> str:
-    """What the daemon itself takes for its log: its certificate does not verify for others."""
-    trust = trust_module.open_trust(FileDisk(daemon.folder / "data" / "mesh"))
-    return " ".join(x.name for x in trust.admissions())

@@ -31,6 +31,10 @@ HASH_BYTES: Final = 32
 WAITING_MAX: Final = 64
 
 
+class UnknownEpoch(Untrusted):
+    """Signed in an epoch that is not known here yet; its certificate may be on the way."""
+
+
 class Head(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What voters sign. `epoch` is the key of theirs; `height` and `hash` name a record."""
 
@@ -49,15 +53,17 @@ def verify_head(certificate: bytes, chain: Chain) -> Head:
 
     Raises:
         MalformedMessage: it is none.
-        Untrusted: by voters of an epoch that is not known here, or has ended.
+        UnknownEpoch: by voters of an epoch that is not known here.
+        Untrusted: by voters of one that has ended.
         BadSignature: not by a majority of the epoch's voters.
     """
     envelope, head = _open(certificate)
     epoch = chain.head
     if head.epoch != epoch.key:
-        known = chain.number_of(head.epoch)
-        what = "is not known here" if known is None else f"ended before epoch {epoch.number}"
-        raise Untrusted(f"a head of the authority log by voters whose epoch {what}")
+        said = "a head of the authority log by voters whose epoch"
+        if chain.number_of(head.epoch) is None:
+            raise UnknownEpoch(f"{said} is not known here")
+        raise Untrusted(f"{said} ended before epoch {epoch.number}")
     signers = verify_envelope(envelope, chain.swarm_id, _keys_of(epoch))
     if len(signers) < epoch.majority:
         raise BadSignature(

@@ -1,8 +1,9 @@
 """What this node knows of who belongs: one verified chain on disk, kept level with the peers.
 
-Invariant: the chain only grows, every record of it was verified here, and a record is on
-this disk before anything rests on it. Two different records for one height are a fork: the
-one held stays, the other is refused and counted.
+Invariant: every record of the chain was verified here, and is on this disk before anything rests
+on it. The chain only grows, but for one case: what an earlier epoch's voters certified gives way
+to what the newest one's do. Else two different records for one height are a fork: the one held
+stays, the other is refused and counted.
 
 A record is *noted* when this node's own log applied it, and *counts* once a majority of the
 epoch's voters certified it (`identity/heads.py`). Peers are only ever told what counts, with its
@@ -36,13 +37,17 @@ from swarmd.identity.authority import (
 from swarmd.identity.entries import decode_record
 from swarmd.identity.epochs import Chain
 from swarmd.identity.genesis import Genesis, decode_genesis, encode_genesis
-from swarmd.identity.heads import Head, head_of, verify_head
+from swarmd.identity.heads import Head, UnknownEpoch, head_of, verify_head
+from swarmd.observe.log import get_logger
 from swarmd.wire.codec import decode_struct, encode_struct
 
 FILE_NAME: Final = "authority"
 _FILE_KIND: Final = "trust"
 _FILE_FORMAT: Final = 2
+SETTLED_POLL_S: Final = 0.1
 PAGE_RECORDS_MAX: Final = 256
+
+_log = get_logger("trust")
 
 
 class _Stored(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -70,7 +75,7 @@ class Trust:
         self._certificate = certificate
         self._version = 1
         self._wake = trio.Event()
-        self._own: int = state.head[0]  # Up to here certified with this node's part in it.
+        self.made_here = False  # Had this node a part in certifying what counts now?
 
     @property
     def swarm_id(self) -> SwarmId:
@@ -197,27 +202,44 @@ class Trust:
             How many count that did not.
 
         Raises:
+            UnknownEpoch: the certificate's epoch is not known here yet.
             Untrusted: they contradict the chain, leave a gap, or do not lead to the certified
-                head; or the certificate is by voters of another epoch than the newest known.
+                head; or the certificate is by voters of an epoch that has ended.
             BadSignature, MalformedMessage: it is no certificate.
             SwarmError: one of the records is invalid in itself.
             DiskFault: they could not be written.
         """
-        if self.epochs is None:
-            raise Untrusted("who certifies records is not known here yet")
-        head = verify_head(certificate, self.epochs)
-        before = self._state.head[0]
-        if head.height < before:
-            if self._state.hash_at(head.height) != head.hash:
-                raise Untrusted(f"voters certified another history than this one at {head.height}")
-            return 0
+        head = self.verify(certificate)
         noted = self._extended([raw for raw in records if decode_record(raw).height <= head.height])
         if noted.hash_at(head.height) != head.hash:
             raise Untrusted(f"the records do not lead to the certified head at {head.height}")
-        self._count(noted, head, certificate)
-        if not from_peer:
-            self._own = max(self._own, head.height)
-        return head.height - before
+        return self._count(noted, head, certificate, made_here=not from_peer)
+
+    def adopt(self, state: AuthorityState, certificate: bytes) -> int:
+        """Let a whole log count that a peer showed, each record of which was verified.
+
+        What the newest epoch's voters certify takes the place of what earlier ones did, should
+        the two differ: after a recovery, or where replaced voters lied to a node that slept.
+
+        Raises: as `learn`.
+        """
+        head = self.verify(certificate)
+        if state.head != (head.height, head.hash):
+            raise Untrusted("the records do not lead to the certified head")
+        return self._count(state, head, certificate, made_here=False)
+
+    def verify(self, certificate: bytes) -> Head:
+        """The head that the voters of the newest epoch certified. Raises: as `learn`."""
+        if self.epochs is None:
+            raise UnknownEpoch("who certifies records is not known here yet")
+        mine = self.certified_by
+        if mine is not None and self.epochs.number_of(mine) is None:
+            raise UnknownEpoch("the epochs that are known here end before what counts")
+        return verify_head(certificate, self.epochs)
+
+    def what_counts(self) -> AuthorityState:
+        """A copy to go on from."""
+        return self._state.copy()
 
     @property
     def certified_by(self) -> bytes | None:
@@ -236,7 +258,8 @@ class Trust:
         majority of them.
         """
         while self.epochs is None or self.certified_by not in (None, self.epochs.head.key):
-            await self.changed(self._version)
+            with trio.move_on_after(SETTLED_POLL_S):  # A new epoch wakes nobody here.
+                await self.changed(self._version)
         return self.epochs
 
     async def changed(self, version: int) -> int:
@@ -245,26 +268,39 @@ class Trust:
             await self._wake.wait()
         return self._version
 
-    def learned_here(self, height: int) -> bool:
-        """Whether this node had a part in certifying the record at `height`."""
-        return height <= self._own
-
-    def _count(self, noted: AuthorityState, head: Head, certificate: bytes) -> None:
-        height = self._state.head[0]
-        if head.height == height and self.certified_by == head.epoch:
-            return  # As good as the one that is held.
+    def _count(
+        self, noted: AuthorityState, head: Head, certificate: bytes, *, made_here: bool
+    ) -> int:
+        height, held = self._state.head
+        if self.certified_by == head.epoch:
+            if head.height <= height and self._state.hash_at(head.height) == head.hash:
+                return 0  # As good as the one that is held, or older.
+            if noted.hash_at(height) != held:
+                raise Untrusted(f"one epoch's voters certified two histories after {height}")
+        elif noted.hash_at(height) != held or head.height < height:
+            _log.warning(
+                "records that earlier voters certified are void", height=height, now=head.height
+            )
+        state = self._state_at(noted, head.height)
+        if self._noted.hash_at(head.height) == head.hash:
+            noted = self._noted  # What was noted beyond it stays.
         self._write(noted, head.height, certificate)
-        if noted.head[0] == head.height:
-            self._state = noted
-        elif height < head.height:
-            state = self._state.copy()
-            for raw in noted.records_from(height, head.height - height):
-                state.replay(raw)
-            self._state = state
-        self._noted, self._certificate = noted, certificate
+        self._state, self._noted, self._certificate = state, noted, certificate
+        self.made_here = made_here
         self._version += 1
         self._wake.set()
         self._wake = trio.Event()
+        return head.height - height
+
+    def _state_at(self, noted: AuthorityState, height: int) -> AuthorityState:
+        if noted.head[0] == height:
+            return noted
+        state = self._state.copy()
+        if state.head[0] > height or noted.hash_at(state.head[0]) != state.head[1]:
+            state = AuthorityState(self.genesis)
+        for raw in noted.records_from(state.head[0], height - state.head[0]):
+            state.replay(raw)
+        return state
 
     def _extended(self, records: Sequence[bytes]) -> AuthorityState:
         """What is noted, and `records` after it; raises, and nothing has changed."""

@@ -9,18 +9,17 @@ the last makes sure that nobody stays behind whatever was lost (anti-entropy: De
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final, Protocol
 
 import trio
 
-from swarmd.base.errors import MalformedMessage, SwarmError
+from swarmd.base.errors import MalformedMessage, SwarmError, TimedOut, Untrusted
 from swarmd.base.ids import NodeId, short
-from swarmd.base.limits import KIB, MESSAGE_BYTES_MAX, MIB
+from swarmd.base.limits import KIB, MESSAGE_BYTES_MAX
 from swarmd.base.rng import Rng, make_rng
-from swarmd.identity.authority import RECORDS_MAX
-from swarmd.identity.entries import RECORD_BYTES_MAX
-from swarmd.identity.heads import HEAD_BYTES_MAX
+from swarmd.identity.authority import RECORDS_MAX, AuthorityState
+from swarmd.identity.entries import RECORD_BYTES_MAX, decode_record
+from swarmd.identity.heads import HEAD_BYTES_MAX, Head, UnknownEpoch
 from swarmd.mesh.link import Inbound, Link
 from swarmd.mesh.trust import PAGE_RECORDS_MAX, Trust
 from swarmd.observe.log import get_logger
@@ -33,9 +32,14 @@ ANSWER_TIMEOUT_S: Final = 1.0
 PASS_ON_PEERS: Final = 3
 PAGE_BYTES_MAX: Final = 256 * KIB
 _PAGES_MAX: Final = RECORDS_MAX  # Each page brings at least one record.
-_PENDING_ASKS_MAX: Final = 64
-# What one member may show before its certificate is seen.
-_GATHERED_BYTES_MAX: Final = 128 * MIB
+_PAGE_TRIES: Final = 3
+# So long one peer may take to show all that it has, and so many are asked at a time.
+CATCH_UP_TIMEOUT_S: Final = 120.0
+_ASKING_MAX: Final = 8
+_REPLAYED_AT_ONCE: Final = 16
+# An epoch is told of as soon as its voters are, but by another way.
+EPOCH_WAIT_S: Final = 5.0
+EPOCH_POLL_S: Final = 0.2
 assert PAGE_BYTES_MAX + RECORD_BYTES_MAX + HEAD_BYTES_MAX < MESSAGE_BYTES_MAX
 
 _log = get_logger("trust")
@@ -78,22 +82,24 @@ async def serve_trust(
     Args:
         rng: picks whom to ask; by default one seeded by the node's id.
     """
-    keeper = _Keeper(trust, link, membership, rng or make_rng(bytes(link.node_id)))
     inbox = link.open_inbox(TRUST)
     async with trio.open_nursery() as nursery:
+        keeper = _Keeper(trust, link, membership, rng or make_rng(bytes(link.node_id)), nursery)
         nursery.start_soon(keeper.receive, inbox)
         nursery.start_soon(keeper.push)
         nursery.start_soon(keeper.compare)
-        nursery.start_soon(keeper.catch_up)
 
 
 class _Keeper:
-    def __init__(self, trust: Trust, link: Link, membership: Alive, rng: Rng) -> None:
+    def __init__(
+        self, trust: Trust, link: Link, membership: Alive, rng: Rng, nursery: trio.Nursery
+    ) -> None:
         self._trust = trust
         self._link = link
         self._membership = membership
         self._rng = rng
-        self._ahead_send, self._ahead = trio.open_memory_channel[NodeId](_PENDING_ASKS_MAX)
+        self._nursery = nursery
+        self._asking: set[NodeId] = set()
 
     async def receive(self, inbox: trio.MemoryReceiveChannel[Inbound]) -> None:
         async for inbound in inbox:
@@ -103,7 +109,7 @@ class _Keeper:
                 with trio.move_on_after(ANSWER_TIMEOUT_S):
                     await inbound.answer(page(self._trust, message.height))
                 if message.height > self._trust.head[0]:
-                    self._note_ahead(inbound.peer)
+                    self._ask_soon(inbound.peer)
             else:
                 self._take(inbound.peer, message)
 
@@ -115,7 +121,7 @@ class _Keeper:
             version = await self._trust.changed(version)
             height = self._trust.head[0]
             peers = self._peers()
-            if not self._trust.learned_here(height) and len(peers) > PASS_ON_PEERS:
+            if not self._trust.made_here and len(peers) > PASS_ON_PEERS:
                 peers = self._rng.sample(peers, PASS_ON_PEERS)
             message = page(self._trust, told)
             for peer in peers:
@@ -127,61 +133,99 @@ class _Keeper:
         while True:
             peers = self._peers()
             if peers:
-                await self._ask(self._rng.choice(peers))
+                self._ask_soon(self._rng.choice(peers))
             await trio.sleep(ASK_INTERVAL_S * self._rng.uniform(0.8, 1.2))
 
-    async def catch_up(self) -> None:
-        """Ask those that turned out to be ahead."""
-        async for peer in self._ahead:
-            await self._ask(peer)
+    def _take(self, peer: NodeId, message: Records) -> None:
+        """What was pushed: taken if it leads to its certificate, else its sender is asked."""
+        if message.certificate == self._trust.certificate:
+            return
+        last = message.first - 1 + len(message.records)
+        try:
+            if message.first <= self._trust.noted[0] + 1 and last >= message.height:
+                self._trust.learn(message.records, message.certificate, from_peer=True)
+                return
+        except SwarmError as error:  # A bad record, or a disk that is full: asked again later.
+            self._refused(peer, error)
+        if message.height >= self._trust.head[0]:
+            self._ask_soon(peer)
+
+    def _ask_soon(self, peer: NodeId) -> None:
+        """Catch up with `peer`, beside others that are asked; no more than one may keep busy."""
+        if peer in self._asking or len(self._asking) >= _ASKING_MAX:
+            return
+        self._asking.add(peer)
+        self._nursery.start_soon(self._ask, peer)
 
     async def _ask(self, peer: NodeId) -> None:
-        """Get all that counts there in pages, and take it whole: only the head is certified."""
-        start = self._trust.head[0]
-        pages: list[bytes] = []
-        size = 0
+        try:
+            with trio.move_on_after(CATCH_UP_TIMEOUT_S):
+                await self._catch_up_with(peer)
+        except SwarmError as error:
+            self._refused(peer, error)
+        finally:
+            self._asking.discard(peer)
+
+    async def _catch_up_with(self, peer: NodeId) -> None:
+        """Get what counts there, page by page, and take it whole: only its head is certified.
+
+        Raises SwarmError: what it shows is not in order.
+        """
+        trust = self._trust
+        state, anew = trust.what_counts(), False
         for _ in range(_PAGES_MAX):
-            ask = Ask(start + len(pages))
+            answer = await self._page_of(peer, state.head[0])
+            if answer is None or answer.certificate == trust.certificate or not answer.height:
+                return
+            head = await self._verified(answer.certificate)
+            if head.height != answer.height:
+                raise MalformedMessage("a page that claims another height than is certified")
+            if not _goes_on(state, head, answer):
+                if anew:
+                    raise Untrusted("its records do not follow from the genesis")
+                if trust.certified_by == head.epoch and head.height <= trust.head[0]:
+                    return  # It is behind.
+                # Its history is another one from some record on: which, only the whole can tell.
+                state, anew = AuthorityState(trust.genesis), True
+                continue
+            for number, raw in enumerate(answer.records):
+                state.replay(raw)
+                if number % _REPLAYED_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
+            if state.head[0] == head.height:
+                trust.adopt(state, answer.certificate)
+                return
+            if not answer.records:
+                raise MalformedMessage("a page without the records that it claims")
+
+    async def _page_of(self, peer: NodeId, height: int) -> Records | None:
+        """None: it does not answer, and another member is asked in a few seconds."""
+        for _ in range(_PAGE_TRIES):
             try:
+                ask = Ask(height)
                 answer = await self._link.request(TRUST, peer, ask, timeout_s=ASK_TIMEOUT_S)
+            except TimedOut:
+                continue
             except SwarmError:
-                return  # Unreachable now; another member is asked in a few seconds.
-            if not isinstance(answer, Records) or not _is_page_of(answer, ask):
-                DROPPED.labels("trust", "malformed").inc()
-                return
-            pages += answer.records
-            size += sum(map(len, answer.records))
-            if start + len(pages) >= answer.height:
-                self._learn(peer, answer.height, pages, answer.certificate)
-                return
-            if not answer.records or size > _GATHERED_BYTES_MAX:
-                return  # It claims what it does not show.
+                return None
+            if not isinstance(answer, Records) or len(answer.records) > PAGE_RECORDS_MAX:
+                raise MalformedMessage("not a page of authority records")
+            return answer
+        return None
 
-    def _take(self, peer: NodeId, message: Records) -> None:
-        last = message.first - 1 + len(message.records)
-        if message.first <= self._trust.noted[0] + 1 and last >= message.height:
-            self._learn(peer, message.height, message.records, message.certificate)
-        if message.height > self._trust.head[0]:
-            self._note_ahead(peer)
+    async def _verified(self, certificate: bytes) -> Head:
+        """Waits for an epoch that is on its way. Raises SwarmError."""
+        with trio.move_on_after(EPOCH_WAIT_S):
+            while True:
+                try:
+                    return self._trust.verify(certificate)
+                except UnknownEpoch:
+                    await trio.sleep(EPOCH_POLL_S)
+        return self._trust.verify(certificate)
 
-    def _learn(
-        self, peer: NodeId, height: int, records: Sequence[bytes], certificate: bytes
-    ) -> None:
-        if height < self._trust.head[0] or certificate == self._trust.certificate:
-            return
-        try:
-            if len(records) > RECORDS_MAX:
-                raise MalformedMessage("too many authority records")
-            self._trust.learn(records, certificate, from_peer=True)
-        except SwarmError as error:  # A bad record, or a disk that is full: asked again later.
-            DROPPED.labels("trust", error.code).inc()
-            _log.warning("authority records refused", peer=short(peer), why=error.message)
-
-    def _note_ahead(self, peer: NodeId) -> None:
-        try:
-            self._ahead_send.send_nowait(peer)
-        except trio.WouldBlock:
-            DROPPED.labels("trust", "busy").inc()
+    def _refused(self, peer: NodeId, error: SwarmError) -> None:
+        DROPPED.labels("trust", error.code).inc()
+        _log.warning("authority records refused", peer=short(peer), why=error.message)
 
     def _peers(self) -> list[NodeId]:
         known = {*self._membership.alive(), *self._link.connected()} - {self._link.node_id}
@@ -201,9 +245,15 @@ def page(trust: Trust, height: int) -> Records:
     return Records(first + 1, trust.head[0], tuple(records), trust.certificate)
 
 
-def _is_page_of(page: Records, ask: Ask) -> bool:
-    return (
-        len(page.records) <= PAGE_RECORDS_MAX
-        and page.height <= RECORDS_MAX
-        and (page.first == ask.height + 1 or not page.records)
-    )
+def _goes_on(state: AuthorityState, head: Head, page: Records) -> bool:
+    """Does a page go on from `state` on the way to a certified head?"""
+    height = state.head[0]
+    if head.height < height:
+        return False
+    if head.height == height:
+        return head.hash == state.head[1]
+    if not page.records:
+        return True
+    first = decode_record(page.records[0])
+    follows = first.height == height + 1 and first.previous_hash == state.head[1]
+    return follows and height + len(page.records) <= head.height

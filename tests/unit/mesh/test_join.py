@@ -155,6 +155,23 @@ async def test_a_server_that_lags_behind_the_log_waits_for_the_records_between()
     assert list(result.records) == swarm.log.dump()
 
 
+async def test_an_epoch_that_begins_while_a_node_joins_is_shown_too() -> None:
+    swarm = Swarm()
+    admit = swarm.admit
+
+    async def admit_and_seal(entry: bytes) -> list[bytes]:
+        records = await admit(entry)
+        swarm.seal()
+        return records
+
+    swarm.admit = admit_and_seal  # type: ignore[method-assign]
+    swarm.seal()
+    async with swarm.listening() as address:
+        result = await join_swarm([address], swarm.token, NODE, "beta")
+    assert result.epochs == swarm.chain.certificates_from(1)
+    assert result.certificate == swarm.trust.certificate
+
+
 # ---- tokens that are refused -----------------------------------------------------------
 
 

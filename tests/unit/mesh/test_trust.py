@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 import trio.testing
-from certifying import certificate_of, certified, let_count, now_of
+from certifying import certificate_of, certified, let_count, now_of, seal
 
 from swarmd.base.errors import (
     Conflict,
@@ -31,6 +31,7 @@ from swarmd.identity.entries import (
 )
 from swarmd.identity.epochs import Chain
 from swarmd.identity.genesis import init_swarm, make_genesis
+from swarmd.identity.heads import UnknownEpoch
 from swarmd.identity.keys import SigningKey
 from swarmd.mesh import trust as trust_module
 from swarmd.mesh import trust_spread
@@ -391,8 +392,8 @@ async def test_who_claims_to_be_ahead_is_asked_at_once(
     monkeypatch.setattr(trust_spread, "ASK_INTERVAL_S", 1_000.0)
     async with MemoryNetwork().running() as network, trio.open_nursery() as nursery:
         crowd = Bystanders(nursery, network, 1)
-        await trio.sleep(trust_spread.ASK_TIMEOUT_S + 1)  # Its one random question was in vain.
-        assert await crowd.heard() == [[Ask(2)]]
+        await trio.sleep(3 * trust_spread.ASK_TIMEOUT_S + 1)  # Its one random question: in vain.
+        assert await crowd.heard() == [[Ask(2)] * 3]
         crowd.links[0].send_nowait(TRUST, crowd.me, Records(4, 4, tuple(CHAIN.dump()[3:]), WHOLE))
         assert await crowd.heard() == [[Ask(2)]]
         nursery.cancel_scope.cancel()
@@ -412,4 +413,107 @@ async def test_an_answer_of_the_wrong_kind_and_a_page_too_long_are_dropped(
         await inbound.answer(Records(3, 4, tuple(CHAIN.dump()[2:]), WHOLE))
         await trio.testing.wait_all_tasks_blocked()
         assert crowd.trust.head[0] == 2
+        nursery.cancel_scope.cancel()
+
+
+# ---- histories that differ -------------------------------------------------------------
+
+
+def other_history() -> AuthorityState:
+    """One that leaves `CHAIN` after its second record, and is longer."""
+    state = part(2)
+    for version in range(1, 4):
+        policy(state, version)
+    return state
+
+
+def test_what_the_newest_epoch_certifies_takes_the_place_of_what_earlier_ones_did() -> None:
+    """After a recovery, or where voters who had been replaced lied to a node that slept."""
+    disk, other = new_disk(), other_history()
+    trust = certified(disk, CHAIN, KEYS[0])
+    assert trust.epochs is not None
+    with pytest.raises(Untrusted, match="two histories"):
+        trust.adopt(other, certificate_of(other, KEYS[0]))
+    seal(trust.epochs, KEYS[:1], KEYS[:1])
+    certificate = certificate_of(other, KEYS[0], chain=trust.epochs)
+    trust.adopt(other, certificate)
+    assert (trust.head, trust.noted, trust.min_version) == (other.head, other.head, 3)
+    again = open_trust(disk)
+    assert (again.head, again.certificate) == (other.head, certificate)
+    shorter = part(1)
+    seal(trust.epochs, KEYS[:1], KEYS[:1])
+    trust.adopt(shorter, certificate_of(shorter, KEYS[0], chain=trust.epochs))
+    assert trust.head == shorter.head
+
+
+def test_what_was_noted_and_never_counted_gives_way() -> None:
+    trust = certified(new_disk(), part(2), KEYS[0])
+    trust.note(CHAIN.dump())
+    assert (trust.noted[0], trust.head[0]) == (4, 2)
+    other = other_history()
+    with pytest.raises(Untrusted, match="two different"):
+        trust.learn(other.dump(), certificate_of(other, KEYS[0]))
+    trust.adopt(other, certificate_of(other, KEYS[0]))
+    assert trust.head == trust.noted == other.head
+
+
+def test_an_epoch_that_is_not_known_is_waited_for_and_no_older_one_is_believed() -> None:
+    trust = certified(new_disk(), CHAIN, KEYS[0])
+    known = trust.epochs
+    assert known is not None
+    state = CHAIN.copy()
+    record = policy(state, 1)
+    old = certificate_of(state, KEYS[0])
+    seal(known, KEYS[:1], KEYS[1:4])
+    head = certificate_of(CHAIN, *KEYS[1:3], chain=known)
+    trust.adopt(CHAIN, head)
+    trust.epochs = Chain(GENESIS)  # As after a crash before the epochs were written.
+    with pytest.raises(UnknownEpoch):
+        trust.learn([record], old)
+    trust.epochs = known
+    with pytest.raises(Untrusted, match="ended"):
+        trust.learn([record], old)
+    assert trust.learn([record], certificate_of(state, *KEYS[2:4], chain=known)) == 1
+
+
+async def test_a_node_in_another_history_learns_the_whole_of_the_true_one(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    other = other_history()
+    async with MemoryNetwork().running() as network, trio.open_nursery() as nursery:
+        swarm = Swarm(nursery, network)
+        lied_to = await swarm.add(CHAIN)
+        honest = await swarm.add(other)
+        for trust in (lied_to, honest):
+            assert trust.epochs is not None
+            seal(trust.epochs, KEYS[:1], KEYS[:1])
+        honest.learn((), certificate_of(other, KEYS[0], chain=honest.epochs))
+        with trio.fail_after(60):
+            while lied_to.head != other.head:
+                await lied_to.changed(lied_to.version)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_member_that_takes_for_ever_keeps_nobody_from_asking_others(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It answers each question in the last moment, and never shows all that it claims."""
+    async with MemoryNetwork().running() as network, trio.open_nursery() as nursery:
+        swarm = Swarm(nursery, network)
+        victim = await swarm.add(part(2))
+        await swarm.add(CHAIN)
+        liar = network.link(swarm.ids[2])
+        inbox = liar.open_inbox(TRUST)
+
+        async def dawdle() -> None:
+            async for inbound in inbox:
+                if isinstance(inbound.message, Ask):
+                    await trio.sleep(trust_spread.ASK_TIMEOUT_S - 0.1)
+                    await inbound.answer(Records(inbound.message.height + 1, 4, (), WHOLE))
+
+        nursery.start_soon(dawdle)
+        liar.send_nowait(TRUST, swarm.ids[0], Records(5, 5, (), WHOLE + b"x"))
+        with trio.fail_after(60):
+            while victim.head != CHAIN.head:
+                await victim.changed(victim.version)
         nursery.cancel_scope.cancel()

@@ -131,3 +131,34 @@ async def test_the_voters_of_each_epoch_certify_anew_and_a_restart_changes_nothi
         await swarm.voters_are(0, 1, 3, within_s=600)
         await all_count(swarm, 0, 1, 3)
         assert trust_at(swarm, 3).certified_by != key
+
+
+async def test_a_disk_that_was_full_for_a_while_is_written_when_there_is_room(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Nothing else is asked of the store meanwhile."""
+    async with running_swarm() as swarm:
+        swarm.records = []
+        await swarm.start(0)
+        swarm.nodes[0].trust_disk.full = True
+        assert (await swarm.store(0).propose([AuthorityEntry(policy(swarm, 1))]))[0].ok
+        await trio.sleep(5)
+        assert trust_at(swarm, 0).head[0] == 0
+        swarm.nodes[0].trust_disk.full = False
+        await trio.sleep(5)
+        assert trust_at(swarm, 0).head[0] == 1
+
+
+async def test_signatures_that_were_lost_are_sent_again(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_swarm() as swarm:
+        await logged(swarm)
+        await all_count(swarm, 0, 1, 2)
+        with monkeypatch.context() as lossy:
+            lossy.setattr("swarmd.state.raft.heads.Heads._send", lambda *_: None)
+            assert (await swarm.store(1).propose([AuthorityEntry(policy(swarm, 1))]))[0].ok
+            await trio.sleep(5)
+            assert {trust_at(swarm, index).min_version for index in range(3)} == {0}
+        await all_count(swarm, 0, 1, 2)
+        assert {trust_at(swarm, index).min_version for index in range(3)} == {1}

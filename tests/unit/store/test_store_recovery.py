@@ -302,3 +302,31 @@ async def test_no_revision_means_two_things_in_two_generations(
             with pytest.raises(Compacted), trio.fail_after(10):
                 await anext(watched)
         assert (await swarm.store(1).propose([Put(b"u/a", b"2", kept)]))[0].ok
+
+
+async def test_a_plan_that_authority_has_gone_beyond_is_refused(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Else the next record would contradict one that members were told of, for ever."""
+    async with running_swarm() as swarm:
+        entries = [decode_record(record).entry for record in swarm.records]
+        swarm.records = []
+        await swarm.start(0)
+        for entry in entries:
+            assert (await swarm.store(0).propose([AuthorityEntry(entry)]))[0].ok
+        swarm.records = swarm.store(0)._trust.records_from(0)
+        await swarm.start(1, 2)
+        await swarm.voters_are(0, 1, 2)
+        swarm.network.cut(swarm.id(2), [swarm.id(0), swarm.id(1)])
+        await trio.sleep(2)
+        told = (await swarm.store(0).propose([_another_token(swarm, b"a")]))[0].value
+        assert told is not None
+        trusts = [swarm.store(index)._trust for index in range(3)]
+        while trusts[0].head != trusts[0].noted:
+            await trusts[0].changed(trusts[0].version)
+        plan = await swarm.store(2).recovery.plan()
+        trusts[2].learn([told], trusts[0].certificate, from_peer=True)
+        with pytest.raises(Conflict, match="authority log has gone on"):
+            await swarm.store(2).recovery.begin(_sign(swarm, plan.statement))
+        await _recover(swarm, 2)
+        assert (await swarm.store(2).propose([_another_token(swarm, b"b")]))[0].ok

@@ -15,7 +15,7 @@ import trio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from swarmd.base.errors import BadRequest, Conflict, NoQuorum
+from swarmd.base.errors import BadRequest, Conflict, NoQuorum, NotReady
 from swarmd.base.ids import NodeId
 from swarmd.gateway import shapes
 from swarmd.gateway.context import ApiRoute, Context
@@ -27,6 +27,7 @@ from swarmd.mesh.swim.messages import MemberState
 from swarmd.state.raft.messages import AuthorityEntry
 
 _KNOWN_TIMEOUT_S: Final = 5.0
+_SETTLED_TIMEOUT_S: Final = 1.0
 EPOCHS_PAGE: Final = 256
 
 
@@ -52,7 +53,7 @@ class Authority:
         trust = self._services.need(self._services.trust)
         after = _number(request, "after", 0)
         after_epoch = _number(request, "after_epoch", 1)
-        epochs = await self._epochs()
+        epochs = await self._epochs_now()
         found = shapes.AuthorityPage(
             genesis=encode_genesis(trust.genesis),
             height=trust.head[0],
@@ -83,6 +84,15 @@ class Authority:
             },
         )
 
+    async def _epochs_now(self) -> Chain:
+        """Whether the newest epoch has certified the log or not: that is for the reader to see."""
+        trust = self._services.need(self._services.trust)
+        with trio.move_on_after(_SETTLED_TIMEOUT_S):
+            return await trust.settled()
+        if trust.epochs is None:
+            raise NotReady("the strong store is still starting")
+        return trust.epochs
+
     async def _epochs(self) -> Chain:
         trust = self._services.need(self._services.trust)
         with trio.move_on_after(_KNOWN_TIMEOUT_S):
@@ -104,11 +114,19 @@ class Authority:
         return answer(request, {"revision": result.revision})
 
     async def _known_here(self, height: int) -> None:
-        """Wait until this node has learned of a record, so that what comes next is judged by it."""
+        """Wait until a record counts here, so that what comes next is judged by it.
+
+        Raises NoQuorum: the voters have not certified it yet.
+        """
         trust = self._services.need(self._services.trust)
         with trio.move_on_after(_KNOWN_TIMEOUT_S):
             while trust.head[0] < height:
                 await trust.changed(trust.version)
+            return
+        raise NoQuorum(
+            "the entry is in the log, and counts once a majority of the voters has signed that: "
+            "see `swarmctl status`; to ask again is harmless"
+        )
 
     def _keep_a_majority(self, entry: Entry) -> None:
         if isinstance(entry, Evict):

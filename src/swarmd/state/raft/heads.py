@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from swarmd.base.errors import SwarmError
-from swarmd.base.ids import NodeId, short
+from swarmd.base.ids import NodeId
 from swarmd.identity.epochs import Epoch
 from swarmd.identity.heads import Head, HeadVotes, sign_head
 from swarmd.identity.keys import SigningKey
@@ -43,6 +43,8 @@ class Heads:
         self._replica: Replica | None = None
         self._votes: HeadVotes | None = None
         self._signed = 0  # Up to here in the epoch of `_votes`.
+        self._failing = False  # The last try to note something was in vain.
+        self._told: dict[NodeId, float] = {}  # Voters that were told of a certificate, and when.
         self._moved = trio.Event()
 
     def state_moved(self, replica: Replica | None) -> None:
@@ -54,8 +56,10 @@ class Heads:
             self._replica = replica
             self._votes = HeadVotes(self._trust.swarm_id, replica.epoch)
             self._signed = 0
-            self._wake()
-        if replica.state.authority.head[0] > self._signed:
+            self._told = {}
+            self._moved.set()
+        if replica.state.authority.head[0] > self._signed and not self._failing:
+            self._moved.set()
             self._advance(replica)
 
     async def receive(self, inbox: trio.MemoryReceiveChannel[Inbound]) -> None:
@@ -66,10 +70,9 @@ class Heads:
                 DROPPED.labels("heads", "no_voter").inc()
                 continue
             try:
-                for signed in inbound.message.signed:
-                    head = votes.add(signed)
-                    if head.height <= self._trust.head[0]:
-                        self._tell(votes, inbound.peer, head)
+                heights = [votes.add(signed).height for signed in inbound.message.signed]
+                if heights and min(heights) <= self._trust.head[0]:
+                    self._tell(votes, inbound.peer, max(heights))
             except SwarmError as error:
                 DROPPED.labels("heads", error.code).inc()
             self._count(votes)
@@ -83,8 +86,18 @@ class Heads:
                 await trio.sleep(AGAIN_S)
                 self._try_again()
 
+    @property
+    def waiting(self) -> int:
+        """How many records were applied or noted here that do not count yet."""
+        known = self._trust.noted[0]
+        if self._replica is not None:
+            known = max(known, self._replica.state.authority.head[0])
+        return known - self._trust.head[0]
+
     def _is_done(self) -> bool:
-        return self._votes is None or self._trust.certifies(self._votes.epoch.key)
+        if self._votes is None:
+            return True
+        return self.waiting <= 0 and self._trust.certifies(self._votes.epoch.key)
 
     def _try_again(self) -> None:
         replica, votes = self._replica, self._votes
@@ -96,9 +109,6 @@ class Heads:
             self._send(votes.epoch, [self._sign(votes.epoch, height, noted_hash)])
         self._count(votes)
 
-    def _wake(self) -> None:
-        self._moved.set()
-
     def _advance(self, replica: Replica) -> None:
         """Note what the log applied, then sign it."""
         votes = self._votes
@@ -108,9 +118,15 @@ class Heads:
         try:
             trust.note(authority.records_from(trust.noted[0]))
         except SwarmError as error:
-            _log.error("records of the store were not taken", error=error.message)
+            if not self._failing:
+                _log.error("records of the store were not taken", error=error.message)
+            self._failing = True
             return
-        if trust.noted_hash_at(height) != head_hash or height <= self._signed:
+        differs = trust.noted_hash_at(height) != head_hash
+        if differs and not self._failing:
+            _log.error("the store's authority log is not the one that counts here", height=height)
+        self._failing = differs
+        if differs or height <= self._signed:
             return
         signed = []
         for one in range(self._first_to_sign(votes.epoch, height), height + 1):
@@ -122,7 +138,6 @@ class Heads:
         if signed:
             self._send(votes.epoch, signed)
             self._count(votes)
-            self._wake()
 
     def _first_to_sign(self, epoch: Epoch, height: int) -> int:
         """Each since the last, unless it is certified; of what was there before, the head alone."""
@@ -157,8 +172,12 @@ class Heads:
             return
         votes.forget(trust.head[0] - 1)
 
-    def _tell(self, votes: HeadVotes, peer: NodeId, head: Head) -> None:
+    def _tell(self, votes: HeadVotes, peer: NodeId, height: int) -> None:
         """Who still sends signatures on what is certified does not know that it is."""
-        if self._trust.certified_by == votes.epoch.key:
-            _log.debug("telling of a certificate", peer=short(peer))
-            self._link.send_nowait(TRUST, peer, page(self._trust, head.height))
+        now = trio.current_time()
+        if self._trust.certified_by != votes.epoch.key:
+            return
+        if now - self._told.get(peer, -AGAIN_S) < AGAIN_S:
+            return
+        self._told[peer] = now  # At most one for each voter of the epoch.
+        self._link.send_nowait(TRUST, peer, page(self._trust, height))

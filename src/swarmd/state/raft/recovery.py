@@ -9,7 +9,7 @@ to the new generation as soon as they hear of it, and what they did meanwhile is
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +18,7 @@ import trio
 from swarmd.base.errors import Conflict, NoQuorum, NotFound, SwarmError, Untrusted
 from swarmd.identity.epochs import Chain, is_recovery, recovery_number, recovery_of
 from swarmd.identity.genesis import Genesis
+from swarmd.mesh.trust import Trust
 from swarmd.observe.log import get_logger
 from swarmd.state.raft.keeper import Keeper
 from swarmd.state.raft.statefile import encode_state, restore_state, state_digest
@@ -50,7 +51,7 @@ class Recovery:
 
     Args:
         read_index: the store's.
-        records_from: the verified authority records above a height that this node knows of.
+        trust: what this node knows of the authority log.
     """
 
     def __init__(
@@ -58,12 +59,13 @@ class Recovery:
         keeper: Keeper,
         genesis: Genesis,
         read_index: Callable[[float], Awaitable[int]],
-        records_from: Callable[[int], Sequence[bytes]],
+        trust: Trust,
     ) -> None:
         self._keeper = keeper
         self._genesis = genesis
         self._read_index = read_index
-        self._records_from = records_from
+        self._trust = trust
+        self._planned: tuple[int, bytes] | None = None  # The head that the last plan goes on with.
 
     async def plan(self) -> RecoveryPlan:
         """Keep the state to go on with, durably, and say what is to be signed.
@@ -81,9 +83,9 @@ class Recovery:
 
     async def _plan(self) -> RecoveryPlan:
         head = self._keeper.chain.head
-        source, state = await _newest_state(self._keeper, self._genesis)
+        source, state = await self._state_to_go_on_with()
         revision = state.revision
-        self._take_records(state)
+        self._planned = state.authority.head
         state.begin_generation()
         number = recovery_number(head)
         body = encode_state(state.first_snapshot(number))
@@ -91,16 +93,29 @@ class Recovery:
         statement = encode_struct(recovery_of(head, state_digest(body), seat))
         return RecoveryPlan(source, head.number, revision, len(state), statement)
 
-    def _take_records(self, state: StateMachine) -> None:
-        """Take what members were told of and this node's log never got.
+    async def _state_to_go_on_with(self) -> tuple[str, StateMachine]:
+        """The newest state, with the records of authority that members were told of.
 
-        The lost voters acknowledged it, and no member ever takes another record of that height.
+        The lost voters acknowledged these, also where this node's log never got them. Where the
+        part of the log of which it is not known whether it was committed says something else,
+        it was not, and is left out.
         """
+        source, state = await _newest_state(self._keeper, self._genesis)
         try:
-            for record in self._records_from(state.authority.head[0]):
-                state.authority.replay(record)
+            self._take_records(state)
         except SwarmError as error:
-            _log.error("known authority records do not follow the log", error=error.message)
+            _log.warning("the end of the log was never committed", why=error.message)
+            source, state = await _newest_state(self._keeper, self._genesis, whole=False)
+            self._take_records(state)
+        return source, state
+
+    def _take_records(self, state: StateMachine) -> None:
+        """Raises Untrusted: they do not follow from those of the state."""
+        height, record_hash = state.authority.head
+        if self._trust.noted_hash_at(height) not in (None, record_hash):
+            raise Untrusted(f"authority record {height} of the log is not the one known here")
+        for record in self._trust.noted_from(height):
+            state.authority.replay(record)
 
     async def begin(self, certificate: bytes) -> None:
         """Go on alone with the state of the last plan.
@@ -122,6 +137,8 @@ class Recovery:
             raise Conflict("the swarm has moved on since: plan the recovery again")
         if scratch.head.voters != (keeper.seat,) or not keeper.holds_state(scratch.head):
             raise Conflict("that recovery is for another node or another state: plan it again")
+        if self._planned is None or self._trust.noted[0] > self._planned[0]:
+            raise Conflict("the authority log has gone on since: plan the recovery again")
         keeper.recover(certificate)
         with trio.move_on_after(BEGIN_TIMEOUT_S):
             while keeper.replica is None or keeper.replica.epoch != scratch.head:
@@ -130,10 +147,14 @@ class Recovery:
         raise NoQuorum("the next generation has not begun yet: see `swarmctl status`")
 
 
-async def _newest_state(keeper: Keeper, genesis: Genesis) -> tuple[str, StateMachine]:
+async def _newest_state(
+    keeper: Keeper, genesis: Genesis, *, whole: bool = True
+) -> tuple[str, StateMachine]:
+    """`whole`: with the end of a voter's log, which may not have been committed."""
     head, replica = keeper.chain.head, keeper.replica
     if replica is not None and replica.epoch == head:
-        return "voter", copy_with(genesis, replica.state, replica.unapplied())
+        tail = replica.unapplied() if whole else ()
+        return "voter", copy_with(genesis, replica.state, tail)
     copied = await keeper.copier.state_of(head.number)
     if copied is None:
         raise NotFound(

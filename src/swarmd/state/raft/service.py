@@ -124,7 +124,7 @@ class Store:
         trust.epochs = chain
         self._heads = Heads(trust, key, link)
         # For the day when a majority of the voters is lost for ever.
-        self.recovery = Recovery(self._keeper, genesis, self.read_index, trust.noted_from)
+        self.recovery = Recovery(self._keeper, genesis, self.read_index, trust)
         self._caller = Caller(self._keeper, link, derive(rng, "caller"), nursery)
         self._reads = Reads(
             self._keeper, self._caller, self.serving, self.store_time_ms, derive(rng, "reads")
