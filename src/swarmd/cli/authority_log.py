@@ -34,7 +34,7 @@ from swarmd.identity.entries import (
 )
 from swarmd.identity.epochs import Chain
 from swarmd.identity.genesis import Genesis, check_name, decode_genesis
-from swarmd.identity.heads import verify_head
+from swarmd.identity.heads import head_of, verify_head
 from swarmd.identity.keys import SigningKey
 from swarmd.wire.codec import Message
 
@@ -86,6 +86,12 @@ def read_history(client: Client, swarm_id: bytes) -> tuple[AuthorityState, Chain
 def _check_certified(page: AuthorityPage, state: AuthorityState, chain: Chain) -> None:
     if not state.head[0]:
         return
+    signed_in = chain.number_of(head_of(page.certificate).epoch)
+    if signed_in is not None and signed_in < chain.head.number:
+        raise Failed(
+            f"the voters of epoch {chain.head.number} have not signed the authority log yet, as they "
+            "do when they begin: ask again in a moment, and see `swarmctl status`"
+        )
     head = verify_head(page.certificate, chain)
     if (head.height, head.hash) != state.head:
         raise Untrusted("its records are not those that the voters certified")

@@ -144,6 +144,8 @@ async def test_a_disk_that_was_full_for_a_while_is_written_when_there_is_room(
         assert (await swarm.store(0).propose([AuthorityEntry(policy(swarm, 1))]))[0].ok
         await trio.sleep(5)
         assert trust_at(swarm, 0).head[0] == 0
+        await trio.sleep(5)
+        assert swarm.store(0).status().state == "uncertified"
         swarm.nodes[0].trust_disk.full = False
         await trio.sleep(5)
         assert trust_at(swarm, 0).head[0] == 1

@@ -29,12 +29,14 @@ from swarmd.state.raft.epoch_messages import HEADS, HEADS_AT_ONCE_MAX, HeadSigne
 from swarmd.state.raft.replica import Replica
 
 AGAIN_S: Final = 0.5
+# Records that wait so long for signatures are worth telling people of.
+OVERDUE_S: Final = 5.0
 
 _log = get_logger("raft")
 
 
 class Heads:
-    """See the module."""
+    """See the module. `overdue`: what was applied here has waited long to be certified."""
 
     def __init__(self, trust: Trust, key: SigningKey, link: Link) -> None:
         self._trust = trust
@@ -43,6 +45,7 @@ class Heads:
         self._replica: Replica | None = None
         self._votes: HeadVotes | None = None
         self._signed = 0  # Up to here in the epoch of `_votes`.
+        self.overdue = False
         self._failing = False  # The last try to note something was in vain.
         self._told: dict[NodeId, float] = {}  # Voters that were told of a certificate, and when.
         self._moved = trio.Event()
@@ -82,9 +85,12 @@ class Heads:
         while True:
             await self._moved.wait()
             self._moved = trio.Event()
+            began = trio.current_time()
             while not self._is_done():
                 await trio.sleep(AGAIN_S)
                 self._try_again()
+                self.overdue = trio.current_time() - began >= OVERDUE_S
+            self.overdue = False
 
     @property
     def waiting(self) -> int:

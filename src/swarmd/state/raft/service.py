@@ -445,6 +445,8 @@ class Store:
             return "no_quorum", f"{living} of {len(head.voters)} voters are alive"
         if replica is not None and replica.leader is None:
             return "no_quorum", "the voters have no leader now"
+        if self._heads.overdue:
+            return "uncertified", "the authority log waits for signatures of a majority of voters"
         return "ok", ""
 
     # ---- leaving -------------------------------------------------------------------------
