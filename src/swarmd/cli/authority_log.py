@@ -89,8 +89,8 @@ def _check_certified(page: AuthorityPage, state: AuthorityState, chain: Chain) -
     signed_in = chain.number_of(head_of(page.certificate).epoch)
     if signed_in is not None and signed_in < chain.head.number:
         raise Failed(
-            f"the voters of epoch {chain.head.number} have not signed the authority log yet, as they "
-            "do when they begin: ask again in a moment, and see `swarmctl status`"
+            f"the voters of epoch {chain.head.number} have not signed the authority log yet: ask "
+            "again in a moment, and see `swarmctl status`"
         )
     head = verify_head(page.certificate, chain)
     if (head.height, head.hash) != state.head:
