@@ -164,3 +164,38 @@ async def test_signatures_that_were_lost_are_sent_again(
             assert {trust_at(swarm, index).min_version for index in range(3)} == {0}
         await all_count(swarm, 0, 1, 2)
         assert {trust_at(swarm, index).min_version for index in range(3)} == {1}
+
+
+async def test_who_slept_while_all_voters_were_replaced_twice_verifies_forward(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Five voters, each of which hands its seat on, and then each of those that took them."""
+    async with running_swarm() as swarm:
+        await logged(swarm)
+        sleeper, *rest = range(3, 12)
+        await swarm.start(sleeper)
+        await all_count(swarm, 0, 1, 2, sleeper, within_s=30)
+        before = trust_at(swarm, sleeper).head
+        await swarm.crash(sleeper)
+        await swarm.start(*rest)
+        awake = [0, 1, 2, *rest]
+        with trio.fail_after(600):
+            while len(swarm.store(0).voters) < 5:  # noqa: ASYNC110 - nothing to wait on
+                await trio.sleep(1)
+        sealed = swarm.store(0).epoch_number
+        for generation in (1, 2):
+            for voter in [swarm.index_of(one) for one in swarm.store(0).voters]:
+                await swarm.store(voter).hand_over_seat(timeout_s=120)
+                entry = AuthorityEntry(policy(swarm, generation))
+                assert (await swarm.store(voter).propose([entry], timeout_s=60))[0].ok
+                swarm.store(voter).stay()
+                assert len(swarm.store(voter).voters) == 5
+        with trio.fail_after(60):
+            while swarm.store(0).epoch_number < sealed + 10:  # noqa: ASYNC110 - as above
+                await trio.sleep(1)
+        await all_count(swarm, *awake, within_s=60)
+        await swarm.start(sleeper)
+        assert trust_at(swarm, sleeper).head == before
+        await all_count(swarm, awake[0], sleeper, within_s=60)
+        assert trust_at(swarm, sleeper).head[0] == before[0] + 10
+        assert swarm.store(sleeper).epoch_number >= sealed + 10
