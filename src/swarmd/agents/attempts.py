@@ -8,6 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
+from swarmd.agents.environment import NO_ENVIRONMENT, Environment
 from swarmd.state.blobs.messages import BlobRef
 
 Progress = Callable[[float, float], None]
@@ -40,7 +41,7 @@ class AttemptRun:
     payload: bytes
     timeout_s: float = 300.0
     concurrency: int = 4
-    env: tuple[tuple[str, str], ...] = ()
+    environment: Environment = NO_ENVIRONMENT
 
 
 class LogLine(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

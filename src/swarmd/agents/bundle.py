@@ -10,7 +10,7 @@ of them. Everything is bounded before it is read.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -26,10 +26,10 @@ _DEPTH_MAX: Final = 32
 _SKIPPED: Final = frozenset({"__pycache__", "node_modules"})
 
 
-def pack_bundle(folder: Path) -> bytes:
+def pack_bundle(folder: Path, *, leave_out: Callable[[Path], bool] = lambda _: False) -> bytes:
     """The files below `folder` as a bundle; the same files give the same bytes anywhere.
 
-    Dotfiles and `__pycache__` are left out.
+    Dotfiles, `__pycache__` and files that `leave_out` is true of are left out.
 
     Raises:
         BadRequest: a link or device is in the folder, a path is too long, nothing is left.
@@ -38,6 +38,8 @@ def pack_bundle(folder: Path) -> bytes:
     parts: list[bytes] = []
     total = 2 * _BLOCK
     for count, (name, path) in enumerate(_walk(folder)):
+        if leave_out(path):
+            continue
         if count >= FILES_MAX:
             raise TooLarge(f"{folder} has more than {FILES_MAX} files")
         try:

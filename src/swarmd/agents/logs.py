@@ -13,6 +13,7 @@ from typing import Final
 import trio
 
 from swarmd.agents.attempts import LogLine
+from swarmd.observe.redaction import NOTHING_HIDDEN, Redactor
 
 _AGENTS_MAX: Final = 256
 # Lines taken from one read; the rest of a flood is counted, not kept.
@@ -27,18 +28,25 @@ def clean(text: str, bytes_max: int) -> str:
 
 
 class LineCutter:
-    """Cuts a stream of output into lines; a line without end is cut at `line_bytes_max`."""
+    """Cuts a stream of output into lines; a line without end is cut at `line_bytes_max`.
 
-    def __init__(self, line_bytes_max: int) -> None:
+    `redactor` takes out what must not be shown, also where it came in two parts: of a line
+    without end the last few bytes wait for what follows.
+    """
+
+    def __init__(self, line_bytes_max: int, redactor: Redactor = NOTHING_HIDDEN) -> None:
         self._max = line_bytes_max
+        self._redactor = redactor
+        self._held = max(0, redactor.bytes_max - 1)
         self._rest = b""
 
     def feed(self, data: bytes) -> list[str]:
         """The lines that `data` completes: at most BATCH_LINES_MAX and one that counts others."""
-        *lines, rest = (self._rest + data).split(b"\n")
-        if len(rest) > self._max:
-            lines.append(rest)
-            rest = b""
+        *lines, rest = self._redactor.raw(self._rest + data).split(b"\n")
+        if len(rest) > self._max + self._held:
+            cut = len(rest) - self._held
+            lines.append(rest[:cut])
+            rest = rest[cut:]
         self._rest = rest
         lines = [line for line in lines if line.strip()]
         over = len(lines) - BATCH_LINES_MAX

@@ -23,14 +23,17 @@ import trio
 from swarmd.agents.attempts import InstanceInfo, LogLine
 from swarmd.agents.bundle import read_bundle
 from swarmd.agents.config import AgentsConfig
+from swarmd.agents.deploying import AgentRecords
 from swarmd.agents.logs import LogBook
 from swarmd.agents.messages import (
     AGENTS,
     LINES_MAX,
+    EnvironmentAsk,
     Instances,
     InstancesAsk,
     Lines,
     LogsAsk,
+    RecordAsk,
     Retire,
 )
 from swarmd.agents.records import (
@@ -38,7 +41,7 @@ from swarmd.agents.records import (
     AgentRecord,
     agent_key,
     decode_agent,
-    encode_agent,
+    sealed_agents,
 )
 from swarmd.agents.spec import AgentSpec
 from swarmd.base.errors import (
@@ -49,7 +52,6 @@ from swarmd.base.errors import (
     NotFound,
     RemoteError,
     SwarmError,
-    VersionExists,
 )
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import KIB
@@ -57,7 +59,8 @@ from swarmd.mesh.link import Inbound, Link
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.state.blobs.messages import BlobRef
-from swarmd.state.raft.messages import Delete, Entry, Operation, OpResult, Put
+from swarmd.state.raft.messages import Delete, Entry, Operation, OpResult
+from swarmd.state.secrets.service import Secrets
 
 __all__ = ["AgentRecord", "Agents", "Live", "open_agents"]
 
@@ -70,6 +73,7 @@ _PULSE_S: Final = 1.0
 _SILENCE_S: Final = 5.0
 _FOLLOW_BUFFER: Final = 100
 _TIDY_S: Final = 600.0
+_RECORD_TIMEOUT_S: Final = 15.0
 
 
 class Store(Protocol):
@@ -141,6 +145,7 @@ class Agents:
         processes: LocalProcesses,
         config: AgentsConfig,
         nursery: trio.Nursery,
+        secrets: Secrets | None = None,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -149,6 +154,7 @@ class Agents:
         self._processes = processes
         self._config = config
         self._nursery = nursery
+        self._records = AgentRecords(store, link, secrets)
 
     # ---- what should run --------------------------------------------------------------
 
@@ -160,33 +166,17 @@ class Agents:
 
         Raises:
             BadRequest: the bundle is not one, or lacks the entry's module.
+            NotFound: its environment refers to a secret that does not exist.
             VersionExists: this version was deployed with other content, and not `replace`.
             Conflict: others deploy the same agent at the same time, and went on doing so.
             InsufficientCopies, NoQuorum: not durable; nothing changed.
         """
         _check_bundle(spec, bundle)
         ref = await self._blobs.put(bundle)
-        for _ in range(_RACES_MAX):
-            entry = await self._store.get(agent_key(spec.name))
-            if entry is not None:
-                before = decode_agent(entry.value)
-                if (before.spec, before.bundle) == (spec, ref):
-                    return before
-                if before.spec.version == spec.version and not replace:
-                    raise VersionExists(
-                        f"{spec.name} {spec.version} is deployed with other content; "
-                        "raise the version, or use --replace"
-                    )
-            record = AgentRecord(spec, ref, self._store.store_time_ms())
-            expect = 0 if entry is None else entry.mod_revision
-            put = Put(agent_key(spec.name), encode_agent(record), expect=expect)
-            (result,) = await self._store.propose([put])
-            if result.ok:
-                self._tell_all(Retire(spec.name, ref))
-                return record
-            if result.code != Conflict.code:
-                result.raise_for_error()
-        raise Conflict(f"{spec.name} is being deployed by others at the same time; try again")
+        record, fresh = await self._records.write(spec, ref, replace=replace)
+        if fresh:
+            self._tell_all(Retire(spec.name, ref))
+        return record
 
     async def list(self) -> list[AgentRecord]:
         """Every agent, by name."""
@@ -412,6 +402,11 @@ class Agents:
             self._processes.retire(message.agent, keep=message.keep)
         elif isinstance(message, InstancesAsk):
             await inbound.answer(Instances(tuple(self._processes.instances())))
+        elif isinstance(message, EnvironmentAsk | RecordAsk):
+            try:
+                await inbound.answer(await self._records.answer(inbound.peer, message))
+            except SwarmError as error:
+                await inbound.fail(error)
         elif isinstance(message, LogsAsk):
             await inbound.fail(Busy("too many read the logs of this node already"))
         else:
@@ -446,14 +441,18 @@ async def open_agents(
     config: AgentsConfig,
     *,
     folders: BundleFolders | None = None,
+    secrets: Secrets | None = None,
 ) -> AsyncIterator[Agents]:
     """Know the swarm's agents, and answer about this node's, while the block runs.
 
     Args:
         folders: unpacked bundles, tidied of what nothing needs any more.
+        secrets: seals environments; without, only agents that have none can be deployed.
     """
     async with trio.open_nursery() as nursery:
-        agents = Agents(store, blobs, link, membership, processes, config, nursery)
+        agents = Agents(store, blobs, link, membership, processes, config, nursery, secrets)
+        if secrets is not None:
+            secrets.also_seals(sealed_agents(secrets.swarm_id))
         nursery.start_soon(agents._serve, link.open_inbox(AGENTS))
         if folders is not None:
             nursery.start_soon(agents._tidy, folders)

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from swarmd.base.errors import BadRequest
+from swarmd.base.names import check_name
 
 Mode = Literal["default", "exclusive", "at_most_once"]
 
@@ -26,10 +27,14 @@ _NAME: Final = r"^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?$"
 _VERSION: Final = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$"
 _PART: Final = r"[A-Za-z_][A-Za-z0-9_]{0,99}"
 _ENTRY: Final = rf"^{_PART}(\.{_PART}){{0,8}}:{_PART}$"
+ENV_MAX: Final = 64
+# An environment's value that begins so names a secret of the swarm.
+_REFERENCE: Final = "secret:"
 _VARIABLE: Final = r"^[A-Za-z_][A-Za-z0-9_]{0,99}$"
 
 Text = Annotated[str, Meta(max_length=1_024)]
 Word = Annotated[str, Meta(pattern=_NAME)]
+Variable = Annotated[str, Meta(pattern=_VARIABLE)]
 
 
 class Resources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,10 +60,37 @@ class AgentSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     retries: Annotated[int, Meta(ge=0, le=100)] = 3
     mode: Mode = "default"
     capabilities: Annotated[tuple[Word, ...], Meta(max_length=32)] = ()
-    env: Annotated[dict[Annotated[str, Meta(pattern=_VARIABLE)], Text], Meta(max_length=64)] = (
-        msgspec.field(default_factory=dict)
-    )
+    env: Annotated[
+        dict[Annotated[str, Meta(pattern=_VARIABLE)], Text], Meta(max_length=ENV_MAX)
+    ] = msgspec.field(default_factory=dict)
     resources: Resources = Resources()
+
+    def __post_init__(self) -> None:
+        for variable, text in self.env.items():
+            if "\0" in text:
+                raise ValueError(f"`$.env`: {variable}: no NUL characters")
+            reference_of(text)
+
+    @property
+    def secrets(self) -> list[str]:
+        """Names of the secrets that its environment refers to, sorted."""
+        return sorted({name for name in map(reference_of, self.env.values()) if name is not None})
+
+
+def reference_of(text: str) -> str | None:
+    """The name of the secret that an environment's value refers to; None if it is a plain one.
+
+    Raises:
+        ValueError: it refers to what is no name of a secret.
+    """
+    if not text.startswith(_REFERENCE):
+        return None
+    name = text.removeprefix(_REFERENCE)
+    try:
+        check_name(name, "secret")
+    except BadRequest as error:
+        raise ValueError(f"`$.env`: {error.message}") from error
+    return name
 
 
 # What a pattern means, for people.
@@ -68,7 +100,7 @@ _EXPECTED: Final = {
     "version": "a version such as 1.0.0",
     "entry": 'module:function, such as "extractor:run"',
     "capabilities": "a list of lower-case words",
-    "env": "a table of NAME = text",
+    "env": 'a table of NAME = text, or NAME = "secret:NAME-OF-A-SECRET"',
     "runtime": '"python"',
     "mode": '"default", "exclusive" or "at_most_once"',
 }
@@ -96,6 +128,18 @@ def load_agent_file(path: Path) -> tuple[AgentSpec, Path]:
     if not folder.is_relative_to(base) or not folder.is_dir():
         raise BadRequest(_at(text, str(path), "folder", "expected a folder beside or below it"))
     return spec, folder
+
+
+def is_agent_file(path: Path) -> bool:
+    """Whether a file describes an agent, this one or another: then it is no part of its code."""
+    if path.suffix != ".toml":
+        return False
+    try:
+        with path.open("rb") as opened:
+            table = tomllib.loads(opened.read(_SPEC_BYTES_MAX + 1).decode())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return {"name", "version", "entry"} <= table.keys()
 
 
 def parse_agent(text: str, *, source: str = "agent") -> AgentSpec:

@@ -1,6 +1,8 @@
 """Keeps worker processes for agents and runs attempts in them.
 
-Processes are pooled by what they run: the agent, its bundle, its entry and environment. An
+Processes are pooled by what they run: the agent, its bundle, its entry and environment. What is
+in an environment is opened when a process starts; one whose secrets have changed since takes no
+more attempts, and ends within seconds of its last. An
 attempt takes the process that was idle last, or starts one; a process runs one attempt at a
 time. At most `concurrency` attempts of one agent run on a node, and at most `attempts_max` of
 all; the rest wait in the order they came.
@@ -37,10 +39,11 @@ from swarmd.agents.attempts import (
     Progress,
 )
 from swarmd.agents.config import AS_DAEMON, AgentsConfig
+from swarmd.agents.environment import NO_ENVIRONMENT, NOTHING, Environment, Opened
 from swarmd.agents.logs import LogBook
 from swarmd.agents.runtimes.python import Launch, Limits, PythonInstance
 from swarmd.base.clock import Clock
-from swarmd.base.errors import Busy, ShuttingDown, SwarmError
+from swarmd.base.errors import Busy, NotReady, ShuttingDown, SwarmError
 from swarmd.base.files import remove_tree
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.messages import BlobRef
@@ -61,7 +64,26 @@ class BundleSource(Protocol):
         ...
 
 
-_Key = tuple[str, bytes, str, tuple[tuple[str, str], ...]]
+class EnvironmentSource(Protocol):
+    """See `agents.opening.Environments`."""
+
+    async def open(self, agent: str, environment: Environment) -> Opened: ...
+    def is_stale(self, opened: Opened) -> bool: ...
+
+
+class NoSecrets:
+    """For supervisors of agents that have no environment of their own."""
+
+    async def open(self, agent: str, environment: Environment) -> Opened:
+        if environment != NO_ENVIRONMENT:
+            raise NotReady("this node opens no environments")
+        return NOTHING
+
+    def is_stale(self, opened: Opened) -> bool:
+        return False
+
+
+_Key = tuple[str, bytes, str, Environment]
 
 
 @dataclass(eq=False)
@@ -98,10 +120,12 @@ class Supervisor:
         clock: Clock,
         nursery: trio.Nursery,
         accounts: Accounts,
+        environments: EnvironmentSource,
         recipes: Recipes | None = None,
         host: str = "",
     ) -> None:
         self._config = config
+        self._environments = environments
         self._recipes = recipes
         self._host = host
         self._scratch = folder / _SCRATCH
@@ -220,7 +244,8 @@ class Supervisor:
             while pool.idle:
                 instance = pool.idle.pop()
                 self._idle_since.pop(instance, None)
-                if not instance.exited.is_set() and instance.settle():
+                stale = self._environments.is_stale(instance.launch.opened)
+                if not stale and not instance.exited.is_set() and instance.settle():
                     return instance
                 self._discard(pool, instance)
             if pool.warming is None:
@@ -233,6 +258,7 @@ class Supervisor:
             return Outcome(ok=False, code=Cause.SPAWN_FAILED.value, message=problem)
         try:
             folder = await self._bundles.folder_of(attempt.bundle)
+            opened = await self._environments.open(attempt.agent, attempt.environment)
         except SwarmError as error:
             return Outcome(ok=False, code=error.code, message=error.message)
         if self._closing:
@@ -243,7 +269,7 @@ class Supervisor:
             attempt.version,
             folder,
             attempt.entry,
-            attempt.env,
+            opened,
             limits=self._limits,
             account=self._accounts.of(attempt.agent),
         )
@@ -293,7 +319,7 @@ class Supervisor:
     def _give_back(self, pool: _Pool, instance: PythonInstance) -> None:
         if instance.exited.is_set():
             return
-        if pool.retired:
+        if pool.retired or self._environments.is_stale(instance.launch.opened):
             self._discard(pool, instance)
             return
         self._idle_since[instance] = self._clock.now()
@@ -349,7 +375,7 @@ class Supervisor:
                     return
 
     async def _sweep(self) -> None:
-        """End processes unused for `idle_s`; forget pools without any."""
+        """End processes unused for `idle_s`, or with old secrets; forget pools without any."""
         idle_s = self._config.idle_s
         while True:
             await trio.sleep(min(idle_s / 4, _SWEEP_S_MAX))
@@ -358,12 +384,16 @@ class Supervisor:
                 # The longest unused are on the left.
                 while pool.idle and self._idle_since.get(pool.idle[0], math.inf) < before:
                     self._discard(pool, pool.idle.popleft())
+                for instance in [*pool.idle]:
+                    if self._environments.is_stale(instance.launch.opened):
+                        pool.idle.remove(instance)
+                        self._discard(pool, instance)
                 if not pool.all and not pool.users and pool.warming is None:
                     pool.retired = True
                     del self._pools[key]
 
     def _pool_of(self, attempt: AttemptRun) -> _Pool:
-        key = (attempt.agent, attempt.bundle.hash, attempt.entry, attempt.env)
+        key = (attempt.agent, attempt.bundle.hash, attempt.entry, attempt.environment)
         pool = self._pools.get(key)
         if pool is None:
             pool = self._pools[key] = _Pool(attempt)
@@ -391,6 +421,7 @@ async def open_supervisor(
     recipes: Recipes | None = None,
     host: str = "",
     accounts: Accounts | None = None,
+    environments: EnvironmentSource | None = None,
 ) -> AsyncIterator[Supervisor]:
     """Supervise for as long as the block runs; when it ends every process has ended.
 
@@ -399,14 +430,18 @@ async def open_supervisor(
         recipes: what attempts get their locks from.
         host: this node's name, for those who look who holds a lock.
         accounts: as whom agents run; None is as this process.
+        environments: opens what agents find in their environments; None for agents without.
     """
+    environments = environments or NoSecrets()
     accounts = accounts or Accounts(structs.replace(config, user=AS_DAEMON), folder)
     _set_aside(folder)
     (folder / _SCRATCH).mkdir(parents=True, mode=0o711 if accounts.own else 0o700)
     async with trio.open_nursery() as nursery:
         remove_old = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
         nursery.start_soon(remove_old, _remove_old, folder)
-        supervisor = Supervisor(config, folder, bundles, clock, nursery, accounts, recipes, host)
+        supervisor = Supervisor(
+            config, folder, bundles, clock, nursery, accounts, environments, recipes, host
+        )
         nursery.start_soon(supervisor._sweep)
         try:
             yield supervisor

@@ -5,6 +5,7 @@ node       checked file: whose folder this is
 node.key   the node's Ed25519 key, mode 0600
 mesh/      the authority chain, start counter, known members
 raft/      journals and snapshots by epoch, the chain of seals
+secrets/   the keys of the swarm's secrets, on members that may vote, mode 0600
 blobs/     content by hash
 agents/    unpacked bundles by hash
 """

@@ -24,6 +24,7 @@ import trio
 from swarmd import __version__
 from swarmd.agents.accounts import Accounts
 from swarmd.agents.bundles import BundleCache
+from swarmd.agents.opening import Environments
 from swarmd.agents.service import open_agents
 from swarmd.agents.supervisor import open_supervisor
 from swarmd.app.control import WAYS_IN, NodeControl
@@ -45,6 +46,7 @@ from swarmd.state.blobs.service import open_blobs
 from swarmd.state.raft.messages import AuthorityEntry
 from swarmd.state.raft.service import Store, open_store
 from swarmd.state.recipes.service import open_recipes
+from swarmd.state.secrets.service import open_secrets
 from swarmd.tasks.gathering import current_references
 from swarmd.tasks.service import Tasks, open_tasks
 
@@ -187,6 +189,15 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
                 open_access(
                     store, trust, folder.key, services.clock, derive(node.rng, "access")
                 ) as services.access,
+                open_secrets(
+                    store,
+                    trust,
+                    mesh.link,
+                    mesh.membership,
+                    folder.disk("secrets"),
+                    services.clock,
+                    derive(node.rng, "secrets"),
+                ) as services.secrets,
             ):
                 yield mesh, store
 
@@ -214,6 +225,8 @@ async def _open_work(
         control.blobs = blobs
         if accounts.own:
             node.folder.let_through(_AGENTS)
+        assert services.secrets is not None, "the lower half is open"
+        secrets = services.secrets
         bundles = BundleCache(agents_folder / _BUNDLES, blobs, group=accounts.group)
         supervisor = await opened.enter_async_context(
             open_supervisor(
@@ -224,11 +237,19 @@ async def _open_work(
                 recipes=services.recipes,
                 host=config.node_name,
                 accounts=accounts,
+                environments=Environments(secrets, link),
             )
         )
         services.agents = await opened.enter_async_context(
             open_agents(
-                store, blobs, link, mesh.membership, supervisor, config.agents, folders=bundles
+                store,
+                blobs,
+                link,
+                mesh.membership,
+                supervisor,
+                config.agents,
+                folders=bundles,
+                secrets=secrets,
             )
         )
         services.tasks = tasks = await opened.enter_async_context(

@@ -15,10 +15,11 @@ from swarmd.app.folder import DataFolder
 from swarmd.base.disk import Disk
 from swarmd.base.errors import AlreadyExists, Forbidden
 from swarmd.base.ids import short
+from swarmd.base.names import check_name
 from swarmd.config import Config, Init, Join, Resume, StartMode
 from swarmd.identity.entries import issue_token
 from swarmd.identity.epochs import first_epoch
-from swarmd.identity.genesis import check_name, init_swarm
+from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.tokens import Token, decode_token, encode_token, moment_of
 from swarmd.mesh.addresses import Address

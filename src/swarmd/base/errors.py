@@ -161,6 +161,18 @@ class Unauthenticated(BadRequest):
     code = "unauthenticated"
 
 
+class SecretUnreadable(BadRequest):
+    """A secret or an environment is there, and no key for it is: it must be set again."""
+
+    code = "secret_unreadable"
+
+
+class SecretInUse(Conflict):
+    """Agents refer to the secret. Nothing changed."""
+
+    code = "secret_in_use"
+
+
 class ConfigError(BadRequest):
     code = "config_error"
 

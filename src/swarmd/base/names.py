@@ -1,13 +1,29 @@
-"""Names of locks, elections, barriers and counters: checked before anything is asked of them."""
+"""Names, checked before anything is made or asked of them."""
 
 from __future__ import annotations
 
-from swarmd.base.errors import BadName
-from swarmd.base.limits import RECIPE_NAME_BYTES_MAX
+import re
+from typing import Final
+
+from swarmd.base.errors import BadName, BadRequest
+from swarmd.base.limits import NAME_BYTES_MAX, RECIPE_NAME_BYTES_MAX
+
+_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
+
+
+def check_name(name: str, what: str) -> None:
+    """Refuse, with BadRequest, a name that could confuse a table, a path or a shell."""
+    if len(name) > NAME_BYTES_MAX:
+        raise BadRequest(f"a {what} name has at most {NAME_BYTES_MAX} characters")
+    if not _NAME.fullmatch(name):
+        raise BadRequest(
+            f"{name!r} is not a {what} name: use letters, digits, dots, dashes and underscores, "
+            "beginning and ending with a letter or digit"
+        )
 
 
 def checked_name(name: str) -> bytes:
-    """The name as it stands in keys.
+    """The name of a lock, an election, a barrier or a counter as it stands in keys.
 
     Raises:
         BadName: it is empty, too long, or has characters that a key must not have.

@@ -13,6 +13,7 @@ from typing import Any, Final
 from swarmd.base import folders
 from swarmd.base.errors import BadSignature, SwarmError, Untrusted
 from swarmd.base.ids import NodeId, node_id_of, short, to_text
+from swarmd.base.names import check_name
 from swarmd.cli.common import BadInput, Failed, open_client
 from swarmd.client.calls import Client
 from swarmd.gateway.shapes import AuthorityPage
@@ -33,7 +34,7 @@ from swarmd.identity.entries import (
     sign_entry,
 )
 from swarmd.identity.epochs import Chain
-from swarmd.identity.genesis import Genesis, check_name, decode_genesis
+from swarmd.identity.genesis import Genesis, decode_genesis
 from swarmd.identity.heads import head_of, verify_head
 from swarmd.identity.keys import SigningKey
 from swarmd.wire.codec import Message

@@ -374,6 +374,12 @@ def complete_tasks(
     return _completed(ctx, incomplete, lambda client: [one.id for one in client.tasks().tasks])
 
 
+def complete_secrets(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    return _completed(ctx, incomplete, lambda client: [one.name for one in client.secrets()])
+
+
 def complete_leases(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:

@@ -84,6 +84,22 @@ class Client(RecipeCalls):
         """Whom the daemon takes this client for."""
         return self._get("/caller", shapes.CallerInfo)
 
+    # ---- secrets -----------------------------------------------------------------------
+
+    def secrets(self) -> list[shapes.SecretInfo]:
+        """Secrets by name, without their values."""
+        return self._get("/secrets", list[shapes.SecretInfo])
+
+    def set_secret(self, name: str, value: str) -> shapes.SecretSet:
+        """Give a secret a value. Agents refer to it with "secret:NAME" in their environment."""
+        path = f"/secrets/{quote(name, safe='')}"
+        return self._call("PUT", path, {"value": value}, kind=shapes.SecretSet)
+
+    def delete_secret(self, name: str, *, force: bool = False) -> shapes.Done:
+        """Delete a secret, with `force` also one that agents refer to."""
+        path = f"/secrets/{quote(name, safe='')}" + ("?force=1" if force else "")
+        return self._call("DELETE", path, kind=shapes.Done)
+
     # ---- the node and the swarm ------------------------------------------------------
 
     def status(self) -> shapes.Status:

@@ -22,6 +22,7 @@ from swarmd.gateway.routes.kv import Kv
 from swarmd.gateway.routes.leases import LeaseRoutes
 from swarmd.gateway.routes.raft import RaftRoutes
 from swarmd.gateway.routes.recipes import RecipeRoutes
+from swarmd.gateway.routes.secrets import SecretRoutes
 from swarmd.gateway.routes.tasks import TaskRoutes
 from swarmd.gateway.routes.voters import Voters
 from swarmd.observe.log import get_logger
@@ -54,6 +55,7 @@ class Api:
             *RaftRoutes(context).routes(),
             *Voters(context).routes(),
             *AccessRoutes(context).routes(),
+            *SecretRoutes(context).routes(),
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from swarmd.agents.environment import Environment
 from swarmd.agents.spec import AgentSpec
 from swarmd.base.clock import Clock
 from swarmd.base.errors import NotReady
@@ -27,6 +28,7 @@ from swarmd.mesh.swim.events import Member
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.state.raft.messages import Change, LeaseInfo, Operation, OpResult
 from swarmd.state.recipes.service import Recipes
+from swarmd.state.secrets.service import Secrets
 from swarmd.tasks.messages import JobView, SubmittedItem, TaskView
 from swarmd.tasks.spec import JobSpec, TaskRecord, TaskSpec
 
@@ -268,6 +270,8 @@ class AgentRecord(Protocol):
     def spec(self) -> AgentSpec: ...
     @property
     def bundle(self) -> BlobRef: ...
+    @property
+    def environment(self) -> Environment: ...
 
 
 class Instance(Protocol):
@@ -406,6 +410,7 @@ class Services:
     trust: Trust | None = None
     store: Store | None = None
     access: Access | None = None
+    secrets: Secrets | None = None
     recipes: Recipes | None = None
     blobs: Blobs | None = None
     agents: Agents | None = None

@@ -459,6 +459,25 @@ class KeyInfo(Struct, frozen=True, kw_only=True):
     created_by: str = ""
 
 
+class SecretInfo(Struct, frozen=True, kw_only=True):
+    """A secret without its value, which nobody is told."""
+
+    name: str
+    version: int = 1
+    created_ms: int = 0
+    set_ms: int = 0
+    set_by: str = ""
+    used_by: list[str] = []
+    """Agents that refer to it."""
+    readable: bool = True
+    """False: the node that answers should hold the key that it is encrypted with, and does not."""
+
+
+class SecretSet(Struct, frozen=True, kw_only=True):
+    name: str
+    version: int
+
+
 class SessionInfo(Struct, frozen=True, kw_only=True):
     token: str
     caller: str

@@ -32,6 +32,7 @@ from swarmd.base.errors import (
 )
 from swarmd.base.ids import NodeId, digest, node_id_of, short
 from swarmd.base.limits import MEMBERS_MAX
+from swarmd.base.names import check_name
 from swarmd.identity.entries import (
     AddAdmin,
     AddToken,
@@ -47,7 +48,7 @@ from swarmd.identity.entries import (
     encode_record,
     open_entry,
 )
-from swarmd.identity.genesis import Genesis, check_name
+from swarmd.identity.genesis import Genesis
 from swarmd.identity.keys import is_certificate_of
 from swarmd.identity.signing import verify_envelope
 from swarmd.identity.tokens import TOKEN_ROLES

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from typing import Final
 
 import msgspec
 
 from swarmd.base.errors import BadRequest, MalformedMessage
 from swarmd.base.ids import SwarmId
-from swarmd.base.limits import NAME_BYTES_MAX
+from swarmd.base.names import check_name
 from swarmd.identity.keys import KEY_BYTES, SigningKey, is_certificate_of
 from swarmd.wire.codec import decode_struct, encode_struct
 
 GENESIS_VERSION: Final = 1
 GENESIS_BYTES_MAX: Final = 4_096
 NONCE_BYTES: Final = 16
-_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
 
 
 class Genesis(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -98,17 +96,6 @@ def init_swarm(
         recovery_public=recovery.public,
     )
     return genesis, node, admin, recovery
-
-
-def check_name(name: str, what: str) -> None:
-    """Refuse, with BadRequest, a name that could confuse a table, a path or a shell."""
-    if len(name) > NAME_BYTES_MAX:
-        raise BadRequest(f"a {what} name has at most {NAME_BYTES_MAX} characters")
-    if not _NAME.fullmatch(name):
-        raise BadRequest(
-            f"{name!r} is not a {what} name: use letters, digits, dots, dashes and underscores, "
-            "beginning and ending with a letter or digit"
-        )
 
 
 def encode_genesis(genesis: Genesis) -> bytes:

@@ -50,10 +50,11 @@ from swarmd.base.errors import (
 )
 from swarmd.base.ids import NodeId, node_id_of, short
 from swarmd.base.limits import KIB
+from swarmd.base.names import check_name
 from swarmd.identity.authority import AuthorityState, check_token
 from swarmd.identity.entries import ENTRY_BYTES_MAX, Admit, open_entry, sign_entry
 from swarmd.identity.epochs import Chain
-from swarmd.identity.genesis import NONCE_BYTES, Genesis, check_name, decode_genesis, encode_genesis
+from swarmd.identity.genesis import NONCE_BYTES, Genesis, decode_genesis, encode_genesis
 from swarmd.identity.keys import KEY_BYTES, SigningKey, verify
 from swarmd.identity.tls import JOIN_ALPN, join_context, peer_public_key
 from swarmd.identity.tokens import Token, is_later_history

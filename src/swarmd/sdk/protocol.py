@@ -19,6 +19,9 @@ FORMAT = 3
 RESULT_BYTES_MAX = 64 * 1024 * 1024
 FRAME_BYTES_MAX = RESULT_BYTES_MAX + 64 * 1024
 TEXT_CHARS_MAX = 16 * 1024
+# A failure is a line that says what it was, cut at its end, and its story, cut at its beginning.
+STORY_LINE_CHARS_MAX = TEXT_CHARS_MAX // 4
+STORY_CHARS_MAX = TEXT_CHARS_MAX // 2
 
 # Daemon to worker.
 START = 1  # format, folder, module:function; open files, memory, processes; environment

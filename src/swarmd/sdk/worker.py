@@ -45,6 +45,8 @@ from swarmd.sdk.protocol import (
     RESULT_BYTES_MAX,
     RUN,
     START,
+    STORY_CHARS_MAX,
+    STORY_LINE_CHARS_MAX,
     TEXT_CHARS_MAX,
     FrameReader,
     encode_frame,
@@ -238,10 +240,10 @@ def _describe(error: BaseException) -> str:
     except Exception:  # noqa: BLE001 - the agent's exception cannot even be printed
         line = type(error).__name__
     try:
-        story = "".join(traceback.format_exception(error))
+        story = "".join(traceback.format_exception(error)).rstrip()
     except Exception:  # noqa: BLE001
         story = ""
-    return f"{line[: TEXT_CHARS_MAX // 4]}\n{story[-TEXT_CHARS_MAX // 2 :]}".rstrip()
+    return f"{line[:STORY_LINE_CHARS_MAX]}\n{story[-STORY_CHARS_MAX:]}"
 
 
 def _flush_output() -> None:

@@ -347,4 +347,5 @@ TASK: Final = Family(
     CancelJob,
     Gather,
     Rows,
+    format_number=2,
 )

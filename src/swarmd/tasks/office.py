@@ -643,7 +643,7 @@ def run_of(record: AgentRecord) -> AgentRun:
         spec.timeout_s,
         spec.retries,
         Mode(spec.mode),
-        tuple(sorted(spec.env.items())),
+        record.environment,
     )
 
 

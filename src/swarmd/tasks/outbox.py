@@ -103,8 +103,7 @@ class Outbox:
 def size_of(item: Any) -> int:
     """About how many bytes an item takes in a message."""
     if isinstance(item, AssignItem):
-        env = sum(len(k) + len(v) for k, v in item.run.env)
-        return 256 + env + _value_bytes(item.payload)
+        return 256 + item.run.environment.bytes_estimate + _value_bytes(item.payload)
     if isinstance(item, ResultItem):
         return 96 + len(item.message) * 4 + _value_bytes(item.result)
     return 48

@@ -23,6 +23,7 @@ from typing import Final
 
 import msgspec
 
+from swarmd.agents.environment import NO_ENVIRONMENT, Environment
 from swarmd.base.errors import BadRequest, TooLarge
 from swarmd.base.ids import TaskId, digest, task_id_of
 from swarmd.base.limits import IDEMPOTENCY_KEY_BYTES_MAX, INLINE_BYTES_MAX, NAME_BYTES_MAX
@@ -215,7 +216,7 @@ class AgentRun(_Part, frozen=True):
     timeout_s: float = 300.0
     retries: int | None = None
     mode: Mode = Mode.DEFAULT
-    env: tuple[tuple[str, str], ...] = ()
+    environment: Environment = NO_ENVIRONMENT
 
 
 # ---- jobs -----------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,8 @@ import trio
 
 from swarmd.agents.attempts import AttemptRun, Outcome
 from swarmd.agents.config import AgentsConfig
+from swarmd.agents.environment import Environment, Opened, split_environment
+from swarmd.agents.spec import AgentSpec
 from swarmd.agents.supervisor import Supervisor, open_supervisor
 from swarmd.base.clock import BootClock
 from swarmd.base.errors import NotFound
@@ -37,16 +39,57 @@ class Folder:
         return self.path
 
 
+class OpenEnvironments:
+    """Environments whose values are known here. A secret is a value and its revision."""
+
+    def __init__(self) -> None:
+        self.plain: dict[str, str] = {}
+        self.secrets: dict[str, tuple[str, int]] = {}
+
+    async def open(self, agent: str, environment: Environment) -> Opened:
+        await trio.lowlevel.checkpoint()
+        named = {name: self._secret(name) for name in environment.secrets}
+        variables = {name: self.plain[name] for name in environment.plain}
+        variables |= {variable: named[name][0] for variable, name in environment.references}
+        return Opened(
+            tuple(variables.items()),
+            tuple((name, value) for name, (value, _) in named.items()),
+            {name: revision for name, (_, revision) in named.items()},
+        )
+
+    def is_stale(self, opened: Opened) -> bool:
+        return any(
+            name not in self.secrets or self.secrets[name][1] > revision
+            for name, revision in opened.revisions.items()
+        )
+
+    def _secret(self, name: str) -> tuple[str, int]:
+        if name not in self.secrets:
+            raise NotFound(f"there is no secret {name}")
+        return self.secrets[name]
+
+
 class House:
     """A supervisor over one agent's code."""
 
-    def __init__(self, supervisor: Supervisor, source: Folder) -> None:
+    def __init__(
+        self, supervisor: Supervisor, source: Folder, environments: OpenEnvironments
+    ) -> None:
         self.supervisor = supervisor
         self.source = source
+        self.environments = environments
         self.count = 0
 
-    def attempt(self, value: Any = None, **fields: Any) -> AttemptRun:
+    def attempt(
+        self, value: Any = None, env: Mapping[str, str] | None = None, **fields: Any
+    ) -> AttemptRun:
+        """`env` is as an agent file has it."""
         self.count += 1
+        if env:
+            spec = AgentSpec(name="agent", version="1", entry="agent:run", env=dict(env))
+            references, plain = split_environment(spec)
+            self.environments.plain |= plain
+            fields["environment"] = Environment(tuple(references.items()), tuple(plain))
         base = AttemptRun(
             task_id=f"task-{self.count}",
             attempt=1,
@@ -88,7 +131,7 @@ def house_in(folder: Path) -> Open:
         place = folder / "code"
         place.mkdir()
         (place / "agent.py").write_text(code)
-        source = Folder(place)
+        source, environments = Folder(place), OpenEnvironments()
         async with open_supervisor(
             config,
             folder=folder / "agents",
@@ -96,8 +139,9 @@ def house_in(folder: Path) -> Open:
             clock=BootClock(),
             recipes=recipes,
             host="n1",
+            environments=environments,
         ) as supervisor:
-            yield House(supervisor, source)
+            yield House(supervisor, source, environments)
 
     return open_house
 

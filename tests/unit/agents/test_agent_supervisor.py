@@ -238,7 +238,7 @@ async def test_children_see_a_clean_environment(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     code = "import os\ndef run(v, c):\n    return [dict(os.environ), os.getcwd(), os.getpgrp()]\n"
     async with house(code) as h:
-        value = unpack((await h.run(env=(("COLOUR", "red"),))).result or b"")
+        value = unpack((await h.run(env={"COLOUR": "red"})).result or b"")
         environ, folder, group = value
         # Python itself may coerce the locale's category.
         assert set(environ) - {"LC_CTYPE"} == {"PATH", "HOME", "LANG", "COLOUR"}

@@ -431,6 +431,6 @@ async def test_an_agents_environment_has_no_code_run_before_it_is_confined(
     (early / "sitecustomize.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
     code = "import os\ndef run(value, context):\n    return os.environ['PYTHONPATH']"
     async with house(code) as h:
-        outcome = await h.run(env=(("PYTHONPATH", str(early)),))
+        outcome = await h.run(env={"PYTHONPATH": str(early)})
     assert outcome.ok
     assert not (tmp_path / "ran").exists()

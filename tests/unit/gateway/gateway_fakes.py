@@ -15,6 +15,7 @@ from typing import Any, Self
 import msgspec
 import trio
 
+from swarmd.agents.environment import Environment, split_environment
 from swarmd.agents.spec import AgentSpec
 from swarmd.base.clock import BootClock
 from swarmd.base.errors import BadRequest, Conflict, LeaseExpired, NoQuorum, NotFound
@@ -257,7 +258,12 @@ class FakeAgents:
         self.following = trio.Event
 
     async def deploy(self, spec: AgentSpec, bundle: bytes, *, replace: bool = False) -> Any:
-        record = SimpleNamespace(spec=spec, bundle=await self._blobs.put(bundle))
+        references, plain = split_environment(spec)
+        record = SimpleNamespace(
+            spec=msgspec.structs.replace(spec, env={}),
+            bundle=await self._blobs.put(bundle),
+            environment=Environment(tuple(references.items()), tuple(plain)),
+        )
         self.records[spec.name] = record
         return record
 

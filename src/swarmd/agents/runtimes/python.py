@@ -28,9 +28,11 @@ import trio
 
 from swarmd.agents.accounts import Account
 from swarmd.agents.attempts import AttemptRun, Cause, Outcome, Progress
+from swarmd.agents.environment import NOTHING, Opened
 from swarmd.agents.holdings import Holdings
 from swarmd.agents.logs import LineCutter, clean
 from swarmd.base.files import remove_tree
+from swarmd.observe.redaction import PIECE_CHARS_MAX, Redactor
 from swarmd.sdk import protocol
 from swarmd.sdk.protocol import FrameReader, ProtocolError, encode_frame
 from swarmd.state.recipes.service import Recipes
@@ -61,15 +63,15 @@ NO_LIMITS: Final = Limits()
 class Launch:
     """What a process is started for. `folder` holds the agent's unpacked code.
 
-    `account` is as whom it runs; None is as this process. It starts in `base_env`, and `env`, the
-    agent's own, is added before the agent is imported.
+    `account` is as whom it runs; None is as this process. It starts in `base_env`, and `opened`,
+    the agent's own, is added before the agent is imported.
     """
 
     agent: str
     version: str
     folder: Path
     entry: str
-    env: tuple[tuple[str, str], ...]
+    opened: Opened = NOTHING
     base_env: tuple[tuple[str, str], ...] = ()
     limits: Limits = NO_LIMITS
     account: Account | None = None
@@ -114,7 +116,8 @@ class PythonInstance:
         self._on_line = on_line
         self._line_bytes_max = line_bytes_max
         self._tail: deque[str] = deque(maxlen=tail_lines_max)
-        self._cutter = LineCutter(line_bytes_max)
+        self._redactor = Redactor(launch.opened.secrets)
+        self._cutter = LineCutter(line_bytes_max, self._redactor)
         self._reader = FrameReader()
         # Those who wait for the channel; cancelled when the process has ended.
         self._channel_waits: dict[trio.CancelScope, None] = {}
@@ -220,7 +223,7 @@ class PythonInstance:
                         str(launch.folder),
                         launch.entry,
                         *launch.limits,
-                        dict(launch.env),
+                        dict(launch.opened.variables),
                     )
                 )
                 kind, fields = await self._receive()
@@ -228,7 +231,7 @@ class PythonInstance:
                     self.ready = True
                     return None
                 message = (
-                    f"cannot import {launch.entry}: {fields[0]}"
+                    f"cannot import {launch.entry}: {self._hide_in_story(fields[0])}"
                     if kind == protocol.REFUSED
                     else "the worker process wrote an unexpected frame while it started"
                 )
@@ -331,7 +334,7 @@ class PythonInstance:
             ran_s = trio.current_time() - began_s
             return Outcome(ok=True, result=fields[1], logs=tuple(self._tail), ran_s=ran_s)
         cause = Cause.RESULT_REFUSED if fields[1] == Cause.RESULT_REFUSED else Cause.RAISED
-        return self._failure(cause, fields[2], began_s)
+        return self._failure(cause, self._hide_in_story(fields[2]), began_s)
 
     async def _answer(self, run: int, on_progress: Progress | None) -> tuple[int, Any]:
         """The frame that ends `run`; lines and progress are passed on meanwhile."""
@@ -339,7 +342,8 @@ class PythonInstance:
         while True:
             kind, fields = await self._receive()
             if kind == protocol.LOG:
-                self._emit([clean(fields[1], self._line_bytes_max)])
+                text = self._redactor.cut(fields[1], protocol.TEXT_CHARS_MAX)
+                self._emit([clean(text, self._line_bytes_max)])
             elif kind == protocol.PROGRESS:
                 if on_progress is not None and fields[0] == run:
                     on_progress(fields[1], fields[2])
@@ -482,6 +486,22 @@ class PythonInstance:
         ran_s = 0.0 if began_s is None else trio.current_time() - began_s
         logs = tuple(self._tail)
         return Outcome(ok=False, code=cause.value, message=message, logs=logs, ran_s=ran_s)
+
+    def _hide_in_story(self, message: str) -> str:
+        """A failure without what must not be shown.
+
+        The worker cuts the line that it begins with at its end, and its story at its beginning,
+        perhaps within a value: what is left of one goes, too.
+        """
+        if not self.launch.opened.secrets:
+            return message
+        begins = len(message) - protocol.STORY_CHARS_MAX
+        if begins >= 0:
+            message = message[:begins] + "..." + message[begins + PIECE_CHARS_MAX :]
+        if begins >= protocol.STORY_LINE_CHARS_MAX:
+            ends = protocol.STORY_LINE_CHARS_MAX
+            message = message[: ends - PIECE_CHARS_MAX] + "..." + message[ends:]
+        return self._redactor.cut(message, protocol.TEXT_CHARS_MAX)
 
     def _close(self) -> None:
         os.close(self._output)

@@ -58,14 +58,17 @@ def new(name: str, folder: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--replace", is_flag=True, help="Replace the same version if its content differs.")
 def deploy(file: Path, replace: bool) -> None:
-    """Pack the folder of the agent FILE (TOML) and deploy it to the swarm."""
+    """Pack the folder of the agent FILE (TOML) and deploy it to the swarm.
+
+    Agent files themselves are left out: their environment may hold what nobody shall read.
+    """
     import msgspec
 
     from swarmd.agents.bundle import pack_bundle
-    from swarmd.agents.spec import load_agent_file
+    from swarmd.agents.spec import is_agent_file, load_agent_file
 
     spec, folder = load_agent_file(file)
-    bundle = pack_bundle(folder)
+    bundle = pack_bundle(folder, leave_out=is_agent_file)
     with open_client() as client:
         found = client.deploy(msgspec.to_builtins(spec), bundle, replace=replace)
     if wants_json():
@@ -119,6 +122,7 @@ def show(name: str) -> None:
     ]
     keys = ("concurrency", "timeout_s", "retries", "mode")
     rows += [(key, str(found.spec[key])) for key in keys if key in found.spec]
+    rows += [("env", f"{name} = {value}") for name, value in found.spec.get("env", {}).items()]
     click.echo(facts(rows))
     if mine:
         cells = [

@@ -11,8 +11,8 @@ import msgspec
 from msgspec import Meta
 
 from swarmd.base.ids import ID_BYTES
+from swarmd.base.names import check_name
 from swarmd.gateway.access.rules import ROLES, RULE_CHARS_MAX, RULES_MAX
-from swarmd.identity.genesis import check_name
 from swarmd.state.raft.messages import ACCESS_PREFIX
 from swarmd.wire.codec import decode_stored
 

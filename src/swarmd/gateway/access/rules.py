@@ -46,6 +46,10 @@ PERMISSIONS: Final[dict[str, tuple[str, str]]] = {
     "barrier:write": ("wait at a barrier", "NAME"),
     "snapshot:read": ("the store in one file", ""),
     "recovery:manage": ("go on without a majority", ""),
+    "secret:list": ("names of secrets, no values", "NAME"),
+    "secret:set": ("give a secret a value", "NAME"),
+    "secret:delete": ("delete secrets", "NAME"),
+    "secret:use": ("agents that refer to it", "NAME"),
     "key:read": ("API keys, not their secrets", ""),
     "key:manage": ("make and revoke keys", ""),
 }
@@ -77,6 +81,10 @@ _OPERATE: Final = (
     "lock:write",
     "election:write",
     "barrier:write",
+    "secret:list",
+    "secret:set",
+    "secret:delete",
+    "secret:use",
 )
 
 EVERYTHING: Final = "*"

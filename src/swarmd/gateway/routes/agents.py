@@ -45,7 +45,10 @@ class AgentRoutes:
         body = await self._context.read(request, DeployBody)
         agents = self._services.need(self._services.agents)
         spec = check_spec(body.spec)
-        caller_of(request).require("agent:deploy", spec.name)
+        caller = caller_of(request)
+        caller.require("agent:deploy", spec.name)
+        for name in spec.secrets:
+            caller.require("secret:use", name)
         record = await agents.deploy(spec, body.bundle, replace=body.replace)
         return answer(request, _shape(record), status=201)
 
@@ -123,5 +126,5 @@ def _shape(record: AgentRecord) -> shapes.AgentInfo:
         entry=spec.entry,
         bundle=to_text(record.bundle.hash),
         bundle_bytes=record.bundle.size,
-        spec=msgspec.to_builtins(spec),
+        spec=msgspec.to_builtins(spec) | {"env": record.environment.shown()},
     )

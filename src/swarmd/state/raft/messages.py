@@ -35,12 +35,13 @@ PIECE_BYTES: Final = 256 * KIB
 WHOLE_BYTES_MAX: Final = 512 * KIB
 
 # Users' keys, those of the recipes made for them (locks, barriers), and what nodes follow to
-# know who may ask. The swarm's other records live under other prefixes. Watches see these and
-# no others.
+# know who may ask, and which secrets there are. The swarm's other records live under other
+# prefixes. Watches see these and no others.
 USER_PREFIX: Final = b"u/"
 RECIPE_PREFIX: Final = b"c/"
 ACCESS_PREFIX: Final = b"k/"
-WATCHED_PREFIXES: Final = (USER_PREFIX, RECIPE_PREFIX, ACCESS_PREFIX)
+SECRET_PREFIX: Final = b"s/"
+WATCHED_PREFIXES: Final = (USER_PREFIX, RECIPE_PREFIX, ACCESS_PREFIX, SECRET_PREFIX)
 ROOT_BYTES: Final = 2
 assert {len(one) for one in WATCHED_PREFIXES} == {ROOT_BYTES}
 # What the result of a `Txn` carries as its value if `otherwise` was applied.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from swarmd.state.raft.statemachine import StateMachine
 
 STATE_KIND: Final = "state"
-STATE_FORMAT: Final = 6
+STATE_FORMAT: Final = 7
 # A frame ends with the item, or the run of changes, that reaches one of these; making or reading
 # it takes about 1 ms.
 FRAME_BYTES: Final = 64 * KIB

@@ -130,7 +130,7 @@ class WorkerShell:
                 payload=payload,
                 timeout_s=item.timeout_s,
                 concurrency=run.concurrency,
-                env=run.env,
+                environment=run.environment,
             )
         )
         return await self._report(item, outcome)

@@ -1,0 +1,112 @@
+"""Takes what must not be shown out of text: values by name, in the forms they commonly take.
+
+A value is found as it is, line by line if it has several, as base64 (also within something that
+was encoded as a whole), as hexadecimal digits, and as URLs, JSON and Python write it. What is
+shorter than 8 characters is left alone: it would be found everywhere. This is a guard against
+accidents; who means to get a value past it, can.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+from urllib.parse import quote, quote_plus
+
+VALUE_CHARS_MIN: Final = 8
+# A longer form is looked for in pieces, so that nothing looked for is longer than this.
+PIECE_CHARS_MAX: Final = 256
+FORMS_MAX: Final = 4_096
+_REMAINDERS: Final = range(3)
+
+
+class Redactor:
+    """Replaces the forms of some values by `[secret NAME]`. Making it costs, using it little."""
+
+    def __init__(self, values: Iterable[tuple[str, str]] = ()) -> None:
+        found: dict[str, str] = {}
+        for name, value in values:
+            for form in _forms(value):
+                if len(found) >= FORMS_MAX:
+                    break
+                found.setdefault(form, f"[secret {name}]")
+        # The longest first: a form may be part of another one.
+        self._forms: Sequence[tuple[str, str]] = sorted(
+            found.items(), key=lambda one: (-len(one[0]), one[0])
+        )
+        self._raw = [(form.encode(), shown.encode()) for form, shown in self._forms]
+        self.bytes_max = max((len(form) for form, _ in self._raw), default=0)
+        """The longest of what is looked for; so much may be split between two reads."""
+
+    def text(self, text: str) -> str:
+        for form, shown in self._forms:
+            if form in text:
+                text = text.replace(form, shown)
+        return text
+
+    def raw(self, data: bytes) -> bytes:
+        for form, shown in self._raw:
+            if form in data:
+                data = data.replace(form, shown)
+        return data
+
+    def cut(self, text: str, chars_max: int) -> str:
+        """Like `text`, of one that may have been cut to `chars_max` at its end: then the last few
+        characters go too, as they may be the beginning of a value."""
+        if len(text) >= chars_max and self._forms:
+            text = text[: max(0, len(text) - PIECE_CHARS_MAX)] + "..."
+        return self.text(text)
+
+
+NOTHING_HIDDEN: Final = Redactor()
+
+
+def _forms(value: str) -> Iterator[str]:
+    """What to look for, each with at least `VALUE_CHARS_MIN` characters."""
+    for whole in _spellings(value):
+        for line in whole.split("\n"):
+            yield from _pieces(line.strip("\r"))
+    raw = value.encode("utf-8", "surrogatepass")
+    for form in (*_base64_forms(raw), raw.hex(), raw.hex().upper()):
+        yield from _pieces(form)
+
+
+def _spellings(value: str) -> Iterator[str]:
+    yield value
+    if len(value) < VALUE_CHARS_MIN:
+        return
+    yield json.dumps(value)[1:-1]
+    yield json.dumps(value, ensure_ascii=False)[1:-1]
+    yield repr(value)[1:-1]
+    for escaped in (quote(value, safe="", errors="replace"), quote(value, errors="replace"),
+                    quote_plus(value, errors="replace")):  # fmt: skip
+        yield escaped
+        yield _lower_escapes(escaped)
+
+
+def _lower_escapes(text: str) -> str:
+    first, *rest = text.split("%")
+    return "%".join((first, *(part[:2].lower() + part[2:] for part in rest)))
+
+
+def _base64_forms(raw: bytes) -> Iterator[str]:
+    """For each place that the value may have within what is encoded, what is the same there."""
+    if len(raw) < VALUE_CHARS_MIN:
+        return
+    for before in _REMAINDERS:
+        whole = base64.b64encode(bytes(before) + raw).decode()
+        form = whole[-(-before * 8 // 6) : (before + len(raw)) * 8 // 6]
+        yield form
+        yield form.replace("+", "-").replace("/", "_")
+
+
+def _pieces(form: str) -> Iterator[str]:
+    if len(form) < VALUE_CHARS_MIN:
+        return
+    if len(form) <= PIECE_CHARS_MAX:
+        yield form
+        return
+    for start in range(0, len(form) - PIECE_CHARS_MAX, PIECE_CHARS_MAX):
+        yield form[start : start + PIECE_CHARS_MAX]
+    yield form[-PIECE_CHARS_MAX:]
