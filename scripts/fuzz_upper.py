@@ -25,8 +25,10 @@ from message_samples import batches, families, sample
 from msgspec import inspect as shape
 
 from swarmd.agents.bundle import _header, read_bundle
+from swarmd.agents.environment import Environment, decode_environment
 from swarmd.agents.records import AgentRecord, decode_agent, encode_agent
 from swarmd.agents.spec import parse_agent
+from swarmd.base.disk import seal_body
 from swarmd.base.errors import Diverged, SwarmError
 from swarmd.base.rng import make_rng
 from swarmd.cli.job_file import parse_job
@@ -57,6 +59,15 @@ from swarmd.state.recipes.records import (
     decode_ticket,
     encode_ticket,
     read_place,
+)
+from swarmd.state.secrets.keyring import read_keyring
+from swarmd.state.secrets.records import (
+    Box,
+    RingKey,
+    RingRecord,
+    SecretRecord,
+    decode_ring,
+    decode_secret,
 )
 from swarmd.tasks.office import Manifest, decode_manifest
 from swarmd.tasks.spec import (
@@ -268,8 +279,25 @@ def work() -> Iterator[Target]:
         ("tasks.manifest", decode_manifest, Manifest),
     ):
         yield of_struct(name, call, msgspec.msgpack.encode(sample(shape.type_info(kind))))
-    agent = AgentRecord(parse_agent(AGENT_FILE.decode()), sample(shape.type_info(BlobRef)), 5)
+    box = Box(b"i" * 16, b"sealed" * 9)
+    environment = Environment((("A", "db"),), ("B",), box)
+    spec = msgspec.structs.replace(parse_agent(AGENT_FILE.decode()), env={})
+    agent = AgentRecord(spec, sample(shape.type_info(BlobRef)), 5, environment)
     yield of_struct("agents.record", decode_agent, encode_agent(agent))
+    yield of_struct("agents.environment", decode_environment, encode_struct(environment))
+    secret = SecretRecord("db", 2, 1_000, 2_000, "ann", box)
+    yield of_struct("secrets.record", decode_secret, encode_struct(secret))
+    ring = RingRecord((RingKey(b"i" * 16, 1_000),), 1)
+    yield of_struct("secrets.ring", decode_ring, encode_struct(ring))
+    keys = [[[b"k" * 32, 5]]]
+    yield Target(
+        "secrets.keyring",
+        always(read_keyring),
+        [seal_body("keyring", 1, packed(keys))],
+        covers=("state.secrets.keyring.read_keyring",),
+        dress=lambda value: seal_body("keyring", 1, packed(value)),
+        values=[keys],
+    )
     key = KeyRecord("ci", bytes(32), "viewer", ("kv:read:ci/*",), 1_000)
     yield of_struct("gateway.key", decode_key, encode_key(key))
     yield Target(

@@ -53,6 +53,7 @@ OTHERS = {
     "state.blobs.service.open_blobs": "opens a room",
     "state.raft.service.open_store": "opens a room",
     "state.recipes.service.open_recipes": "opens a room",
+    "state.secrets.service.open_secrets": "opens a room",
     "tasks.service.open_tasks": "opens a room",
     "wire.codec.decode_stored": "decode_struct for stored records, each of which is a target",
 }

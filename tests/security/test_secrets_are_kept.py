@@ -64,7 +64,7 @@ class Lab:
     def forms(self, *values: str) -> list[bytes]:
         """What is looked for: each value as it is, and as it is commonly written."""
         found = []
-        for value in [line for value in values or self.all for line in value.split("\n")]:
+        for value in "\n".join(values or self.all).split("\n"):
             raw = value.encode()
             # From the middle, so that it is found wherever the encoding of a whole began.
             encoded = [base64.b64encode(bytes(shift) + raw)[6:-8] for shift in range(3)]

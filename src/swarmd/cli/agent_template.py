@@ -19,6 +19,11 @@ entry = "{module}:run"
 concurrency = 4
 timeout_s = 300
 retries = 3
+
+# Its environment; a secret is set with `swarmctl secret set api-key`.
+# [env]
+# API_URL = "https://example.org"
+# API_KEY = "secret:api-key"
 """
 
 _CODE: Final = '''\

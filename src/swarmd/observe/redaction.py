@@ -11,12 +11,16 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Final
 from urllib.parse import quote, quote_plus
 
 VALUE_CHARS_MIN: Final = 8
-# A longer form is looked for in pieces, so that nothing looked for is longer than this.
-PIECE_CHARS_MAX: Final = 256
+# Lines of a value are looked for in pieces of so many characters, whatever writes them: all ways
+# to write one cut it at the same places, so that none takes a part of what another would find.
+_LINE_CHARS: Final = 64
+# So is what a value as a whole was encoded to.
+_ENCODED_CHARS: Final = 256
 FORMS_MAX: Final = 4_096
 _REMAINDERS: Final = range(3)
 
@@ -38,6 +42,7 @@ class Redactor:
         self._raw = [(form.encode(), shown.encode()) for form, shown in self._forms]
         self.bytes_max = max((len(form) for form, _ in self._raw), default=0)
         """The longest of what is looked for; so much may be split between two reads."""
+        self.chars_max = max((len(form) for form, _ in self._forms), default=0)
 
     def text(self, text: str) -> str:
         for form, shown in self._forms:
@@ -55,7 +60,7 @@ class Redactor:
         """Like `text`, of one that may have been cut to `chars_max` at its end: then the last few
         characters go too, as they may be the beginning of a value."""
         if len(text) >= chars_max and self._forms:
-            text = text[: max(0, len(text) - PIECE_CHARS_MAX)] + "..."
+            text = text[: max(0, len(text) - self.chars_max)] + "..."
         return self.text(text)
 
 
@@ -64,23 +69,26 @@ NOTHING_HIDDEN: Final = Redactor()
 
 def _forms(value: str) -> Iterator[str]:
     """What to look for, each with at least `VALUE_CHARS_MIN` characters."""
-    for whole in _spellings(value):
-        for line in whole.split("\n"):
-            yield from _pieces(line.strip("\r"))
+    for line in value.split("\n"):
+        for piece in _pieces(line.strip("\r"), _LINE_CHARS):
+            yield from _spellings(piece)
     raw = value.encode("utf-8", "surrogatepass")
     for form in (*_base64_forms(raw), raw.hex(), raw.hex().upper()):
-        yield from _pieces(form)
+        yield from _pieces(form, _ENCODED_CHARS)
 
 
-def _spellings(value: str) -> Iterator[str]:
-    yield value
-    if len(value) < VALUE_CHARS_MIN:
-        return
-    yield json.dumps(value)[1:-1]
-    yield json.dumps(value, ensure_ascii=False)[1:-1]
-    yield repr(value)[1:-1]
-    for escaped in (quote(value, safe="", errors="replace"), quote(value, errors="replace"),
-                    quote_plus(value, errors="replace")):  # fmt: skip
+def _spellings(text: str) -> Iterator[str]:
+    """`text` as it is written character by character in JSON, in Python, in a URL."""
+    yield text
+    yield json.dumps(text)[1:-1]
+    yield json.dumps(text, ensure_ascii=False)[1:-1]
+    yield repr(text)[1:-1]
+    yield repr('"' + text)[2:-1]  # As part of a text that has both kinds of quotes.
+    for escaped in (
+        quote(text, safe="", errors="replace"),
+        quote(text, errors="replace"),
+        quote_plus(text, errors="replace"),
+    ):
         yield escaped
         yield _lower_escapes(escaped)
 
@@ -101,12 +109,10 @@ def _base64_forms(raw: bytes) -> Iterator[str]:
         yield form.replace("+", "-").replace("/", "_")
 
 
-def _pieces(form: str) -> Iterator[str]:
-    if len(form) < VALUE_CHARS_MIN:
+def _pieces(text: str, chars_max: int) -> Iterator[str]:
+    """`text` cut alike, so that no piece is too short to be looked for."""
+    if len(text) < VALUE_CHARS_MIN:
         return
-    if len(form) <= PIECE_CHARS_MAX:
-        yield form
-        return
-    for start in range(0, len(form) - PIECE_CHARS_MAX, PIECE_CHARS_MAX):
-        yield form[start : start + PIECE_CHARS_MAX]
-    yield form[-PIECE_CHARS_MAX:]
+    count = -(-len(text) // chars_max)
+    edges = [len(text) * number // count for number in range(count + 1)]
+    yield from (text[start:end] for start, end in pairwise(edges))

@@ -8,6 +8,7 @@ import trio.testing
 
 from swarmd.agents import logs as module
 from swarmd.agents.logs import BATCH_LINES_MAX, LineCutter, LogBook, clean
+from swarmd.observe.redaction import Redactor
 
 
 def test_lines_are_cut_across_reads() -> None:
@@ -74,3 +75,20 @@ async def test_news_wakes_all_who_wait() -> None:
         made.add("b", 0, "", 0, "new")
         await trio.testing.wait_all_tasks_blocked()
         assert woken == 3
+
+
+def test_a_value_in_two_reads_or_over_the_cut_of_a_line_is_taken_out() -> None:
+    value = "a secret that is long"
+    redactor = Redactor([("db", value)])
+    for size in range(1, 40):
+        cutter = LineCutter(50, redactor)
+        text = "x" * 30 + value + "y" * 200 + value + "\n" + value
+        raw = text.encode()
+        lines = []
+        for start in range(0, len(raw), size):
+            lines += cutter.feed(raw[start : start + size])
+        lines += cutter.finish()
+        shown = "".join(lines)
+        assert "secret that" not in shown
+        assert lines[-1] == "[secret db]"
+        assert max(map(len, lines)) <= 50 + len("...")

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from swarmd.agents.spec import AgentSpec, Resources, check_spec, load_agent_file, parse_agent
+from swarmd.agents.bundle import pack_bundle, read_bundle
+from swarmd.agents.spec import (
+    AgentSpec,
+    Resources,
+    check_spec,
+    is_agent_file,
+    load_agent_file,
+    parse_agent,
+)
 from swarmd.base.errors import BadRequest
 
 GOOD = """\
@@ -123,3 +131,34 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     binary.write_bytes(b"#" * 100_000)
     with pytest.raises(BadRequest, match="at most"):
         load_agent_file(binary)
+
+
+def test_references_to_secrets() -> None:
+    spec = parse_agent(
+        GOOD
+        + """
+[env]
+A = "secret:db-password"
+B = "secret:db-password"
+C = "secret:other.key"
+D = "plain"
+"""
+    )
+    assert spec.secrets == ["db-password", "other.key"]
+
+
+@pytest.mark.parametrize("value", ["secret:", "secret:a/b", "secret:-a", "secret:" + "a" * 129])
+def test_a_reference_to_what_is_no_secret_is_told_by_line(value: str) -> None:
+    with pytest.raises(BadRequest, match="env") as caught:
+        parse_agent(GOOD + f'[env]\nA = "{value}"\n', source="a.toml")
+    assert caught.value.message.startswith("a.toml:4: env: ")
+
+
+def test_files_of_agents_are_no_code(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(GOOD)
+    (tmp_path / "other.toml").write_text(GOOD + 'env = { A = "hidden" }\nnonsense = 1\n')
+    (tmp_path / "settings.toml").write_text('name = "not an agent"\n')
+    (tmp_path / "broken.toml").write_text("= =")
+    (tmp_path / "agent.py").write_text("")
+    names = [name for name, _ in read_bundle(pack_bundle(tmp_path, leave_out=is_agent_file))]
+    assert names == ["agent.py", "broken.toml", "settings.toml"]

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from agenthouse import ECHO, Open, lives, resident_kib
+from agenthouse import CONFIG, ECHO, Open, lives, resident_kib
+from msgspec import structs
 
 from swarmd.agents.attempts import InstanceState
 from swarmd.agents.config import AgentsConfig
@@ -313,3 +314,60 @@ def test_the_child_imports_nothing_but_the_standard_library_and_msgpack() -> Non
     assert {name for name in listing if name.startswith("swarmd.")} == {
         "swarmd.sdk", "swarmd.sdk.context", "swarmd.sdk.protocol", "swarmd.sdk.worker",
     }  # fmt: skip
+
+
+# ---- environments -----------------------------------------------------------------------
+
+TELL = """
+import os
+
+def run(value, context):
+    password = os.environ["PASSWORD"]
+    if value == "raise":
+        raise ValueError(("x" * 4_090 + password) + "\\n" + "y" * 9_000 + password)
+    if value == "log":
+        print("it is", password, flush=True)
+        context.log("x" * 16_380 + password)
+    return [len(password), os.getpid()]
+"""
+REFERS = {"PASSWORD": "secret:db"}
+
+
+async def test_a_secret_is_given_and_never_told(house: Open) -> None:
+    async with house(TELL) as h:
+        h.environments.secrets["db"] = ("the password of all", 5)
+        assert unpack((await h.run("log", env=REFERS)).result or b"")[0] == 19
+        raised = await h.run("raise", env=REFERS)
+        texts = [raised.message, *(line.text for line in h.supervisor.logs.lines("agent"))]
+        assert any("it is [secret db]" in text for text in texts)
+        for text in texts:
+            assert not [at for at in range(12) if "the password of all"[at : at + 4] in text]
+
+
+async def test_a_process_with_an_old_secret_takes_no_more_attempts(house: Open) -> None:
+    async with house(TELL) as h:
+        h.environments.secrets["db"] = ("first value", 5)
+        first = unpack((await h.run(env=REFERS)).result or b"")
+        assert unpack((await h.run(env=REFERS)).result or b"") == first
+        h.environments.secrets["db"] = ("another value", 6)
+        second = unpack((await h.run(env=REFERS)).result or b"")
+        assert second[0] == len("another value")
+        assert second[1] != first[1]
+        await h.until(lambda: not lives(first[1]))
+
+
+async def test_an_idle_process_with_an_old_secret_ends_by_itself(house: Open) -> None:
+    async with house(TELL, structs.replace(CONFIG, idle_s=0.4)) as h:
+        h.environments.secrets["db"] = ("first value", 5)
+        _, pid = unpack((await h.run(env=REFERS)).result or b"")
+        h.environments.secrets["db"] = ("another value", 6)
+        await h.until(lambda: not lives(pid), within_s=5)
+
+
+async def test_what_cannot_be_opened_is_an_outcome(house: Open) -> None:
+    async with house(TELL) as h:
+        outcome = await h.run(env=REFERS)
+        assert (outcome.ok, outcome.code) == (False, "not_found")
+        assert "no secret db" in outcome.message
+        h.environments.secrets["db"] = ("now it is there", 5)
+        assert (await h.run(env=REFERS)).ok

@@ -5,7 +5,14 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +25,14 @@ import trio
 from swarmd.agents.environment import Environment, split_environment
 from swarmd.agents.spec import AgentSpec
 from swarmd.base.clock import BootClock
-from swarmd.base.errors import BadRequest, Conflict, LeaseExpired, NoQuorum, NotFound
+from swarmd.base.errors import (
+    BadRequest,
+    Conflict,
+    LeaseExpired,
+    NoQuorum,
+    NotFound,
+    SecretInUse,
+)
 from swarmd.base.ids import NodeId, digest, job_id_of, task_id_of
 from swarmd.gateway.access.service import Access
 from swarmd.gateway.config import GatewayConfig
@@ -47,6 +61,7 @@ from swarmd.state.raft.reads import leases_in
 from swarmd.state.raft.recovery import RecoveryPlan
 from swarmd.state.raft.statemachine import StateMachine
 from swarmd.state.raft.views import Follower, VoterLog
+from swarmd.state.secrets.records import Box, SecretRecord, check_value, secret_key
 from swarmd.tasks.messages import JobView, StageView, SubmittedItem, TaskView
 from swarmd.tasks.spec import FINAL, Inline, JobSpec, JobState, State, Stored, TaskRecord, TaskSpec
 from swarmd.wire.envelope import decode_envelope
@@ -290,6 +305,45 @@ class FakeAgents:
             await trio.sleep_forever()
 
 
+class FakeSecrets:
+    """Secrets of one node, whose keys are lost for those named `unreadable`."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.records: dict[str, SecretRecord] = {}
+        self.unreadable: set[str] = set()
+
+    async def set(self, name: str, value: str, by: str) -> int:
+        secret_key(name)
+        check_value(value)
+        before = self.records.get(name)
+        version = before.version + 1 if before else 1
+        self.values[name] = value
+        self.records[name] = SecretRecord(name, version, 1, 2, by, Box(b"i" * 16, b""))
+        return version
+
+    async def list(self) -> list[SecretRecord]:
+        return [self.records[name] for name in sorted(self.records)]
+
+    async def delete(
+        self,
+        name: str,
+        by: str,
+        users: Callable[[], Awaitable[Sequence[str]]],
+        *,
+        force: bool = False,
+    ) -> None:
+        if name not in self.records:
+            raise NotFound(f"there is no secret {name}")
+        named = await users()
+        if named and not force:
+            raise SecretInUse(f"the secret {name} is used by {', '.join(named)}")
+        del self.records[name], self.values[name]
+
+    def opens(self, record: SecretRecord) -> bool:
+        return record.name not in self.unreadable
+
+
 class FakeTasks:
     """Tasks that succeed at once with their input, unless told otherwise.
 
@@ -492,6 +546,7 @@ def make_services(
         store=FakeStore(voters),
         blobs=blobs,
         agents=FakeAgents(blobs),
+        secrets=FakeSecrets(),  # type: ignore[arg-type]
         tasks=FakeTasks(),
         metrics=lambda: b"swarmd_members 3\n",
     )

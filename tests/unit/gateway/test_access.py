@@ -157,7 +157,7 @@ def test_every_route_lets_in_whom_it_should_and_nobody_else(tmp_path: Path) -> N
         one.store.now_ms += 10
         # Nothing behind the gate shall happen; what is asked is only who gets there.
         services.store = services.tasks = services.agents = services.blobs = None
-        services.recipes = services.mesh = services.trust = None
+        services.recipes = services.mesh = services.trust = services.secrets = None
         control = services.control
         assert isinstance(control, FakeControl)
         control.on_stop = lambda: None
@@ -283,6 +283,32 @@ def test_lists_show_what_may_be_seen(guarded: Guarded) -> None:
         assert [one.name for one in client.agents()] == ["echo"]
         with pytest.raises(Forbidden):
             client.agent("other")
+
+
+def test_secrets_by_name(guarded: Guarded) -> None:
+    for name in ("mine", "theirs"):
+        guarded.admin.set_secret(name, f"value of {name}")
+    rules = ["secret:list:mine", "secret:set:mine", "agent:deploy", "secret:use:mine"]
+    spec = {"name": "echo", "version": "1", "runtime": "python", "entry": "a:b"}
+
+    def deploy(client: Client, name: str) -> None:
+        body = {"spec": {**spec, "env": {"A": f"secret:{name}"}}, "bundle": b"x"}
+        client._call("POST", "/agents", body, kind=dict[str, Any])
+
+    with Client(guarded.live.socket, api_key=guarded.new_key("one", rules=rules)) as client:
+        assert [one.name for one in client.secrets()] == ["mine"]
+        assert client.set_secret("mine", "another").version == 2
+        for refused in (
+            lambda: client.set_secret("theirs", "another"),
+            lambda: client.delete_secret("mine"),
+            lambda: deploy(client, "theirs"),
+        ):
+            with pytest.raises(Forbidden):
+                refused()
+        deploy(client, "mine")
+    assert guarded.admin.agent("echo").spec["env"] == {"A": "secret:mine"}
+    [mine, _] = guarded.admin.secrets()
+    assert (mine.used_by, mine.set_by, mine.version) == (["echo"], "key one", 2)
 
 
 # ---- where a request comes in -----------------------------------------------------------

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from swarmd.base.errors import BadRequest, MalformedMessage
-from swarmd.identity.genesis import check_name, decode_genesis, encode_genesis, init_swarm
+from swarmd.base.names import check_name
+from swarmd.identity.genesis import decode_genesis, encode_genesis, init_swarm
 from swarmd.identity.keys import SigningKey
 
 

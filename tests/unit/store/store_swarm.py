@@ -17,7 +17,7 @@ from swarmd.identity.entries import AddToken, Admit, sign_entry
 from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
 from swarmd.mesh.transports.memory import MemoryNetwork
-from swarmd.mesh.trust import open_trust
+from swarmd.mesh.trust import Trust, open_trust
 from swarmd.mesh.trust_spread import serve_trust
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
@@ -49,6 +49,8 @@ class Node:
     disk: Any
     trust_disk: Any
     store: Store | None = None
+    trust: Trust | None = None
+    link: Any = None
     scope: trio.CancelScope | None = None
     stopped: trio.Event | None = None
     error: BaseException | None = None
@@ -107,8 +109,8 @@ class Swarm:
 
     async def _run(self, node: Node, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         node.scope, node.stopped, node.error = trio.CancelScope(), trio.Event(), None
-        trust = open_trust(node.trust_disk, self.genesis)
-        link = self.network.link(node.node_id)
+        trust = node.trust = open_trust(node.trust_disk, self.genesis)
+        link = node.link = self.network.link(node.node_id)
         rng = make_rng(f"{node.node_id.hex()}:{trio.current_time()}")
         try:
             with node.scope:

@@ -32,7 +32,7 @@ from swarmd.agents.environment import NOTHING, Opened
 from swarmd.agents.holdings import Holdings
 from swarmd.agents.logs import LineCutter, clean
 from swarmd.base.files import remove_tree
-from swarmd.observe.redaction import PIECE_CHARS_MAX, Redactor
+from swarmd.observe.redaction import Redactor
 from swarmd.sdk import protocol
 from swarmd.sdk.protocol import FrameReader, ProtocolError, encode_frame
 from swarmd.state.recipes.service import Recipes
@@ -495,12 +495,12 @@ class PythonInstance:
         """
         if not self.launch.opened.secrets:
             return message
-        begins = len(message) - protocol.STORY_CHARS_MAX
+        longest = self._redactor.chars_max
+        begins, ends = len(message) - protocol.STORY_CHARS_MAX, protocol.STORY_LINE_CHARS_MAX
         if begins >= 0:
-            message = message[:begins] + "..." + message[begins + PIECE_CHARS_MAX :]
-        if begins >= protocol.STORY_LINE_CHARS_MAX:
-            ends = protocol.STORY_LINE_CHARS_MAX
-            message = message[: ends - PIECE_CHARS_MAX] + "..." + message[ends:]
+            message = message[:begins] + "..." + message[begins + longest :]
+        if begins >= ends:
+            message = message[: ends - longest] + "..." + message[ends:]
         return self._redactor.cut(message, protocol.TEXT_CHARS_MAX)
 
     def _close(self) -> None:

@@ -76,8 +76,11 @@ def set_(name: str, file: Path | None, exact: bool) -> None:
 
 
 def _value(name: str, file: Path | None, *, exact: bool) -> str:
+    from swarmd.base.errors import TooLarge
     from swarmd.base.limits import SECRET_BYTES_MAX
 
+    # With the newline that is left out, and one byte that shows that there are more.
+    most = SECRET_BYTES_MAX + 2
     if file is None and sys.stdin.isatty():
         typed: str = click.prompt(
             f"value of {name}", hide_input=True, confirmation_prompt="again", err=True
@@ -85,12 +88,14 @@ def _value(name: str, file: Path | None, *, exact: bool) -> str:
         return typed
     try:
         if file is None or str(file) == "-":
-            raw = sys.stdin.buffer.read(SECRET_BYTES_MAX + 2)
+            raw = sys.stdin.buffer.read(most + 1)
         else:
             with file.open("rb") as opened:
-                raw = opened.read(SECRET_BYTES_MAX + 2)
+                raw = opened.read(most + 1)
     except OSError as error:
         raise BadRequest(f"cannot read {file}: {error.strerror or error}") from error
+    if len(raw) > most:
+        raise TooLarge(f"a secret has at most {SECRET_BYTES_MAX} bytes")
     try:
         text = raw.decode()
     except UnicodeDecodeError:

@@ -121,7 +121,7 @@ def restore(file: Path, yes: bool, delete: bool, force: bool) -> int:
     """Put the users' keys in FILE back, after saying what that changes.
 
     Keys that are not in FILE stay unless --delete is given. Agents are not put back: deploy
-    them again.
+    them again. Secrets are in no file: set them again.
     """
     try:
         summary = snapshot_file.check(file, force=force)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from swarmd.base.limits import SECRET_BYTES_MAX
 from swarmd.gateway import shapes
 from swarmd.gateway.access.gate import caller_of
 from swarmd.gateway.context import ApiRoute, Context, query_flag
@@ -21,7 +18,7 @@ Names = list[str]
 
 
 class SecretBody(msgspec.Struct, forbid_unknown_fields=True):
-    value: Annotated[str, Meta(max_length=SECRET_BYTES_MAX)]
+    value: str
 
     def __repr__(self) -> str:
         return "SecretBody(...)"

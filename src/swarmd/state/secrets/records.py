@@ -106,7 +106,7 @@ def check_value(value: str) -> bytes:
     except UnicodeEncodeError:
         raise BadRequest("a secret is text that UTF-8 can hold") from None
     if len(raw) > SECRET_BYTES_MAX:
-        raise TooLarge(f"a secret has at most {SECRET_BYTES_MAX} bytes, not {len(raw)}")
+        raise TooLarge(f"a secret has at most {SECRET_BYTES_MAX} bytes")
     return raw
 
 

@@ -1,0 +1,114 @@
+"""Values are taken out in whatever form they commonly take, and nothing else is."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import sys
+import urllib.parse
+
+import pytest
+
+from swarmd.observe import log
+from swarmd.observe.redaction import FORMS_MAX, Redactor
+
+VALUE = 'pa$$ "w/o" r+d&=ü'
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        VALUE,
+        f"user:{VALUE}@host",
+        json.dumps({"password": VALUE}),
+        json.dumps({"password": VALUE}, ensure_ascii=False),
+        repr([VALUE]),
+        urllib.parse.quote(VALUE),
+        urllib.parse.quote(VALUE, safe=""),
+        urllib.parse.quote(VALUE, safe="").lower(),
+        urllib.parse.urlencode({"p": VALUE}),
+        VALUE.encode().hex(),
+        VALUE.encode().hex().upper(),
+        *(base64.b64encode(before + VALUE.encode() + b"end").decode()
+          for before in (b"", b"u", b"us", b"use", b"user:")),
+        base64.urlsafe_b64encode(VALUE.encode()).decode().rstrip("="),
+    ],
+)  # fmt: skip
+def test_a_value_is_found_as_it_is_written(written: str) -> None:
+    redactor = Redactor([("db", VALUE)])
+    assert "[secret db]" in redactor.text(written)
+    assert b"[secret db]" in redactor.raw(written.encode())
+    rest = redactor.text(written)
+    assert not [at for at in range(len(VALUE) - 7) if VALUE[at : at + 8] in rest]
+
+
+def test_what_is_short_or_else_is_left_alone() -> None:
+    redactor = Redactor([("pin", "1234567"), ("db", VALUE)])
+    text = "1234567 and whatever else is said, pa$$ word"
+    assert redactor.text(text) == text
+    assert Redactor().text(text) == text
+    assert Redactor().raw(b"") == b""
+
+
+def digits(count: int) -> str:
+    """Text that is nowhere like itself."""
+    return "".join(f"{number:x}-" for number in range(count, 2 * count))[:count]
+
+
+def test_lines_of_a_value_and_long_ones_are_found_in_pieces() -> None:
+    lines = [digits(64), "short", digits(1_000), digits(300)]
+    redactor = Redactor([("key", "\n".join(lines))])
+    assert redactor.bytes_max <= 256
+    shown = redactor.text("here: " + "\n".join(lines)).replace("[secret key]", "")
+    assert shown == "here: \n" + "short" + "\n\n"
+    long = digits(1_000).replace("1-", "%\"'\\ü")
+    for written in (long, json.dumps(long), repr(long), urllib.parse.quote(long)):
+        rest = Redactor([("long", long)]).text(written).replace("[secret long]", "")
+        assert rest in ("", '""', "''")
+    encoded = base64.b64encode("\n".join(lines).encode()).decode()
+    assert encoded[300:320] not in redactor.text(encoded)
+
+
+def test_what_is_looked_for_is_bounded() -> None:
+    many = [(f"s{n}", f"value number {n} " + "\n".join(f"line {n} {m}" for m in range(500)))
+            for n in range(40)]  # fmt: skip
+    assert len(Redactor(many)._forms) == FORMS_MAX
+
+
+def test_the_end_of_what_was_cut_goes_too() -> None:
+    redactor = Redactor([("db", VALUE)])
+    cut = "x" * 1_000 + VALUE[:9]
+    assert VALUE[:9] not in redactor.cut(cut, len(cut))
+    assert redactor.cut("short " + VALUE, 5_000) == "short [secret db]"
+    assert Redactor().cut(cut, len(cut)) == cut
+
+
+def test_a_daemon_never_logs_what_it_was_told_to_hide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    for as_json in (False, True):
+        told = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", told)
+        log.configure("debug", json=as_json, node="n1")
+        log.hide("db", VALUE)
+        logger = log.get_logger("test")
+        logger.info("an event", value=VALUE)
+        logger.error(f"event {VALUE}")
+        try:
+            raise ValueError(VALUE)
+        except ValueError:
+            logger.exception("failed")
+        assert "w/o" not in told.getvalue()
+        assert told.getvalue().count("[secret db]") >= 3
+        error = ValueError(f"crash with {VALUE}")
+        sys.excepthook(ValueError, error, None)
+        assert "w/o" not in told.getvalue()
+        assert "crash with [secret db]" in told.getvalue()
+
+
+def test_as_many_are_hidden_as_are_bounded() -> None:
+    hidden = log._Hidden()
+    for number in range(log.HIDDEN_MAX + 10):
+        hidden.add("n", f"value number {number}")
+    assert len(hidden._names) == log.HIDDEN_MAX
+    assert hidden.out_of("value number 73") == "[secret n]"
