@@ -505,6 +505,14 @@ def test_the_swarm_never_holds_a_key(guarded: Guarded) -> None:
         guarded.new_key("ci", role="viewer")
 
 
+def test_a_key_has_as_long_a_name_as_may_be(guarded: Guarded) -> None:
+    name = "k" * 128
+    guarded.new_key(name, role="viewer")
+    assert [one.name for one in guarded.admin.api_keys()] == [name]
+    with pytest.raises(BadRequest, match="at most 128"):
+        guarded.new_key(name + "k", role="viewer")
+
+
 @pytest.mark.parametrize(
     ("given", "why"),
     [

@@ -26,8 +26,6 @@ from swarmd.base.errors import (
 )
 from swarmd.state.blobs.messages import BlobRef
 
-pytestmark = pytest.mark.trio
-
 REF = BlobRef(b"b" * 32, 1)
 SPEC = AgentSpec(
     name="reader",

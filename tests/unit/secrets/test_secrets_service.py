@@ -18,23 +18,27 @@ from swarmd.base.errors import (
     SecretInUse,
     SecretUnreadable,
     TooLarge,
+    Unavailable,
 )
 from swarmd.base.limits import SECRET_BYTES_MAX
+from swarmd.identity.sealing import SealingKey
+from swarmd.sim.disk import SimDisk
+from swarmd.sim.world import World
 from swarmd.state.raft.messages import SECRET_PREFIX, Put
 from swarmd.state.secrets import machine, service
 from swarmd.state.secrets import ring as ring_module
-from swarmd.state.secrets.keyring import FILE_NAME
-from swarmd.state.secrets.messages import SECRETS, HeldKey, Keep, KeysAsk
+from swarmd.state.secrets.keyring import FILE_NAME, Keyring
+from swarmd.state.secrets.messages import KEYS_MAX, SECRETS, HeldKey, Keep, KeysAsk
 from swarmd.state.secrets.records import (
     RING_KEY,
     USES_KEY,
     VALUE_PREFIX,
+    RingKey,
+    RingRecord,
     decode_ring,
     decode_secret,
     secret_key,
 )
-
-pytestmark = pytest.mark.trio
 
 
 async def nobody() -> list[str]:
@@ -81,6 +85,24 @@ async def test_a_key_is_on_a_majority_before_it_seals_anything(
         await swarm.at(office).set("db", "some value", "ann")
         # What never got into the ring is dropped by those who kept it.
         await until(lambda: all(swarm.keys_on_disk(index) == 1 for index in swarm.up))
+
+
+def test_keys_that_never_get_into_the_ring_do_not_pile_up() -> None:
+    keyring = Keyring(SimDisk(World(1), "s"))
+    listed = HeldKey(b"l" * 32)
+    keyring.keep([listed], None)
+    ring = RingRecord((RingKey(SealingKey(listed.raw).id, 1),))
+    for number in range(100):
+        keyring.keep([HeldKey(bytes([number]) * 32, 7)], ring)
+    held = keyring.held()
+    assert len(held) == KEYS_MAX // 2 + 1
+    assert listed in held
+    assert held[-1].raw == bytes([99]) * 32
+    keyring.prune(ring, 8)
+    assert keyring.held() == (listed,)
+    keyring.forget()
+    with pytest.raises(Unavailable, match="no keys"):
+        keyring.seal(ring.newest.id, b"data", b"about")
 
 
 async def test_keys_outlive_restarts_and_reach_members_that_come_later(

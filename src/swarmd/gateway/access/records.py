@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from swarmd.base.ids import ID_BYTES
+from swarmd.base.limits import NAME_BYTES_MAX
 from swarmd.base.names import check_name
 from swarmd.gateway.access.rules import ROLES, RULE_CHARS_MAX, RULES_MAX
 from swarmd.state.raft.messages import ACCESS_PREFIX
@@ -25,7 +26,7 @@ Rule = Annotated[str, Meta(max_length=RULE_CHARS_MAX)]
 class KeyRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Times are store time in ms. `expires_ms` 0: never; `requests_per_min` 0: the default."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=63)]
+    name: Annotated[str, Meta(min_length=1, max_length=NAME_BYTES_MAX)]
     hash: Annotated[bytes, Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
     role: Annotated[str, Meta(max_length=32)]
     rules: Annotated[tuple[Rule, ...], Meta(max_length=RULES_MAX)]

@@ -15,20 +15,21 @@ from msgspec import Meta
 from swarmd.base.disk import Disk, open_body, seal_body
 from swarmd.base.errors import (
     BadSignature,
-    Busy,
     CorruptFile,
     MalformedMessage,
     SecretUnreadable,
+    Unavailable,
 )
 from swarmd.identity.sealing import SEAL_ID_BYTES, SealingKey
 from swarmd.state.secrets.machine import to_keep
 from swarmd.state.secrets.messages import KEYS_MAX, HeldKey
-from swarmd.state.secrets.records import KEY_ID_BYTES, Box, RingRecord
+from swarmd.state.secrets.records import KEY_ID_BYTES, RING_KEYS_MAX, Box, RingRecord
 from swarmd.wire.codec import decode_struct, encode_struct
 
 FILE_NAME: Final = "keyring"
 _KIND: Final = "keyring"
 _FORMAT: Final = 1
+assert RING_KEYS_MAX <= KEYS_MAX // 2
 assert KEY_ID_BYTES == SEAL_ID_BYTES, "the ring names keys by their own ids"
 
 
@@ -55,18 +56,24 @@ class Keyring:
         """All of them, to be handed on."""
         return tuple(self._held.values())
 
-    def keep(self, keys: Iterable[HeldKey]) -> None:
+    def keep(self, keys: Iterable[HeldKey], ring: RingRecord | None) -> None:
         """Hold these too; they are on disk on return.
 
+        Of those that are not in the ring the oldest go if there are too many: whatever gets into
+        it later is held by a majority, and fetched.
+
         Raises:
-            Busy: it holds as many as it may that never got into a ring. Nothing changed.
             DiskFault: nothing changed.
         """
-        fresh = [key for key in keys if SealingKey(key.raw).id not in self._held]
-        if len(self._held) + len(fresh) > KEYS_MAX:
-            raise Busy(f"this node holds {len(self._held)} keys for secrets already")
-        if fresh:
-            self._write([*self._held.values(), *fresh])
+        held = dict(self._held)
+        for key in keys:
+            held.setdefault(SealingKey(key.raw).id, key)
+        if len(held) == len(self._held):
+            return
+        listed = ring.ids if ring is not None else frozenset()
+        for key_id in [one for one in held if one not in listed][: -KEYS_MAX // 2]:
+            del held[key_id]
+        self._write([*held.values()])
 
     def prune(self, ring: RingRecord | None, ring_revision: int) -> None:
         """Delete what is in the ring no more. Raises DiskFault: nothing changed."""
@@ -80,8 +87,11 @@ class Keyring:
         self._held, self._keys = {}, {}
 
     def seal(self, key_id: bytes, data: bytes, about: bytes) -> Box:
-        """`data` under a key that is held."""
-        return Box(key_id, self._keys[key_id].seal(data, about))
+        """`data` under a key. Raises Unavailable: it is not held here any more."""
+        key = self._keys.get(key_id)
+        if key is None:
+            raise Unavailable("this node has no keys for secrets any more: ask another one")
+        return Box(key_id, key.seal(data, about))
 
     def open(self, box: Box, about: bytes, what: str) -> bytes:
         """What is in a box.

@@ -38,19 +38,26 @@ async def reseal(
         The ids of the keys that something is still sealed under, because they are held nowhere;
         None if something changed meanwhile: then it must be done again.
     """
+    while_ring = ring.while_as()  # Of `record`: nothing was awaited since it was read.
     left: set[bytes] = set()
     for kind in kinds:
         after = b""
         while page := await store.range(kind.prefix, after=after, limit=_PAGE):
             for entry in page:
-                if not await _reseal_one(store, ring, record, kind, entry, left):
+                if not await _reseal_one(store, ring, record, while_ring, kind, entry, left):
                     return None
             after = page[-1].key
     return frozenset(left)
 
 
 async def _reseal_one(
-    store: Store, ring: Ring, record: RingRecord, kind: Sealed, entry: Entry, left: set[bytes]
+    store: Store,
+    ring: Ring,
+    record: RingRecord,
+    while_ring: Compare,
+    kind: Sealed,
+    entry: Entry,
+    left: set[bytes],
 ) -> bool:
     try:
         found = kind.box_of(entry.value)
@@ -67,6 +74,6 @@ async def _reseal_one(
         return True
     value = kind.with_box(entry.value, ring.seal(record, data, about))
     unchanged = Compare(entry.key, revision=entry.mod_revision)
-    put = Txn((ring.while_as(), unchanged), (Put(entry.key, value, lease=entry.lease),))
+    put = Txn((while_ring, unchanged), (Put(entry.key, value, lease=entry.lease),))
     [result] = await store.propose([put])
     return result.ok

@@ -216,7 +216,7 @@ class Ring:
     async def _make_key(self) -> None:
         key = SealingKey.generate()
         held = HeldKey(key.raw(), self.revision)
-        self._keyring.keep([held])
+        self._keyring.keep([held], self.record)
         await self._spread(held)
         now_ms, evicted = self._store.store_time_ms(), len(self._trust.evicted())
         await self._put(ring_with(self.record, key.id, now_ms, evicted))
@@ -248,7 +248,9 @@ class Ring:
             with trio.move_on_after(ASK_TIMEOUT_S):
                 try:
                     keys = await self._ask(node, KeysAsk())
-                    self._keyring.keep(key for key in keys if SealingKey(key.raw).id in missing)
+                    self._keyring.keep(
+                        [key for key in keys if SealingKey(key.raw).id in missing], self.record
+                    )
                 except SwarmError as error:
                     _log.debug("no keys from a member", peer=short(node), why=error.message)
 
@@ -259,7 +261,7 @@ class Ring:
             await trio.sleep(0.2)  # An election is under way.
             return
         keys = await self._ask(office, RingAsk(), _MAKE_TIMEOUT_S)
-        self._keyring.keep(keys)
+        self._keyring.keep(keys, self.record)
 
     async def _ask(
         self, node: NodeId, message: KeysAsk | RingAsk, timeout_s: float = ASK_TIMEOUT_S
@@ -302,7 +304,7 @@ class Ring:
         if not self.may_be_held_by(peer) or not self.may_hold:
             raise Forbidden("only members that may vote have keys for secrets")
         if isinstance(message, Keep):
-            self._keyring.keep(message.keys)
+            self._keyring.keep(message.keys, self.record)
             return Kept()
         if isinstance(message, RingAsk):
             await self.ensure(fresh=message.fresh)
