@@ -18,6 +18,7 @@ from store_swarm import Swarm, TrioClock, View, running_swarm
 from swarmd.base.rng import make_rng
 from swarmd.identity.authority import AuthorityState
 from swarmd.identity.entries import Evict, SetRoles, fresh_nonce, sign_entry
+from swarmd.identity.heads import Head, sign_head
 from swarmd.sim.disk import SimDisk
 from swarmd.state.secrets.keyring import FILE_NAME, read_keyring
 from swarmd.state.secrets.service import Secrets, open_secrets
@@ -87,15 +88,21 @@ class SecretSwarm:
         self._sign(SetRoles(self.swarm.id(index), roles, fresh_nonce()))
 
     def _sign(self, entry: Any) -> None:
-        """Have an authority entry known to everybody; the stores of these tests hold no log."""
+        """Have an authority entry count everywhere; the stores of these tests hold no log."""
         swarm = self.swarm
         state = AuthorityState.load(swarm.genesis, swarm.records)
         state.apply(sign_entry(entry, swarm.genesis.swarm_id, swarm.admin), 2)
         swarm.records = state.dump()
+        keys = {node.node_id: node.key for node in swarm.nodes}
         for index in self.up:
             trust = swarm.nodes[index].trust
             assert trust is not None
-            trust.learn(swarm.records[-1:])
+            assert trust.epochs is not None
+            trust.note(swarm.records[-1:])
+            epoch = trust.epochs.head
+            signers = [keys[node] for node in epoch.node_ids]
+            head = Head(epoch.key, *trust.noted)
+            trust.learn((), sign_head(head, trust.swarm_id, *signers))
 
 
 @asynccontextmanager
