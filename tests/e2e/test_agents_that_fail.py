@@ -152,14 +152,15 @@ def test_the_same_version_with_other_content_needs_replace(lab: LocalSwarm, tmp_
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda folder: (folder / "bad_ways.py").unlink(), "bad_ways"),
+        (lambda folder: (folder / "bad_ways.py").unlink(), "holds no files"),
+        (lambda folder: (folder / "bad_ways.py").rename(folder / "other.py"), "bad_ways"),
         (lambda folder: (folder / "out").symlink_to("/etc"), "out"),
         (
             lambda folder: (folder / "big").write_bytes(b"x" * (65 * 1024 * 1024)),
             "more than 67108864 bytes",
         ),
     ],
-    ids=["no code", "a link out", "too large"],
+    ids=["no files", "no code", "a link out", "too large"],
 )
 def test_a_folder_that_cannot_be_deployed_is_refused(
     lab: LocalSwarm, tmp_path: Path, change: Any, said: str

@@ -73,7 +73,9 @@ def test_lines_of_a_value_and_long_ones_are_found_in_pieces() -> None:
 def test_what_is_looked_for_is_bounded() -> None:
     many = [(f"s{n}", f"value number {n} " + "\n".join(f"line {n} {m}" for m in range(500)))
             for n in range(40)]  # fmt: skip
-    assert len(Redactor(many)._forms) == FORMS_MAX
+    redactor = Redactor([*many, ("db", VALUE)])
+    assert len(redactor._forms) == FORMS_MAX
+    assert redactor.text(VALUE) == "[secret db]"
 
 
 def test_the_end_of_what_was_cut_goes_too() -> None:
