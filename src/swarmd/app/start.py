@@ -71,7 +71,7 @@ async def begin(
     disk: Disk,
     mode: StartMode,
     say: Say,
-    waits: Callable[[str], None],
+    waits: Callable[[str], None] = lambda reason: None,
 ) -> Beginning | None:
     """Settle which swarm the node is in; None if it is in none and was not told one.
 
@@ -218,7 +218,6 @@ class _Screen:
 
     async def agree(self, meeting: Meeting) -> None:
         """Have the person compare the swarm's fingerprint. Raises Forbidden, BadRequest."""
-        shown = f"{meeting.swarm.words}\n  ({meeting.swarm.hex})"
         if not sys.stdin.isatty():
             raise BadRequest(
                 f"a swarm called {meeting.name} answers, and nobody is at a terminal to compare "
@@ -227,7 +226,7 @@ class _Screen:
             )
         self._say(
             f"a swarm called {meeting.name} answers. Its agents will run on this host: compare its "
-            f"fingerprint\nwith what `swarmctl status` shows on a member:\n  {shown}"
+            f"fingerprint\nwith what `swarmctl status` shows on a member:\n{meeting.swarm.shown()}"
         )
         # Abandoned by Ctrl-C: the thread reads on and holds nothing up.
         said = await trio.to_thread.run_sync(_read_yes, abandon_on_cancel=True)
@@ -238,7 +237,7 @@ class _Screen:
         """Say how this node is known to the swarm that it asks."""
         self._say(
             f"asking {meeting.name} to let {self._node} in. This node's fingerprint:\n"
-            f"  {meeting.node.words}\n  ({meeting.node.hex})\n"
+            f"{meeting.node.shown()}\n"
             "who holds an admin key of the swarm sees the same in `swarmctl node pending`, and "
             f"lets it in with:\n  swarmctl node approve {meeting.node.raw.hex()}"
         )

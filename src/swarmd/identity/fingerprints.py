@@ -50,6 +50,13 @@ class Fingerprint:
         """A word for each byte, by spaces."""
         return " ".join((EVEN_WORDS, ODD_WORDS)[at % 2][byte] for at, byte in enumerate(self.raw))
 
+    def shown(self, indent: str = "  ") -> str:
+        """As it stands on a screen: the words on two lines, the hex below."""
+        words = self.words.split()
+        half = (len(words) + 1) // 2
+        lines = (" ".join(words[:half]), " ".join(words[half:]), f"({self.hex})")
+        return "\n".join(indent + line for line in lines if line)
+
     @property
     def is_whole(self) -> bool:
         return len(self.raw) == FINGERPRINT_BYTES

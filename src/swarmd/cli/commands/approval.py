@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from swarmd.identity.fingerprints import Fingerprint
 
 _ROLES = ("member", "worker", "observer")
-_fingerprint = click.argument("fingerprint", nargs=-1, required=True)
+# Called otherwise inside, where --fingerprint is the certificate's.
+_whose = click.argument("whose", nargs=-1, required=True, metavar="FINGERPRINT")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def pending() -> None:
         click.echo(facts(_rows(one)) + "\n")
     if not found:
         say("no node asks to join")
-    click.echo(f"fingerprint of the swarm {head['swarm']}:\n  {swarm.words}\n  ({swarm.hex})")
+    click.echo(f"fingerprint of the swarm {head['swarm']}:\n{swarm.shown()}")
     _tell_missing(listed)
 
 
@@ -84,7 +85,7 @@ def pending() -> None:
         "swarmctl node approve 1a2b3c4d5e6f708192a3 --yes --role worker",
     ],
 )
-@_fingerprint
+@_whose
 @click.option(
     "--role",
     type=click.Choice(_ROLES),
@@ -94,7 +95,7 @@ def pending() -> None:
 )
 @click.option("--yes", is_flag=True, help="Do not ask; takes the whole fingerprint.")
 @admin_key_option
-def approve(fingerprint: tuple[str, ...], role: str, yes: bool, admin_key: Path | None) -> None:
+def approve(whose: tuple[str, ...], role: str, yes: bool, admin_key: Path | None) -> None:
     """Let the node with FINGERPRINT in, in words or hex; five words are enough to name it.
 
     It is signed here, with the admin key of this machine.
@@ -107,7 +108,7 @@ def approve(fingerprint: tuple[str, ...], role: str, yes: bool, admin_key: Path 
     with open_client(local=True) as client:
         head = client.authority_head()
         admin_key_path(admin_key, head)  # Whoever has none is told before they compare.
-        wanted = parse_fingerprint(" ".join(fingerprint))
+        wanted = parse_fingerprint(" ".join(whose))
         if not wanted.is_whole and (yes or wants_json() or not sys.stdin.isatty()):
             raise BadInput(
                 "nobody is asked to compare the rest of it here: give the whole fingerprint, "
@@ -124,13 +125,13 @@ def approve(fingerprint: tuple[str, ...], role: str, yes: bool, admin_key: Path 
 
 
 @click.command(cls=SwarmCommand, examples=["swarmctl node deny 1a2b3c4d5e"])
-@_fingerprint
-def deny(fingerprint: tuple[str, ...]) -> None:
+@_whose
+def deny(whose: tuple[str, ...]) -> None:
     """Refuse the node with FINGERPRINT, in words or hex: it is told so, for an hour."""
     from swarmd.identity.fingerprints import parse_fingerprint
 
     with open_client(local=True) as client:
-        found = _find(client, client.authority_head(), parse_fingerprint(" ".join(fingerprint)))
+        found = _find(client, client.authority_head(), parse_fingerprint(" ".join(whose)))
         done = client.deny_join_request(found.fingerprint.raw.hex())
     for warning in done.warnings:
         warn(warning)

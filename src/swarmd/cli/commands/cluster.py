@@ -50,7 +50,7 @@ def members() -> None:
         ]
         for one in found
     ]
-    click.echo(table(["NAME", "ADDRESS", "STATE", "ROLES", "VERSION", "EXPIRES IN"], rows))
+    click.echo(table(["NAME", "ADDRESS", "STATE", "ROLES", "VERSION", "EXPIRES"], rows))
 
 
 def _roles(member: MemberInfo) -> str:

@@ -75,7 +75,7 @@ def list_() -> None:
         ]
         for one in found
     ]
-    click.echo(table(["ID", "NAME", "MAY BE", "EXPIRES IN"], rows, whole=1))
+    click.echo(table(["ID", "NAME", "MAY BE", "EXPIRES"], rows, whole=1))
 
 
 @node.command(examples=["swarmctl node roles n3 worker", "swarmctl node roles n3 voter worker"])

@@ -30,6 +30,7 @@ from swarmd.base.errors import (
     MalformedMessage,
     Outdated,
     TokenRefused,
+    Unreachable,
     Untrusted,
 )
 from swarmd.base.ids import NodeId, node_id_of, short
