@@ -28,6 +28,8 @@ from swarmd.state.raft.messages import AuthorityEntry, Operation, OpResult
 
 CHECK_EVERY_S: Final = 600.0
 RETRY_FIRST_S: Final = 5.0
+# How long the coordinator is looked for.
+_ASK_S: Final = 3.0
 # A life has so many checks at least, however short it is.
 _CHECKS_PER_LIFE: Final = 60
 _SPREAD: Final = 20
@@ -78,7 +80,7 @@ class Renewal:
     async def check(self) -> bool:
         """Learn how late it is and renew if it is time to; False if something stood against it."""
         try:
-            now_ms = await self._store.read_time_ms()
+            now_ms = await self._store.read_time_ms(_ASK_S)
         except SwarmError as error:
             return await self._from_outside(error)
         self._trust.tell_time(now_ms)

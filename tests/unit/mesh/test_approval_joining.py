@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import pytest
 import trio
+from approving import Person, door, petition, until_waiting, whole
 from joining import NODE, OTHER, Swarm, calling
 
 from swarmd.base.errors import (
@@ -18,7 +16,6 @@ from swarmd.base.errors import (
     Forbidden,
     MalformedMessage,
     Outdated,
-    SwarmError,
     TimedOut,
     TokenRefused,
     Unreachable,
@@ -29,16 +26,11 @@ from swarmd.identity.fingerprints import (
     Fingerprint,
     door_of,
     fingerprint_of_node,
-    fingerprint_of_swarm,
 )
-from swarmd.identity.keys import SigningKey
 from swarmd.identity.requests import sign_request
-from swarmd.mesh.addresses import Address
 from swarmd.mesh.approval import joiner as joiner_module
-from swarmd.mesh.approval.joiner import Asking, Meeting, Progress
-from swarmd.mesh.approval.porch import proof_bytes
 from swarmd.mesh.join import JoinResult
-from swarmd.mesh.join_frames import Door, Frames, Knock, Petition, Waiting
+from swarmd.mesh.join_frames import Door, Frames, Knock, Petition
 from swarmd.wire.version import PROTOCOL_VERSION
 
 
@@ -46,59 +38,6 @@ from swarmd.wire.version import PROTOCOL_VERSION
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joiner_module, "_PAUSE_MIN_S", 0.02)
     monkeypatch.setattr(joiner_module, "_PAUSE_MAX_S", 0.05)
-
-
-class Person:
-    """Who sits at the joining node."""
-
-    def __init__(self, refusal: SwarmError | None = None) -> None:
-        self.refusal = refusal
-        self.asked: list[Meeting] = []
-        self.begun: list[Meeting] = []
-        self.told: list[Progress] = []
-
-    async def agree(self, meeting: Meeting) -> None:
-        self.asked.append(meeting)
-        if self.refusal is not None:
-            raise self.refusal
-
-    async def join(
-        self,
-        *addresses: Address,
-        wanted: Fingerprint | None = None,
-        wait_s: float = 10.0,
-        key: SigningKey = NODE,
-        name: str = "beta",
-    ) -> JoinResult:
-        async def find() -> Sequence[Address]:
-            return addresses
-
-        asking = Asking(
-            find,
-            key,
-            name,
-            wanted=wanted,
-            agree=self.agree,
-            begin=self.begun.append,
-            tell=self.told.append,
-        )
-        with trio.fail_after(20):
-            return await asking.run(wait_s)
-
-
-def door(swarm: Swarm) -> bytes:
-    return door_of(swarm.log.swarm_id)
-
-
-def whole(swarm: Swarm) -> Fingerprint:
-    return fingerprint_of_swarm(door(swarm))
-
-
-async def until_waiting(swarm: Swarm, count: int = 1) -> Any:
-    with trio.fail_after(10):
-        while len(found := swarm.table.waiting(swarm.clock.now())) < count:  # noqa: ASYNC110
-            await trio.sleep(0.005)
-    return found
 
 
 async def test_it_waits_is_approved_and_verifies_what_it_joins() -> None:
@@ -225,40 +164,6 @@ async def test_where_requests_are_not_taken_a_stranger_learns_nothing() -> None:
             assert (told.door, told.swarm) == (b"", "")
         assert await petition(address, swarm) is TokenRefused
         assert swarm.table.waiting(swarm.clock.now()) == []
-
-
-async def petition(
-    address: Address,
-    swarm: Swarm,
-    *,
-    signer: SigningKey = NODE,
-    server: bytes = b"",
-    **changes: Any,
-) -> type[SwarmError] | None:
-    """Ask by hand; what the refusal was, None if it was told to wait."""
-    async with calling(address) as frames:
-        nonce = changes.pop("nonce", b"n" * 16)
-        await frames.send(Knock(PROTOCOL_VERSION, nonce))
-        try:
-            told = await frames.expect(Door)
-            fields = {
-                "request": sign_request(door(swarm), NODE, "beta"),
-                "public": NODE.public,
-            } | changes
-            covered = proof_bytes(
-                door(swarm),
-                PROTOCOL_VERSION,
-                nonce,
-                told.nonce,
-                server or swarm.key.public,
-                fields["request"],
-            )
-            fields.setdefault("proof", signer.sign(covered))
-            await frames.send(Petition(**fields))
-            await frames.expect(Waiting)
-        except SwarmError as error:
-            return type(error)
-    return None
 
 
 async def test_only_the_nodes_own_key_shows_its_request() -> None:
