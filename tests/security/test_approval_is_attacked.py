@@ -14,10 +14,11 @@ from localswarm import Daemon, LocalSwarm
 
 from swarmd.base.errors import BadSignature, Busy, Forbidden, SwarmError, Untrusted
 from swarmd.client import Client
-from swarmd.identity.authority import AuthorityState
+from swarmd.identity.authority import AuthorityState, record_hash
 from swarmd.identity.entries import Approve, fresh_nonce, sign_entry
 from swarmd.identity.fingerprints import door_of
 from swarmd.identity.genesis import encode_genesis
+from swarmd.identity.heads import Head, sign_head
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.requests import sign_request
 from swarmd.mesh.approval import joiner as joiner_module
@@ -87,10 +88,15 @@ async def test_a_rogue_server_answers_who_has_no_token(quick: None) -> None:
             await frames.send(Door(fresh_nonce(), door(swarm), "lab"))
             await frames.expect(Petition)
             genesis = encode_genesis(owner.genesis)
-            height = len(records)
-            await frames.send(Challenge(fresh_nonce(), owner.key.public, genesis, height))
+            height, mark = len(records), record_hash(records[-1])
+            # Certified well, as a majority of the voters is not what is tried here.
+            certificate = sign_head(
+                Head(owner.chain.head.key, height, mark), owner.log.swarm_id, owner.key
+            )
+            public = owner.key.public
+            await frames.send(Challenge(fresh_nonce(), public, genesis, 0, height, certificate))
             await frames.send(Records(tuple(records)))
-            await frames.send(Accepted(height, (), 0))
+            await frames.send(Accepted((), 0, height, certificate))
             await stream.receive_some()
 
         person = Person()

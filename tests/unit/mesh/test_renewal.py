@@ -22,12 +22,11 @@ from swarmd.base.errors import (
 from swarmd.identity.authority import CREDENTIAL_MS
 from swarmd.identity.entries import Evict, Renew, fresh_nonce, sign_entry
 from swarmd.identity.fingerprints import door_of
-from swarmd.identity.genesis import encode_genesis
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.requests import sign_request
 from swarmd.mesh.addresses import Address
 from swarmd.mesh.approval.porch import proof_bytes
-from swarmd.mesh.join_frames import Accepted, Door, Frames, Knock, Records, Renewal
+from swarmd.mesh.join_frames import Credential, Door, Frames, Knock, Renewal
 from swarmd.mesh.renewal import renew_from_outside, renewal_of
 from swarmd.mesh.trust import Trust
 from swarmd.wire.version import PROTOCOL_VERSION
@@ -104,32 +103,36 @@ async def test_an_expired_node_is_renewed_at_the_plane_of_joiners() -> None:
     swarm, mine = with_node()
     swarm.trust.enforce_expiry(lambda: {swarm.key.key_id})
     swarm.now_ms = LATE_MS
-    swarm.add_token()  # Something that it missed.
     swarm.trust.tell_time(LATE_MS)
     assert swarm.trust.admission(NODE.key_id) is None
     async with swarm.listening() as address:
         await renew_from_outside([("127.0.0.1", 1), address], mine, NODE)
-        assert mine.head == swarm.trust.head
-        assert swarm.trust.admission(NODE.key_id) is not None
-        found = mine.known(NODE.key_id)
+        found = swarm.trust.admission(NODE.key_id)
         assert found is not None
         assert found.expires_ms == LATE_MS + CREDENTIAL_MS
+
+
+async def test_a_credential_that_is_good_is_not_renewed() -> None:
+    swarm, mine = with_node()
+    async with swarm.listening() as address:
         with pytest.raises(Conflict, match="half of its life"):
             await renew_from_outside([address], mine, NODE)
 
 
-async def test_its_answer_may_get_lost() -> None:
+async def test_who_missed_its_own_renewal_is_told_what_to_sign() -> None:
     swarm, mine = with_node()
     swarm.now_ms = LATE_MS
     swarm.append(renewal_of(mine, NODE))
+    swarm.now_ms = 2 * LATE_MS
     async with swarm.listening() as address:
         await renew_from_outside([address], mine, NODE)
-    assert mine.head == swarm.trust.head
-    assert sum(b"beta" in raw for raw in swarm.log.dump()) == 1
+    found = swarm.trust.known(NODE.key_id)
+    assert found is not None
+    assert found.expires_ms == 2 * LATE_MS + CREDENTIAL_MS
 
 
 async def test_who_gets_nothing() -> None:
-    """Evicted, foreign, or without the key; and the history is not shown to any of them."""
+    """Evicted, foreign, or without the key."""
     swarm, mine = with_node()
     swarm.now_ms = LATE_MS
     entry = renewal_of(mine, NODE)
@@ -164,7 +167,7 @@ async def renew_by_hand(
     async with calling(address) as frames:
         await frames.send(Knock(PROTOCOL_VERSION, b"n" * 16))
         told = await frames.expect(Door)
-        fields: dict[str, Any] = {"entry": mine, "public": NODE.public, "after": 0} | changes
+        fields: dict[str, Any] = {"entry": mine, "public": NODE.public} | changes
         covered = proof_bytes(
             door_of(swarm.log.swarm_id),
             PROTOCOL_VERSION,
@@ -176,34 +179,33 @@ async def renew_by_hand(
         fields.setdefault("proof", signer.sign(covered))
         await frames.send(Renewal(**fields))
         try:
-            await frames.expect(Accepted)
+            await frames.expect(Credential)
         except SwarmError as error:
             return type(error)
     return None
 
 
-async def test_whoever_answers_can_tell_it_nothing_but_the_truth() -> None:
+async def test_whoever_answers_gets_no_more_than_a_signature_for_a_life() -> None:
     swarm, mine = with_node()
-    others, _ = with_node()
     before = mine.head
+    got: list[bytes] = []
 
-    def rogue(shown: Swarm, height: int) -> Any:
-        async def serve(stream: trio.SSLStream[trio.abc.Stream]) -> None:
-            frames = Frames(stream)
-            await frames.expect(Knock)
-            await frames.send(Door(fresh_nonce(), b"", encode_genesis(shown.genesis)[:3].hex()))
-            await frames.expect(Renewal)
-            await frames.send(Accepted(height, (), 0))
-            await frames.send(Records(tuple(shown.log.dump())))
-            await stream.receive_some()
+    async def rogue(stream: trio.SSLStream[trio.abc.Stream]) -> None:
+        frames = Frames(stream)
+        await frames.expect(Knock)
+        await frames.send(Door(fresh_nonce(), b"", ""))
+        for _ in range(2):
+            got.append((await frames.expect(Renewal)).entry)
+            await frames.send(Credential(7, False))
+        await stream.receive_some()
 
-        return serve
-
-    for shown, height in ((others, 2), (swarm, 2), (swarm, 9)):
-        async with swarm.listening(rogue(shown, height), key=OTHER) as address:
-            with pytest.raises((Untrusted, MalformedMessage)):
-                await renew_from_outside([address], mine, NODE)
+    async with swarm.listening(rogue, key=OTHER) as address:
+        with pytest.raises(MalformedMessage, match="another end"):
+            await renew_from_outside([address], mine, NODE)
     assert mine.head == before
+    swarm.now_ms = LATE_MS
+    with pytest.raises(Conflict, match="renewed since"):
+        swarm.append(got[1])  # For an end that is none.
 
 
 async def test_without_a_majority_it_is_told_and_tries_the_next() -> None:
