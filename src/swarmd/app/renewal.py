@@ -74,7 +74,7 @@ class Renewal:
             if await self.check():
                 pause_s, retry_s = every_s, RETRY_FIRST_S
             else:
-                pause_s, retry_s = retry_s, 2 * retry_s
+                pause_s, retry_s = retry_s, min(2 * retry_s, CHECK_EVERY_S)
             await trio.sleep(min(pause_s, every_s) * self._rng.uniform(0.75, 1.25))
 
     async def check(self) -> bool:
@@ -104,8 +104,8 @@ class Renewal:
         if self._mesh.membership.alive() not in ([], [self._key.key_id]):
             return False  # Members talk to it: it has not expired, and they lack a majority.
         addresses = self._mesh.possible_addresses()
-        if not addresses:
-            return False
+        if not addresses or self._trust.known(NodeId(self._key.key_id)) is None:
+            return False  # Nobody to ask; or it was evicted, and its daemon is about to end.
         try:
             await renew_from_outside(addresses, self._trust, self._key)
         except Conflict:

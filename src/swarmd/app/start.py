@@ -204,6 +204,7 @@ async def _ask(
         result = await asking.run(config.mesh.join_wait_s)
     finally:
         screen.clear()
+    waits("it is still starting")
     return _joined(config, disk, result, say)
 
 

@@ -168,7 +168,8 @@ class Trust:
     def enforce_expiry(self, lasting: Callable[[], Collection[NodeId]]) -> None:
         """Let credentials expire from now on, but for those of the nodes that `lasting` names."""
         self._lasting = lasting
-        self._settle()
+        if self._settle():
+            self._changed()
 
     def tell_time(self, store_time_ms: int) -> None:
         """Take note that it is this late, in store time; who has expired counts no more."""

@@ -24,7 +24,7 @@ from swarmd.cli.common import (
     wants_json,
     warn,
 )
-from swarmd.cli.tables import ago, facts
+from swarmd.cli.tables import ago, facts, printable
 
 if TYPE_CHECKING:
     from swarmd.client import Client
@@ -190,7 +190,7 @@ def _confirm(found: _Applicant, *, yes: bool) -> None:
 def _rows(one: _Applicant) -> list[tuple[str, str]]:
     return [
         ("name", one.name),
-        ("address", one.told.address),
+        ("address", printable(one.told.address)),
         ("fingerprint", one.fingerprint.words),
         ("", one.fingerprint.hex),
         ("waits", f"{ago(one.told.waited_s)}, asked {', '.join(one.told.asked)}"),

@@ -32,6 +32,8 @@ from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
 
 _LISTED_MAX: Final = 256
+_HOST_CHARS_MAX: Final = 64
+_WAITED_S_MAX: Final = 1e6
 
 log = get_logger("gateway")
 
@@ -106,9 +108,14 @@ class ApprovalRoutes:
             fingerprint=fingerprint.raw.hex(),
             words=fingerprint.words,
             name=request.name,
-            address=latest.host,
-            waited_s=max(one.waited_s for _, one in heard),
-            silent_s=latest.silent_s,
+            address=latest.host[:_HOST_CHARS_MAX],
+            waited_s=max(_sound_s(one.waited_s) for _, one in heard),
+            silent_s=_sound_s(latest.silent_s),
             asked=sorted({self._services.name_of(node) for node, _ in heard}),
             request=raw,
         )
+
+
+def _sound_s(told_s: float) -> float:
+    """A time that a member told, within bounds; what is no number becomes the longest."""
+    return max(0.0, min(_WAITED_S_MAX, told_s))

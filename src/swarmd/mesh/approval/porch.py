@@ -133,13 +133,15 @@ class Porch:
             raise BadSignature("the request to join is another node's")
         node_id = node_id_of(said.public)
         self._check_not_evicted(node_id)
-        fingerprint = fingerprint_of_node(self._door, said.public).raw
+        fingerprint = fingerprint_of_node(self._door, said.public)
         if self._trust.known(node_id) is not None:
-            self._table.remove(fingerprint)
+            self._table.remove(fingerprint.raw)
             return node_id
         if not self._takes_requests:
             raise TokenRefused("this member takes nobody in without a join token")
-        self._table.ask(fingerprint, said.public, said.request, host, self._clock.now())
+        now = self._clock.now()
+        if self._table.ask(fingerprint.raw, said.public, said.request, host, now):
+            _log.info("a node asks to join", name=request.name, of=fingerprint.hex, host=host)
         return None
 
     async def _renew(self, said: Renewal, put_forward: PutForward) -> Credential:

@@ -41,8 +41,8 @@ class WaitingTable:
         self._waiting: dict[bytes, Applicant] = {}
         self._denied: dict[bytes, float] = {}  # By fingerprint: until when, the oldest first.
 
-    def ask(self, fingerprint: bytes, public: bytes, request: bytes, host: str, now: float) -> None:
-        """Take note of who asks, or asks again.
+    def ask(self, fingerprint: bytes, public: bytes, request: bytes, host: str, now: float) -> bool:
+        """Take note of who asks, or asks again; whether it is new here.
 
         Raises:
             Forbidden: it was denied.
@@ -61,6 +61,7 @@ class WaitingTable:
             raise Busy("as many nodes of this address wait to be approved as may at once")
         first_s = now if before is None else before.first_s
         self._waiting[fingerprint] = Applicant(fingerprint, public, request, host, first_s, now)
+        return before is None
 
     def deny(self, fingerprint: bytes, now: float) -> bool:
         """Tell whoever has this fingerprint that it is denied; whether it was waiting here."""
