@@ -3,7 +3,8 @@
 Every few minutes it asks the coordinator for store time, which tells the trust who has expired,
 and from half of its own credential's life on puts its entry `Renew` into the log. Nodes do so
 at times of their own, spread over a twentieth of a life. Where nobody talks to it any more, which
-is what an expired node meets, it asks to be renewed from outside (`mesh.renewal`).
+is what a node meets that slept while all it knew were replaced, or that has expired, it asks from
+outside what it missed (`mesh.catching_up`), and to be renewed (`mesh.renewal`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from swarmd.identity import authority
 from swarmd.identity.authority import Admission
 from swarmd.identity.keys import SigningKey
 from swarmd.mesh.addresses import Address
+from swarmd.mesh.catching_up import catch_up_from_outside
 from swarmd.mesh.renewal import renew_from_outside, renewal_of
 from swarmd.mesh.trust import Trust
 from swarmd.mesh.trust_spread import Alive
@@ -30,6 +32,7 @@ CHECK_EVERY_S: Final = 600.0
 RETRY_FIRST_S: Final = 5.0
 # How long the coordinator is looked for.
 _ASK_S: Final = 3.0
+_POLL_S: Final = 0.05
 # A life has so many checks at least, however short it is.
 _CHECKS_PER_LIFE: Final = 60
 _SPREAD: Final = 20
@@ -47,6 +50,7 @@ class Mesh(Protocol):
 
 
 class Store(Protocol):
+    def learn_epochs(self, certificates: Sequence[bytes]) -> None: ...
     async def read_time_ms(self, timeout_s: float = 5.0) -> int: ...
     async def propose(
         self, ops: Sequence[Operation], *, timeout_s: float = 5.0
@@ -106,6 +110,8 @@ class Renewal:
         addresses = self._mesh.possible_addresses()
         if not addresses or self._trust.known(NodeId(self._key.key_id)) is None:
             return False  # Nobody to ask; or it was evicted, and its daemon is about to end.
+        if await self._catch_up(addresses):
+            return False  # Who is there now is known: they are met first.
         try:
             await renew_from_outside(addresses, self._trust, self._key)
         except Conflict:
@@ -117,6 +123,23 @@ class Renewal:
             _log.debug("not renewed from outside", why=error.message, silence=silence.message)
             return False
         _log.info("credential renewed from outside: members talk to this node again")
+        return True
+
+    async def _catch_up(self, addresses: Sequence[Address]) -> bool:
+        """Learn from outside what was missed; whether there was anything."""
+        if self._trust.epochs is None:
+            return False
+        try:
+            missed = await catch_up_from_outside(addresses, self._trust, self._key)
+            self._store.learn_epochs(missed.epochs)
+            with trio.move_on_after(_ASK_S):
+                while self._trust.epochs.number_of(missed.epoch) is None:  # noqa: ASYNC110
+                    await trio.sleep(_POLL_S)
+            self._trust.adopt(missed.state, missed.certificate)
+        except SwarmError as error:
+            _log.debug("nothing was learned from outside", why=error.message)
+            return False
+        _log.info("caught up from outside", height=self._trust.head[0], epochs=len(missed.epochs))
         return True
 
     def _complain(self, mine: Admission, now_ms: int, error: SwarmError) -> None:

@@ -115,6 +115,23 @@ class Credential(Message, frozen=True, tag=13):
     renewed: bool
 
 
+class Behind(Message, frozen=True, tag=14):
+    """Show me what came after record `height` and epoch `epoch`; from a member that slept."""
+
+    height: int
+    epoch: int
+    public: bytes
+    proof: bytes
+
+
+class Ahead(Message, frozen=True, tag=15):
+    """`Epochs` and `Records` follow, as with `Challenge`."""
+
+    epochs: int
+    height: int
+    certificate: bytes
+
+
 JOIN: Final = Family(
     "join",
     Hello,
@@ -130,6 +147,8 @@ JOIN: Final = Family(
     Waiting,
     Renewal,
     Credential,
+    Behind,
+    Ahead,
     alpn=JOIN_ALPN,
     message_bytes_max=FRAME_BYTES_MAX,
     format_number=3,  # What the voters certified comes with the challenge.

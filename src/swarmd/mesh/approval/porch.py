@@ -9,6 +9,8 @@ On the plane of joiners, over TLS as in `mesh.join`:
                                              <-   Waiting, or what `mesh.join` welcomes with
     or Renewal(its entry, proof)             ->
                                              <-   Credential
+    or Behind(height, epoch, proof)          ->
+                                             <-   Ahead + Epochs + Records
     (at any step)                            <-   Refused(code, sentence)
 
 The proof is made by the stranger's own key over both nonces and the TLS key of this very server,
@@ -35,13 +37,17 @@ from swarmd.base.errors import (
 )
 from swarmd.base.ids import NodeId, node_id_of, short
 from swarmd.base.limits import KIB
+from swarmd.identity.authority import Admission
 from swarmd.identity.entries import ENTRY_BYTES_MAX, Renew, open_entry
 from swarmd.identity.fingerprints import door_of, fingerprint_of_node
 from swarmd.identity.genesis import NONCE_BYTES
 from swarmd.identity.keys import KEY_BYTES, verify
 from swarmd.identity.requests import JOIN_REQUEST_BYTES_MAX, open_request
 from swarmd.mesh.approval.table import WaitingTable
+from swarmd.mesh.history import Shower
 from swarmd.mesh.join_frames import (
+    Ahead,
+    Behind,
     Credential,
     Door,
     Frames,
@@ -71,10 +77,15 @@ PutForward = Callable[[bytes, Callable[[], bool]], Awaitable[None]]
 def proof_bytes(
     door: bytes, version: int, knocker_nonce: bytes, door_nonce: bytes, server: bytes, said: bytes
 ) -> bytes:
-    """What the proof of a `Petition` or a `Renewal` covers; `said` is its first field."""
+    """What the proof of what is said after the `Door` covers; `said` is what is asked for."""
     parts = (b"%d" % version, knocker_nonce, door_nonce, server, said)
     payload = b"".join(len(part).to_bytes(2, "big") + part for part in parts)
     return signing_bytes(_PROOF_DOMAIN, door, payload)
+
+
+def place_of(behind: Behind) -> bytes:
+    """What the proof of a `Behind` covers of it."""
+    return b"%d %d" % (behind.height, behind.epoch)
 
 
 class Porch:
@@ -110,7 +121,7 @@ class Porch:
         await frames.send(Door(nonce, *told))
         for _ in range(_TRIES_MAX):
             try:
-                said = await frames.expect_any(Petition, Renewal, bytes_max=_BYTES_MAX)
+                said = await frames.expect_any(Petition, Renewal, Behind, bytes_max=_BYTES_MAX)
             except Unreachable:
                 return None  # It only looked which swarm this is.
             if isinstance(said, Petition):
@@ -119,6 +130,10 @@ class Porch:
                 if heard is None:
                     await frames.send(Waiting(ASK_AGAIN_S))
                 return heard
+            if isinstance(said, Behind):
+                self._check_proof(knock, nonce, said.public, said.proof, place_of(said))
+                await self._show_rest(frames, said)
+                return None
             assert isinstance(said, Renewal)
             self._check_proof(knock, nonce, said.public, said.proof, said.entry)
             credential = await self._renew(said, put_forward)
@@ -144,12 +159,16 @@ class Porch:
             _log.info("a node asks to join", name=request.name, of=fingerprint.hex, host=host)
         return None
 
+    async def _show_rest(self, frames: Frames, said: Behind) -> None:
+        self._check_known(said.public)
+        shower = Shower(frames, self._trust, max(0, said.height), said.epoch)
+        news = await shower.what_is_new()
+        await frames.send(Ahead(news.epochs, news.height, news.certificate))
+        await shower.show(news)
+
     async def _renew(self, said: Renewal, put_forward: PutForward) -> Credential:
-        node_id = node_id_of(said.public)
-        self._check_not_evicted(node_id)
-        mine = self._trust.known(node_id)
-        if mine is None:
-            raise Untrusted(f"{short(node_id)} is no node of this swarm, so nothing is renewed")
+        mine = self._check_known(said.public)
+        node_id = mine.node_id
         entry = open_entry(said.entry)[1]
         if not isinstance(entry, Renew) or entry.node_id != node_id:
             raise BadSignature("what was to be renewed is not the credential of who asks")
@@ -180,6 +199,14 @@ class Porch:
                 f"this swarmd speaks protocol version {knock.version}, and the swarm takes "
                 f"{self._trust.min_version} or above: upgrade it"
             )
+
+    def _check_known(self, public: bytes) -> Admission:
+        node_id = node_id_of(public)
+        self._check_not_evicted(node_id)
+        mine = self._trust.known(node_id)
+        if mine is None:
+            raise Untrusted(f"{short(node_id)} is no node of this swarm")
+        return mine
 
     def _check_not_evicted(self, node_id: NodeId) -> None:
         if node_id in self._trust.evicted():
