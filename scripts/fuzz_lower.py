@@ -30,12 +30,14 @@ from swarmd.base.errors import SwarmError
 from swarmd.base.ids import NodeId, to_text
 from swarmd.base.rng import make_rng
 from swarmd.identity.api_keys import api_key_hash, new_api_key
-from swarmd.identity.authority import Admission, AuthorityState
+from swarmd.identity.authority import CREDENTIAL_MS, Admission, AuthorityState
 from swarmd.identity.entries import (
     AddAdmin,
     AddToken,
+    Approve,
     Evict,
     Policy,
+    Renew,
     RevokeAdmin,
     RevokeToken,
     SetRoles,
@@ -43,9 +45,11 @@ from swarmd.identity.entries import (
     open_entry,
 )
 from swarmd.identity.epochs import Chain
+from swarmd.identity.fingerprints import door_of, fingerprint_of_node, parse_fingerprint
 from swarmd.identity.genesis import decode_genesis, encode_genesis
 from swarmd.identity.heads import HEAD_DOMAIN, Head, sign_head, verify_head
 from swarmd.identity.keys import Aead, certificate_public_key
+from swarmd.identity.requests import REQUEST_DOMAIN, open_request, sign_request
 from swarmd.identity.sessions import Session, issue_session, read_session
 from swarmd.identity.signing import sign_envelope, verify_envelope
 from swarmd.identity.tokens import decode_token
@@ -80,6 +84,9 @@ from swarmd.sim.world import World
 from swarmd.wire.codec import Family, Message, decode_struct
 from swarmd.wire.codec import unpack as unpack_payload
 from swarmd.wire.envelope import decode_envelope, encode_envelope
+
+DOOR: Final = door_of(SWARM)
+REQUEST: Final = sign_request(DOOR, KEYS[2], "gamma")
 
 
 class _Roster:
@@ -159,6 +166,8 @@ def _entries() -> list[Message]:
         AddAdmin(key.public, nonce),
         RevokeAdmin(ADMIN.key_id, nonce),
         Policy(1, nonce),
+        Approve(REQUEST, ("worker",), nonce),
+        Renew(KEYS[0].key_id, CREDENTIAL_MS),
     ]
 
 
@@ -216,8 +225,34 @@ def identity() -> Iterator[Target]:
     )
     yield Target("identity.api_key", text(api_key_hash), [new_api_key()[0].encode()])
     yield from _sessions()
+    yield from _requests()
     yield Target(
         "identity.certificate", always(certificate_public_key), [k.certificate for k in KEYS]
+    )
+
+
+def _requests() -> Iterator[Target]:
+    """What a node without a token signs, and what people type to name it."""
+    payload = decode_envelope(REQUEST, domain=REQUEST_DOMAIN).payload
+
+    def dress(value: Any) -> bytes:
+        raw = b"\x01" + packed(value)
+        return encode_envelope(sign_envelope(REQUEST_DOMAIN, DOOR, raw, KEYS[2]))
+
+    yield Target(
+        "identity.request",
+        always(lambda raw: open_request(raw, DOOR)),
+        [REQUEST],
+        covers=("identity.requests.open_request",),
+        dress=dress,
+        values=[unpacked(payload[1:])],
+    )
+    shown = fingerprint_of_node(DOOR, KEYS[2].public)
+    yield Target(
+        "identity.fingerprint",
+        text(parse_fingerprint),
+        [shown.words.encode(), shown.hex.encode()],
+        covers=("identity.fingerprints.parse_fingerprint",),
     )
 
 

@@ -83,11 +83,21 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """Start mode: join without a token, once an admin has approved it.
+
+    `swarm` is the swarm's fingerprint as a person typed it; empty has the person asked.
+    """
+
+    swarm: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Resume:
     """Start mode: go on with what the data folder holds."""
 
 
-StartMode = Init | Join | Resume
+StartMode = Init | Join | Ask | Resume
 
 
 @dataclass(frozen=True, slots=True)

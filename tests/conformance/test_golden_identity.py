@@ -15,21 +15,25 @@ from typing import Any
 import msgpack
 import pytest
 
-from swarmd.identity.authority import AuthorityState
+from swarmd.identity.authority import CREDENTIAL_MS, AuthorityState
 from swarmd.identity.entries import (
     AddAdmin,
     AddToken,
     Admit,
+    Approve,
     Evict,
     Policy,
+    Renew,
     RevokeAdmin,
     RevokeToken,
     SetRoles,
     sign_entry,
 )
+from swarmd.identity.fingerprints import door_of, fingerprint_of_node, fingerprint_of_swarm
 from swarmd.identity.genesis import Genesis, decode_genesis, encode_genesis, make_genesis
 from swarmd.identity.heads import Head, sign_head
 from swarmd.identity.keys import Aead, Exchange, SigningKey, keyed_tag, verify
+from swarmd.identity.requests import sign_request
 from swarmd.identity.signing import sign_envelope, verify_envelope
 from swarmd.identity.tokens import Token, decode_token, encode_token
 from swarmd.wire.envelope import decode_envelope, encode_envelope
@@ -38,6 +42,7 @@ NODE = SigningKey.from_seed(bytes(range(32)))
 ADMIN = SigningKey.from_seed(b"a" * 32)
 RECOVERY = SigningKey.from_seed(b"r" * 32)
 JOINER = SigningKey.from_seed(b"j" * 32)
+ASKER = SigningKey.from_seed(b"k" * 32)
 NONCE = b"n" * 16
 VECTORS = Path(__file__).with_name("golden_identity.json")
 
@@ -67,6 +72,7 @@ def entries() -> dict[str, bytes]:
         "policy": Policy(1, NONCE),
         "revoke_token": RevokeToken(invited.token_id, NONCE),
         "evict": Evict(JOINER.key_id, NONCE),
+        "approve": Approve(request(), ("worker",), NONCE),
     }
     admit = Admit(
         invited.token_id,
@@ -79,7 +85,12 @@ def entries() -> dict[str, bytes]:
     )
     signed = {name: sign_entry(entry, swarm_id, ADMIN) for name, entry in by_admin.items()}
     signed["admit"] = sign_entry(admit, swarm_id, invited.key, JOINER)
+    signed["renew"] = sign_entry(Renew(NODE.key_id, CREDENTIAL_MS), swarm_id, NODE)
     return signed
+
+
+def request() -> bytes:
+    return sign_request(door_of(genesis().swarm_id), ASKER, "gamma")
 
 
 def records() -> list[bytes]:
@@ -88,6 +99,8 @@ def records() -> list[bytes]:
     order = ("add_token", "admit", "set_roles", "add_admin", "revoke_admin", "policy")
     for step, name in enumerate((*order, "revoke_token", "evict"), start=1):
         state.apply(made[name], step * 1_000)
+    state.apply(made["approve"], 9_000)
+    state.apply(made["renew"], CREDENTIAL_MS)
     return state.dump()
 
 
@@ -103,6 +116,10 @@ def produce() -> dict[str, str]:
         "envelope": encode_envelope(sign_envelope("golden", b"s" * 32, b"payload", NODE, ADMIN)),
         "exchange": exchange.shared(Exchange(b"y" * 32).public, b"context"),
         "sealed": Aead(b"k" * 32).seal(7, b"data", b"header"),
+        "request": request(),
+        "door": door_of(genesis().swarm_id),
+        "fingerprint of a node": fingerprint_of_node(door_of(genesis().swarm_id), ASKER.public).raw,
+        "fingerprint of the swarm": fingerprint_of_swarm(door_of(genesis().swarm_id)).raw,
         "tag": keyed_tag(b"k" * 32, b"data"),
         "head": sign_head(Head(b"e" * 16, 3, b"h" * 32), b"s" * 32, NODE, ADMIN),
     }
@@ -127,11 +144,13 @@ def test_the_vectors_still_mean_what_they_meant() -> None:
     assert decode_token(GOLDEN["token"]) == token()
     founded = decode_genesis(bytes.fromhex(GOLDEN["genesis"]))
     assert founded == genesis()
-    chain = [bytes.fromhex(GOLDEN[f"record {height}"]) for height in range(1, 9)]
+    chain = [bytes.fromhex(GOLDEN[f"record {height}"]) for height in range(1, 11)]
     state = AuthorityState.load(founded, chain)
     assert state.admissions[JOINER.key_id].evicted
     assert state.tokens[token().token_id].revoked
     assert state.tokens[token().token_id].uses_left == 19
+    assert state.admissions[ASKER.key_id].name == "gamma"
+    assert state.admissions[NODE.key_id].expires_ms == 2 * CREDENTIAL_MS
 
 
 def test_the_envelope_is_what_its_page_says() -> None:

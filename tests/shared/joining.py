@@ -9,15 +9,18 @@ from functools import partial
 import trio
 from certifying import certified, let_count, seal
 
+from swarmd.base.clock import BootClock
 from swarmd.base.errors import SwarmError
 from swarmd.identity.authority import AuthorityState
-from swarmd.identity.entries import encode_record, issue_token
+from swarmd.identity.entries import Approve, encode_record, fresh_nonce, issue_token, sign_entry
 from swarmd.identity.epochs import Chain
 from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.tls import JOIN_ALPN, MESH_ALPN, join_context, peer_of, server_context
 from swarmd.identity.tokens import Token, moment_of
 from swarmd.mesh.addresses import Address
+from swarmd.mesh.approval.porch import Porch
+from swarmd.mesh.approval.table import WaitingTable
 from swarmd.mesh.join import serve_join
 from swarmd.mesh.join_frames import Frames
 from swarmd.mesh.trust import Trust
@@ -39,6 +42,9 @@ class Swarm:
         self.now_ms = 1_000
         self.trust = self.new_trust()
         self.token = self.add_token(uses, ttl_ms)
+        self.table = WaitingTable()
+        self.clock = BootClock()
+        self.takes_requests = True
 
     def new_trust(self) -> Trust:
         return certified(SimDisk(World(1), "trust"), self.log, self.key)
@@ -85,7 +91,20 @@ class Swarm:
             self.key.public,
             admit=self.admit,
             seeds=lambda: [("127.0.0.1", 7575)],
+            porch=Porch(
+                self.trust,
+                self.key.public,
+                self.table,
+                self.clock,
+                takes_requests=self.takes_requests,
+            ),
+            host="127.0.0.1",
         )
+
+    def approve(self, request: bytes, admin: SigningKey | None = None) -> list[bytes]:
+        """What an admin's `swarmctl node approve` brings about."""
+        entry = Approve(request, ("voter", "worker"), fresh_nonce())
+        return self.append(sign_entry(entry, self.log.swarm_id, admin or self.admin))
 
     @asynccontextmanager
     async def listening(

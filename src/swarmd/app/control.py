@@ -18,7 +18,8 @@ HAND_OVER_TIMEOUT_S: Final = 10.0
 BLOBS_TIMEOUT_S: Final = 15.0
 WAYS_IN: Final = (
     "this node is in no swarm yet: make one with `swarmd --init NAME`, or join one with "
-    "`swarmd --join -` and a token from `swarmctl token create` on a member"
+    "`swarmd --join -` and a token from `swarmctl token create` on a member, or with "
+    "`swarmd --join` alone, and have an admin approve it"
 )
 
 _log = get_logger("app")
@@ -81,8 +82,17 @@ class NodeControl:
         if not self._stopping.is_set():
             self._reason = ""
 
+    def now_waiting(self, reason: str) -> None:
+        """It waits for somebody; those who ask are told for whom."""
+        if not self._stopping.is_set():
+            self._reason = reason
+
     def now_without_swarm(self) -> None:
         self._reason = WAYS_IN
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping.is_set()
 
     async def wait_stop(self) -> None:
         await self._stopping.wait()

@@ -29,6 +29,7 @@ from swarmd.agents.service import open_agents
 from swarmd.agents.supervisor import open_supervisor
 from swarmd.app.control import WAYS_IN, NodeControl
 from swarmd.app.folder import DataFolder, claim
+from swarmd.app.renewal import Renewal
 from swarmd.app.start import Beginning, begin, check_mode
 from swarmd.base.clock import BootClock
 from swarmd.base.errors import SwarmError
@@ -112,8 +113,10 @@ async def _main(config: Config, folder: DataFolder, accounts: Accounts, start: S
     async with trio.open_nursery() as nursery:
         await nursery.start(_watch_signals, control)
         async with open_gateway(config.gateway, services) as gateway:
-            beginning = await begin(config, folder, folder.disk("mesh"), start, say)
-            if beginning is None:
+            beginning = await _settle(config, folder, start, control)
+            if beginning is None and control.is_stopping:
+                _log.info("stopped before it was in a swarm")
+            elif beginning is None:
                 control.now_without_swarm()
                 say(WAYS_IN)
                 _notify("READY=1\nSTATUS=in no swarm yet")
@@ -123,6 +126,23 @@ async def _main(config: Config, folder: DataFolder, accounts: Accounts, start: S
                 node = _Node(config, folder, accounts, beginning, services, rng)
                 await _serve(node, gateway, control)
         nursery.cancel_scope.cancel()
+
+
+async def _settle(
+    config: Config, folder: DataFolder, start: StartMode, control: NodeControl
+) -> Beginning | None:
+    """See `begin`; None also if the node was told to stop meanwhile."""
+    found: list[Beginning | None] = [None]
+
+    async def end_with_node(scope: trio.CancelScope) -> None:
+        await control.wait_stop()
+        scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(end_with_node, nursery.cancel_scope)
+        found = [await begin(config, folder, folder.disk("mesh"), start, say, control.now_waiting)]
+        nursery.cancel_scope.cancel()
+    return found[0]
 
 
 @dataclass(frozen=True)
@@ -142,7 +162,10 @@ async def _serve(node: _Node, gateway: Gateway, control: NodeControl) -> None:
     async with _open_store(node, gateway) as (mesh, store):
         control.store = store
         _serve_joins(mesh, store)
-        async with _open_work(node, mesh, store, control) as tasks:
+        async with (
+            _keep_credential(node, mesh, store),
+            _open_work(node, mesh, store, control) as tasks,
+        ):
             if node.beginning.first_entry is not None:
                 await _hand_out_first_token(store, node.beginning)
             control.now_ready()
@@ -274,6 +297,18 @@ def _serve_joins(mesh: Mesh, store: Store) -> None:
         result.raise_for_error()
 
     mesh.serve_joins(admit)
+
+
+@asynccontextmanager
+async def _keep_credential(node: _Node, mesh: Mesh, store: Store) -> AsyncIterator[None]:
+    """Let credentials expire, and renew this node's, for as long as the block runs."""
+    trust, key = node.beginning.trust, node.folder.key
+    trust.enforce_expiry(lambda: {*store.voters, NodeId(key.key_id)})
+    renewal = Renewal(mesh, store, trust, key, derive(node.rng, "renewal"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(renewal.run)
+        yield
+        nursery.cancel_scope.cancel()
 
 
 def _remaining(mesh: Mesh) -> tuple[NodeId, ...]:

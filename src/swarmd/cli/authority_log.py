@@ -17,15 +17,17 @@ from swarmd.base.names import check_name
 from swarmd.cli.common import BadInput, Failed, open_client
 from swarmd.client.calls import Client
 from swarmd.gateway.shapes import AuthorityPage
-from swarmd.identity.authority import Admission, AuthorityState
+from swarmd.identity.authority import CREDENTIAL_MS, Admission, AuthorityState
 from swarmd.identity.entries import (
     AddAdmin,
     AddToken,
     Admit,
+    Approve,
     Entry,
     Evict,
     Policy,
     Record,
+    Renew,
     RevokeAdmin,
     RevokeToken,
     SetRoles,
@@ -34,11 +36,14 @@ from swarmd.identity.entries import (
     sign_entry,
 )
 from swarmd.identity.epochs import Chain
+from swarmd.identity.fingerprints import door_of
 from swarmd.identity.genesis import Genesis, decode_genesis
 from swarmd.identity.heads import head_of, verify_head
 from swarmd.identity.keys import SigningKey
+from swarmd.identity.requests import open_request
 from swarmd.wire.codec import Message
 
+CREDENTIAL_DAYS: Final = CREDENTIAL_MS // 86_400_000
 _ID_CHARS_MIN: Final = 6
 
 
@@ -153,12 +158,19 @@ def what(entry: Entry, state: AuthorityState) -> str:
             return f"admin key {short(entry.admin_id)} revoked"
         case Policy():
             return f"lowest protocol version {entry.min_version}"
+        case Approve():
+            name = open_request(entry.request, door_of(state.swarm_id)).name
+            return f"{name} approved as {', '.join(entry.roles)}"
+        case Renew():
+            return f"{name_of(state, entry.node_id)} renewed for {CREDENTIAL_DAYS} d"
 
 
 def by_whom(entry: Entry, signers: Sequence[NodeId]) -> str:
-    """Whose key stands behind an entry: an admin's, or a token's."""
+    """Whose key stands behind an entry: an admin's, a token's, or the node's own."""
     if isinstance(entry, Admit):
         return f"token {short(entry.token_id)}"
+    if isinstance(entry, Renew):
+        return f"node {short(entry.node_id)}"
     return f"admin {short(signers[0])}"
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from swarmd.config import Config, StartMode
 
 TOKEN_VARIABLE: Final = "SWARMD_JOIN_TOKEN"
+# What --join stands for alone; nobody can type it.
+_WITHOUT_TOKEN: Final = "\0"
 _TOKEN_FILE_BYTES_MAX: Final = 64 * 1024
 # Flag -> the setting it gives.
 _SHORTCUTS: Final = {
@@ -66,6 +68,7 @@ class DaemonGroup(SwarmGroup):
         "swarmd --init lab                  # first host",
         "swarmd --join -                    # other hosts: asks for the token",
         "swarmd --join @token --seed host1  # where multicast does not reach",
+        "swarmd --join                      # without a token: an admin approves it",
         "swarmd                             # from then on",
     ],
 )
@@ -74,8 +77,16 @@ class DaemonGroup(SwarmGroup):
     "--join",
     "join",
     metavar="TOKEN",
+    is_flag=False,
+    flag_value=_WITHOUT_TOKEN,
     help="Join a swarm: - reads the token from standard input, @FILE from a file. "
-    f"[{TOKEN_VARIABLE}]",
+    f"Without TOKEN, wait until an admin approves this node. [{TOKEN_VARIABLE}]",
+)
+@click.option(
+    "--swarm",
+    metavar="FINGERPRINT",
+    default="",
+    help="With --join alone: the swarm to join, as `swarmctl status` shows it there.",
 )
 @click.option("--config", "file", type=click.Path(path_type=Path), help="Read this TOML file.")
 @click.option("--node-name", metavar="NAME", help="Name of this node; default: the host's.")
@@ -94,6 +105,7 @@ class DaemonGroup(SwarmGroup):
 def swarmd(
     init: str | None,
     join: str | None,
+    swarm: str,
     file: Path | None,
     settings: tuple[str, ...],
     **shortcuts: Any,
@@ -113,7 +125,7 @@ def swarmd(
         if init is not None or join is not None:
             raise click.UsageError("--init and --join run the daemon: give no command with them")
         return 0
-    return _run(loaded, start_mode(init, join))
+    return _run(loaded, start_mode(init, join, swarm))
 
 
 def _flags(settings: tuple[str, ...], shortcuts: dict[str, Any]) -> dict[str, Any]:
@@ -130,22 +142,28 @@ def _flags(settings: tuple[str, ...], shortcuts: dict[str, Any]) -> dict[str, An
     return flags
 
 
-def start_mode(init: str | None, join: str | None) -> StartMode:
+def start_mode(init: str | None, join: str | None, swarm: str = "") -> StartMode:
     """What to start as. Reads the token from where the user put it.
 
     Raises:
         TokenRefused: there is no token where it was said to be.
     """
-    from swarmd.config import Init, Join, Resume
+    from swarmd.config import Ask, Init, Join, Resume
 
     if init is not None and join is not None:
         raise click.UsageError("--init makes a swarm, --join enters one: give one of the two")
+    token = os.environ.get(TOKEN_VARIABLE, "").strip()
+    if swarm and (join != _WITHOUT_TOKEN or token):
+        raise click.UsageError(
+            "--swarm goes with --join alone: a token names its swarm, and --init makes one"
+        )
     if init is not None:
         return Init(init)
-    if join is not None:
+    if join is not None and join != _WITHOUT_TOKEN:
         return Join(_read_token(join))
-    token = os.environ.get(TOKEN_VARIABLE, "").strip()
-    return Join(token) if token else Resume()
+    if token:
+        return Join(token)
+    return Resume() if join is None else Ask(swarm)
 
 
 def _read_token(given: str) -> str:

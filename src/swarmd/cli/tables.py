@@ -106,6 +106,11 @@ def ago(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def time_left(left_ms: float) -> str:
+    """How long a credential is good for."""
+    return ago(left_ms / 1000) if left_ms > 0 else "expired"
+
+
 def size(count: int) -> str:
     """Bytes in the unit that reads best."""
     if count < 1024:

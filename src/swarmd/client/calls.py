@@ -160,6 +160,15 @@ class Client(RecipeCalls):
         """Put a signed authority entry forward. Repeating it is harmless."""
         return self._call("POST", "/authority", {"entry": entry}, kind=dict[str, Any], safe=True)
 
+    def join_requests(self) -> shapes.JoinRequests:
+        """Nodes that ask to join without a token, at whichever member."""
+        return self._get("/join-requests", shapes.JoinRequests)
+
+    def deny_join_request(self, fingerprint: str) -> shapes.Done:
+        """Have every member refuse the node with this fingerprint, given whole, for an hour."""
+        body = {"fingerprint": fingerprint}
+        return self._call("POST", "/join-requests/deny", body, kind=shapes.Done, safe=True)
+
     # ---- the strong store ------------------------------------------------------------
 
     def raft_status(self) -> shapes.RaftStatus:

@@ -14,6 +14,7 @@ from swarmd.gateway.context import ApiRoute, Context
 from swarmd.gateway.http import drain, error_answer, refuse_browsers
 from swarmd.gateway.routes.access import AccessRoutes
 from swarmd.gateway.routes.agents import AgentRoutes
+from swarmd.gateway.routes.approval import ApprovalRoutes
 from swarmd.gateway.routes.authority import Authority
 from swarmd.gateway.routes.cluster import Cluster
 from swarmd.gateway.routes.jobs import JobRoutes
@@ -46,6 +47,7 @@ class Api:
             *TaskRoutes(context).routes(),
             *Cluster(context).routes(),
             *Authority(context).routes(),
+            *ApprovalRoutes(context).routes(),
             *Kv(context).routes(),
             *KeyStreams(context).routes(),
             *LeaseRoutes(context).routes(),

@@ -21,6 +21,9 @@ FREE_BYTES_WARN: Final = 1024 * MIB
 FREE_BYTES_FAIL: Final = 64 * MIB
 SKEW_WARN_S: Final = 2.0
 SKEW_FAIL_S: Final = 60.0
+# A credential is renewed at half of its 30 days: with a quarter left, that has failed.
+_DAY_MS: Final = 86_400_000
+CREDENTIAL_WARN_MS: Final = 15 * _DAY_MS // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class NodeFacts:
     coordinator: str
     may_lose: int
     next_loss: str
+    credential_left_ms: int | None = None
+    """In store time; None if it is unknown."""
 
 
 def examine(facts: NodeFacts) -> list[Check]:
@@ -77,6 +82,7 @@ def examine(facts: NodeFacts) -> list[Check]:
         *_seeds(facts),
         _peers(facts),
         _quorum(facts),
+        *_credential(facts),
         firewall(facts.local),
     ]
 
@@ -300,6 +306,35 @@ def _quorum(facts: NodeFacts) -> Check:
             advice="from three nodes on, any one may be lost",
         )
     return Check(name="quorum", verdict=OK, finding=finding)
+
+
+def _credential(facts: NodeFacts) -> list[Check]:
+    left_ms = facts.credential_left_ms
+    if left_ms is None:
+        return []
+    name = "credential"
+    if left_ms <= 0:
+        return [
+            Check(
+                name=name,
+                verdict=FAIL,
+                finding="expired: members talk to this node only if it is a voter",
+                advice="it renews itself once it reaches a member, and a majority of the voters "
+                "answers there: see the other checks, or name a member with mesh.seeds",
+            )
+        ]
+    finding = f"good for {left_ms / _DAY_MS:.0f} d more"
+    if left_ms < CREDENTIAL_WARN_MS:
+        return [
+            Check(
+                name=name,
+                verdict=WARN,
+                finding=f"{finding}, and should have been renewed by now",
+                advice="it renews itself once a majority of the voters answers: the log of the "
+                "daemon says why it does not (`credential ... not renewed`)",
+            )
+        ]
+    return [Check(name=name, verdict=OK, finding=f"{finding}; it is renewed at half of its life")]
 
 
 def firewall(facts: LocalFacts) -> Check:

@@ -21,7 +21,9 @@ from swarmd.gateway.access.service import Access
 from swarmd.gateway.config import GatewayConfig
 from swarmd.identity.authority import Admission
 from swarmd.identity.epochs import Chain
+from swarmd.identity.fingerprints import Fingerprint
 from swarmd.identity.genesis import Genesis
+from swarmd.mesh.approval.messages import Waiting
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.link import Link
 from swarmd.mesh.swim.events import Member
@@ -72,7 +74,23 @@ class SeedReport(Protocol):
     def problem(self) -> str: ...
 
 
+class Waiters(Protocol):
+    """See `mesh.approval.service.Listed`."""
+
+    @property
+    def waiting(self) -> Sequence[tuple[NodeId, Waiting]]: ...
+    @property
+    def missing(self) -> Sequence[NodeId]: ...
+
+
+class Approvals(Protocol):
+    async def waiting(self) -> Waiters: ...
+    async def deny(self, fingerprint: Fingerprint) -> tuple[bool, Sequence[NodeId]]: ...
+
+
 class Mesh(Protocol):
+    @property
+    def approvals(self) -> Approvals: ...
     @property
     def link(self) -> Link: ...
     @property
@@ -96,6 +114,15 @@ class Trust(Protocol):
     def certificate(self) -> bytes: ...
     @property
     def epochs(self) -> Chain | None: ...
+    def known(self, node_id: NodeId) -> Admission | None:
+        """Expired or not."""
+        ...
+
+    @property
+    def now_ms(self) -> int:
+        """Store time, as late as it is known to be here."""
+        ...
+
     async def changed(self, version: int) -> object: ...
     async def settled(self) -> Chain:
         """The epochs, once the voters of the newest certify what counts."""
@@ -437,6 +464,14 @@ class Services:
         if not store_ms or self.store is None:
             return store_ms
         return store_ms + self.clock.wall_ms() - self.store.store_time_ms()
+
+    def credential_left_ms(self, node_id: bytes) -> int | None:
+        """Until a member's credential expires, in store time; None if it has none here."""
+        admission = None if self.trust is None else self.trust.known(NodeId(node_id))
+        if admission is None or self.trust is None:
+            return None
+        store_ms = 0 if self.store is None else self.store.store_time_ms()
+        return max(0, admission.expires_ms - max(self.trust.now_ms, store_ms))
 
     def name_of(self, node_id: bytes) -> str:
         """The member's name; a short id if it is not known here."""

@@ -150,6 +150,8 @@ class Status(Struct, frozen=True, kw_only=True):
     swarm: str = ""
     """Empty: in no swarm yet."""
     swarm_id: str = ""
+    swarm_fingerprint: str = ""
+    """In hex: what who joins without a token compares."""
     reason: str = ""
     """Why it is not ready."""
     alive: int = 0
@@ -182,6 +184,32 @@ class MemberInfo(Struct, frozen=True, kw_only=True):
     coordinator: bool = False
     itself: bool = False
     """The node that answered."""
+    credential_left_s: float | None = None
+    """Until its credential expires, in the store's time; 0 once it has, None if unknown."""
+
+
+class JoinRequestInfo(Struct, frozen=True, kw_only=True):
+    """A node that waits to be approved. Its own key signed `request`, the name in it."""
+
+    fingerprint: str
+    """In hex."""
+    words: str
+    name: str
+    address: str
+    """Where it asked from last."""
+    waited_s: float
+    silent_s: float
+    """Since it asked last; after ten minutes it is forgotten."""
+    asked: list[str]
+    """Members that it asked."""
+    request: bytes
+
+
+class JoinRequests(Struct, frozen=True, kw_only=True):
+    waiting: list[JoinRequestInfo]
+    """The one that waits longest first."""
+    missing: list[str] = []
+    """Members that did not answer in time."""
 
 
 class SettingInfo(Struct, frozen=True, kw_only=True):

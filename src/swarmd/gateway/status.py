@@ -12,6 +12,7 @@ from swarmd.base.errors import SwarmError
 from swarmd.base.ids import NodeId, short, to_text
 from swarmd.gateway import shapes
 from swarmd.gateway.services import Services
+from swarmd.identity.fingerprints import door_of, fingerprint_of_swarm
 from swarmd.mesh.addresses import format_address
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
@@ -50,6 +51,7 @@ async def status(services: Services) -> shapes.Status:
         reason=reason,
         swarm=services.trust.genesis.name if services.trust is not None else "",
         swarm_id=to_text(services.trust.swarm_id) if services.trust is not None else "",
+        swarm_fingerprint=_fingerprint(services),
         alive=len(alive),
         total=len(present),
         coordinator=services.name_of(coordinator) if coordinator else "",
@@ -61,6 +63,13 @@ async def status(services: Services) -> shapes.Status:
         api_fingerprint=services.listening.fingerprint(),
         notes=notes + ([f"store: {store.detail}"] if store is not None and store.detail else []),
     )
+
+
+def _fingerprint(services: Services) -> str:
+    """The swarm's fingerprint; empty without a swarm."""
+    if services.trust is None:
+        return ""
+    return fingerprint_of_swarm(door_of(services.trust.swarm_id)).raw.hex()
 
 
 def store_status(services: Services) -> shapes.StoreStatus | None:
@@ -144,6 +153,11 @@ def members(services: Services) -> list[shapes.MemberInfo]:
             voter=one.node_id in voters,
             coordinator=one.node_id == coordinator,
             itself=one.node_id == services.node_id,
+            credential_left_s=_seconds(services.credential_left_ms(one.node_id)),
         )
         for one in mesh.membership.members()
     ]
+
+
+def _seconds(left_ms: int | None) -> float | None:
+    return None if left_ms is None else left_ms / 1_000

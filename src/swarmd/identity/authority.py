@@ -9,6 +9,10 @@ never by a clock of this machine. One that does not pass raises and changes noth
 is already in the log, or admits who is already admitted, returns the record that did it: an
 answer may get lost, and asking again must be safe.
 
+A credential lives for 30 days of store time, which stands still while no coordinator is in
+office, and is renewed by its node from half of that on. What follows from its end is for those
+who serve to say (`mesh.trust`); to this log an expired node is a node as any other.
+
 Records form a hash chain that begins at the swarm id, so a head (height, hash) stands for
 everything before it. The chain shows what was admitted by whom; that it is the *newest* one
 is for whoever hands it over to prove.
@@ -37,10 +41,12 @@ from swarmd.identity.entries import (
     AddAdmin,
     AddToken,
     Admit,
+    Approve,
     Entry,
     Evict,
     Policy,
     Record,
+    Renew,
     RevokeAdmin,
     RevokeToken,
     SetRoles,
@@ -48,14 +54,18 @@ from swarmd.identity.entries import (
     encode_record,
     open_entry,
 )
+from swarmd.identity.fingerprints import door_of
 from swarmd.identity.genesis import Genesis
 from swarmd.identity.keys import is_certificate_of
+from swarmd.identity.requests import open_request
 from swarmd.identity.signing import verify_envelope
 from swarmd.identity.tokens import TOKEN_ROLES
 from swarmd.wire.envelope import Envelope
 
 CREDENTIAL_MS: Final = 30 * 24 * 3_600 * 1_000
 RECORDS_MAX: Final = 100_000
+# The last tenth of the log is for what people sign. Who cannot renew does not expire.
+RENEWALS_UP_TO: Final = 90_000
 TOKENS_MAX: Final = 10_000
 ADMINS_MAX: Final = 64
 MEMBER_ROLES: Final = frozenset(role for roles in TOKEN_ROLES.values() for role in roles)
@@ -75,6 +85,11 @@ class Admission:
     not_before_ms: int
     expires_ms: int
     evicted: bool = False
+
+    @property
+    def renewable_ms(self) -> int:
+        """Store time from which its node may renew it: half of its life."""
+        return (self.not_before_ms + self.expires_ms) // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +138,10 @@ class AuthorityState:
         """Up to `limit` records above `height`, in order."""
         return self._records[max(0, height) : max(0, height) + limit]
 
+    def is_expired(self, admission: Admission, now_ms: int) -> bool:
+        """Is the life of a credential over at store time `now_ms`?"""
+        return admission.expires_ms <= now_ms and len(self._records) < RENEWALS_UP_TO
+
     def apply(self, raw_entry: bytes, store_time_ms: int) -> Record:
         """Judge an entry and, if it passes, append it.
 
@@ -142,8 +161,8 @@ class AuthorityState:
             return decode_record(self._records[known - 1])
         now_ms = max(store_time_ms, self.store_time_ms)
         self._verify(envelope, entry)
-        if isinstance(entry, Admit):
-            before = self._admitted_before(entry)
+        if isinstance(entry, Admit | Approve):
+            before = self._admitted_before(self._public_of(entry))
             if before is not None:
                 return before
         if len(self._records) >= RECORDS_MAX:
@@ -218,11 +237,20 @@ class AuthorityState:
             if len(verify_envelope(envelope, self.swarm_id, keys)) != len(keys):
                 raise BadSignature("an admission needs the token's signature and the node's own")
             return
+        if isinstance(entry, Renew):
+            mine = self._member(entry.node_id)
+            verify_envelope(envelope, self.swarm_id, {bytes(mine.node_id): mine.public})
+            return
         admins: dict[bytes, bytes] = {bytes(key): public for key, public in self.admins.items()}
         verify_envelope(envelope, self.swarm_id, admins)
 
-    def _admitted_before(self, entry: Admit) -> Record | None:
-        node_id = node_id_of(entry.public)
+    def _public_of(self, entry: Admit | Approve) -> bytes:
+        if isinstance(entry, Admit):
+            return entry.public
+        return open_request(entry.request, door_of(self.swarm_id)).public
+
+    def _admitted_before(self, public: bytes) -> Record | None:
+        node_id = node_id_of(public)
         admission = self.admissions.get(node_id)
         if admission is None:
             return None
@@ -266,17 +294,8 @@ class AuthorityState:
         check_name(entry.name, "node")
         if not is_certificate_of(entry.public, entry.certificate_der):
             raise BadSignature("the certificate is not the one that the node's key makes")
-        if len(self.admissions) >= MEMBERS_MAX:
-            raise TooLarge(f"the swarm has had {MEMBERS_MAX} nodes")
-        admission = Admission(
-            node_id=node_id_of(entry.public),
-            public=entry.public,
-            name=entry.name,
-            certificate_der=entry.certificate_der,
-            roles=entry.roles,
-            height=len(self._records) + 1,
-            not_before_ms=now_ms,
-            expires_ms=now_ms + CREDENTIAL_MS,
+        admission = self._admission(
+            entry.public, entry.name, entry.certificate_der, entry.roles, now_ms
         )
         used = replace(token, uses_left=token.uses_left - 1)
 
@@ -286,11 +305,28 @@ class AuthorityState:
 
         return change
 
+    def _judge_approve(self, entry: Approve, now_ms: int) -> Callable[[], None]:
+        request = open_request(entry.request, door_of(self.swarm_id))
+        self._check_roles(entry.roles)
+        admission = self._admission(
+            request.public, request.name, request.certificate_der, entry.roles, now_ms
+        )
+        return lambda: self.admissions.update({admission.node_id: admission})
+
+    def _judge_renew(self, entry: Renew, now_ms: int) -> Callable[[], None]:
+        admission = self._member(entry.node_id)
+        if entry.expires_ms != admission.expires_ms:
+            raise Conflict("the credential was renewed since this was asked for")
+        if now_ms < admission.renewable_ms:
+            raise Conflict("a credential is renewed when half of its life is over, and no earlier")
+        if len(self._records) >= RENEWALS_UP_TO:
+            raise TooLarge("the authority log has no room for renewals; nothing expires any more")
+        renewed = replace(admission, not_before_ms=now_ms, expires_ms=now_ms + CREDENTIAL_MS)
+        return lambda: self.admissions.update({renewed.node_id: renewed})
+
     def _judge_set_roles(self, entry: SetRoles, now_ms: int) -> Callable[[], None]:
         admission = self._member(entry.node_id)
-        unknown = sorted(set(entry.roles) - MEMBER_ROLES)
-        if unknown:
-            raise MalformedMessage(f"an entry with the unknown role {unknown[0]!r}")
+        self._check_roles(entry.roles)
         changed = replace(admission, roles=entry.roles)
         return lambda: self.admissions.update({changed.node_id: changed})
 
@@ -329,6 +365,33 @@ class AuthorityState:
 
         return change
 
+    def _check_roles(self, roles: tuple[str, ...]) -> None:
+        unknown = sorted(set(roles) - MEMBER_ROLES)
+        if unknown:
+            raise MalformedMessage(f"an entry with the unknown role {unknown[0]!r}")
+
+    def _admission(
+        self,
+        public: bytes,
+        name: str,
+        certificate_der: bytes,
+        roles: tuple[str, ...],
+        now_ms: int,
+    ) -> Admission:
+        """That of a new node, by the next record. Raises TooLarge."""
+        if len(self.admissions) >= MEMBERS_MAX:
+            raise TooLarge(f"the swarm has had {MEMBERS_MAX} nodes")
+        return Admission(
+            node_id=node_id_of(public),
+            public=public,
+            name=name,
+            certificate_der=certificate_der,
+            roles=roles,
+            height=len(self._records) + 1,
+            not_before_ms=now_ms,
+            expires_ms=now_ms + CREDENTIAL_MS,
+        )
+
     def _member(self, node_id: bytes) -> Admission:
         admission = self.admissions.get(NodeId(node_id))
         if admission is None:
@@ -346,6 +409,8 @@ class AuthorityState:
         AddAdmin: _judge_add_admin,
         RevokeAdmin: _judge_revoke_admin,
         Policy: _judge_policy,
+        Approve: _judge_approve,
+        Renew: _judge_renew,
     }
 
 

@@ -1,9 +1,10 @@
 """What can be written into the authority log, and how an entry is signed.
 
-An entry is an envelope whose payload is one of the structs below. An admin signs all but
-`Admit`, which the token's key and the new node's own key sign together: the one shows that
-somebody was invited, the other that nobody else is admitted in its name. Each entry of an
-admin carries a nonce, so that no two are the same bytes and none can be played again.
+An entry is an envelope whose payload is one of the structs below. An admin signs all but two.
+`Admit` is signed by the token's key and the new node's own key together: the one shows that
+somebody was invited, the other that nobody else is admitted in its name. `Renew` is signed by
+the node whose credential it is. Each entry of an admin carries a nonce, so that no two are the
+same bytes and none can be played again.
 """
 
 from __future__ import annotations
@@ -85,7 +86,33 @@ class Policy(Message, frozen=True, tag=8):
     nonce: bytes
 
 
-Entry = AddToken | RevokeToken | Admit | SetRoles | Evict | AddAdmin | RevokeAdmin | Policy
+class Approve(Message, frozen=True, tag=9):
+    """Admit a node without a token: an admin signs the node's own request (`requests`)."""
+
+    request: bytes
+    roles: tuple[str, ...]
+    nonce: bytes
+
+
+class Renew(Message, frozen=True, tag=10):
+    """Go on for another life. It names the end that it replaces, and so serves once."""
+
+    node_id: bytes
+    expires_ms: int
+
+
+Entry = (
+    AddToken
+    | RevokeToken
+    | Admit
+    | SetRoles
+    | Evict
+    | AddAdmin
+    | RevokeAdmin
+    | Policy
+    | Approve
+    | Renew
+)
 
 ENTRIES: Final = Family(
     "authority",
@@ -97,6 +124,8 @@ ENTRIES: Final = Family(
     AddAdmin,
     RevokeAdmin,
     Policy,
+    Approve,
+    Renew,
     message_bytes_max=ENTRY_BYTES_MAX,
 )
 
@@ -205,8 +234,8 @@ def _flaw(entry: Entry) -> str | None:
         return f"{entry.uses} uses; a token has 1 to {TOKEN_USES_MAX}"
     if isinstance(entry, AddToken) and entry.expires_ms < 0:
         return "an expiry before the swarm began"
-    if isinstance(entry, Admit | SetRoles) and not 1 <= len(entry.roles) <= ROLES_MAX:
+    if isinstance(entry, Admit | SetRoles | Approve) and not 1 <= len(entry.roles) <= ROLES_MAX:
         return f"{len(entry.roles)} roles"
-    if isinstance(entry, Admit | SetRoles) and len(set(entry.roles)) != len(entry.roles):
+    if isinstance(entry, Admit | SetRoles | Approve) and len(set(entry.roles)) != len(entry.roles):
         return "a role named twice"
     return None

@@ -41,6 +41,11 @@ class MeshConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     # One address, in IPv6 one /64, may hold so many of them. Fewer leave more to others; more
     # suit many members behind one address.
     unproven_per_address_max: int = 16
+    # Let nodes without a token ask to join, for an admin to approve (`swarmctl node pending`).
+    # Off, strangers are not even told the swarm's name.
+    join_requests: bool = True
+    # How long `swarmd --join` without a token waits to be approved.
+    join_wait_s: float = 3_600.0
     # How often seeds and addresses found by multicast are tried while nobody answers there.
     seed_retry_s: float = 2.0
 
@@ -52,7 +57,7 @@ class MeshConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ConfigError("mesh.bind is empty; name at least one address to listen on")
         if not 0 < self.connect_timeout_s <= 5:
             raise ConfigError(f"mesh.connect_timeout_s is {self.connect_timeout_s}; at most 5")
-        for name in ("idle_close_s", "handshake_timeout_s", "seed_retry_s"):
+        for name in ("idle_close_s", "handshake_timeout_s", "join_wait_s", "seed_retry_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"mesh.{name} must be above 0")
         for name in ("unproven_connections_max", "unproven_per_address_max"):

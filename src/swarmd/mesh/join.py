@@ -29,7 +29,8 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,6 +60,7 @@ from swarmd.identity.keys import KEY_BYTES, SigningKey, verify
 from swarmd.identity.tls import JOIN_ALPN, join_context, peer_public_key
 from swarmd.identity.tokens import Token, is_later_history
 from swarmd.mesh.addresses import Address, format_address
+from swarmd.mesh.approval.porch import Porch
 from swarmd.mesh.history import History, Shower
 from swarmd.mesh.join_frames import (
     STEP_TIMEOUT_S,
@@ -66,6 +68,7 @@ from swarmd.mesh.join_frames import (
     Challenge,
     Frames,
     Hello,
+    Knock,
     Request,
     close_stream,
 )
@@ -152,8 +155,8 @@ async def join_swarm(
         closed = any(isinstance(error, ClosedAtOnce) for _, error in failures)
         spent_s = trio.current_time() - began
         if not ((crowded and spent_s < CROWDED_S) or (closed and spent_s < CLOSED_S)):
-            raise _worst_of(failures)
-        await trio.sleep(_jitter() * _CROWDED_PAUSE_S)
+            raise worst_of(failures)
+        await trio.sleep(jitter() * _CROWDED_PAUSE_S)
 
 
 class ClosedAtOnce(Unreachable):
@@ -169,12 +172,12 @@ def _was_closed(error: BaseException) -> bool:
     )
 
 
-def _jitter() -> float:
+def jitter() -> float:
     """From 0.5 to 1.5, so that those who came together do not come again together."""
     return 0.5 + int.from_bytes(os.urandom(2), "big") / 65_536
 
 
-def _worst_of(failures: list[tuple[Address, SwarmError]]) -> SwarmError:
+def worst_of(failures: list[tuple[Address, SwarmError]]) -> SwarmError:
     """One error that tells all: of the class that says most about what to do."""
 
     def weight(failure: tuple[Address, SwarmError]) -> int:
@@ -189,12 +192,23 @@ def _worst_of(failures: list[tuple[Address, SwarmError]]) -> SwarmError:
 
 
 async def _join_at(address: Address, token: Token, key: SigningKey, name: str) -> JoinResult:
+    async with calling(address) as stream:
+        return await _Joiner(stream, token, key, name).run()
+
+
+@asynccontextmanager
+async def calling(address: Address) -> AsyncIterator[TlsStream]:
+    """A connection to ask for admission on, for as long as the block runs; 60 s at most.
+
+    Raises Unreachable, TimedOut.
+    """
     raw = await _connect(address)
     stream: TlsStream = trio.SSLStream(raw, join_context())
     try:
-        with trio.move_on_after(SESSION_TIMEOUT_S):
-            return await _Joiner(stream, token, key, name).run()
-        raise TimedOut(f"joining took more than {SESSION_TIMEOUT_S:.0f} s")
+        with trio.move_on_after(SESSION_TIMEOUT_S) as scope:
+            yield stream
+        if scope.cancelled_caught:
+            raise TimedOut(f"joining took more than {SESSION_TIMEOUT_S:.0f} s")
     finally:
         await trio.aclose_forcefully(stream)
 
@@ -208,23 +222,25 @@ async def _connect(address: Address) -> trio.SocketStream:
         raise Unreachable(f"cannot connect: {why}") from error
 
 
-class _Joiner:
-    """One attempt at one address."""
+class Visitor:
+    """One attempt at one address. Subclasses say what to ask, and what they know of the swarm."""
 
-    def __init__(self, stream: TlsStream, token: Token, key: SigningKey, name: str) -> None:
+    def __init__(self, stream: TlsStream, key: SigningKey) -> None:
         self._stream = stream
         self._frames = Frames(stream)
-        self._token = token
         self._key = key
-        self._name = name
         self._nonce = os.urandom(NONCE_BYTES)
 
-    async def run(self) -> JoinResult:
-        server_public = await self._shake_hands()
-        await self._frames.send(self._hello(server_public))
-        challenge = await self._frames.expect(Challenge)
-        history = await self._verify(challenge, server_public)
-        await self._frames.send(Request(self._request(challenge.nonce)))
+    def _check_swarm(self, genesis: Genesis, height: int) -> None:
+        """Raise Untrusted unless this is the swarm, and its history is long enough."""
+        raise NotImplementedError
+
+    def _check_history(self, history: History) -> None:
+        """Raise Untrusted unless this is the swarm's history, as far as is known of it."""
+        raise NotImplementedError
+
+    async def _be_welcomed(self, history: History) -> JoinResult:
+        """Take what follows once the swarm has let this node in."""
         accepted = await self._frames.expect(
             Accepted, timeout_s=ADMIT_TIMEOUT_S + 2 * STEP_TIMEOUT_S
         )
@@ -256,6 +272,53 @@ class _Joiner:
             raise Untrusted("what answers there does not admit nodes")
         return public
 
+    async def _verify(self, challenge: Challenge, server_public: bytes) -> History:
+        """The history that this server showed, once it proved what it must."""
+        genesis = decode_genesis(challenge.genesis)
+        self._check_swarm(genesis, challenge.height)
+        history = History(self._frames, AuthorityState(genesis), Chain(genesis))
+        await history.read(challenge.epochs, challenge.height, challenge.certificate)
+        self._check_history(history)
+        server_id = node_id_of(server_public)
+        server = history.state.admissions.get(server_id)
+        if challenge.node_public != server_public or server is None or server.evicted:
+            raise Untrusted(f"its key {short(server_id)} is not one of a member of the swarm")
+        if len(challenge.nonce) != NONCE_BYTES:
+            raise MalformedMessage("its nonce has the wrong length")
+        return history
+
+
+class _Joiner(Visitor):
+    """One attempt with a token."""
+
+    def __init__(self, stream: TlsStream, token: Token, key: SigningKey, name: str) -> None:
+        super().__init__(stream, key)
+        self._token = token
+        self._name = name
+
+    async def run(self) -> JoinResult:
+        server_public = await self._shake_hands()
+        await self._frames.send(self._hello(server_public))
+        challenge = await self._frames.expect(Challenge)
+        history = await self._verify(challenge, server_public)
+        await self._frames.send(Request(self._request(challenge.nonce)))
+        return await self._be_welcomed(history)
+
+    def _check_swarm(self, genesis: Genesis, height: int) -> None:
+        token = self._token
+        if genesis.swarm_id != token.swarm_id:
+            raise Untrusted("it belongs to another swarm than the token")
+        if height < token.head_height:
+            raise Untrusted(
+                f"it knows only {height} of the {token.head_height} changes that the "
+                "swarm had when the token was made: it is out of date or not honest"
+            )
+
+    def _check_history(self, history: History) -> None:
+        token = self._token
+        if not is_later_history(token, history.state.hash_at(token.head_height), history.chain):
+            raise Untrusted("its history is not the one in which the token was made")
+
     def _hello(self, server_public: bytes) -> Hello:
         swarm_id = self._token.swarm_id
         covered = _proof_bytes(
@@ -269,30 +332,6 @@ class _Joiner:
             node_public=self._key.public,
             proof=self._token.key.sign(covered),
         )
-
-    async def _verify(self, challenge: Challenge, server_public: bytes) -> History:
-        """The history that this server showed, once it proved what it must."""
-        token = self._token
-        genesis = decode_genesis(challenge.genesis)
-        if genesis.swarm_id != token.swarm_id:
-            raise Untrusted("it belongs to another swarm than the token")
-        if challenge.height < token.head_height:
-            raise Untrusted(
-                f"it knows only {challenge.height} of the {token.head_height} changes that the "
-                "swarm had when the token was made: it is out of date or not honest"
-            )
-        history = History(self._frames, AuthorityState(genesis), Chain(genesis))
-        await history.read(challenge.epochs, challenge.height, challenge.certificate)
-        state = history.state
-        if not is_later_history(token, state.hash_at(token.head_height), history.chain):
-            raise Untrusted("its history is not the one in which the token was made")
-        server_id = node_id_of(server_public)
-        server = state.admissions.get(server_id)
-        if challenge.node_public != server_public or server is None or server.evicted:
-            raise Untrusted(f"its key {short(server_id)} is not one of a member of the swarm")
-        if len(challenge.nonce) != NONCE_BYTES:
-            raise MalformedMessage("its nonce has the wrong length")
-        return history
 
     def _request(self, server_nonce: bytes) -> bytes:
         entry = Admit(
@@ -317,6 +356,8 @@ async def serve_join(
     *,
     admit: Admitter,
     seeds: Callable[[], Sequence[Address]],
+    porch: Porch,
+    host: str,
 ) -> None:
     """Serve one joiner on a stream that shook hands on `JOIN_ALPN`, and close it.
 
@@ -327,13 +368,24 @@ async def serve_join(
         admit: brings a signed admission into the log, or raises a SwarmError, which the joiner
             is told.
         seeds: addresses of members, for the joiner to find them.
+        porch: hears those that show no token, and members that renew.
+        host: where the joiner connects from.
     """
     frames = Frames(stream)
     server = _Server(frames, trust, node_public, admit)
     try:
         with trio.move_on_after(SESSION_TIMEOUT_S):
             try:
-                joiner = await server.admit_one()
+                first = await frames.expect_any(Hello, Knock, bytes_max=HELLO_BYTES_MAX)
+                if isinstance(first, Hello):
+                    joiner = await server.admit_one(first)
+                else:
+                    assert isinstance(first, Knock)
+                    heard = await porch.hear(frames, first, host, server.put_forward)
+                    if heard is None:
+                        return
+                    joiner = heard
+                    await server.challenge()
                 await server.welcome(joiner, seeds()[:SEEDS_MAX])
             except SwarmError as error:
                 DROPPED.labels("join", error.code).inc()
@@ -353,7 +405,7 @@ async def turn_away(stream: TlsStream) -> None:
     frames = Frames(stream)
     try:
         # Its hello is taken first: closed on unread bytes, TCP would take the answer back.
-        await frames.expect(Hello, bytes_max=HELLO_BYTES_MAX)
+        await frames.expect_any(Hello, Knock, bytes_max=HELLO_BYTES_MAX)
         await frames.refuse(Busy("as many nodes are joining here as may at once"))
     except SwarmError:
         DROPPED.labels("join", "gone").inc()
@@ -369,10 +421,8 @@ class _Server:
         self._admit = admit
         self._shower = Shower(frames, trust)
 
-    async def admit_one(self) -> NodeId:
-        """Hear one joiner out and admit it. Raises SwarmError with what to tell it."""
-        hello = await self._frames.expect(Hello, bytes_max=HELLO_BYTES_MAX)
-        self._check_hello(hello)
+    async def challenge(self) -> bytes:
+        """Show the swarm's history; the nonce that went with it."""
         nonce = os.urandom(NONCE_BYTES)
         genesis = encode_genesis(self._trust.genesis)
         shown = await self._shower.what_is_new()
@@ -380,19 +430,34 @@ class _Server:
             Challenge(nonce, self._public, genesis, shown.epochs, shown.height, shown.certificate)
         )
         await self._shower.show(shown)
+        return nonce
+
+    async def admit_one(self, hello: Hello) -> NodeId:
+        """Hear one joiner out and admit it. Raises SwarmError with what to tell it."""
+        self._check_hello(hello)
+        nonce = await self.challenge()
         request = await self._frames.expect(
             Request, timeout_s=SESSION_TIMEOUT_S, bytes_max=REQUEST_BYTES_MAX
         )
         self._check_request(request, hello, nonce)
         joiner = node_id_of(hello.node_public)
+        # Its admission must count here before the joiner calls as a member.
+        await self.put_forward(request.entry, lambda: self._trust.known(joiner) is not None)
+        return joiner
+
+    async def put_forward(self, entry: bytes, counts: Callable[[], bool]) -> None:
+        """Have the log decide on an entry, and wait until what it decided counts here.
+
+        Raises:
+            Unavailable: it took too long.
+            SwarmError: the entry was refused.
+        """
         with trio.move_on_after(ADMIT_TIMEOUT_S) as scope:
-            await self._admit(request.entry)
-            # Its admission must count here before the joiner calls as a member.
-            while self._trust.admission(joiner) is None:
+            await self._admit(entry)
+            while not counts():
                 await self._trust.changed(self._trust.version)
         if scope.cancelled_caught:
-            raise Unavailable("the swarm did not decide in time; join again")
-        return joiner
+            raise Unavailable("the swarm did not decide in time; ask again")
 
     async def welcome(self, joiner: NodeId, seeds: Sequence[Address]) -> None:
         """Tell an admitted joiner what it needs to start."""
@@ -421,7 +486,7 @@ class _Server:
                 f"this swarmd speaks protocol version {hello.version}, and the swarm takes "
                 f"{self._trust.min_version} or above: upgrade it"
             )
-        if self._trust.admission(node_id_of(hello.node_public)) is None:
+        if self._trust.known(node_id_of(hello.node_public)) is None:
             check_token(token, self._trust.store_time_ms)
 
     def _check_request(self, request: Request, hello: Hello, nonce: bytes) -> None:

@@ -68,6 +68,70 @@ class Refused(Message, frozen=True, tag=7):
     message: str
 
 
+class Knock(Message, frozen=True, tag=8):
+    """Who is there? From one that shows no token."""
+
+    version: int
+    nonce: bytes
+
+
+class Door(Message, frozen=True, tag=9):
+    """What a stranger is told: `door` stands for the swarm (`identity.fingerprints`)."""
+
+    nonce: bytes
+    door: bytes
+    swarm: str
+
+
+class Petition(Message, frozen=True, tag=10):
+    """Let me in: `request` is as `identity.requests` makes it, the proof is for this connection.
+
+    Answered by `Waiting`, or, once it was approved, by `Challenge` and what follows it.
+    """
+
+    request: bytes
+    public: bytes
+    proof: bytes
+
+
+class Waiting(Message, frozen=True, tag=11):
+    """An admin has to approve it: ask again after `again_s`."""
+
+    again_s: float
+
+
+class Renewal(Message, frozen=True, tag=12):
+    """Put my entry `Renew` forward. Answered by `Credential`."""
+
+    entry: bytes
+    public: bytes
+    proof: bytes
+
+
+class Credential(Message, frozen=True, tag=13):
+    """When the sender of a `Renewal` expires; not `renewed` if its entry named another end."""
+
+    expires_ms: int
+    renewed: bool
+
+
+class Behind(Message, frozen=True, tag=14):
+    """Show me what came after record `height` and epoch `epoch`; from a member that slept."""
+
+    height: int
+    epoch: int
+    public: bytes
+    proof: bytes
+
+
+class Ahead(Message, frozen=True, tag=15):
+    """`Epochs` and `Records` follow, as with `Challenge`."""
+
+    epochs: int
+    height: int
+    certificate: bytes
+
+
 JOIN: Final = Family(
     "join",
     Hello,
@@ -77,6 +141,14 @@ JOIN: Final = Family(
     Accepted,
     Epochs,
     Refused,
+    Knock,
+    Door,
+    Petition,
+    Waiting,
+    Renewal,
+    Credential,
+    Behind,
+    Ahead,
     alpn=JOIN_ALPN,
     message_bytes_max=FRAME_BYTES_MAX,
     format_number=3,  # What the voters certified comes with the challenge.
@@ -116,17 +188,29 @@ class Frames:
             MalformedMessage: something else came.
             SwarmError: the other side refused, by its code.
         """
+        message = await self.expect_any(kind, timeout_s=timeout_s, bytes_max=bytes_max)
+        assert isinstance(message, kind)
+        return message
+
+    async def expect_any(
+        self,
+        *kinds: type[Message],
+        timeout_s: float = STEP_TIMEOUT_S,
+        bytes_max: int = FRAME_BYTES_MAX,
+    ) -> Message:
+        """As `expect`, where one of several may come."""
         try:
             with trio.fail_after(timeout_s):
-                message = JOIN.decode(await self._next_frame(bytes_max))
+                message: Message = JOIN.decode(await self._next_frame(bytes_max))
         except trio.TooSlowError as error:
             raise TimedOut("the other side said nothing while joining") from error
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise Unreachable("the connection broke while joining") from error
         if isinstance(message, Refused):
             raise from_code(message.code, _printable(message.message))
-        if not isinstance(message, kind):
-            raise MalformedMessage(f"{type(message).__name__} came instead of {kind.__name__}")
+        if not isinstance(message, kinds):
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise MalformedMessage(f"{type(message).__name__} came instead of {expected}")
         return message
 
     async def refuse(self, error: SwarmError) -> None:

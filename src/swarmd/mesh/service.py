@@ -27,6 +27,9 @@ from swarmd.base.ids import NodeId, short
 from swarmd.base.rng import Rng, derive
 from swarmd.identity.keys import SigningKey, verify
 from swarmd.mesh.addresses import Address, AddressBook
+from swarmd.mesh.approval.porch import Porch
+from swarmd.mesh.approval.service import Approvals
+from swarmd.mesh.approval.table import WaitingTable
 from swarmd.mesh.config import DEFAULT_PORT, MeshConfig
 from swarmd.mesh.discovery.mdns import InterfaceReport, Mdns, find, open_mdns, swarm_hint
 from swarmd.mesh.discovery.static import parse_address, resolve
@@ -41,7 +44,7 @@ from swarmd.mesh.sockets import (
 )
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.service import Membership, MemberState, Meta, open_membership
-from swarmd.mesh.transports.carriers import TlsStream
+from swarmd.mesh.transports.carriers import TlsStream, host_of
 from swarmd.mesh.transports.roster import admitted
 from swarmd.mesh.transports.streams import Streams, open_streams
 from swarmd.mesh.transports.udp import Datagrams, open_datagrams
@@ -96,8 +99,8 @@ class RumourSigner:
 class _JoinDesk:
     """Admits joiners once the strong store is open."""
 
-    def __init__(self, trust: Trust, key: SigningKey) -> None:
-        self._trust, self._key = trust, key
+    def __init__(self, trust: Trust, key: SigningKey, porch: Porch) -> None:
+        self._trust, self._key, self._porch = trust, key, porch
         self._admit: Admitter = _not_ready
         self.seeds: Callable[[], Sequence[Address]] = tuple
 
@@ -115,6 +118,8 @@ class _JoinDesk:
             self._key.public,
             admit=self._admit,
             seeds=self.seeds,
+            porch=self._porch,
+            host=host_of(stream.transport_stream),
         )
 
 
@@ -153,8 +158,10 @@ class Mesh:
         own: frozenset[Address],
         port: int,
         desk: _JoinDesk,
+        approvals: Approvals,
     ) -> None:
         self.link: Link = streams
+        self.approvals = approvals
         self.membership = membership
         self.addresses = addresses
         self.local_addresses = local_addresses
@@ -195,6 +202,12 @@ class Mesh:
         """Try addresses of members that somebody named, as often as the configured seeds."""
         for address in addresses:
             self._note_hint(address, lasting=True)
+
+    def possible_addresses(self) -> list[Address]:
+        """Where members may be, as far as anything known here tells; none of it is trusted."""
+        heard = [self.addresses.lookup(x.node_id)[:2] for x in self.membership.members()]
+        told = [address for some in heard for address in some]
+        return [one for one in dict.fromkeys([*told, *self._hints]) if one not in self._own]
 
     async def leave(self, how: Literal["leaving", "restarting"] = "leaving") -> None:
         """Say goodbye: members hold this node `left` and its streams close with a reason.
@@ -375,7 +388,9 @@ async def open_mesh(
         Evicted, Outdated: it was, or would be with a newer build.
         CorruptFile, DiskFault, TooLarge: see `open_membership`.
     """
-    desk = _JoinDesk(trust, key)
+    table = WaitingTable()
+    porch = Porch(trust, key.public, table, clock, takes_requests=config.join_requests)
+    desk = _JoinDesk(trust, key, porch)
     if admit is not None:
         desk.open(admit)
     roles = _check(config, key, trust)
@@ -407,8 +422,22 @@ async def open_mesh(
         _open_discovery(config, key, trust, bound, told) as mdns,
         trio.open_nursery() as nursery,
     ):
-        mesh = Mesh(config, streams, datagrams, membership, book, mdns, told, own, bound.port, desk)
+        approvals = Approvals(table, trust, streams, membership, clock)
+        mesh = Mesh(
+            config,
+            streams,
+            datagrams,
+            membership,
+            book,
+            mdns,
+            told,
+            own,
+            bound.port,
+            desk,
+            approvals,
+        )
         mesh.start_loops(nursery, trust)
+        nursery.start_soon(approvals.serve)
         nursery.start_soon(_serve_trust, trust, streams, membership, derive(rng, "trust"))
         _log.info("listening", port=bound.port, addresses=[host for host, _ in told])
         try:
@@ -423,7 +452,7 @@ def _check(config: MeshConfig, key: SigningKey, trust: Trust) -> tuple[str, ...]
     for seed in config.seeds:
         parse_address(seed, default_port=config.port)
     _check_may_run(trust, NodeId(key.key_id))
-    admission = admitted(trust, key.key_id)
+    admission = trust.known(key.key_id)
     if admission is None:
         raise Untrusted(f"the key of this node, {short(key.key_id)}, is not a member's")
     return admission.roles
@@ -457,9 +486,12 @@ async def _listen(
 
 
 async def find_swarm(
-    config: MeshConfig, swarm_id: bytes, *, timeout_s: float = 5.0
+    config: MeshConfig, swarm_id: bytes | None, *, timeout_s: float = 5.0
 ) -> list[Address]:
     """Addresses to try joining a swarm at: the seeds, else what multicast DNS finds in time.
+
+    Args:
+        swarm_id: of the swarm; None finds those of any.
 
     Raises:
         ConfigError: a seed is malformed, or none of them has an address.
@@ -474,7 +506,8 @@ async def find_swarm(
     if not config.mdns:
         return []
     interfaces = await trio.to_thread.run_sync(multicast_interfaces, config)
-    return await find(swarm_hint(swarm_id), interfaces=interfaces, timeout_s=timeout_s)
+    hint = None if swarm_id is None else swarm_hint(swarm_id)
+    return await find(hint, interfaces=interfaces, timeout_s=timeout_s)
 
 
 async def _serve_trust(trust: Trust, link: Link, membership: Membership, rng: Rng) -> None:

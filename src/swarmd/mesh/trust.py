@@ -8,11 +8,16 @@ stays, the other is refused and counted.
 A record is *noted* when this node's own log applied it, and *counts* once a majority of the
 epoch's voters certified it (`identity/heads.py`). Peers are only ever told what counts, with its
 certificate, and only believed so far: whoever shows records without one shows nothing.
+
+A node whose credential has expired, in store time as far as it is known here, has no admission
+until it renews it, for which it is heard on the plane of joiners alone (`mesh.renewal`). Expiry
+takes no seat: who is a voter of the present epoch is a member all the same, as without a
+majority nothing could be renewed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -26,7 +31,7 @@ from swarmd.base.errors import (
     SwarmError,
     Untrusted,
 )
-from swarmd.base.ids import NodeId, SwarmId, short
+from swarmd.base.ids import NodeId, SwarmId, node_id_of, short
 from swarmd.identity.authority import (
     RECORDS_MAX,
     Admission,
@@ -76,6 +81,9 @@ class Trust:
         self._version = 1
         self._wake = trio.Event()
         self.made_here = False  # Had this node a part in certifying what counts now?
+        self._told_ms = 0
+        self._lasting: Callable[[], Collection[NodeId]] | None = None
+        self._expired: frozenset[NodeId] = frozenset()
 
     @property
     def swarm_id(self) -> SwarmId:
@@ -114,21 +122,30 @@ class Trust:
     def signing_keys(self) -> dict[bytes, bytes]:
         """Public key by key id of every node whose signature counts: admitted, not evicted."""
         return {
-            bytes(x.node_id): x.public for x in self._state.admissions.values() if not x.evicted
+            bytes(x.node_id): x.public for x in self._state.admissions.values() if self._counts(x)
         }
 
     def admission(self, node_id: NodeId) -> Admission | None:
-        """The node's admission, None if it has none or was evicted."""
+        """The node's admission, None if it has none, was evicted, or lets it expire."""
+        found = self._state.admissions.get(node_id)
+        return found if found is not None and self._counts(found) else None
+
+    def known(self, node_id: NodeId) -> Admission | None:
+        """The node's admission, expired or not; None if it has none or was evicted."""
         found = self._state.admissions.get(node_id)
         return None if found is None or found.evicted else found
+
+    def is_known(self, public: bytes) -> bool:
+        """Whether the node with this key was ever admitted, evicted or not."""
+        return node_id_of(public) in self._state.admissions
 
     def evicted(self) -> frozenset[NodeId]:
         """Everybody who was shut out."""
         return frozenset(x.node_id for x in self._state.admissions.values() if x.evicted)
 
     def admissions(self) -> list[Admission]:
-        """Admissions of all nodes that are not evicted, in the order of the log."""
-        return [x for x in self._state.admissions.values() if not x.evicted]
+        """Admissions of all nodes that `admission` tells of, in the order of the log."""
+        return [x for x in self._state.admissions.values() if self._counts(x)]
 
     def admissions_by_id(self) -> dict[NodeId, Admission]:
         """All admissions, the evicted ones with their mark."""
@@ -142,6 +159,44 @@ class Trust:
     def store_time_ms(self) -> int:
         """Store time of the newest record: the present is that or later."""
         return self._state.store_time_ms
+
+    @property
+    def now_ms(self) -> int:
+        """Store time, as late as it is known to be here."""
+        return max(self._told_ms, self._state.store_time_ms)
+
+    def enforce_expiry(self, lasting: Callable[[], Collection[NodeId]]) -> None:
+        """Let credentials expire from now on, but for those of the nodes that `lasting` names."""
+        self._lasting = lasting
+        if self._settle():
+            self._changed()
+
+    def tell_time(self, store_time_ms: int) -> None:
+        """Take note that it is this late, in store time; who has expired counts no more."""
+        self._told_ms = max(self._told_ms, store_time_ms)
+        if self._settle():
+            self._changed()
+
+    def _settle(self) -> bool:
+        """Find anew who has expired; whether that is news."""
+        lasting = None if self._lasting is None else self._lasting()
+        expired = frozenset(
+            x.node_id
+            for x in self._state.admissions.values()
+            if lasting is not None
+            and x.node_id not in lasting
+            and self._state.is_expired(x, self.now_ms)
+        )
+        news, self._expired = expired != self._expired, expired
+        return news
+
+    def _counts(self, admission: Admission) -> bool:
+        return not admission.evicted and admission.node_id not in self._expired
+
+    def _changed(self) -> None:
+        self._version += 1
+        self._wake.set()
+        self._wake = trio.Event()
 
     def records_from(self, height: int, limit: int = PAGE_RECORDS_MAX) -> list[bytes]:
         """Up to `limit` records above `height`, in order."""
@@ -287,9 +342,8 @@ class Trust:
         self._write(noted, head.height, certificate)
         self._state, self._noted, self._certificate = state, noted, certificate
         self.made_here = made_here
-        self._version += 1
-        self._wake.set()
-        self._wake = trio.Event()
+        self._settle()
+        self._changed()
         return head.height - height
 
     def _state_at(self, noted: AuthorityState, height: int) -> AuthorityState:

@@ -103,8 +103,16 @@ def test_status_says_it_in_words_and_in_json(ctl: Run) -> None:
 def test_members_is_a_table_of_at_most_80_columns(ctl: Run) -> None:
     ran = ctl("members")
     heads, first, *_ = ran.out.splitlines()
-    assert heads.split() == ["NAME", "ADDRESS", "STATE", "ROLES", "VERSION"]
-    assert first.split() == ["n1", "127.0.0.1:7575", "alive", "coordinator,worker", "0.1.0"]
+    assert heads.split() == ["NAME", "ADDRESS", "STATE", "ROLES", "VERSION", "EXPIRES"]
+    assert first.split() == [
+        "n1",
+        "127.0.0.1:7575",
+        "alive",
+        "coordinator,worker",
+        "0.1.0",
+        "20",
+        "d",
+    ]
     assert max(map(len, ran.out.splitlines())) <= 80
     assert [one["name"] for one in ctl("members", "--json").json] == ["n1", "n2", "n3"]
 

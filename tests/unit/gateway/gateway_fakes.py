@@ -103,6 +103,7 @@ class FakeMesh:
     membership: FakeMembership
     link: Any = None
     report: list[Any] = field(default_factory=list)
+    approvals: Any = None
 
     def discovery_report(self) -> Sequence[Any]:
         return self.report
@@ -542,6 +543,8 @@ def make_services(
             genesis=SimpleNamespace(name="lab"),
             head=(4, digest(b"head")),
             settled=settled,
+            known=lambda node_id: SimpleNamespace(expires_ms=20 * 86_400_000),
+            now_ms=0,
         ),
         store=FakeStore(voters),
         blobs=blobs,

@@ -77,6 +77,8 @@ WHO: dict[str, set[str]] = {
     "GET /api/v1/authority": SEE,
     "POST /api/v1/authority": DO,
     "GET /api/v1/authority/head": SEE,
+    "GET /api/v1/join-requests": SEE,
+    "POST /api/v1/join-requests/deny": DO,
     "GET /api/v1/raft": SEE,
     "GET /api/v1/raft/own": SEE,
     "GET /api/v1/coordinator": SEE,

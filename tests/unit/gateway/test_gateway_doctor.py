@@ -15,6 +15,7 @@ from swarmd.gateway import doctor, local_facts, shapes
 from swarmd.gateway.doctor import InterfaceFacts, NodeFacts, PeerFacts
 from swarmd.gateway.local_facts import LocalFacts
 from swarmd.gateway.status import next_loss
+from swarmd.identity.authority import CREDENTIAL_MS
 from swarmd.mesh.swim.messages import MemberState
 
 LOCAL = LocalFacts(
@@ -204,3 +205,20 @@ def test_the_next_loss_is_told(
     present = [*map(member, alive), *(member(one, MemberState.DEAD) for one in dead)]
     store = shapes.StoreStatus(state=state, voters=voters, may_lose=may_lose)
     assert says in next_loss(present, [node_id(one) for one in voters], store)
+
+
+def test_a_credential_is_told_of_before_it_ends() -> None:
+    """A quarter of a life is what the doctor calls late."""
+    assert doctor.CREDENTIAL_WARN_MS == CREDENTIAL_MS // 4
+    good = check("credential", credential_left_ms=CREDENTIAL_MS // 2)
+    assert (good.verdict, good.finding) == (
+        "ok",
+        "good for 15 d more; it is renewed at half of its life",
+    )
+    late = check("credential", credential_left_ms=CREDENTIAL_MS // 5)
+    assert late.verdict == "warn"
+    assert "6 d more" in late.finding
+    assert "the log of the daemon says why" in late.advice
+    over = check("credential", credential_left_ms=0)
+    assert over.verdict == "fail"
+    assert "expired" in over.finding

@@ -640,4 +640,4 @@ async def test_a_log_that_cannot_decide_is_reported_and_costs_nothing(
             raise AssertionError
 
         swarm.admit = hang  # type: ignore[method-assign]
-        assert "join again" in await refused(swarm, address, swarm.token, Unavailable)
+        assert "ask again" in await refused(swarm, address, swarm.token, Unavailable)

@@ -20,7 +20,7 @@ from swarmd.cli.common import (
     wants_json,
     warn,
 )
-from swarmd.cli.tables import ago, colour, facts, table
+from swarmd.cli.tables import ago, colour, facts, table, time_left
 from swarmd.gateway.shapes import Check, Done, MemberInfo, Status
 
 if TYPE_CHECKING:
@@ -40,10 +40,17 @@ def members() -> None:
         print_json(found)
         return
     rows = [
-        [one.name, ", ".join(one.addresses[:1]) or "-", one.state, _roles(one), one.version or "-"]
+        [
+            one.name,
+            ", ".join(one.addresses[:1]) or "-",
+            one.state,
+            _roles(one),
+            one.version or "-",
+            "-" if one.credential_left_s is None else time_left(one.credential_left_s * 1000),
+        ]
         for one in found
     ]
-    click.echo(table(["NAME", "ADDRESS", "STATE", "ROLES", "VERSION"], rows))
+    click.echo(table(["NAME", "ADDRESS", "STATE", "ROLES", "VERSION", "EXPIRES"], rows))
 
 
 def _roles(member: MemberInfo) -> str:
@@ -71,6 +78,7 @@ def _status_rows(found: Status) -> list[tuple[str, str]]:
         ("node", f"{found.node} ({found.node_id[:8]}), {state}, up {ago(found.uptime_s)}"),
     ]
     if found.swarm:
+        rows.append(("fingerprint", _fingerprint_of(found.swarm_fingerprint)))
         rows.append(("members", f"{found.alive} alive of {found.total}"))
     if found.store is not None:
         may_lose = found.store.may_lose
@@ -87,6 +95,14 @@ def _status_rows(found: Status) -> list[tuple[str, str]]:
     if found.next_loss:
         rows.append(("next loss", found.next_loss))
     return rows + [("note", note) for note in found.notes]
+
+
+def _fingerprint_of(digits: str) -> str:
+    """The swarm's fingerprint, for those who join without a token to compare."""
+    from swarmd.identity.fingerprints import Fingerprint
+
+    fingerprint = Fingerprint(bytes.fromhex(digits))
+    return f"{fingerprint.words} ({fingerprint.hex})"
 
 
 @click.command(cls=SwarmCommand, examples=["swarmctl doctor", "swarmctl --node host2 doctor"])

@@ -19,7 +19,7 @@ from swarmd.cli.common import (
     wants_json,
     warn,
 )
-from swarmd.cli.tables import table
+from swarmd.cli.tables import table, time_left
 
 _ROLES = ("voter", "worker", "observer")
 
@@ -30,10 +30,17 @@ _ROLES = ("voter", "worker", "observer")
         "swarmctl node list",
         "swarmctl node roles n3 worker",
         "swarmctl node evict n3",
+        "swarmctl node pending",
+        "swarmctl node approve 1a2b3c4d5e",
     ],
+    lazy={
+        "pending": ("swarmd.cli.commands.approval:pending", "Show nodes that ask to join."),
+        "approve": ("swarmd.cli.commands.approval:approve", "Let a node in that asks to join."),
+        "deny": ("swarmd.cli.commands.approval:deny", "Refuse a node that asks to join."),
+    },
 )
 def node() -> None:
-    """Admitted nodes: their roles, and how to shut one out."""
+    """Nodes: who asks to join, who is admitted, their roles, and how to shut one out."""
 
 
 @node.command("list", examples=["swarmctl node list"])
@@ -41,7 +48,8 @@ def list_() -> None:
     """Show every node that was ever admitted, and what it may do."""
     from swarmd.cli.authority_log import read_asked
 
-    found = list(read_asked()[1].admissions.values())
+    head, state = read_asked()
+    now_ms, found = head["store_time_ms"], list(state.admissions.values())
     if wants_json():
         print_json(
             [
@@ -52,16 +60,22 @@ def list_() -> None:
                     "evicted": one.evicted,
                     "admitted_by_record": one.height,
                     "expires_ms": one.expires_ms,
+                    "left_s": max(0, one.expires_ms - now_ms) / 1000,
                 }
                 for one in found
             ]
         )
         return
     rows = [
-        [short(one.node_id), one.name, "evicted" if one.evicted else ", ".join(one.roles)]
+        [
+            short(one.node_id),
+            one.name,
+            "evicted" if one.evicted else ", ".join(one.roles),
+            "-" if one.evicted else time_left(one.expires_ms - now_ms),
+        ]
         for one in found
     ]
-    click.echo(table(["ID", "NAME", "MAY BE"], rows, whole=1))
+    click.echo(table(["ID", "NAME", "MAY BE", "EXPIRES"], rows, whole=1))
 
 
 @node.command(examples=["swarmctl node roles n3 worker", "swarmctl node roles n3 voter worker"])

@@ -23,6 +23,7 @@ RULE_CHARS_MAX: Final = 512
 PERMISSIONS: Final[dict[str, tuple[str, str]]] = {
     "cluster:read": ("how the swarm is, and who", ""),
     "cluster:manage": ("seats, office, roles", ""),
+    "node:approve": ("deny nodes that ask to join", ""),
     "node:manage": ("end a daemon; leave", ""),
     "config:read": ("a node's settings", ""),
     "metrics:read": ("what nodes measure", ""),
@@ -69,6 +70,7 @@ _LOOK: Final = (
 _SUBMIT: Final = ("cluster:read", "agent:read", "task:read", "task:submit", "task:cancel")
 _OPERATE: Final = (
     "cluster:manage",
+    "node:approve",
     "node:manage",
     "config:read",
     "agent:deploy",

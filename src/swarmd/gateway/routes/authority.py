@@ -79,7 +79,8 @@ class Authority:
                 "hash": head_hash,
                 "epoch": epoch.number,
                 "epoch_key": epoch.key,
-                "store_time_ms": store.store_time_ms(),
+                # Without a copy of the store, as late as this node was told it is.
+                "store_time_ms": max(store.store_time_ms(), trust.now_ms),
                 "keys_folder": str(self._services.config.keys_folder),
             },
         )

@@ -138,6 +138,7 @@ class Cluster:
             coordinator=found.coordinator,
             may_lose=found.store.may_lose if found.store else 0,
             next_loss=found.next_loss,
+            credential_left_ms=services.credential_left_ms(services.node_id),
         )
 
     async def _ask_peers(self, mesh: Mesh) -> tuple[doctor.PeerFacts, ...]:

@@ -115,7 +115,7 @@ def _network(host: str, netmask: str | None) -> str:
 
 
 class Mdns:
-    """Announces this node and hears others. Made by `open_mdns`.
+    """Announces this node and hears others. Made by `open_mdns`; an empty hint hears every swarm.
 
     `found` brings addresses of nodes that show our swarm's hint, each time they are heard.
     """
@@ -296,7 +296,7 @@ class Mdns:
             return _Heard(name, addresses, "other_version")
         if not _HINT.fullmatch(hint) or not addresses or not 0 < port <= 65_535:
             return _Heard(name, addresses, "malformed")
-        if hint != self._hint.encode():
+        if self._hint and hint != self._hint.encode():
             return _Heard(name, addresses, "other_swarm")
         return _Heard(name, addresses, "")
 
@@ -391,11 +391,14 @@ async def open_mdns(
 
 
 async def find(
-    hint: str, *, interfaces: tuple[str, ...] = (), timeout_s: float = 5.0
+    hint: str | None, *, interfaces: tuple[str, ...] = (), timeout_s: float = 5.0
 ) -> list[Address]:
-    """Addresses that show the hint, as soon as there are any; empty if none did in time."""
+    """Addresses that show the hint, as soon as there are any; empty if none did in time.
+
+    Without a hint, those of any swarm.
+    """
     found: dict[Address, None] = {}
-    async with open_mdns(hint, "finder", 0, interfaces=interfaces, announce=False) as mdns:
+    async with open_mdns(hint or "", "finder", 0, interfaces=interfaces, announce=False) as mdns:
         with trio.move_on_after(timeout_s):
             found[await mdns.found.receive()] = None
             with trio.move_on_after(_FIND_SETTLE_S):

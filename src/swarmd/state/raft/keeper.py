@@ -6,7 +6,7 @@ are answered one at a time, so that a peer that asks much feels it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any, Final, Protocol
@@ -278,7 +278,13 @@ class Keeper:
 
     def recover(self, certificate: bytes) -> None:
         """Take a checked certificate of a recovery, and tell everybody."""
-        self._driver.feed(em.Heard(self._link.node_id, emsg.Certificates((certificate,))))
+        self.learn((certificate,))
+
+    def learn(self, certificates: Sequence[bytes]) -> None:
+        """Take checked certificates, and tell everybody of the newest."""
+        for start in range(0, len(certificates), em.CERTIFICATES_MAX):
+            some = tuple(certificates[start : start + em.CERTIFICATES_MAX])
+            self._driver.feed(em.Heard(self._link.node_id, emsg.Certificates(some)))
 
     async def ask_chain(self, peer: NodeId) -> None:
         """Learn what `peer` knows; errors are only counted."""

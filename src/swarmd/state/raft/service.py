@@ -513,6 +513,10 @@ class Store:
         """On the coordinator: `peer` leaves. See `Seats.hand_over`."""
         await self._seats.hand_over(peer)
 
+    def learn_epochs(self, certificates: Sequence[bytes]) -> None:
+        """Take verified certificates of epochs that came from elsewhere than from a member."""
+        self._keeper.learn(certificates)
+
     @property
     def epoch_number(self) -> int:
         return self._keeper.chain.head.number

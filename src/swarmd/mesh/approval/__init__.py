@@ -1,0 +1,1 @@
+"""Joining without a token: a node asks, waits, and an admin approves it."""
