@@ -11,6 +11,8 @@ Exit codes: 0 clean; 1 a finding; 2 a wrong call.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -262,6 +264,9 @@ def shortened(target: Target, raw: bytes) -> bytes:
 
 def _resident_bytes() -> int:
     gc.collect()
+    with contextlib.suppress(AttributeError):  # Another C library than glibc.
+        # Else what was freed before hides what is held now.
+        ctypes.CDLL(None).malloc_trim(0)
     fields = Path("/proc/self/statm").read_text().split()
     return int(fields[1]) * _PAGE_BYTES
 
