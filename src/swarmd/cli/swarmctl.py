@@ -34,7 +34,7 @@ LAZY: Final = {
     "elections": (f"{_COMMANDS}.locks:elections", "Who leads."),
     "barrier": (f"{_COMMANDS}.barrier:barrier", "Wait until so many have come."),
     "counter": (f"{_COMMANDS}.counter:counter", "Numbers that the whole swarm counts."),
-    "node": (f"{_COMMANDS}.node:node", "What nodes may be; shut one out."),
+    "node": (f"{_COMMANDS}.node:node", "Let nodes in, say what they may be, shut one out."),
     "authority": (f"{_COMMANDS}.authority:authority", "Who was admitted by whom, and its proof."),
     "admin": (f"{_COMMANDS}.authority:admin", "Keys that admit, evict and give roles."),
     "token": (f"{_COMMANDS}.token:token", "Tokens that let new nodes join."),
