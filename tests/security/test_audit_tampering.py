@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,8 @@ from swarmd.wire.codec import encode_struct
 
 
 @pytest.fixture(scope="module")
-def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSwarm]:
+def swarm() -> Iterator[LocalSwarm]:
     """Three daemons, whose audit logs are named in the store every second."""
-    import shutil
-    import tempfile
-
     root = Path(tempfile.mkdtemp(prefix="swarmd-"))
     with LocalSwarm(root, 3, settings={"audit": {"anchor_s": 1}}) as three:
         three.form()
@@ -66,17 +66,17 @@ def relinked(batch: Batch, records: tuple[bytes, ...]) -> Batch:
     return Batch(batch.seal, records, links_of(hashes_of(seal.previous, records)))
 
 
-def findings(daemon: Daemon) -> list[dict[str, Any]]:
-    import json
-
+def verified(daemon: Daemon) -> tuple[list[dict[str, Any]], str]:
+    """What `swarmctl audit --verify` finds, and what it says on stderr."""
     done = daemon.ctl("audit", "--verify", "--json")
-    assert done.returncode in (0, 1), done.stderr
     found = json.loads(done.stdout.splitlines()[0])
-    return [one | {"node": node["node"]} for node in found["nodes"] for one in node["findings"]]
+    listed = [one | {"node": node["node"]} for node in found["nodes"] for one in node["findings"]]
+    assert done.returncode == (1 if listed else 0), done.stderr
+    return listed, done.stderr
 
 
 def sound(daemon: Daemon) -> bool:
-    return not findings(daemon) and daemon.ctl("audit", "--verify").returncode == 0
+    return not verified(daemon)[0]
 
 
 def test_tampering_is_named(swarm: LocalSwarm) -> None:
@@ -107,14 +107,10 @@ def test_tampering_is_named(swarm: LocalSwarm) -> None:
     }
     for what, (bad, number) in attacks.items():
         path.write_bytes(bad)
-        found = findings(n2)
-        assert found, what
-        assert (found[0]["node"], found[0]["holder"], found[0]["number"]) == ("n1", "n3", number), (
-            what
-        )
-        said = n2.ctl("audit", "--verify")
-        assert said.returncode == 1
-        assert "in the copy of n3" in said.stderr, what
+        found, said = verified(n2)
+        first_found = {key: found[0][key] for key in ("node", "holder", "number")}
+        assert first_found == {"node": "n1", "holder": "n3", "number": number}, what
+        assert "in the copy of n3" in said, what
         path.write_bytes(good)
     wait_until("as it was", lambda: sound(n2))
 
@@ -134,7 +130,7 @@ def test_a_node_that_hides_its_own_tail_is_found(swarm: LocalSwarm) -> None:
     wait_until("it goes on", lambda: len(n1.json("audit", "--of", "n2", "--kind", "node.s")) > 2)
 
     def found() -> list[dict[str, Any]]:
-        return [one for one in findings(n3) if one["node"] == "n2"]
+        return [one for one in verified(n3)[0] if one["node"] == "n2"]
 
     [one] = wait_until("it is found", found)
     assert one["number"] == frames[-1].first

@@ -1,24 +1,36 @@
 """Copies of every node's records on every member that may vote: pull, verify, keep.
 
-Who wrote records tells those who keep copies; they pull what they lack. Besides, each compares
-what it holds with a random other one every few seconds, so that whatever was lost on the way is
-made up for, and a node that is gone is read from those who have it.
+Who wrote records sends them to those who keep copies. They verify and write what came, many with
+one sync, and pull what is missing before it. Besides, each compares what it holds with a random
+other one every few seconds, so that whatever was lost on the way is made up for, and a node that is
+gone is read from those who have it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import trio
 
 from swarmd.audit.chain import Broken, Sealed
 from swarmd.audit.machine import Doubt, Want, wants
-from swarmd.audit.messages import AUDIT, Held, HeldAsk, HeldLife, News, Page, PullAsk
+from swarmd.audit.messages import (
+    AUDIT,
+    PAGE_BYTES,
+    Held,
+    HeldAsk,
+    HeldLife,
+    News,
+    Page,
+    PullAsk,
+)
 from swarmd.audit.records import ChainId
 from swarmd.audit.shelf import Shelf, may_hold
 from swarmd.base.errors import RemoteError, SwarmError, Unavailable
 from swarmd.base.ids import NodeId, short
+from swarmd.base.limits import MIB
 from swarmd.base.rng import Rng
 from swarmd.mesh.link import Inbound, Lane, Link
 from swarmd.observe.log import get_logger
@@ -29,10 +41,16 @@ _TIMEOUT_S: Final = 5.0
 _HANDLERS_MAX: Final = 16
 # Pages of one life in one go; more come with the next one.
 _PAGES_MAX: Final = 64
-_HELD_PAGES_MAX: Final = 200
-# News of one peer is followed this often at most.
-_PAUSE_S: Final = 0.1
-_NEWS_CHAINS_MAX: Final = 8
+_HELD_PAGES_MAX: Final = 100
+# Longest that one peer is asked before others have their turn.
+_LEVEL_S: Final = 20.0
+# Of whom and what it was logged that records were not taken.
+_REPORTED_MAX: Final = 1_000
+# What comes meanwhile is taken with one sync.
+_PAUSE_S: Final = 0.5
+# Of what waits to be taken; what is beyond it is pulled instead.
+_NEWS_BYTES_MAX: Final = 4 * MIB
+_NEWS_CHAINS_MAX: Final = 1_000
 
 _log = get_logger("audit")
 
@@ -43,6 +61,14 @@ class Alive(Protocol):
 
 # Told of records of others that are kept now.
 Taken = Callable[[list[Sealed]], None]
+
+
+@dataclass(slots=True)
+class _Coming:
+    """What a node says that it wrote of one life, and as much of it as came along."""
+
+    last: int = 0
+    batches: list[bytes] = field(default_factory=list)
 
 
 class Copying:
@@ -63,14 +89,19 @@ class Copying:
         self._growing = growing
         self._rng = rng
         self._taken = taken
-        self._news: dict[NodeId, dict[ChainId, None]] = {}
+        self._news: dict[ChainId, _Coming] = {}
+        self._news_bytes = 0
         self._heard = trio.Event()
         self._pulling = trio.Lock()
+        self._reported: set[tuple[NodeId, ChainId]] = set()
 
-    def tell(self, chain: ChainId, last: int) -> None:
-        """Have those who keep copies fetch what this node has just written."""
+    def tell(self, written: Sequence[Sealed]) -> None:
+        """Have those who keep copies keep what this node has just written."""
+        seal = written[-1].seal
+        fits = sum(len(one.raw) for one in written) <= PAGE_BYTES
+        news = News(seal.chain, seal.last, tuple(one.raw for one in written) if fits else ())
         for peer in self._holders():
-            self._link.send_nowait(AUDIT, peer, News(chain, last), lane=Lane.BULK)
+            self._link.send_nowait(AUDIT, peer, news, lane=Lane.BULK)
 
     def _holders(self) -> list[NodeId]:
         trust, me = self._shelf.trust, self._shelf.me
@@ -89,30 +120,50 @@ class Copying:
                 await self._level(self._rng.choice(sorted(peers)))
 
     async def follow_news(self) -> None:
-        """Fetch what others say that they have written; never ends."""
+        """Keep what others say that they have written; never ends."""
         while True:
             await self._heard.wait()
             self._heard = trio.Event()
-            while self._news:
-                peer, chains = self._news.popitem()
-                if any(chain not in self._shelf.folder.lives for chain in chains):
+            news, self._news, self._news_bytes = self._news, {}, 0
+            for chain, coming in news.items():
+                peer = NodeId(chain.node)
+                if chain not in self._shelf.folder.lives:
                     await self._level(peer)  # Of a new life the past comes first.
                 else:
-                    await self._fetch_all(peer, [Want(chain, -1) for chain in chains])
+                    await self._take(peer, chain, coming)
             await trio.sleep(_PAUSE_S)
 
+    async def _take(self, peer: NodeId, chain: ChainId, coming: _Coming) -> None:
+        """Keep what was sent, and fetch what that does not hold."""
+        async with self._pulling:
+            try:
+                fresh = await self._shelf.take(chain, coming.batches) if coming.batches else []
+            except SwarmError as error:
+                self._report(peer, chain, error)
+                return
+        if fresh:
+            self._taken(fresh)
+        life = self._shelf.folder.lives.get(chain)
+        if life is not None and life.last < coming.last:
+            await self._fetch_all(peer, [Want(chain, life.last, coming.last)])
+
     async def _level(self, peer: NodeId) -> None:
-        try:
-            theirs = await self._ask_held(peer)
-        except SwarmError as error:
-            _log.debug("audit logs not compared", peer=short(peer), why=error.message)
-            return
+        with trio.move_on_after(_LEVEL_S):
+            try:
+                theirs = await self._ask_held(peer)
+            except SwarmError as error:
+                _log.debug("audit logs not compared", peer=short(peer), why=error.message)
+            else:
+                await self._fetch_all(peer, self._wanted(theirs))
+
+    def _wanted(self, theirs: list[HeldLife]) -> list[Want | Doubt]:
         shelf = self._shelf
+        known = shelf.trust.admissions_by_id()
+        theirs = [one for one in theirs if one.chain.node in known]
         floors = [floor for floor, _ in list(shelf.folder.floors.values())]
-        asked = wants(
+        return wants(
             shelf.kept(), floors, theirs, growing=self._growing, before_ms=shelf.before_ms()
         )
-        await self._fetch_all(peer, asked)
 
     async def _ask_held(self, peer: NodeId) -> list[HeldLife]:
         found: list[HeldLife] = []
@@ -134,10 +185,7 @@ class Copying:
                     else:
                         await self._fetch(peer, one)
                 except SwarmError as error:
-                    DROPPED.labels("audit", error.code).inc()
-                    report = _log.warning if isinstance(error, Broken) else _log.debug
-                    report("audit records were not taken", peer=short(peer),
-                           of=short(one.chain.node), why=error.message)  # fmt: skip
+                    self._report(peer, one.chain, error)
                     if isinstance(error, Unavailable):
                         return  # It does not answer now; another one will.
 
@@ -152,6 +200,17 @@ class Copying:
             if not fresh:
                 return
             self._taken(fresh)
+            if fresh[-1].seal.last >= want.until:
+                return
+
+    def _report(self, peer: NodeId, chain: ChainId, error: SwarmError) -> None:
+        DROPPED.labels("audit", error.code).inc()
+        fresh = (peer, chain) not in self._reported and len(self._reported) < _REPORTED_MAX
+        if fresh and isinstance(error, Broken):
+            self._reported.add((peer, chain))
+        report = _log.warning if fresh and isinstance(error, Broken) else _log.debug
+        why, whose = error.message, short(chain.node)
+        report("audit records were not taken", peer=short(peer), of=whose, why=why)
 
     async def _look_into(self, peer: NodeId, doubt: Doubt) -> None:
         page = await self._ask(peer, PullAsk(doubt.chain, doubt.number - 1), Page)
@@ -196,10 +255,15 @@ class Copying:
         life = self._shelf.folder.lives.get(news.chain)
         if life is not None and life.last >= news.last:
             return
-        chains = self._news.setdefault(peer, {})
-        if len(chains) < _NEWS_CHAINS_MAX:
-            chains[news.chain] = None
-            self._heard.set()
+        if news.chain not in self._news and len(self._news) >= _NEWS_CHAINS_MAX:
+            return
+        coming = self._news.setdefault(news.chain, _Coming())
+        coming.last = max(coming.last, news.last)
+        size = sum(map(len, news.batches))
+        if self._news_bytes + size <= _NEWS_BYTES_MAX:
+            self._news_bytes += size
+            coming.batches += news.batches
+        self._heard.set()
 
     async def _answer(self, message: Any) -> Held | Page:
         if isinstance(message, HeldAsk):

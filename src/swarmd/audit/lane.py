@@ -69,26 +69,31 @@ class Lane:
             self._wake.set()
 
     async def run(self) -> None:
-        """Write what comes, until cancelled."""
+        """Write what comes, until cancelled. What comes during a write waits for others, too."""
         while True:
             await self._wake.wait()
             await trio.sleep(self._linger_s)
-            await self._write_all()
+            self._wake = trio.Event()
+            for _ in range(len(self._waiting) // _TAKEN_MAX + 1):
+                await self._write_in_the_end()
+            if self._waiting or self._lost:
+                self._wake.set()
 
-    async def _write_all(self) -> None:
+    async def _write_in_the_end(self) -> None:
+        """One write, however often the disk refuses it."""
         trouble = False
-        while self._waiting or self._sealed or self._lost:
+        while True:
             try:
                 await self.write_some()
-                if trouble:
-                    _log.info("audit records are written again", stream=self.chain.stream)
-                trouble = False
             except DiskFault as error:
                 if not trouble:
                     _log.error("audit records wait for the disk", why=error.message)
                 trouble = True
                 await trio.sleep(_RETRY_S)
-        self._wake = trio.Event()
+                continue
+            if trouble:
+                _log.info("audit records are written again", stream=self.chain.stream)
+            return
 
     async def write_some(self) -> None:
         """One write. Raises DiskFault: what was sealed stays, and is tried again as it is.
@@ -96,29 +101,35 @@ class Lane:
         Cancellation: nothing is lost; what a thread has begun is awaited.
         """
         async with self._writing:
-            if not self._sealed:
-                await self._seal_some()
-            batches = self._sealed
-            if not batches:
+            taken, lost = self._waiting[:_TAKEN_MAX], self._lost
+            notes = [*taken, *self._note_of(lost)]
+            if self._sealed:
+                taken, lost, notes = [], 0, []  # First what was sealed before.
+            elif not notes:
                 return
-            await self._shelf.append(self.chain, batches)
-            self._sealed = []
+            try:
+                await self._shelf.run(self._write_file, notes, self._store_ms())
+            finally:
+                if self._sealed:  # Else the thread has not begun.
+                    del self._waiting[: len(taken)]
+                    self._lost -= lost
+            batches, self._sealed = self._sealed, []
             self.newest = batches[-1]
             count = batches[-1].seal.last - batches[0].seal.first + 1
             AUDIT_RECORDS.labels(self.chain.stream).inc(count)
             self._written(batches)
 
-    async def _seal_some(self) -> None:
-        """From here on they are kept, come what may: no number is sealed twice."""
-        taken, lost = self._waiting[:_TAKEN_MAX], self._lost
-        notes = list(taken)
-        if lost:
-            details = f"{lost} events are in no record: too many waited for the disk"
-            notes.append(Note(self._clock.wall_ms(), LOST_KIND, "", "", "lost", details))
-        if notes:
-            self._sealed = await self._shelf.run(self._writer.seal, notes, self._store_ms())
-            del self._waiting[: len(taken)]
-            self._lost -= lost
+    def _write_file(self, notes: list[Note], store_ms: int) -> None:
+        """Seal and write. What was sealed is kept until it is written: no number comes twice."""
+        if not self._sealed:
+            self._sealed = self._writer.seal(notes, store_ms)
+        self._shelf.append_file(self.chain, self._sealed)
+
+    def _note_of(self, lost: int) -> list[Note]:
+        if not lost:
+            return []
+        details = f"{lost} events are in no record: too many waited for the disk"
+        return [Note(self._clock.wall_ms(), LOST_KIND, "", "", "lost", details)]
 
     async def flush(self) -> None:
         """Write what waits. Raises DiskFault."""

@@ -21,14 +21,17 @@ from swarmd.audit.records import ChainId, Floor
 
 # Lives of one stream of a node that are copied; a node has one more with each start.
 LIVES_MAX: Final = 4_096
+# Lives that are asked for in one go; the others are asked for the next time.
+WANTS_MAX: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """Ask for records of `chain` above `after`."""
+    """Ask for records of `chain` above `after`, up to `until`."""
 
     chain: ChainId
     after: int
+    until: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +84,11 @@ def wants(
             is_old = one.wall_ms <= ended.get(key, -1) or one.wall_ms < before_ms
             if counts[key] < LIVES_MAX and one.last > after and not is_old:
                 counts[key] += 1
-                found.append(Want(chain, after))
+                found.append(Want(chain, after, one.last))
         elif one.last > kept.last:
-            found.append(Want(chain, kept.last))
+            found.append(Want(chain, kept.last, one.last))
         elif one.last == kept.last and one.hash != kept.hash:
             found.append(Doubt(chain, kept.last))
+        if len(found) >= WANTS_MAX:
+            break
     return found

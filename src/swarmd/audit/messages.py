@@ -1,7 +1,7 @@
 """What nodes say to each other about their audit logs.
 
 `HeldAsk` -> `Held`, page after page: what there is of each life. `PullAsk` -> `Page`: batches of
-one. `News`, unasked: a node has written more of its own.
+one. `News`, unasked: a node has written more of its own, which comes along if it fits.
 """
 
 from __future__ import annotations
@@ -27,6 +27,12 @@ HELD_MAX: Final = 500
 PAGE_BYTES: Final = 128 * KIB
 PAGE_BATCHES_MAX: Final = 1_024  # As `store.BATCHES_MAX`.
 assert PAGE_BYTES + BATCH_BYTES_MAX < MESSAGE_BYTES_MAX
+
+
+Batches = Annotated[
+    tuple[Annotated[bytes, Meta(max_length=BATCH_BYTES_MAX)], ...],
+    Meta(max_length=PAGE_BATCHES_MAX),
+]
 
 
 class HeldLife(Part, frozen=True):
@@ -64,17 +70,15 @@ class PullAsk(Message, frozen=True, tag=3):
 class Page(Message, frozen=True, tag=4):
     """Batches in order. None: there is nothing above `after`."""
 
-    batches: Annotated[
-        tuple[Annotated[bytes, Meta(max_length=BATCH_BYTES_MAX)], ...],
-        Meta(max_length=PAGE_BATCHES_MAX),
-    ]
+    batches: Batches
 
 
 class News(Message, frozen=True, tag=5):
-    """My life `chain` goes up to the record `last`."""
+    """My life `chain` goes up to the record `last`, by these batches, or by more than fit."""
 
     chain: ChainId
     last: Number
+    batches: Batches
 
 
 AUDIT: Final = Family("audit", HeldAsk, Held, PullAsk, Page, News)

@@ -51,9 +51,9 @@ __all__ = ["Audit", "Entry", "Position", "Query", "open_audit"]
 LINGER_S: Final = {SECURITY: 0.05, WORK: 0.25}
 PRUNE_S: Final = 30.0
 _END_S: Final = 3.0
-_FOLLOWERS_MAX: Final = 64
+_FOLLOWERS_MAX: Final = 16
 # Batches that wait for a reader; one that reads more slowly is told so.
-_FOLLOWER_BATCHES_MAX: Final = 1_000
+_FOLLOWER_BATCHES_MAX: Final = 128
 _RAW_BYTES: Final = 256 * 1024
 
 _log = get_logger("audit")
@@ -252,7 +252,7 @@ async def open_audit(
 
     def written(batches: list[Sealed]) -> None:
         taken(batches)
-        copying.tell(batches[-1].seal.chain, batches[-1].seal.last)
+        copying.tell(batches)
 
     lanes = {
         stream: Lane(

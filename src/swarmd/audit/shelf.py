@@ -55,9 +55,9 @@ class Shelf:
 
     # ---- own records -------------------------------------------------------------------
 
-    async def append(self, chain: ChainId, batches: Sequence[Sealed]) -> None:
+    def append_file(self, chain: ChainId, batches: Sequence[Sealed]) -> None:
         """Raises DiskFault: nothing is kept of them."""
-        await self.run(self.folder.append_file, chain, batches, self._clock.wall_ms())
+        self.folder.append_file(chain, batches, self._clock.wall_ms())
 
     # ---- copies ------------------------------------------------------------------------
 
@@ -145,17 +145,15 @@ class Shelf:
         return sign_floor(floor, self.trust.swarm_id, self._key)
 
     async def keep_evidence(self, chain: ChainId, number: int, raws: Sequence[bytes]) -> bool:
-        """Keep a signed batch that ends with another record `number` than ours. Is there one?"""
+        """Keep a signed batch that ends with another record `number` than ours. Is it news?"""
 
         def keep_file() -> bool:
             life = self.folder.lives.get(chain)
             for raw in raws:
-                sealed = self._open(chain, raw)
-                same = life is not None and sealed.seal.hash == life.hash
-                if sealed.seal.last == number and life is not None and life.last == number:
-                    if not same:
-                        self.folder.put_fork_file(chain, raw)
-                    return not same
+                seal = self._open(chain, raw).seal
+                if life is None or not seal.last == number == life.last:
+                    continue
+                return seal.hash != life.hash and self.folder.put_fork_file(chain, raw)
             return False
 
         return await self.run(keep_file)

@@ -182,7 +182,7 @@ class AuditFolder:
     def _cut_torn(self, chain: ChainId, segments: list[Segment]) -> None:
         segment = segments[-1]
         path = self._path / name_of(chain, segment.first)
-        raw = path.read_bytes()
+        raw = self._read(chain, segment)
         frames = list(frames_in(raw))
         sound = [frame for frame in frames if frame.last]
         end = sound[-1].end if sound else 0
@@ -394,11 +394,13 @@ class AuditFolder:
 
     # ---- forks -------------------------------------------------------------------------
 
-    def put_fork_file(self, chain: ChainId, raw: bytes) -> None:
-        """Keep a batch that contradicts what is kept of its life; the first one only."""
+    def put_fork_file(self, chain: ChainId, raw: bytes) -> bool:
+        """Keep a batch that contradicts what is kept of its life. False: one is kept already."""
         path = self._path / (_chain_name(chain) + _FORK_SUFFIX)
-        if not path.exists():
-            write_atomically(path, seal_body(_FORK_KIND, 1, raw))
+        if path.exists():
+            return False
+        write_atomically(path, seal_body(_FORK_KIND, 1, raw))
+        return True
 
     def forks_file(self) -> list[bytes]:
         """The batches that contradict what is kept, as many as are shown at once."""

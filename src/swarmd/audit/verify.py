@@ -180,6 +180,10 @@ class Verification:
         self._copies[holder, chain] = copy
         return copy
 
+    def forget(self, holder: bytes) -> None:
+        """Leave a holder out that did not show all that it keeps."""
+        self._copies = {key: copy for key, copy in self._copies.items() if key[0] != holder}
+
     # ---- judging -----------------------------------------------------------------------
 
     def judge(self) -> list[Verdict]:

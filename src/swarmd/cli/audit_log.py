@@ -78,6 +78,7 @@ def verify_all(tell: Tell) -> Report:
         except (Forbidden, Unauthenticated):
             raise
         except SwarmError as error:
+            verification.forget(from_text(member.node_id))
             report.missing.append(f"{member.name}: {error.message}")
             continue
         report.holders.append(member.name)
@@ -101,6 +102,8 @@ def _read_holder(client: Client, member: MemberInfo, verification: Verification)
             copy.finish()
         after = held.after
         if not after:
+            # What was dropped while the copies were read.
+            verification.add_holder(holder, client.audit_held().floors, ())
             return
 
 

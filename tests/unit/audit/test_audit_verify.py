@@ -6,7 +6,7 @@ from audit_swarm import KEY, PUBLIC, SWARM, judged, notes, writer, written
 from small_swarm import KEYS
 
 from swarmd.audit.chain import Place, Sealed, sign_floor
-from swarmd.audit.machine import LIVES_MAX, Doubt, Kept, Want, wants
+from swarmd.audit.machine import LIVES_MAX, WANTS_MAX, Doubt, Kept, Want, wants
 from swarmd.audit.messages import HeldLife
 from swarmd.audit.records import ChainId, Floor
 from swarmd.audit.verify import Verdict, Verification
@@ -116,9 +116,9 @@ def held(node: bytes, life: bytes, last: int, *, begin: int = 1, wall_ms: int = 
 def test_what_is_missing_is_asked_for_and_the_past_first() -> None:
     old, new, own = held(ME, b"b", 5), held(ME, b"a", 9, begin=6), held(OTHER, b"c", 3)
     asked = wants({}, [], [new, own, old], growing={own.chain}, before_ms=0)
-    assert asked == [Want(old.chain, 0), Want(new.chain, 0)]
+    assert asked == [Want(old.chain, 0, 5), Want(new.chain, 0, 9)]
     some = {old.chain: Kept(5, bytes(32)), new.chain: Kept(7, b"x")}
-    assert wants(some, [], [new, old], growing=set(), before_ms=0) == [Want(new.chain, 7)]
+    assert wants(some, [], [new, old], growing=set(), before_ms=0) == [Want(new.chain, 7, 9)]
 
 
 def test_another_hash_for_the_same_number_is_a_doubt() -> None:
@@ -132,10 +132,12 @@ def test_what_was_dropped_or_is_too_old_stays_away() -> None:
     lives = [held(ME, b"a", 5, wall_ms=200), held(ME, b"b", 9, wall_ms=150)]
     assert wants({}, [floor], lives, growing=set(), before_ms=0) == []
     newer = held(ME, b"c", 12, wall_ms=300)
-    assert wants({}, [floor], [newer], growing=set(), before_ms=0) == [Want(newer.chain, 0)]
+    assert wants({}, [floor], [newer], growing=set(), before_ms=0) == [Want(newer.chain, 0, 12)]
     assert wants({}, [], [newer], growing=set(), before_ms=301) == []
 
 
-def test_lives_are_bounded() -> None:
+def test_lives_are_bounded_and_asked_for_a_few_at_a_time() -> None:
     many = [held(ME, b"%d" % number, 1) for number in range(LIVES_MAX + 10)]
-    assert len(wants({}, [], many, growing=set(), before_ms=0)) == LIVES_MAX
+    assert len(wants({}, [], many, growing=set(), before_ms=0)) == WANTS_MAX
+    mine = {one.chain: Kept(1, bytes(32)) for one in many[:LIVES_MAX]}
+    assert wants(mine, [], many, growing=set(), before_ms=0) == []
