@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 from audit_swarm import Lab, lab, note, writer, written
+from certifying import let_count
 from small_swarm import ADMIN, KEYS, until
 
 from swarmd.audit import copying, lane, service, store
@@ -71,7 +72,7 @@ async def test_who_may_not_vote_keeps_its_own_alone(tmp_path: Path) -> None:
         entry = SetRoles(bytes(swarm.node(2)), ("worker",), fresh_nonce())
         swarm.state.apply(sign_entry(entry, swarm.state.swarm_id, ADMIN), 9_000)
         for trust in swarm.trusts:
-            trust.learn(swarm.state.records_from(trust.head[0]))
+            let_count(trust, swarm.state.records_from(trust.head[0]), KEYS[0])
         swarm.audits[0].note("a.b")
         swarm.audits[2].note("c.d")
         await until(lambda: swarm.holds(1, 0, 1) and swarm.holds(1, 2, 1))
