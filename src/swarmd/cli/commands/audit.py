@@ -33,7 +33,7 @@ _PAGE: Final = 1_000
 _LAST: Final = 30
 _FINDINGS_SHOWN_MAX: Final = 20
 _HEADS: Final = ("WHEN", "NODE", "WHAT", "WHO", "ABOUT", "OUTCOME")
-_WIDTHS: Final = (14, 8, 16, 14, 12)
+_WIDTHS: Final = (11, 8, 16, 16, 12)
 
 
 @click.command(
@@ -123,7 +123,8 @@ def _follow(asked: dict[str, str], since_ms: int, last: int | None) -> None:
 
 
 def _row(one: AuditRecord) -> list[str]:
-    when = time.strftime("%m-%d %H:%M:%S", time.localtime(one.wall_ms / 1000))
+    then, now = time.localtime(one.wall_ms / 1000), time.localtime()
+    when = time.strftime("%H:%M:%S" if then[:3] == now[:3] else "%m-%d %H:%M", then)
     about = " ".join(filter(None, (one.subject, f"({one.details})" if one.details else "")))
     cells = (when, one.node, one.kind, one.actor or "-", about or "-", one.outcome)
     return [printable(cell) for cell in cells]
@@ -152,7 +153,7 @@ def _verify() -> None:
     if wants_json():
         print_json(_as_json(report))
     else:
-        rows = [_verdict_row(one, report) for one in report.verdicts]
+        rows = sorted(_verdict_row(one, report) for one in report.verdicts)
         heads = ["NODE", "STREAM", "RECORDS", "FROM", "TO", "ANCHORED", "COPIES", "VERDICT"]
         click.echo(table(heads, rows))
         for missing in report.missing:
