@@ -166,7 +166,7 @@ async def _serve(node: _Node, gateway: Gateway, control: NodeControl) -> None:
     """Open every room, take part until told to stop, wind down."""
     async with _open_store(node, gateway) as (mesh, store):
         control.store = store
-        _serve_joins(mesh, store, node.services)
+        _serve_joins(mesh, store, node.services.audit or NOBODY)
         async with (
             _keep_credential(node, mesh, store),
             _open_work(node, mesh, store, control) as tasks,
@@ -310,10 +310,10 @@ async def _open_work(
         yield tasks
 
 
-def _serve_joins(mesh: Mesh, store: Store, services: Services) -> None:
+def _serve_joins(mesh: Mesh, store: Store, notes: Notes = NOBODY) -> None:
     async def admit(entry: bytes) -> None:
         [result] = await store.propose([AuthorityEntry(entry)])
-        _note_admission(services, entry, result.code or "ok")
+        _note_admission(notes, entry, result.code or "ok")
         result.raise_for_error()
 
     mesh.serve_joins(admit)
@@ -331,13 +331,13 @@ async def _keep_credential(node: _Node, mesh: Mesh, store: Store) -> AsyncIterat
         nursery.cancel_scope.cancel()
 
 
-def _note_admission(services: Services, raw: bytes, outcome: str) -> None:
+def _note_admission(notes: Notes, raw: bytes, outcome: str) -> None:
     entry = open_entry(raw)[1]
-    if services.audit is not None and isinstance(entry, Admit):
+    if isinstance(entry, Admit):
         subject = f"{entry.name} {short(node_id_of(entry.public))}"
         details = "as " + ", ".join(entry.roles)
         actor = f"token {short(entry.token_id)}"
-        services.audit.note("node.admitted", actor, subject, outcome, details)
+        notes.note("node.admitted", actor, subject, outcome, details)
 
 
 def _remaining(mesh: Mesh) -> tuple[NodeId, ...]:
