@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,19 @@ def copy_of(holder: Daemon, node: Daemon) -> Path:
     found = sorted((holder.folder / "data" / "audit").glob(f"{node_id}.s.*.log"))
     assert found
     return found[-1]
+
+
+def quiet(path: Path) -> bytes:
+    """The file's bytes, once nothing has been written to it for a while."""
+    seen = [path.read_bytes()]
+
+    def still() -> bool:
+        time.sleep(2.5)
+        seen.append(path.read_bytes())
+        return seen[-1] == seen[-2]
+
+    wait_until("nothing more is recorded", still)
+    return seen[-1]
 
 
 def rewritten(path: Path, index: int, change: Callable[[Batch], Batch | None]) -> bytes:
@@ -84,12 +98,16 @@ def test_tampering_is_named(swarm: LocalSwarm) -> None:
     n1, n2, n3 = swarm.daemons
     wait_until("all of them keep all", lambda: sound(n1))
     path = copy_of(n3, n1)
-    good = path.read_bytes()
+    good = quiet(path)
     frames = list(frames_in(good))
-    target = next(index for index, frame in enumerate(frames) if b"session.opened" in frame.raw)
+    target = next(
+        index
+        for index, frame in enumerate(frames[:-1])
+        if b"session.opened" in frame.raw and frame.first == frame.last
+    )
     first = frames[target].first
     flipped = bytearray(good)
-    flipped[good.index(b"session.opened")] ^= 1
+    flipped[good.index(b"session.opened", frames[target - 1].end)] ^= 1
     batch = decode_batch(frames[target].raw)
     other = batch.records[0].replace(b"session.opened", b"session.closed")
     attacks: dict[str, tuple[bytes, int]] = {
