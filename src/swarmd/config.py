@@ -21,6 +21,7 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin
 import msgspec
 
 from swarmd.agents.config import AgentsConfig
+from swarmd.audit.config import AuditConfig
 from swarmd.base import folders
 from swarmd.base.errors import ConfigError
 from swarmd.base.limits import NAME_BYTES_MAX
@@ -64,6 +65,7 @@ SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "blobs": BlobsConfig,
     "agents": AgentsConfig,
     "tasks": TasksConfig,
+    "audit": AuditConfig,
     "gateway": GatewayConfig,
 }
 
@@ -120,6 +122,7 @@ class Config:
     blobs: BlobsConfig = field(default_factory=BlobsConfig)
     agents: AgentsConfig = field(default_factory=AgentsConfig)
     tasks: TasksConfig = field(default_factory=TasksConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
     sources: Mapping[str, str] = field(default_factory=dict)
 

@@ -27,6 +27,8 @@ OTHERS = {
     "agents.service.open_agents": "opens a room",
     "agents.spec.load_agent_file": "reads a file for parse_agent",
     "agents.supervisor.open_supervisor": "opens a room",
+    "audit.anchors.read_anchors": "asks the store; the seals are judged by open_seal",
+    "audit.service.open_audit": "opens a room",
     "cli.authority_log.read_asked": "asks a daemon, by read_log",
     "cli.authority_log.read_history": "asks a daemon; what it shows is judged by identity",
     "cli.authority_log.read_log": "asks a daemon, by read_history",

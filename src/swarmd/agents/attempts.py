@@ -43,6 +43,11 @@ class AttemptRun:
     concurrency: int = 4
     environment: Environment = NO_ENVIRONMENT
 
+    @property
+    def actor(self) -> str:
+        """How the audit log names it: agent, task, attempt, fence."""
+        return f"{self.agent}/{self.task_id}/{self.attempt}/{self.fence}"
+
 
 class LogLine(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """`sequence` rises with every line of a node, also over restarts of its daemon."""

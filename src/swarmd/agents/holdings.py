@@ -28,6 +28,19 @@ _WAIT_MAX_S: Final = 24 * 3_600.0
 Answer = Callable[[int, str, str, int, int], Awaitable[None]]
 
 
+_WORDS: Final = {
+    protocol.LOCK: "lock",
+    protocol.UNLOCK: "unlock",
+    protocol.BARRIER: "barrier",
+    protocol.ADD: "add to counter",
+    protocol.COUNT: "read counter",
+}
+
+
+def _unheard(what: str, outcome: str) -> None:
+    """Nobody wants to know."""
+
+
 class Holdings:
     """One attempt's.
 
@@ -35,6 +48,7 @@ class Holdings:
         owner: who asks, for people.
         answer: sends one answer; must not raise.
         lost: told why the attempt must not go on; must kill it at once.
+        called: told of each question when it was answered: what for, and how it ended.
     """
 
     def __init__(
@@ -44,12 +58,14 @@ class Holdings:
         nursery: trio.Nursery,
         answer: Answer,
         lost: Callable[[str], None],
+        called: Callable[[str, str], None] = _unheard,
     ) -> None:
         self._recipes = recipes
         self._owner = owner
         self._nursery = nursery
         self._answer = answer
         self._lost = lost
+        self._called = called
         self._asking: dict[trio.CancelScope, None] = {}
         self._held: dict[int, tuple[Standing, trio.CancelScope]] = {}
         self._cancelled = False
@@ -92,6 +108,7 @@ class Holdings:
             answer = (error.code, error.message, 0, 0)
         finally:
             del self._asking[scope]
+            self._called(f"{_WORDS.get(what, 'unknown')} {name}", answer[0] or "ok")
         try:
             await self._answer(ask, *answer)
         finally:

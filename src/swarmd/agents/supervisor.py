@@ -45,6 +45,7 @@ from swarmd.agents.runtimes.python import Launch, Limits, PythonInstance
 from swarmd.base.clock import Clock
 from swarmd.base.errors import Busy, NotReady, ShuttingDown, SwarmError
 from swarmd.base.files import remove_tree
+from swarmd.base.notes import NOBODY, Notes
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.state.recipes.service import Recipes
@@ -123,10 +124,12 @@ class Supervisor:
         environments: EnvironmentSource,
         recipes: Recipes | None = None,
         host: str = "",
+        notes: Notes = NOBODY,
     ) -> None:
         self._config = config
         self._environments = environments
         self._recipes = recipes
+        self._notes = notes
         self._host = host
         self._scratch = folder / _SCRATCH
         self._bundles = bundles
@@ -171,7 +174,7 @@ class Supervisor:
         turns.users += 1
         try:
             async with turns.limiter, self._slots:
-                return await self._run_now(attempt, on_progress)
+                return await self._run_noted(attempt, on_progress)
         finally:
             self._in_hand -= 1
             turns.users -= 1
@@ -213,6 +216,20 @@ class Supervisor:
                     self._discard(pool, pool.idle.pop())
 
     # ---- one attempt ------------------------------------------------------------------
+
+    async def _run_noted(self, attempt: AttemptRun, on_progress: Progress | None) -> Outcome:
+        note, actor = self._notes.note, attempt.actor
+        note("attempt.started", actor, attempt.version)
+        ended = Cause.CANCELLED.value
+        try:
+            outcome = await self._run_now(attempt, on_progress)
+            ended = "ok" if outcome.ok else outcome.code or "task_failed"
+            return outcome
+        except SwarmError as error:
+            ended = error.code
+            raise
+        finally:
+            note("attempt.ended", actor, attempt.version, ended)
 
     async def _run_now(self, attempt: AttemptRun, on_progress: Progress | None) -> Outcome:
         pool = self._pool_of(attempt)
@@ -309,6 +326,7 @@ class Supervisor:
                 tail_lines_max=self._config.outcome_lines_max,
                 recipes=self._recipes,
                 host=self._host,
+                notes=self._notes,
             )
         except OSError:
             scratch.rmdir()
@@ -422,6 +440,7 @@ async def open_supervisor(
     host: str = "",
     accounts: Accounts | None = None,
     environments: EnvironmentSource | None = None,
+    notes: Notes = NOBODY,
 ) -> AsyncIterator[Supervisor]:
     """Supervise for as long as the block runs; when it ends every process has ended.
 
@@ -431,6 +450,7 @@ async def open_supervisor(
         host: this node's name, for those who look who holds a lock.
         accounts: as whom agents run; None is as this process.
         environments: opens what agents find in their environments; None for agents without.
+        notes: told of every attempt, and of what agents ask for.
     """
     environments = environments or NoSecrets()
     accounts = accounts or Accounts(structs.replace(config, user=AS_DAEMON), folder)
@@ -440,7 +460,7 @@ async def open_supervisor(
         remove_old = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
         nursery.start_soon(remove_old, _remove_old, folder)
         supervisor = Supervisor(
-            config, folder, bundles, clock, nursery, accounts, environments, recipes, host
+            config, folder, bundles, clock, nursery, accounts, environments, recipes, host, notes
         )
         nursery.start_soon(supervisor._sweep)
         try:

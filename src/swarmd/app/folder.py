@@ -8,6 +8,7 @@ raft/      journals and snapshots by epoch, the chain of seals
 secrets/   the keys of the swarm's secrets, on members that may vote, mode 0600
 blobs/     content by hash
 agents/    unpacked bundles by hash
+audit/     records of what happened, here and elsewhere
 """
 
 from __future__ import annotations

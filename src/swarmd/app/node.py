@@ -31,14 +31,18 @@ from swarmd.app.control import WAYS_IN, NodeControl
 from swarmd.app.folder import DataFolder, claim
 from swarmd.app.renewal import Renewal
 from swarmd.app.start import Beginning, begin, check_mode
+from swarmd.app.watch import watch_events
+from swarmd.audit.service import open_audit
 from swarmd.base.clock import BootClock
 from swarmd.base.errors import SwarmError
-from swarmd.base.ids import NodeId, short
+from swarmd.base.ids import NodeId, node_id_of, short
+from swarmd.base.notes import NOBODY, Notes
 from swarmd.base.rng import Rng, derive, make_rng
 from swarmd.config import Config, StartMode
 from swarmd.gateway.access.service import open_access
 from swarmd.gateway.service import Gateway, open_gateway
 from swarmd.gateway.services import Services
+from swarmd.identity.entries import Admit, open_entry
 from swarmd.mesh.service import Mesh, open_mesh
 from swarmd.mesh.swim.service import MemberState
 from swarmd.observe import log, metrics
@@ -53,6 +57,7 @@ from swarmd.tasks.service import Tasks, open_tasks
 
 DRAIN_S: Final = 8.0
 GOODBYE_S: Final = 2.0
+SETTLE_S: Final = 1.0
 FIRST_ENTRY_TIMEOUT_S: Final = 30.0
 _AGENTS: Final = "agents"
 _BUNDLES: Final = "bundles"
@@ -161,18 +166,18 @@ async def _serve(node: _Node, gateway: Gateway, control: NodeControl) -> None:
     """Open every room, take part until told to stop, wind down."""
     async with _open_store(node, gateway) as (mesh, store):
         control.store = store
-        _serve_joins(mesh, store)
+        _serve_joins(mesh, store, node.services.audit or NOBODY)
         async with (
             _keep_credential(node, mesh, store),
             _open_work(node, mesh, store, control) as tasks,
         ):
             if node.beginning.first_entry is not None:
-                await _hand_out_first_token(store, node.beginning)
+                await _hand_out_first_token(store, node.beginning, node.services.audit or NOBODY)
             control.now_ready()
             _log.info("ready", swarm=node.beginning.trust.genesis.name)
             _notify("READY=1")
             await control.wait_stop()
-            await _wind_down(gateway, tasks, store, mesh)
+            await _wind_down(gateway, tasks, store, mesh, node.services)
 
 
 @asynccontextmanager
@@ -221,7 +226,20 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
                     services.clock,
                     derive(node.rng, "secrets"),
                 ) as services.secrets,
+                open_audit(
+                    folder.path / "audit",
+                    folder.key,
+                    trust,
+                    mesh.link,
+                    mesh.membership,
+                    store,
+                    config.audit,
+                    services.clock,
+                    derive(node.rng, "audit"),
+                ) as services.audit,
+                watch_events(services.audit, store, services.name_of),
             ):
+                services.audit.note("node.started", config.node_name, "", "ok", __version__)
                 yield mesh, store
 
 
@@ -261,6 +279,7 @@ async def _open_work(
                 host=config.node_name,
                 accounts=accounts,
                 environments=Environments(secrets, link),
+                notes=services.audit or NOBODY,
             )
         )
         services.agents = await opened.enter_async_context(
@@ -291,9 +310,10 @@ async def _open_work(
         yield tasks
 
 
-def _serve_joins(mesh: Mesh, store: Store) -> None:
+def _serve_joins(mesh: Mesh, store: Store, notes: Notes = NOBODY) -> None:
     async def admit(entry: bytes) -> None:
         [result] = await store.propose([AuthorityEntry(entry)])
+        _note_admission(notes, entry, result.code or "ok")
         result.raise_for_error()
 
     mesh.serve_joins(admit)
@@ -311,31 +331,56 @@ async def _keep_credential(node: _Node, mesh: Mesh, store: Store) -> AsyncIterat
         nursery.cancel_scope.cancel()
 
 
+def _note_admission(notes: Notes, raw: bytes, outcome: str) -> None:
+    entry = open_entry(raw)[1]
+    if isinstance(entry, Admit):
+        subject = f"{entry.name} {short(node_id_of(entry.public))}"
+        details = "as " + ", ".join(entry.roles)
+        actor = f"token {short(entry.token_id)}"
+        notes.note("node.admitted", actor, subject, outcome, details)
+
+
 def _remaining(mesh: Mesh) -> tuple[NodeId, ...]:
     """Members that have not left."""
     members = mesh.membership.members()
     return tuple(m.node_id for m in members if m.state is not MemberState.LEFT)
 
 
-async def _hand_out_first_token(store: Store, beginning: Beginning) -> None:
+async def _hand_out_first_token(store: Store, beginning: Beginning, notes: Notes) -> None:
     assert beginning.first_entry is not None
     [result] = await store.propose(
         [AuthorityEntry(beginning.first_entry)], timeout_s=FIRST_ENTRY_TIMEOUT_S
     )
     result.raise_for_error()
+    notes.note("token.created", "swarmd --init", "the first token")
     say("join token, good for 20 joins in 1 h; on every other host: swarmd --join -")
     say(beginning.first_token)
 
 
-async def _wind_down(gateway: Gateway, tasks: Tasks, store: Store, mesh: Mesh) -> None:
+async def _wind_down(
+    gateway: Gateway, tasks: Tasks, store: Store, mesh: Mesh, services: Services
+) -> None:
     _notify("STOPPING=1")
     _log.info("stopping")
     gateway.end_streams()
     await store.handing.give_up()
     await tasks.drain(DRAIN_S)
+    await _settle_audit(services)
     with trio.move_on_after(GOODBYE_S):
         await mesh.leave("leaving")
     _log.info("said goodbye")
+
+
+async def _settle_audit(services: Services) -> None:
+    """While others still listen: what comes after this is written, and told at the next start."""
+    if services.audit is None:
+        return
+    services.audit.note("node.stopped", services.config.node_name)
+    with trio.move_on_after(SETTLE_S):
+        try:
+            await services.audit.settle()
+        except SwarmError as error:
+            _log.debug("the last audit records are not named in the store", why=error.message)
 
 
 async def _watch_signals(

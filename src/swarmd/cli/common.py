@@ -243,18 +243,29 @@ def open_client(*, timeout_s: float = 60.0, local: bool = False) -> Iterator[Cli
         local: the daemon of this machine itself, whatever --node says: it decides what is
             signed here, and no other member may.
     """
+    node = None if local else click.get_current_context().meta.get(_NODE)
+    with _client(node, timeout_s) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def client_of(node: str, *, timeout_s: float = 60.0) -> Iterator[Client]:
+    """The client that --socket describes, for the member `node` whatever --node says."""
+    with _client(node, timeout_s) as client:
+        yield client
+
+
+def _client(node: str | None, timeout_s: float) -> Client:
     from swarmd.client import Client
 
     meta = click.get_current_context().meta
-    sockets = list(meta.get(_SOCKETS, ())) or None
-    with Client(
-        sockets,
-        node=None if local else meta.get(_NODE),
+    return Client(
+        list(meta.get(_SOCKETS, ())) or None,
+        node=node,
         timeout_s=timeout_s,
         api_key=_api_key(meta.get(_KEY_FILE)),
         fingerprint=meta.get(_FINGERPRINT) or os.environ.get("SWARMCTL_FINGERPRINT", ""),
-    ) as client:
-        yield client
+    )
 
 
 def _api_key(file: Path | None) -> str:

@@ -40,6 +40,7 @@ LAZY: Final = {
     "token": (f"{_COMMANDS}.token:token", "Tokens that let new nodes join."),
     "key": (f"{_COMMANDS}.key:key", "API keys: who may ask the swarm for what."),
     "secret": (f"{_COMMANDS}.secret:secret", "Values that agents get and nobody is shown."),
+    "audit": (f"{_COMMANDS}.audit:audit", "Who did what; is the record of it unchanged?"),
     "stop": (f"{_COMMANDS}.cluster:stop", "End the daemon; it keeps its seat and may return."),
     "leave": (f"{_COMMANDS}.cluster:leave", "End the daemon and hand its voter seat on."),
     "completion": (f"{_COMMANDS}.completion:completion", "Completion script for bash or zsh."),

@@ -100,6 +100,59 @@ class Client(RecipeCalls):
         path = f"/secrets/{quote(name, safe='')}" + ("?force=1" if force else "")
         return self._call("DELETE", path, kind=shapes.Done)
 
+    # ---- the audit log -----------------------------------------------------------------
+
+    def audit(
+        self,
+        *,
+        kind: str = "",
+        actor: str = "",
+        of: str = "",
+        stream: str = "",
+        since_ms: int = 0,
+        before: str = "",
+        limit: int = 100,
+    ) -> shapes.AuditPage:
+        """A page of what happened, the newest first.
+
+        Args:
+            kind: how the kinds wanted begin, like `key.`.
+            actor: a part of the name of who did it.
+            of: name or id of the node that wrote it.
+            since_ms: wall time.
+            before: of the page before.
+        """
+        query = _given(kind=kind, actor=actor, of=of, stream=stream, before=before)
+        query |= {"limit": str(limit), "since_ms": str(since_ms)}
+        return self._get("/audit", shapes.AuditPage, query)
+
+    def audit_follow(
+        self,
+        *,
+        kind: str = "",
+        actor: str = "",
+        of: str = "",
+        stream: str = "",
+        since_ms: int = 0,
+        backlog: int = 0,
+    ) -> Iterator[shapes.AuditRecord]:
+        """The newest `backlog` records, and then all that come, until the daemon ends."""
+        query = _given(kind=kind, actor=actor, of=of, stream=stream)
+        query |= {"backlog": str(backlog), "since_ms": str(since_ms)}
+        yield from self._stream("GET", "/audit/follow", None, shapes.AuditRecord, query)
+
+    def audit_held(self, after: str = "") -> shapes.AuditHeld:
+        """A page of the chains that the node keeps, and what it dropped for its age."""
+        return self._get("/audit/held", shapes.AuditHeld, _given(after=after))
+
+    def audit_raw(self, chain: str, place: str = "") -> shapes.AuditRaw:
+        """What lies on the node's disk of one chain of `audit_held`; verify it."""
+        return self._get("/audit/raw", shapes.AuditRaw, _given(chain=chain, place=place))
+
+    def audit_anchors(self) -> list[bytes]:
+        """The seals that the strong store names; verify them."""
+        return self._get("/audit/anchors", list[bytes])
+
     # ---- the node and the swarm ------------------------------------------------------
 
     def status(self) -> shapes.Status:
@@ -493,6 +546,11 @@ class Client(RecipeCalls):
     def cancel_job(self, job_id: str) -> shapes.JobInfo:
         path = f"/jobs/{quote(job_id, safe='')}/cancel"
         return self._call("POST", path, {}, kind=shapes.JobInfo, safe=True)
+
+
+def _given(**query: str) -> dict[str, str]:
+    """Those parts of a query that say something."""
+    return {name: text for name, text in query.items() if text}
 
 
 def _batches(

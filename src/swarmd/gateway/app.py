@@ -15,6 +15,7 @@ from swarmd.gateway.http import drain, error_answer, refuse_browsers
 from swarmd.gateway.routes.access import AccessRoutes
 from swarmd.gateway.routes.agents import AgentRoutes
 from swarmd.gateway.routes.approval import ApprovalRoutes
+from swarmd.gateway.routes.audit import AuditRoutes
 from swarmd.gateway.routes.authority import Authority
 from swarmd.gateway.routes.cluster import Cluster
 from swarmd.gateway.routes.jobs import JobRoutes
@@ -58,6 +59,7 @@ class Api:
             *Voters(context).routes(),
             *AccessRoutes(context).routes(),
             *SecretRoutes(context).routes(),
+            *AuditRoutes(context).routes(),
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,6 +98,7 @@ class Api:
             self._context.gate.admit(request, ANY_CALLER, self._context.services.access)
         except SwarmError as refusal:
             error = refusal
+            self._context.refusals.note(self._context.services.audit, request, refusal)
         await drain(request, self._context.budget)
         await error_answer(request, error)(scope, receive, send)
 

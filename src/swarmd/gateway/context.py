@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -11,9 +12,10 @@ import trio
 from starlette.requests import Request
 from starlette.routing import Route
 
-from swarmd.base.errors import BadRequest, ShuttingDown
+from swarmd.base.errors import BadRequest, ShuttingDown, SwarmError
 from swarmd.base.limits import INLINE_BYTES_MAX
 from swarmd.gateway.access.gate import Gate, caller_of
+from swarmd.gateway.access.refusals import Refusals
 from swarmd.gateway.config import GatewayConfig
 from swarmd.gateway.http import Budget, Endpoint, Items, Stream, guarded, payload_in, read
 from swarmd.gateway.services import Services
@@ -45,6 +47,7 @@ class Context:
     budget: Budget
     gate: Gate
     stopping: trio.Event = field(default_factory=trio.Event)
+    refusals: Refusals = field(default_factory=Refusals)
 
     def route(
         self, path: str, endpoint: Endpoint, needs: str, methods: Sequence[str] | None = None
@@ -54,6 +57,9 @@ class Context:
         def admit(request: Request) -> None:
             self.gate.admit(request, needs, self.services.access)
 
+        def refused(request: Request, error: SwarmError) -> None:
+            self.refusals.note(self.services.audit, request, error)
+
         async def until_over(request: Request) -> None:
             access = self.services.access
             if access is None:
@@ -61,7 +67,28 @@ class Context:
             else:
                 await access.until_over(caller_of(request))
 
-        return ApiRoute(path, guarded(endpoint, self.budget, admit, until_over), needs, methods)
+        call = guarded(endpoint, self.budget, admit, until_over, refused)
+        return ApiRoute(path, call, needs, methods)
+
+    def note(
+        self, request: Request, kind: str, subject: str, outcome: str = "ok", details: str = ""
+    ) -> None:
+        """Take note, in the audit log, of what the caller of `request` did."""
+        if self.services.audit is not None:
+            self.services.audit.note(kind, caller_of(request).name, subject, outcome, details)
+
+    @contextmanager
+    def noted(self, request: Request, kind: str, subject: str, details: str = "") -> Iterator[None]:
+        """Take note of what the block does, when it is done or has failed, and of how it ended."""
+        outcome = "unknown"
+        try:
+            yield
+            outcome = "ok"
+        except SwarmError as error:
+            outcome = error.code
+            raise
+        finally:
+            self.note(request, kind, subject, outcome, details)
 
     async def read(self, request: Request, kind: type[T]) -> T:
         """The body as `kind`. Raises BadRequest, TooLarge, Busy."""

@@ -155,6 +155,7 @@ class Forwarder:
     def __init__(self, app: ASGIApp, context: Context) -> None:
         self._app = app
         self._gate = context.gate
+        self._refusals = context.refusals
         self._services = context.services
         self._config = context.config
         self._budget = context.budget
@@ -178,6 +179,7 @@ class Forwarder:
             with self._budget:
                 await self._forward(mesh, member, request, caller, send)
         except SwarmError as error:
+            self._refusals.note(self._services.audit, request, error)
             await drain(request, self._budget)
             await error_answer(request, error)(scope, receive, send)
         finally:

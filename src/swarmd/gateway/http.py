@@ -422,8 +422,11 @@ def guarded(
     budget: Budget,
     admit: Callable[[Request], None],
     until_over: Callable[[Request], Awaitable[None]],
+    refused: Callable[[Request, SwarmError], None],
 ) -> Endpoint:
     """`endpoint` behind the gate and within the budget, with its errors turned into answers.
+
+    `refused` is told of errors; which of them matter it knows itself.
 
     A stream's request counts until the stream has ended, and the stream breaks off when
     `until_over` returns: what its caller showed counts no more.
@@ -448,11 +451,13 @@ def guarded(
                 finally:
                     release_body(request.scope, budget)
         except SwarmError as error:
+            refused(request, error)
             return error_answer(request, error)
         except BaseExceptionGroup as group:
             found = swarm_error_in(group)
             if found is None:
                 raise
+            refused(request, found)
             return error_answer(request, found)
 
     return call

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from swarmd.agents.environment import Environment
 from swarmd.agents.spec import AgentSpec
+from swarmd.audit.service import Audit
 from swarmd.base.clock import Clock
 from swarmd.base.errors import NotReady
 from swarmd.base.ids import NodeId, short
@@ -110,6 +111,7 @@ class Trust(Protocol):
     def version(self) -> int: ...
     def records_from(self, height: int) -> Sequence[bytes]: ...
     def admission(self, node_id: NodeId) -> Admission | None: ...
+    def admissions_by_id(self) -> dict[NodeId, Admission]: ...
     @property
     def certificate(self) -> bytes: ...
     @property
@@ -438,6 +440,7 @@ class Services:
     store: Store | None = None
     access: Access | None = None
     secrets: Secrets | None = None
+    audit: Audit | None = None
     recipes: Recipes | None = None
     blobs: Blobs | None = None
     agents: Agents | None = None

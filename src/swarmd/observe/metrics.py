@@ -61,6 +61,18 @@ BYTES = Counter(
 )
 MEMBERS = Gauge("swarmd_members", "Members by state, as seen here", ["state"], registry=REGISTRY)
 TASKS = Gauge("swarmd_tasks", "Tasks by state", ["state"], registry=REGISTRY)
+AUDIT_RECORDS = Counter(
+    "swarmd_audit_records_total",
+    "Records of the audit log that this node wrote",
+    ["stream"],
+    registry=REGISTRY,
+)
+AUDIT_LOST = Counter(
+    "swarmd_audit_lost_total",
+    "Events that are in no record, because too many waited for the disk",
+    ["stream"],
+    registry=REGISTRY,
+)
 LOOP_LONGEST_PASS = Gauge(
     "swarmd_loop_longest_pass_seconds",
     "Longest time that the node's loop was held up within the last 20 s",

@@ -139,6 +139,11 @@ WHO: dict[str, set[str]] = {
     "GET /api/v1/secrets": DO,
     "PUT /api/v1/secrets/{name}": DO,
     "DELETE /api/v1/secrets/{name}": DO,
+    "GET /api/v1/audit": ALL,
+    "GET /api/v1/audit/follow": ALL,
+    "GET /api/v1/audit/held": ALL,
+    "GET /api/v1/audit/raw": ALL,
+    "GET /api/v1/audit/anchors": ALL,
     "POST /api/v1/sessions": SEE,
     "GET /api/v1/caller": SEE,
 }  # fmt: skip

@@ -32,6 +32,7 @@ from swarmd.agents.environment import NOTHING, Opened
 from swarmd.agents.holdings import Holdings
 from swarmd.agents.logs import LineCutter, clean
 from swarmd.base.files import remove_tree
+from swarmd.base.notes import NOBODY, Notes
 from swarmd.observe.redaction import Redactor
 from swarmd.sdk import protocol
 from swarmd.sdk.protocol import FrameReader, ProtocolError, encode_frame
@@ -89,6 +90,7 @@ class PythonInstance:
         on_line: told (task id, attempt, text) of every line it prints or logs.
         recipes: what attempts get their locks from.
         host: the node's name, for those who look who holds a lock.
+        notes: told of what the agent asks for.
     """
 
     def __init__(
@@ -101,8 +103,11 @@ class PythonInstance:
         tail_lines_max: int,
         recipes: Recipes | None = None,
         host: str = "",
+        notes: Notes = NOBODY,
     ) -> None:
         self.launch = launch
+        self._notes = notes
+        self._actor = ""
         self._recipes = recipes
         self._host = host
         self._holdings: Holdings | None = None
@@ -288,6 +293,7 @@ class PythonInstance:
     ) -> Outcome:
         self.attempts += 1
         self.task_id, self._attempt = attempt.task_id, attempt.attempt
+        self._actor = attempt.actor
         self._tail.clear()
         self._whole_request_sent = False
         self._lost = ""
@@ -364,7 +370,10 @@ class PythonInstance:
             assert self._nursery is not None, "a process is watched before it runs anything"
             owner = f"task {self.task_id} of {self.launch.agent} on {self._host or 'this node'}"
             answer = partial(self._answer_ask, self.attempts)
-            self._holdings = Holdings(self._recipes, owner, self._nursery, answer, self._lose)
+            self._holdings = Holdings(
+                self._recipes, owner, self._nursery, answer, self._lose,
+                partial(self._notes.note, "agent.call", self._actor),
+            )  # fmt: skip
         return self._holdings
 
     async def _answer_ask(

@@ -51,6 +51,7 @@ PERMISSIONS: Final[dict[str, tuple[str, str]]] = {
     "secret:set": ("give a secret a value", "NAME"),
     "secret:delete": ("delete secrets", "NAME"),
     "secret:use": ("agents that refer to it", "NAME"),
+    "audit:read": ("who did what, and proofs", ""),
     "key:read": ("API keys, not their secrets", ""),
     "key:manage": ("make and revoke keys", ""),
 }

@@ -64,27 +64,31 @@ class AccessRoutes:
     async def create(self, request: Request) -> Response:
         """Have the swarm know a key by the hash of its secret."""
         body = await self._context.read(request, KeyBody)
-        record = await self._access.create(
-            body.name,
-            body.hash,
-            role=body.role,
-            rules=body.rules,
-            ttl_s=body.ttl_s,
-            requests_per_min=body.requests_per_min,
-            creator=caller_of(request),
-        )
+        allows = ", ".join(filter(None, (body.role, *body.rules)))
+        with self._context.noted(request, "key.created", body.name, allows):
+            record = await self._access.create(
+                body.name,
+                body.hash,
+                role=body.role,
+                rules=body.rules,
+                ttl_s=body.ttl_s,
+                requests_per_min=body.requests_per_min,
+                creator=caller_of(request),
+            )
         return answer(request, self._shape(record), status=201)
 
     async def revoke(self, request: Request) -> Response:
         """Have a key count no more, at every node in touch with the majority within moments."""
         name = request.path_params["name"]
-        await self._access.revoke(name, caller_of(request).name)
+        with self._context.noted(request, "key.revoked", name):
+            await self._access.revoke(name, caller_of(request).name)
         return answer(request, shapes.Done(message=f"the key {name} counts no more"))
 
     async def open_session(self, request: Request) -> Response:
         """A token of 15 minutes at most that stands in for whoever asks."""
         body = await self._context.read(request, SessionBody)
-        text, session = self._access.open_session(caller_of(request), body.ttl_s)
+        with self._context.noted(request, "session.opened", "", f"for {body.ttl_s} s"):
+            text, session = self._access.open_session(caller_of(request), body.ttl_s)
         return answer(
             request, shapes.SessionInfo(token=text, caller=session.sub, expires_s=session.exp)
         )

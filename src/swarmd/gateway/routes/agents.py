@@ -49,7 +49,8 @@ class AgentRoutes:
         caller.require("agent:deploy", spec.name)
         for name in spec.secrets:
             caller.require("secret:use", name)
-        record = await agents.deploy(spec, body.bundle, replace=body.replace)
+        with self._context.noted(request, "agent.deployed", f"{spec.name} {spec.version}"):
+            record = await agents.deploy(spec, body.bundle, replace=body.replace)
         return answer(request, _shape(record), status=201)
 
     async def list(self, request: Request) -> Response:
@@ -68,7 +69,8 @@ class AgentRoutes:
         name = request.path_params["name"]
         caller_of(request).require("agent:remove", name)
         agents = self._services.need(self._services.agents)
-        await agents.remove(name)
+        with self._context.noted(request, "agent.removed", name):
+            await agents.remove(name)
         return answer(request, shapes.Done(message=f"removed {name}"))
 
     async def instances(self, request: Request) -> Response:

@@ -83,7 +83,8 @@ class ApprovalRoutes:
         if not fingerprint.is_whole:
             raise BadRequest("name the node by its whole fingerprint")
         approvals = self._services.need(self._services.mesh).approvals
-        waited, missing = await approvals.deny(fingerprint)
+        with self._context.noted(request, "node.denied", fingerprint.hex):
+            waited, missing = await approvals.deny(fingerprint)
         log.info("join request denied", fingerprint=fingerprint.hex, by=caller_of(request).name)
         names = [self._services.name_of(node) for node in missing]
         warnings = [f"{name} did not answer: there it may ask again" for name in names]

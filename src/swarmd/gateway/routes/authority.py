@@ -16,13 +16,29 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from swarmd.base.errors import BadRequest, Conflict, NoQuorum, NotReady
-from swarmd.base.ids import NodeId
+from swarmd.base.ids import NodeId, node_id_of, short
 from swarmd.gateway import shapes
 from swarmd.gateway.context import ApiRoute, Context
 from swarmd.gateway.http import answer
-from swarmd.identity.entries import Entry, Evict, SetRoles, decode_record, open_entry
+from swarmd.identity.entries import (
+    AddAdmin,
+    AddToken,
+    Admit,
+    Approve,
+    Entry,
+    Evict,
+    Policy,
+    Renew,
+    RevokeAdmin,
+    RevokeToken,
+    SetRoles,
+    decode_record,
+    open_entry,
+)
 from swarmd.identity.epochs import Chain
+from swarmd.identity.fingerprints import door_of
 from swarmd.identity.genesis import encode_genesis
+from swarmd.identity.requests import open_request
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.state.raft.messages import AuthorityEntry
 
@@ -107,12 +123,42 @@ class Authority:
         """Propose a signed entry; its signature is checked by whoever applies it."""
         body = await self._context.read(request, AuthorityBody)
         store = self._services.need(self._services.store)
-        self._keep_a_majority(open_entry(body.entry)[1])
-        [result] = await store.propose([AuthorityEntry(body.entry)])
-        record = result.raise_for_error().value
+        entry = open_entry(body.entry)[1]
+        kind, subject = self._told(entry)
+        with self._context.noted(request, kind, subject, _signers(body.entry)):
+            self._keep_a_majority(entry)
+            [result] = await store.propose([AuthorityEntry(body.entry)])
+            record = result.raise_for_error().value
         if record is not None:
             await self._known_here(decode_record(record).height)
         return answer(request, {"revision": result.revision})
+
+    def _told(self, entry: Entry) -> tuple[str, str]:
+        """What the audit log says of an entry: its kind, and what it is about."""
+        match entry:
+            case AddToken():
+                return "token.created", f"{short(node_id_of(entry.token_public))} {entry.role}"
+            case RevokeToken():
+                return "token.revoked", short(entry.token_id)
+            case Admit():
+                return "node.admitted", f"{entry.name} {short(node_id_of(entry.public))}"
+            case SetRoles():
+                roles = ", ".join(entry.roles)
+                return "node.roles", f"{self._services.name_of(entry.node_id)}: {roles}"
+            case Evict():
+                return "node.evicted", self._services.name_of(entry.node_id)
+            case AddAdmin():
+                return "admin.added", short(node_id_of(entry.admin_public))
+            case RevokeAdmin():
+                return "admin.revoked", short(entry.admin_id)
+            case Policy():
+                return "policy.raised", f"lowest protocol version {entry.min_version}"
+            case Approve():
+                door = door_of(self._services.need(self._services.trust).swarm_id)
+                asked = open_request(entry.request, door)
+                return "node.approved", f"{asked.name} {short(node_id_of(asked.public))}"
+            case Renew():
+                return "node.renewed", self._services.name_of(entry.node_id)
 
     async def _known_here(self, height: int) -> None:
         """Wait until a record counts here, so that what comes next is judged by it.
@@ -167,3 +213,8 @@ def _number(request: Request, name: str, default: int) -> int:
     if not text.isdecimal() or len(text) > 13:
         raise BadRequest(f"{name}={text!r} is no height of a record or number of an epoch")
     return int(text)
+
+
+def _signers(raw: bytes) -> str:
+    """Whose signatures an entry says it has; they are checked by whoever applies it."""
+    return "signed by " + ", ".join(short(key) for key, _ in open_entry(raw)[0].signatures)

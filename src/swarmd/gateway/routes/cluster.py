@@ -89,6 +89,7 @@ class Cluster:
 
     async def stop(self, request: Request) -> Response:
         await self._context.read(request, dict[str, Any])
+        self._context.note(request, "node.stop", self._services.config.node_name)
         self._services.control.stop()
         return answer(
             request,
@@ -97,7 +98,8 @@ class Cluster:
 
     async def leave(self, request: Request) -> Response:
         body = await self._context.read(request, LeaveBody)
-        warnings = await self._services.control.leave(force=body.force)
+        with self._context.noted(request, "node.leave", self._services.config.node_name):
+            warnings = await self._services.control.leave(force=body.force)
         message = f"{self._services.config.node_name} leaves the swarm"
         done = shapes.Done(message=message, warnings=list(warnings), pid=os.getpid())
         return answer(request, done)

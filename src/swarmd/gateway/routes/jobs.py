@@ -97,7 +97,10 @@ class JobRoutes:
             ),
             priority=body.job.priority,
         )
-        return answer(request, shape(self._services, await tasks.submit_job(spec)), status=201)
+        agents = ", ".join(dict.fromkeys(stage.agent for stage in stages))
+        with self._context.noted(request, "job.submitted", agents, f"{len(items)} items"):
+            view = await tasks.submit_job(spec)
+        return answer(request, shape(self._services, view), status=201)
 
     async def list(self, request: Request) -> Response:
         tasks = self._services.need(self._services.tasks)
@@ -111,7 +114,9 @@ class JobRoutes:
     async def cancel(self, request: Request) -> Response:
         tasks = self._services.need(self._services.tasks)
         job_id = (await self._job(request, "task:cancel")).job_id
-        return answer(request, shape(self._services, await tasks.cancel_job(job_id)))
+        with self._context.noted(request, "job.cancelled", job_id):
+            view = await tasks.cancel_job(job_id)
+        return answer(request, shape(self._services, view))
 
     async def _job(self, request: Request, permission: str) -> JobView:
         """The job of the path. Raises NotFound, Forbidden."""

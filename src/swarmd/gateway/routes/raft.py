@@ -98,11 +98,13 @@ class RaftRoutes:
         if body.node:
             mesh = services.need(services.mesh)
             target = find_member(mesh.membership.members(), body.node).node_id
-        taken = await store.transfer(target)
+        with self._context.noted(request, "coordinator.moved", body.node or "to the best"):
+            taken = await store.transfer(target)
         return answer(request, shapes.Done(message=services.name_of(taken)))
 
     async def snapshot(self, request: Request) -> Stream:
         """A consistent copy of users' keys and agents' records; voters only."""
+        self._context.note(request, "snapshot.read", self._services.config.node_name)
         return self._context.stream(request, export(self._services))
 
     # ---- asking the voters -----------------------------------------------------------

@@ -66,7 +66,8 @@ class SecretRoutes:
         name, caller = request.path_params["name"], caller_of(request)
         caller.require("secret:set", name)
         body = await self._context.read(request, SecretBody)
-        version = await self._secrets.set(name, body.value, caller.name)
+        with self._context.noted(request, "secret.set", name):
+            version = await self._secrets.set(name, body.value, caller.name)
         return answer(request, shapes.SecretSet(name=name, version=version))
 
     async def delete(self, request: Request) -> Response:
@@ -78,7 +79,8 @@ class SecretRoutes:
             return (await self._users()).get(name, [])
 
         force = query_flag(request, "force")
-        await self._secrets.delete(name, caller.name, users, force=force)
+        with self._context.noted(request, "secret.deleted", name):
+            await self._secrets.delete(name, caller.name, users, force=force)
         return answer(request, shapes.Done(message=f"the secret {name} is deleted"))
 
     async def _users(self) -> dict[str, Names]:

@@ -15,7 +15,6 @@ from swarmd.base.errors import BadRequest, NotFound, SwarmError, from_code
 from swarmd.base.limits import SUBMIT_TASKS_MAX
 from swarmd.gateway import shapes
 from swarmd.gateway.access.gate import caller_of
-from swarmd.gateway.access.rules import Caller
 from swarmd.gateway.context import ApiRoute, Context, query_int
 from swarmd.gateway.http import Items, Stream, answer, payload_out
 from swarmd.state.blobs.messages import BlobRef, Hash, Size
@@ -95,7 +94,11 @@ class TaskRoutes:
         tasks = self._services.need(self._services.tasks)
         payloads = await self._context.values_of(request, [_input(one) for one in body.tasks])
         specs = [_spec(one, value) for one, value in zip(body.tasks, payloads, strict=True)]
-        answers = await tasks.submit(specs)
+        agents = sorted({one.agent for one in body.tasks})
+        with self._context.noted(
+            request, "task.submitted", ", ".join(agents), _count(len(specs), "task")
+        ):
+            answers = await tasks.submit(specs)
         copies = self._services.need(self._services.store).status().copies
         shown = [
             shapes.Submitted(
@@ -163,19 +166,22 @@ class TaskRoutes:
     # ---- cancel ----------------------------------------------------------------------
 
     async def cancel(self, request: Request) -> Response:
-        [view] = await self._cancel(caller_of(request), [request.path_params["id"]])
+        [view] = await self._cancel(request, [request.path_params["id"]])
         return answer(request, view)
 
     async def cancel_many(self, request: Request) -> Response:
         body = await self._context.read(request, IdsBody)
-        return answer(request, await self._cancel(caller_of(request), body.ids))
+        return answer(request, await self._cancel(request, body.ids))
 
-    async def _cancel(self, caller: Caller, ids: Sequence[str]) -> Sequence[shapes.TaskInfo]:
-        tasks = self._services.need(self._services.tasks)
+    async def _cancel(self, request: Request, ids: Sequence[str]) -> Sequence[shapes.TaskInfo]:
+        tasks, caller = self._services.need(self._services.tasks), caller_of(request)
         if not caller.may("task:cancel"):  # It may on some: which these are must be seen first.
             for one in ids:
                 caller.require("task:cancel", (await tasks.get(one)).record.spec.agent)
-        return [self.shape(view) for view in await tasks.cancel(list(dict.fromkeys(ids)))]
+        subject = ids[0] if len(ids) == 1 else ""
+        with self._context.noted(request, "task.cancelled", subject, _count(len(ids), "task")):
+            views = await tasks.cancel(list(dict.fromkeys(ids)))
+        return [self.shape(view) for view in views]
 
     # ---- shapes ----------------------------------------------------------------------
 
@@ -204,6 +210,10 @@ class TaskRoutes:
                 for note in record.story
             ],
         )
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}" + ("s" if count != 1 else "")
 
 
 def _input(body: TaskBody) -> tuple[msgspec.Raw | None, BlobRef | None]:

@@ -84,8 +84,9 @@ class Voters:
         pins = await self._pins()
         if member.node_id not in pins and len(pins) >= PINS_MAX:
             raise Conflict(f"{PINS_MAX} nodes are pinned, as many as ever vote: unpin one first")
-        [result] = await store.propose([Put(PIN_PREFIX + member.node_id, b"")])
-        result.raise_for_error()
+        with self._context.noted(request, "voter.pinned", member.name):
+            [result] = await store.propose([Put(PIN_PREFIX + member.node_id, b"")])
+            result.raise_for_error()
         seated = member.node_id in store.status().voters
         return answer(request, self._seat(member.node_id, member, seated, pinned=True))
 
@@ -95,8 +96,9 @@ class Voters:
         node_id = self._pinned(await self._pins(), request.path_params["node"])
         if node_id is None:
             node_id = self._member(request).node_id
-        [result] = await store.propose([Delete(PIN_PREFIX + node_id)])
-        result.raise_for_error()
+        with self._context.noted(request, "voter.unpinned", self._services.name_of(node_id)):
+            [result] = await store.propose([Delete(PIN_PREFIX + node_id)])
+            result.raise_for_error()
         member = self._services.need(self._services.mesh).membership.get(node_id)
         seated = node_id in store.status().voters
         return answer(request, self._seat(node_id, member, seated, pinned=False))
@@ -141,7 +143,8 @@ class Voters:
         """Go on alone with what was planned, signed by the recovery key."""
         body = await self._context.read(request, RecoveryBody)
         store = self._services.need(self._services.store)
-        await store.recovery.begin(body.certificate)
+        with self._context.noted(request, "recovery.begun", self._services.config.node_name):
+            await store.recovery.begin(body.certificate)
         return answer(request, shapes.Done(message=f"{self._services.config.node_name} goes on"))
 
     async def _pins(self) -> list[NodeId]:

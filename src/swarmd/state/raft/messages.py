@@ -41,6 +41,8 @@ USER_PREFIX: Final = b"u/"
 RECIPE_PREFIX: Final = b"c/"
 ACCESS_PREFIX: Final = b"k/"
 SECRET_PREFIX: Final = b"s/"
+# This and a node's id: the newest seal of its audit log (`audit/anchors.py`). Nobody watches it.
+ANCHOR_PREFIX: Final = b"h/"
 WATCHED_PREFIXES: Final = (USER_PREFIX, RECIPE_PREFIX, ACCESS_PREFIX, SECRET_PREFIX)
 ROOT_BYTES: Final = 2
 assert {len(one) for one in WATCHED_PREFIXES} == {ROOT_BYTES}

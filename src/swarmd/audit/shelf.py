@@ -1,0 +1,213 @@
+"""The audit folder as the tasks of a daemon use it: one thread at a time, records checked first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol, TypeVar
+
+import trio
+
+from swarmd.audit.chain import Broken, Sealed, open_sealed, sign_floor
+from swarmd.audit.config import AuditConfig
+from swarmd.audit.machine import Kept
+from swarmd.audit.messages import HELD_MAX, PAGE_BYTES, HeldLife
+from swarmd.audit.records import STREAMS, ChainId, Floor
+from swarmd.audit.store import SEGMENT_BYTES, SEGMENTS_MAX, AuditFolder, Life, Segment
+from swarmd.base.clock import Clock
+from swarmd.base.errors import BadSignature
+from swarmd.base.ids import NodeId, short
+from swarmd.base.limits import MIB
+from swarmd.identity.authority import Admission
+from swarmd.identity.keys import SigningKey
+from swarmd.observe.log import get_logger
+
+_DAY_MS: Final = 86_400_000
+_log = get_logger("audit")
+T = TypeVar("T")
+
+
+class Trust(Protocol):
+    """What this room asks of the authority log."""
+
+    @property
+    def swarm_id(self) -> bytes: ...
+    def admission(self, node_id: NodeId) -> Admission | None: ...
+    def admissions_by_id(self) -> dict[NodeId, Admission]: ...
+
+
+class Shelf:
+    """What this node holds. All that touches the disk waits for its turn."""
+
+    def __init__(
+        self, folder: AuditFolder, trust: Trust, key: SigningKey, config: AuditConfig, clock: Clock
+    ) -> None:
+        self.folder = folder
+        self.me = NodeId(key.key_id)
+        self.trust = trust
+        self._key = key
+        self._config = config
+        self._clock = clock
+        self._turn = trio.CapacityLimiter(1)
+
+    async def run(self, call: Callable[..., T], *args: object) -> T:
+        """`call` in a thread, when its turn comes. Cancelled or not, one that began is awaited."""
+        return await trio.to_thread.run_sync(call, *args, limiter=self._turn)
+
+    # ---- own records -------------------------------------------------------------------
+
+    def append_file(self, chain: ChainId, batches: Sequence[Sealed]) -> None:
+        """Raises DiskFault: nothing is kept of them."""
+        self.folder.append_file(chain, batches, self._clock.wall_ms())
+
+    # ---- copies ------------------------------------------------------------------------
+
+    async def held(self, after: ChainId | None = None) -> tuple[tuple[HeldLife, ...], bool]:
+        """A page of the lives that are held, in their order, and whether there are more."""
+        return await self.run(self._held_file, after)
+
+    def _held_file(self, after: ChainId | None) -> tuple[tuple[HeldLife, ...], bool]:
+        lives = [
+            one
+            for one in self.folder.lives.values()
+            if one.segments and not one.unreadable and (after is None or one.chain > after)
+        ]
+        lives.sort(key=lambda one: one.chain)
+        found = tuple(
+            HeldLife(one.chain, one.parent, one.begin, one.first, one.last, one.hash, one.wall_ms)
+            for one in lives[:HELD_MAX]
+        )
+        return found, len(lives) > HELD_MAX
+
+    def kept(self) -> dict[ChainId, Kept]:
+        """Where each life ends here."""
+        return {
+            chain: Kept(life.last, life.hash) for chain, life in list(self.folder.lives.items())
+        }
+
+    async def page(self, chain: ChainId, after: int) -> tuple[bytes, ...]:
+        return tuple(await self.run(self.folder.read_file, chain, after, PAGE_BYTES))
+
+    async def take(self, chain: ChainId, raws: Sequence[bytes]) -> list[Sealed]:
+        """Keep what another node holds of a life, as far as it follows what is kept; what is new.
+
+        Raises:
+            SwarmError: what was sent is not what the node wrote; nothing of it is kept.
+        """
+        return await self.run(self._take_file, chain, raws)
+
+    def _take_file(self, chain: ChainId, raws: Sequence[bytes]) -> list[Sealed]:
+        fresh: list[Sealed] = []
+        life = self.folder.lives.get(chain)
+        last, before = (life.last, life.hash) if life is not None else (0, b"")
+        for raw in raws:
+            sealed = self._open(chain, raw)
+            seal = sealed.seal
+            if last and seal.last <= last:
+                continue
+            if last and seal.first != last + 1:
+                break  # What lies between is missing there.
+            if last and seal.previous != before:
+                self.folder.put_fork_file(chain, raw)
+                raise Broken(seal.first, f"two different records {last} are signed")
+            fresh.append(sealed)
+            last, before = seal.last, seal.hash
+        if fresh:
+            if life is None:
+                self._begin_file(fresh[0])
+            self.folder.append_file(chain, fresh, self._clock.wall_ms())
+        return fresh
+
+    def _open(self, chain: ChainId, raw: bytes) -> Sealed:
+        admission = self.trust.admissions_by_id().get(NodeId(chain.node))
+        if admission is None:
+            raise BadSignature(f"audit records of {short(chain.node)}, which was never admitted")
+        sealed = open_sealed(raw, self.trust.swarm_id, {chain.node: admission.public})
+        if sealed.seal.chain != chain:
+            raise BadSignature("audit records of another life than was asked for")
+        return sealed
+
+    def _begin_file(self, sealed: Sealed) -> None:
+        """Say which part of the past of a life is not there to be copied."""
+        seal = sealed.seal
+        if seal.first != seal.begin:
+            self._put_floor_file(seal.chain, seal.first - 1, seal.previous, 0)
+        elif seal.parent:
+            parent = ChainId(seal.chain.node, seal.chain.stream, seal.parent)
+            known = parent in self.folder.lives or parent in self.folder.floors
+            if not known:
+                self._put_floor_file(parent, seal.begin - 1, seal.previous, 0)
+
+    def _put_floor_file(self, chain: ChainId, number: int, digest: bytes, wall_ms: int) -> None:
+        self.folder.put_floor_file(self._floor(chain, number, digest, wall_ms))
+
+    def _floor(self, chain: ChainId, number: int, digest: bytes, wall_ms: int) -> bytes:
+        floor = Floor(bytes(self.me), chain, number, digest, max(0, wall_ms))
+        return sign_floor(floor, self.trust.swarm_id, self._key)
+
+    async def keep_evidence(self, chain: ChainId, number: int, raws: Sequence[bytes]) -> bool:
+        """Keep a signed batch that ends with another record `number` than ours. Is it news?"""
+
+        def keep_file() -> bool:
+            life = self.folder.lives.get(chain)
+            for raw in raws:
+                seal = self._open(chain, raw).seal
+                if life is None or not seal.last == number == life.last:
+                    continue
+                return seal.hash != life.hash and self.folder.put_fork_file(chain, raw)
+            return False
+
+        return await self.run(keep_file)
+
+    # ---- what is too old ---------------------------------------------------------------
+
+    def before_ms(self) -> int:
+        """Wall time before which records are too old."""
+        return max(0, self._clock.wall_ms() - int(self._config.keep_days * _DAY_MS))
+
+    async def prune(self) -> int:
+        """Drop the oldest segments until what is left is within the bounds; how many went."""
+        return await self.run(self._prune_file)
+
+    def _prune_file(self) -> int:
+        folder, count = self.folder, 0
+        nodes = dict.fromkeys(chain.node for chain in list(folder.lives))
+        share = self._config.keep_mib * MIB // max(1, len(nodes)) // len(STREAMS)
+        share = max(share, 2 * SEGMENT_BYTES)
+        before_ms = self.before_ms()
+        for node in nodes:
+            for stream in STREAMS:
+                lives = [
+                    one
+                    for one in folder.lives.values()
+                    if (one.chain.node, one.chain.stream) == (node, stream)
+                ]
+                size = sum(one.size_bytes for one in lives)
+                segments = sum(len(one.segments) for one in lives)
+                while (oldest := folder.oldest(node, stream)) is not None:
+                    too_old = oldest[1].written_ms < before_ms
+                    if size <= share and segments <= SEGMENTS_MAX and not too_old:
+                        break
+                    self._drop_file(*oldest)
+                    size -= oldest[1].size_bytes
+                    segments -= 1
+                    count += 1
+        folder.drop_floors_file()
+        return count
+
+    def _drop_file(self, life: Life, segment: Segment) -> None:
+        end = self.folder.end_of_file(life, segment)
+        if end is None:  # The floor goes by what follows, which names its hash.
+            after = (
+                self.folder.first_seal_file(life.chain, life.segments[1])
+                if len(life.segments) > 1
+                else None
+            )
+            end = (after.first - 1, after.previous, 0) if after is not None else None
+        floor = self._floor(life.chain, *end) if end is not None else None
+        self.folder.drop_file(life, segment, floor)
+
+
+def may_hold(trust: Trust, node_id: NodeId) -> bool:
+    """Does the node keep copies of what others write? Those do who may vote."""
+    admission = trust.admission(node_id)
+    return admission is not None and not admission.evicted and "voter" in admission.roles

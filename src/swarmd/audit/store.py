@@ -1,0 +1,503 @@
+"""Audit records on disk: a folder of segments, the oldest of which go when there is no room.
+
+A segment is named by its chain and its first record, and holds batches of one life, in order:
+
+    magic, kind, format    4 + 8 + 2 bytes
+    then for each batch:   magic 4, first 8, last 8, length 4, CRC-32 4, and the batch
+
+A batch is durable when `append_file` returned. Each start begins new segments, so nothing is ever
+written behind what a crash may have left. What a crash left torn at the end of a life is cut off
+when the folder is opened; anywhere else a frame that does not fit its checksum is damage, which is
+shown to whoever reads, as it is, and is never cut off or hidden: the seals tell what it was.
+
+All that ends in `_file` blocks and is called from one thread at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from swarmd.audit.chain import Sealed
+from swarmd.audit.records import (
+    BATCH_BYTES_MAX,
+    LIFE_BYTES,
+    NUMBER_MAX,
+    SECURITY,
+    WORK,
+    ChainId,
+    Floor,
+    Seal,
+    Stream,
+    decode_batch,
+    decode_floor,
+    decode_seal,
+)
+from swarmd.base.disk import open_body, seal_body
+from swarmd.base.errors import BadRequest, DiskFault, SwarmError
+from swarmd.base.files import sync_folder, write_atomically
+from swarmd.base.ids import ID_BYTES, from_text, to_text
+from swarmd.base.limits import MIB
+from swarmd.observe.log import get_logger
+
+SEGMENT_BYTES: Final = 1 * MIB
+# Of one stream of a node; lives that ended early make small ones.
+SEGMENTS_MAX: Final = 4_096
+# That are read at once, whatever their size.
+BATCHES_MAX: Final = 1_024
+_HEAD: Final = struct.Struct(">4s8sH")
+_FILE_HEAD: Final = _HEAD.pack(b"SWRM", b"audit   ", 1)
+_FRAME: Final = struct.Struct(">4sQQII")
+_FRAME_MAGIC: Final = b"SWAF"
+_SUFFIX: Final = ".log"
+_FLOOR_SUFFIX: Final = ".floor"
+_FLOOR_KIND: Final = "auditflr"
+_FORK_SUFFIX: Final = ".fork"
+_FORK_KIND: Final = "auditfrk"
+_FORKS_MAX: Final = 100
+_LETTERS: Final[dict[str, Stream]] = {"s": SECURITY, "w": WORK}
+
+_log = get_logger("audit")
+
+
+class Frame(NamedTuple):
+    """A batch as it lies on the disk; `first` and `last` are 0 if its frame is damaged."""
+
+    first: int
+    last: int
+    raw: bytes
+    end: int
+    """Where it ends in its file."""
+
+
+@dataclass(slots=True)
+class Segment:
+    first: int
+    size_bytes: int
+    written_ms: int
+
+
+@dataclass(slots=True)
+class Life:
+    """What is kept of one life. `first` is the number it is kept from; 0: nothing is kept."""
+
+    chain: ChainId
+    parent: bytes
+    begin: int
+    previous: bytes
+    """The hash before `first`."""
+    last: int
+    hash: bytes
+    wall_ms: int
+    segments: list[Segment] = field(default_factory=list)
+    grows: bool = False
+    """Its last segment was begun by this daemon."""
+    unreadable: bool = False
+    """Nothing of its last segment can be read."""
+
+    @property
+    def first(self) -> int:
+        return self.segments[0].first if self.segments else 0
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(one.size_bytes for one in self.segments)
+
+
+class AuditFolder:
+    """See the module."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.lives: dict[ChainId, Life] = {}
+        self.floors: dict[ChainId, tuple[Floor, bytes]] = {}
+
+    # ---- opening -----------------------------------------------------------------------
+
+    def open_file(self) -> None:
+        """Find what is there. Raises DiskFault."""
+        try:
+            self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            names = sorted(entry.name for entry in os.scandir(self._path) if entry.is_file())
+        except OSError as error:
+            raise DiskFault(f"cannot use the folder {self._path}: {error.strerror}") from error
+        found: dict[ChainId, list[Segment]] = {}
+        for name in names:
+            if name.endswith(_FLOOR_SUFFIX):
+                self._read_floor(name)
+                continue
+            place = parse_name(name)
+            if place is None:
+                continue  # Another version's, or what a write left.
+            status = (self._path / name).stat()
+            segment = Segment(place[1], status.st_size, status.st_mtime_ns // 1_000_000)
+            found.setdefault(place[0], []).append(segment)
+        for chain, segments in found.items():
+            segments.sort(key=lambda one: one.first)
+            life = self._find_life(chain, segments)
+            if life is not None:
+                self.lives[chain] = life
+
+    def _read_floor(self, name: str) -> None:
+        try:
+            raw = open_body(_FLOOR_KIND, 1, (self._path / name).read_bytes(), source=name)
+            floor = decode_floor(raw)[1]
+        except (SwarmError, OSError) as error:
+            _log.error("a floor of audit records is unreadable", file=name, why=str(error))
+            return
+        self.floors[floor.chain] = floor, raw
+
+    def _find_life(self, chain: ChainId, segments: list[Segment]) -> Life | None:
+        """What is there of a life, the torn end of its last segment cut off."""
+        self._cut_torn(chain, segments)
+        if not segments:
+            return None
+        newest = next(
+            (seal for one in reversed(segments) for seal in self._seals_back(chain, one)), None
+        )
+        oldest = next((seal for one in segments for seal in self._seals(chain, one)), None)
+        if newest is None or oldest is None:
+            _log.error("audit records are unreadable", chain=name_of(chain, segments[0].first))
+            life = Life(chain, b"", 1, bytes(32), segments[-1].first, bytes(32), 0, segments)
+            life.unreadable = True
+            return life
+        return Life(
+            chain,
+            newest.parent,
+            newest.begin,
+            oldest.previous,
+            newest.last,
+            newest.hash,
+            newest.wall_ms,
+            segments,
+        )
+
+    def _cut_torn(self, chain: ChainId, segments: list[Segment]) -> None:
+        segment = segments[-1]
+        path = self._path / name_of(chain, segment.first)
+        raw = self._read(chain, segment)
+        frames = list(frames_in(raw))
+        sound = [frame for frame in frames if frame.last]
+        end = sound[-1].end if sound else 0
+        if sound and end == len(raw):
+            return
+        _log.warning("audit records that were being written are cut off", file=path.name,
+                     cut_bytes=len(raw) - end)  # fmt: skip
+        try:
+            if not sound:
+                path.unlink()
+                segments.pop()
+            else:
+                os.truncate(path, end)
+                segment.size_bytes = end
+            sync_folder(self._path)
+        except OSError as error:
+            raise DiskFault(f"cannot mend {path}: {error.strerror}") from error
+
+    def _seals(self, chain: ChainId, segment: Segment) -> Iterator[Seal]:
+        for frame in frames_in(self._read(chain, segment)):
+            with contextlib.suppress(SwarmError):
+                yield decode_seal(decode_batch(frame.raw).seal)[1]
+
+    def _seals_back(self, chain: ChainId, segment: Segment) -> Iterator[Seal]:
+        for frame in reversed(list(frames_in(self._read(chain, segment)))):
+            with contextlib.suppress(SwarmError):
+                yield decode_seal(decode_batch(frame.raw).seal)[1]
+
+    # ---- writing -----------------------------------------------------------------------
+
+    def append_file(self, chain: ChainId, batches: Sequence[Sealed], now_ms: int) -> None:
+        """Keep batches of one life, in order, each following the one before. All or none.
+
+        Raises:
+            DiskFault: nothing is kept of them; try again with the same ones.
+        """
+        life = self.lives.get(chain)
+        grows = life is not None and life.grows and life.segments[-1].size_bytes < SEGMENT_BYTES
+        first = batches[0].seal.first
+        data = b"".join([frame_of(one) for one in batches])
+        if life is not None and grows:
+            segment = life.segments[-1]
+        else:
+            segment = Segment(first, 0, now_ms)
+            data = _FILE_HEAD + data
+        self._write(chain, segment, data)
+        segment.size_bytes += len(data)
+        segment.written_ms = now_ms
+        newest = batches[-1].seal
+        if life is None:
+            life = self.lives[chain] = Life(
+                chain, newest.parent, newest.begin, batches[0].seal.previous, 0, b"", 0
+            )
+        if not grows:
+            life.segments.append(segment)
+            life.grows = True
+        life.last, life.hash, life.wall_ms = newest.last, newest.hash, newest.wall_ms
+
+    def _write(self, chain: ChainId, segment: Segment, data: bytes) -> None:
+        path = self._path / name_of(chain, segment.first)
+        fresh = segment.size_bytes == 0
+        # What a failed try left of a fresh one goes; and nothing is written behind a torn frame.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if fresh else 0)
+        try:
+            fd = os.open(path, flags, 0o600)
+            try:
+                os.ftruncate(fd, segment.size_bytes)
+                view, offset = memoryview(data), segment.size_bytes
+                while view:
+                    written = os.pwrite(fd, view, offset)
+                    view, offset = view[written:], offset + written
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+            if fresh:
+                sync_folder(self._path)
+        except OSError as error:
+            raise DiskFault(f"cannot write {path}: {error.strerror}") from error
+
+    # ---- reading -----------------------------------------------------------------------
+
+    def read_file(self, chain: ChainId, after: int, bytes_max: int) -> list[bytes]:
+        """Batches with records above `after`, in order, at least one if there is any.
+
+        Up to `bytes_max` bytes, or one batch; damaged ones are left out.
+        """
+        life = self.lives.get(chain)
+        if life is None:
+            return []
+        found: list[bytes] = []
+        size = 0
+        index = bisect_right([one.first for one in life.segments], after + 1) - 1
+        for segment in life.segments[max(0, index) :]:
+            for frame in frames_in(self._read(chain, segment)):
+                if frame.last <= after:
+                    continue
+                size += len(frame.raw)
+                if found and (size > bytes_max or len(found) >= BATCHES_MAX):
+                    return found
+                found.append(frame.raw)
+        return found
+
+    def read_raw_file(
+        self, chain: ChainId, place: tuple[int, int], bytes_max: int
+    ) -> tuple[list[bytes], tuple[int, int]]:
+        """What lies on the disk from `place` on, damaged or not, and where to go on.
+
+        Args:
+            place: the number that a segment begins with, and an offset in it; (0, 0) is the
+                beginning, and is where to go on at the end.
+        """
+        life = self.lives.get(chain)
+        found: list[bytes] = []
+        size = 0
+        for segment in life.segments if life is not None else ():
+            if segment.first < place[0]:
+                continue
+            raw = self._read(chain, segment)
+            offset = place[1] if segment.first == place[0] else 0
+            for frame in frames_in(raw, offset):
+                size += len(frame.raw)
+                if found and (size > bytes_max or len(found) >= BATCHES_MAX):
+                    return found, (segment.first, offset)
+                found.append(frame.raw[:BATCH_BYTES_MAX])
+                offset = frame.end
+        return found, (0, 0)
+
+    def first_seal_file(self, chain: ChainId, segment: Segment) -> Seal | None:
+        """The first seal of a segment that can be read."""
+        return next(self._seals(chain, segment), None)
+
+    def read_back_file(self, chain: ChainId, below: int) -> list[bytes]:
+        """All batches of the newest segment that begins below the number `below`, in order."""
+        life = self.lives.get(chain)
+        if life is None:
+            return []
+        older = [one for one in life.segments if one.first < below]
+        if not older:
+            return []
+        return [frame.raw for frame in frames_in(self._read(chain, older[-1])) if frame.last]
+
+    def _read(self, chain: ChainId, segment: Segment) -> bytes:
+        path = self._path / name_of(chain, segment.first)
+        try:
+            with open(path, "rb") as opened:
+                return opened.read(segment.size_bytes)
+        except FileNotFoundError:
+            return b""  # Somebody removed it: who checks the chain sees the hole.
+        except OSError as error:
+            raise DiskFault(f"cannot read {path}: {error.strerror}") from error
+
+    # ---- what is too old ---------------------------------------------------------------
+
+    def oldest(self, node: bytes, stream: Stream) -> tuple[Life, Segment] | None:
+        """The segment that goes first; None: nothing is kept."""
+        found = [
+            (life, life.segments[0])
+            for life in self.lives.values()
+            if (life.chain.node, life.chain.stream) == (node, stream)
+            if life.segments
+        ]
+        return min(found, key=lambda one: (one[1].written_ms, one[1].first), default=None)
+
+    def end_of_file(self, life: Life, segment: Segment) -> tuple[int, bytes, int] | None:
+        """Number, hash and wall time of the last record of `segment`; None: it is unreadable."""
+        seal = next(self._seals_back(life.chain, segment), None)
+        return (seal.last, seal.hash, seal.wall_ms) if seal is not None else None
+
+    def drop_file(self, life: Life, segment: Segment, raw_floor: bytes | None) -> None:
+        """Delete the oldest segment of a life, once its floor is durable. Raises DiskFault."""
+        assert life.segments[0] is segment, "the oldest goes first"
+        if raw_floor is not None:
+            self.put_floor_file(raw_floor)
+        try:
+            (self._path / name_of(life.chain, segment.first)).unlink(missing_ok=True)
+        except OSError as error:
+            raise DiskFault(f"cannot delete audit records: {error.strerror}") from error
+        life.segments.pop(0)
+        if not life.segments:
+            del self.lives[life.chain]
+        elif raw_floor is not None:
+            life.previous = self.floors[life.chain][0].hash
+
+    def put_floor_file(self, raw: bytes) -> None:
+        """Write a floor down. Raises DiskFault."""
+        floor = decode_floor(raw)[1]
+        path = self._path / (_chain_name(floor.chain) + _FLOOR_SUFFIX)
+        write_atomically(path, seal_body(_FLOOR_KIND, 1, raw))
+        self.floors[floor.chain] = floor, raw
+
+    def drop_floors_file(self) -> None:
+        """Delete floors that tell nothing: of lives that nothing is kept of, and nothing that is
+        kept goes on from; the latest of a stream says what is too old.
+        """
+        needed = {
+            ChainId(one.chain.node, one.chain.stream, one.parent or one.chain.life)
+            for one in self.lives.values()
+        } | set(self.lives)
+        latest: dict[tuple[bytes, str], Floor] = {}
+        for floor, _ in self.floors.values():
+            key = (floor.chain.node, floor.chain.stream)
+            latest[key] = max(latest.get(key, floor), floor, key=lambda one: one.wall_ms)
+        needed |= {floor.chain for floor in latest.values()}
+        for chain in list(self.floors):
+            if chain not in needed:
+                with contextlib.suppress(OSError):
+                    (self._path / (_chain_name(chain) + _FLOOR_SUFFIX)).unlink(missing_ok=True)
+                del self.floors[chain]
+
+    # ---- forks -------------------------------------------------------------------------
+
+    def put_fork_file(self, chain: ChainId, raw: bytes) -> bool:
+        """Keep a batch that contradicts what is kept of its life. False: one is kept already."""
+        path = self._path / (_chain_name(chain) + _FORK_SUFFIX)
+        if path.exists():
+            return False
+        write_atomically(path, seal_body(_FORK_KIND, 1, raw))
+        return True
+
+    def forks_file(self) -> list[bytes]:
+        """The batches that contradict what is kept, as many as are shown at once."""
+        found: list[bytes] = []
+        for path in sorted(self._path.glob("*" + _FORK_SUFFIX))[:_FORKS_MAX]:
+            try:
+                found.append(open_body(_FORK_KIND, 1, path.read_bytes(), source=path.name))
+            except (OSError, SwarmError) as error:
+                _log.error("evidence of a fork is unreadable", file=path.name, why=str(error))
+        return found
+
+
+# ---- names and frames ----------------------------------------------------------------------
+
+
+def name_of(chain: ChainId, first: int) -> str:
+    """The name of the segment of `chain` that begins with the record `first`."""
+    return f"{_chain_name(chain)}.{first:019d}{_SUFFIX}"
+
+
+def _chain_name(chain: ChainId) -> str:
+    return f"{to_text(chain.node)}.{chain.stream[0]}.{to_text(chain.life)}"
+
+
+def parse_name(name: str) -> tuple[ChainId, int] | None:
+    """What `name_of` was given; None for any other name."""
+    parts = name.removesuffix(_SUFFIX).split(".")
+    if not name.endswith(_SUFFIX) or len(parts) != 4 or parts[1] not in _LETTERS:
+        return None
+    try:
+        node, life = from_text(parts[0]), from_text(parts[2])
+    except BadRequest:
+        return None
+    if not (parts[3].isascii() and parts[3].isdigit() and len(parts[3]) == 19):
+        return None
+    first = int(parts[3])
+    if len(node) != ID_BYTES or len(life) != LIFE_BYTES or not 1 <= first <= NUMBER_MAX:
+        return None
+    chain = ChainId(node, _LETTERS[parts[1]], life)
+    return (chain, first) if name_of(chain, first) == name else None
+
+
+def frame_of(sealed: Sealed) -> bytes:
+    """A batch as it is written into a segment."""
+    raw, seal = sealed.raw, sealed.seal
+    head = _FRAME.pack(_FRAME_MAGIC, seal.first, seal.last, len(raw), 0)
+    return head[:-4] + _checksum(head, raw).to_bytes(4, "big") + raw
+
+
+def frames_in(raw: bytes, offset: int = 0) -> Iterator[Frame]:
+    """The batches of a segment; between sound ones, what does not prove itself, as it is."""
+    position = offset
+    if not offset and raw[: _HEAD.size] == _FILE_HEAD:
+        position = _HEAD.size
+    sound_at = position
+    while position < len(raw):
+        frame = _frame_at(raw, position) if position >= sound_at else None
+        if frame is None:
+            if position >= sound_at:
+                sound_at = _next_sound(raw, position + 1)
+            frame = _damaged(raw, position, sound_at)
+        yield frame
+        position = frame.end
+
+
+def _frame_at(raw: bytes, position: int) -> Frame | None:
+    if len(raw) - position < _FRAME.size:
+        return None
+    head = raw[position : position + _FRAME.size]
+    magic, first, last, length, checksum = _FRAME.unpack(head)
+    start = position + _FRAME.size
+    if magic != _FRAME_MAGIC or length > BATCH_BYTES_MAX or start + length > len(raw):
+        return None
+    if not 1 <= first <= last <= NUMBER_MAX:
+        return None
+    body = raw[start : start + length]
+    return Frame(first, last, body, start + length) if _checksum(head, body) == checksum else None
+
+
+def _next_sound(raw: bytes, position: int) -> int:
+    while (position := raw.find(_FRAME_MAGIC, position)) >= 0:
+        if _frame_at(raw, position) is not None:
+            return position
+        position += 1
+    return len(raw)
+
+
+def _damaged(raw: bytes, position: int, end: int) -> Frame:
+    """What stands where a frame should: as a batch, if the length in its head may be right."""
+    start = position + _FRAME.size
+    if raw[position : position + 4] == _FRAME_MAGIC and start <= end:
+        length = _FRAME.unpack_from(raw, position)[3]
+        if start + length <= end:
+            end = start + length
+        return Frame(0, 0, raw[start:end], end)
+    return Frame(0, 0, raw[position:end], end)
+
+
+def _checksum(head: bytes, raw: bytes) -> int:
+    return zlib.crc32(raw, zlib.crc32(head[:-4]))
