@@ -33,6 +33,9 @@ RETRY_FIRST_S: Final = 5.0
 # How long the coordinator is looked for.
 _ASK_S: Final = 3.0
 _POLL_S: Final = 0.05
+# So often nobody may tell the time while members talk to this node, before it asks from outside:
+# they may have expired as it has, or been shut out, and not know it either.
+_SILENCES_BORNE: Final = 3
 # A life has so many checks at least, however short it is.
 _CHECKS_PER_LIFE: Final = 60
 _SPREAD: Final = 20
@@ -44,8 +47,8 @@ _log = get_logger("credential")
 class Mesh(Protocol):
     @property
     def membership(self) -> Alive: ...
-    def possible_addresses(self) -> Sequence[Address]:
-        """Where members may be."""
+    def possible_addresses(self) -> tuple[Sequence[Address], Sequence[Address]]:
+        """Where members may be: where people said, and where anything else tells."""
         ...
 
 
@@ -69,6 +72,7 @@ class Renewal:
     def __init__(self, mesh: Mesh, store: Store, trust: Trust, key: SigningKey, rng: Rng) -> None:
         self._mesh, self._store, self._trust, self._key = mesh, store, trust, key
         self._rng = rng
+        self._silences = 0  # How often in a row nobody told the time.
 
     async def run(self) -> None:
         """Check and renew until cancelled."""
@@ -87,6 +91,7 @@ class Renewal:
             now_ms = await self._store.read_time_ms(_ASK_S)
         except SwarmError as error:
             return await self._from_outside(error)
+        self._silences = 0
         self._trust.tell_time(now_ms)
         mine = self._trust.known(NodeId(self._key.key_id))
         if mine is None or now_ms < renew_at_ms(mine):
@@ -105,9 +110,14 @@ class Renewal:
         return True
 
     async def _from_outside(self, silence: SwarmError) -> bool:
-        if self._mesh.membership.alive() not in ([], [self._key.key_id]):
-            return False  # Members talk to it: it has not expired, and they lack a majority.
-        addresses = self._mesh.possible_addresses()
+        self._silences += 1
+        alone = self._mesh.membership.alive() in ([], [self._key.key_id])
+        if not alone and self._silences <= _SILENCES_BORNE:
+            return False  # Members talk to it: perhaps they lack a majority, and only that.
+        first, others = self._mesh.possible_addresses()
+        others = list(others)
+        self._rng.shuffle(others)  # Not the same few at each time.
+        addresses = [*first, *others]
         if not addresses or self._trust.known(NodeId(self._key.key_id)) is None:
             return False  # Nobody to ask; or it was evicted, and its daemon is about to end.
         if await self._catch_up(addresses):
@@ -135,7 +145,8 @@ class Renewal:
             with trio.move_on_after(_ASK_S):
                 while self._trust.epochs.number_of(missed.epoch) is None:  # noqa: ASYNC110
                     await trio.sleep(_POLL_S)
-            self._trust.adopt(missed.state, missed.certificate)
+            if not self._trust.adopt(missed.state, missed.certificate) and not missed.epochs:
+                return False
         except SwarmError as error:
             _log.debug("nothing was learned from outside", why=error.message)
             return False

@@ -203,11 +203,16 @@ class Mesh:
         for address in addresses:
             self._note_hint(address, lasting=True)
 
-    def possible_addresses(self) -> list[Address]:
-        """Where members may be, as far as anything known here tells; none of it is trusted."""
+    def possible_addresses(self) -> tuple[list[Address], list[Address]]:
+        """Where members may be: what was configured, and what anything else tells. No two alike.
+
+        None of it is trusted.
+        """
+        seeds = {one: None for found in self._seeds.values() for one in found}
         heard = [self.addresses.lookup(x.node_id)[:2] for x in self.membership.members()]
-        told = [address for some in heard for address in some]
-        return [one for one in dict.fromkeys([*told, *self._hints]) if one not in self._own]
+        told = dict.fromkeys([*(one for some in heard for one in some), *self._hints])
+        first = [one for one in seeds if one not in self._own]
+        return first, [one for one in told if one not in self._own and one not in seeds]
 
     async def leave(self, how: Literal["leaving", "restarting"] = "leaving") -> None:
         """Say goodbye: members hold this node `left` and its streams close with a reason.

@@ -172,8 +172,11 @@ class Trust:
             self._changed()
 
     def tell_time(self, store_time_ms: int) -> None:
-        """Take note that it is this late, in store time; who has expired counts no more."""
-        self._told_ms = max(self._told_ms, store_time_ms)
+        """Take note that it is this late, in store time; who has expired counts no more.
+
+        Whoever told a wrong time is corrected by the next who tells it.
+        """
+        self._told_ms = store_time_ms
         if self._settle():
             self._changed()
 

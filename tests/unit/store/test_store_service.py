@@ -9,6 +9,7 @@ from store_swarm import Swarm, running_swarm
 from swarmd.base.errors import BadRequest, NoQuorum, WouldLoseData
 from swarmd.sim.disk import SimDisk
 from swarmd.state.raft.messages import Compare, Delete, OpResult, Put, Txn
+from swarmd.state.raft.service import PAUSE_MAX_S
 from swarmd.state.raft.statemachine import StateMachine
 
 
@@ -62,6 +63,22 @@ async def test_growth_keeps_the_data(autojump_clock: trio.testing.MockClock) -> 
         after = await put(swarm, 2, b"z", b"1")
         assert after.revision > before[-1].revision
         assert swarm.store(1).epoch_number == 2
+
+
+async def test_store_time_stands_still_while_a_lone_coordinators_host_sleeps(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a lid that was closed for a month would expire every credential."""
+    async with running_swarm() as swarm:
+        await swarm.start(0)
+        store = swarm.store(0)
+        await put(swarm, 0, b"k", b"v")
+        before_ms, now = store.store_time_ms(), store._clock.now()
+        monkeypatch.setattr(store._clock, "now", lambda: now + 31 * 86_400, raising=False)
+        assert store.store_time_ms() - before_ms <= 1_000 * PAUSE_MAX_S
+        monkeypatch.setattr(store._clock, "now", lambda: now + 31 * 86_400 + 5, raising=False)
+        later_ms = store.store_time_ms() - before_ms
+        assert 5_000 <= later_ms <= 1_000 * (PAUSE_MAX_S + 5)
 
 
 @pytest.mark.parametrize("node", [0, 1, 2])

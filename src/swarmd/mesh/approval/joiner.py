@@ -124,7 +124,7 @@ class Asking:
         door = await self._choose(addresses)
         ends = trio.current_time() + wait_s
         refused: dict[Address, SwarmError] = {}
-        turn = 0
+        turn, troubled = 0, False
         while True:
             address = addresses[turn % len(addresses)]
             try:
@@ -146,9 +146,11 @@ class Asking:
                 )
             self._tell(Progress(left_s, trouble))
             await trio.sleep(min(answer * jitter(), left_s))
-            turn += 1
-            if trouble and turn % len(addresses) == 0:
-                addresses = await self._addresses(addresses)
+            turn, troubled = turn + 1, troubled or bool(trouble)
+            if turn % len(addresses) == 0:
+                if troubled:
+                    addresses = await self._addresses(addresses)
+                turn, troubled = 0, False
 
     async def _addresses(self, before: Sequence[Address] = ()) -> Sequence[Address]:
         """Where to ask; those of before if nobody is found now."""

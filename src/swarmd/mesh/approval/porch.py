@@ -28,6 +28,7 @@ from typing import Final
 from swarmd.base.clock import Clock
 from swarmd.base.errors import (
     BadSignature,
+    Conflict,
     Evicted,
     MalformedMessage,
     Outdated,
@@ -155,6 +156,7 @@ class Porch:
         if not self._takes_requests:
             raise TokenRefused("this member takes nobody in without a join token")
         now = self._clock.now()
+        self._table.forget_those(self._trust.is_known)
         if self._table.ask(fingerprint.raw, said.public, said.request, host, now):
             _log.info("a node asks to join", name=request.name, of=fingerprint.hex, host=host)
         return None
@@ -173,6 +175,8 @@ class Porch:
         if not isinstance(entry, Renew) or entry.node_id != node_id:
             raise BadSignature("what was to be renewed is not the credential of who asks")
         before_ms = mine.expires_ms
+        if self._trust.now_ms < mine.renewable_ms:
+            raise Conflict("a credential is renewed when half of its life is over, and no earlier")
         if entry.expires_ms != before_ms:
             return Credential(before_ms, False)  # It missed a renewal of its own.
 

@@ -8,6 +8,7 @@ so many are remembered, and the oldest is forgotten first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,6 +72,11 @@ class WaitingTable:
             del self._denied[next(iter(self._denied))]
         self._denied[fingerprint] = now + DENIED_S
         return self._waiting.pop(fingerprint, None) is not None
+
+    def forget_those(self, holds: Callable[[bytes], bool]) -> None:
+        """Forget applicants for whose key `holds`: another member let them in."""
+        for one in [x for x in self._waiting.values() if holds(x.public)]:
+            del self._waiting[one.fingerprint]
 
     def remove(self, fingerprint: bytes) -> None:
         """It waits no more: it was let in."""

@@ -36,6 +36,7 @@ class Timed(Protocol):
 async def run_lease_clock(store: Timed) -> None:
     """Propose what ends leases while this node coordinates, until cancelled."""
     while True:
+        store.store_time_ms()  # A host that slept is told by how long nobody looked.
         replica = store.serving()
         due_ms = replica.state.leases.next_deadline_ms if replica is not None else None
         if replica is None or due_ms is None:

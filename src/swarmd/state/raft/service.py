@@ -5,7 +5,8 @@ Rules:
   revision is the fence of the office. Every other node forwards to it.
 - Nothing waits longer than its timeout; then it raises `NoQuorum`.
 - Store time is the last stamp of the state plus this coordinator's monotonic time since it
-  took office. It never falls and knows no wall clock.
+  took office. It never falls and knows no wall clock. It is looked at every second, so a longer
+  pause means that the host slept; like a time without a coordinator, that does not count.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ from swarmd.state.raft.watching import Watches
 __all__ = ["Change", "Entry", "Office", "Store", "StoreStatus", "open_store"]
 
 DEFAULT_TIMEOUT_S: Final = 5.0
+# A coordinator that has not looked at the time for longer was suspended, and the swarm with it.
+PAUSE_MAX_S: Final = 30.0
 CHANGES_WAITING_MAX: Final = 1_000
 OFFICES_WAITING_MAX: Final = 100
 _log = get_logger("raft")
@@ -93,6 +96,7 @@ class Store:
         self._feed: Feed[list[Change]] = Feed(CHANGES_WAITING_MAX)
         self._emitted_revision = 0
         self._time_base: tuple[int, float] = (0, clock.now())
+        self._looked = clock.now()  # For the last time, at what time it is.
         genesis = trust.genesis
         chain = Chain(genesis)
         files = EpochFiles(disk)
@@ -316,7 +320,8 @@ class Store:
         self._watches.wake()
 
     async def _take_office(self, replica: Replica, term: int) -> None:
-        self._time_base = (replica.state.time_ms, self._clock.now())
+        self._looked = self._clock.now()
+        self._time_base = (replica.state.time_ms, self._looked)
         while replica.leads and replica.office.term == term and self._office is None:
             try:
                 result = await self._propose_alone(replica, m.TakeOffice(self._link.node_id))
@@ -336,10 +341,15 @@ class Store:
         """
         replica = self._keeper.replica
         applied_ms = replica.state.time_ms if replica is not None else 0
+        now = self._clock.now()
+        pause_s, self._looked = now - self._looked, now
         if replica is None or not replica.leads:
             return applied_ms
         base_ms, since = self._time_base
-        return max(applied_ms, base_ms + int((self._clock.now() - since) * 1_000))
+        if pause_s > PAUSE_MAX_S:
+            since += pause_s - PAUSE_MAX_S
+            self._time_base = (base_ms, since)
+        return max(applied_ms, base_ms + int((now - since) * 1_000))
 
     # ---- what happens in the replica -----------------------------------------------------
 
