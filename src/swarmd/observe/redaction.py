@@ -24,6 +24,8 @@ _ENCODED_CHARS: Final = 256
 # So many finds cost about 10 ms in as much as is read of an agent at once.
 FORMS_MAX: Final = 2_048
 _REMAINDERS: Final = range(3)
+# So often is it looked for a place to cut; then nothing is kept.
+_MOVES_MAX: Final = 16
 
 
 class Redactor:
@@ -46,24 +48,44 @@ class Redactor:
         """The longest of what is looked for; so much may be split between two reads."""
         self.chars_max = max((len(form) for form, _ in self._forms), default=0)
 
-    def text(self, text: str) -> str:
+    def text(self, text: str, *, start_cut: bool = False, end_cut: bool = False) -> str:
+        """`text` without them.
+
+        Args:
+            start_cut, end_cut: there was more before, or after: what may be a part of a value
+                goes there, too.
+        """
+        start, end = 0, len(text)
+        if self._forms and start_cut:
+            start = self._outside(text, min(len(text), self.chars_max), forwards=True)
+        if self._forms and end_cut:
+            end = self._outside(text, max(0, len(text) - self.chars_max), forwards=False)
+        kept = text[start:end]
         for form, shown in self._forms:
-            if form in text:
-                text = text.replace(form, shown)
-        return text
+            if form in kept:
+                kept = kept.replace(form, shown)
+        return ("..." if start_cut else "") + kept + ("..." if end_cut else "")
+
+    def _outside(self, text: str, edge: int, *, forwards: bool) -> int:
+        """`edge`, moved to where it is within nothing that is looked for."""
+        for _ in range(_MOVES_MAX):
+            moved = edge
+            for form, _shown in self._forms:
+                # All that is found here begins before the edge and ends after it.
+                first = max(0, moved - len(form) + 1)
+                at = text.find(form, first, moved + len(form) - 1)
+                if at >= 0:
+                    moved = at + len(form) if forwards else at
+            if moved == edge:
+                return edge
+            edge = moved
+        return len(text) if forwards else 0
 
     def raw(self, data: bytes) -> bytes:
         for form, shown in self._raw:
             if form in data:
                 data = data.replace(form, shown)
         return data
-
-    def cut(self, text: str, chars_max: int) -> str:
-        """Like `text`, of one that may have been cut to `chars_max` at its end: then the last few
-        characters go too, as they may be the beginning of a value."""
-        if len(text) >= chars_max and self._forms:
-            text = text[: max(0, len(text) - self.chars_max)] + "..."
-        return self.text(text)
 
 
 NOTHING_HIDDEN: Final = Redactor()

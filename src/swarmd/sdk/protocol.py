@@ -15,11 +15,12 @@ import struct
 
 import msgpack
 
-FORMAT = 3
+FORMAT = 4
 RESULT_BYTES_MAX = 64 * 1024 * 1024
 FRAME_BYTES_MAX = RESULT_BYTES_MAX + 64 * 1024
 TEXT_CHARS_MAX = 16 * 1024
-# A failure is a line that says what it was, cut at its end, and its story, cut at its beginning.
+# A failure is a line that says what it was, cut at its end, and its story, cut at its beginning;
+# after each it is said whether it was cut.
 STORY_LINE_CHARS_MAX = TEXT_CHARS_MAX // 4
 STORY_CHARS_MAX = TEXT_CHARS_MAX // 2
 
@@ -30,9 +31,9 @@ CANCEL = 3  # run
 ANSWER = 4  # run, ask, code of an error or "", its message, value, lease
 # Worker to daemon.
 READY = 16
-REFUSED = 17  # message: the agent's code could not be imported
+REFUSED = 17  # line, cut, story, cut: the agent's code could not be imported
 RESULT = 18  # run, payload
-FAILED = 19  # run, code, message
+FAILED = 19  # run, code, line, cut, story, cut
 LOG = 20  # run, text
 PROGRESS = 21  # run, done, total
 ASK = 22  # run, ask, what, name, and what that takes
@@ -50,9 +51,9 @@ FIELDS: dict[int, tuple[type, ...]] = {
     CANCEL: (int,),
     ANSWER: (int, int, str, str, int, int),
     READY: (),
-    REFUSED: (str,),
+    REFUSED: (str, bool, str, bool),
     RESULT: (int, bytes),
-    FAILED: (int, str, str),
+    FAILED: (int, str, str, bool, str, bool),
     LOG: (int, str),
     PROGRESS: (int, float, float),
     ASK: (int, int, int, str, int, int),

@@ -116,7 +116,7 @@ class _Worker:
             function, takes_context = _load(entry)
         except BaseException as error:  # noqa: BLE001 - whatever the import raises is the answer
             _flush_output()
-            self._channel.send(REFUSED, _describe(error))
+            self._channel.send(REFUSED, *_describe(error))
             return
         _flush_output()
         self._channel.send(READY)
@@ -208,15 +208,15 @@ def _attempt(
         value = msgpack.unpackb(payload, raw=False, strict_map_key=False)
         result = function(value, context) if takes_context else function(value)
     except BaseException as error:  # noqa: BLE001 - SystemExit too ends an attempt, not the process
-        return FAILED, run, "agent_raised", _describe(error)
+        return FAILED, run, "agent_raised", *_describe(error)
     try:
         packed = msgpack.packb(result, use_bin_type=True)
     except Exception as error:  # noqa: BLE001 - packing calls code of the agent's own types
         message = f"the result cannot be sent as msgpack: {error}"
-        return FAILED, run, "result_refused", message[:TEXT_CHARS_MAX]
+        return FAILED, run, "result_refused", *_bounded(message, "")
     if len(packed) > RESULT_BYTES_MAX:
         message = f"the result has {len(packed)} bytes; at most {RESULT_BYTES_MAX} fit"
-        return FAILED, run, "result_refused", message
+        return FAILED, run, "result_refused", *_bounded(message, "")
     return RESULT, run, packed
 
 
@@ -231,8 +231,8 @@ def _load(entry: str) -> tuple[Callable[..., object], bool]:
     return function, not (isinstance(code, CodeType) and code.co_argcount == 1)
 
 
-def _describe(error: BaseException) -> str:
-    """The error in a line, then its traceback, bounded; whatever its `__str__` does."""
+def _describe(error: BaseException) -> tuple[str, bool, str, bool]:
+    """The error in a line and its traceback, bounded; whatever its `__str__` does."""
     import traceback
 
     try:
@@ -243,7 +243,13 @@ def _describe(error: BaseException) -> str:
         story = "".join(traceback.format_exception(error)).rstrip()
     except Exception:  # noqa: BLE001
         story = ""
-    return f"{line[:STORY_LINE_CHARS_MAX]}\n{story[-STORY_CHARS_MAX:]}"
+    return _bounded(line, story)
+
+
+def _bounded(line: str, story: str) -> tuple[str, bool, str, bool]:
+    """A line and a story as a frame has them, each with whether it was cut."""
+    first, last = line[:STORY_LINE_CHARS_MAX], story[-STORY_CHARS_MAX:]
+    return first, first != line, last, last != story
 
 
 def _flush_output() -> None:

@@ -331,6 +331,12 @@ def run(value, context):
     return [len(password), os.getpid()]
 """
 REFERS = {"PASSWORD": "secret:db"}
+RAISES_WITH_A_SECRET = """
+import os
+def run(value):
+    before, after = value
+    raise ValueError("x" * before + os.environ["PASSWORD"] + "y" * after)
+"""
 
 
 async def test_a_secret_is_given_and_never_told(house: Open) -> None:
@@ -342,6 +348,20 @@ async def test_a_secret_is_given_and_never_told(house: Open) -> None:
         assert any("it is [secret db]" in text for text in texts)
         for text in texts:
             assert not [at for at in range(12) if "the password of all"[at : at + 4] in text]
+
+
+@pytest.mark.parametrize("length", [0, 4_040, 4_080, 4_095, 4_500, 7_900, 20_000])
+async def test_no_part_of_a_secret_is_left_where_an_error_was_cut(house: Open, length: int) -> None:
+    """Wherever the value is in a line of that length, whether or not the story was cut, too."""
+    value = "The=Password/Of+All=These"
+    async with house(RAISES_WITH_A_SECRET) as h:
+        h.environments.secrets["db"] = (value, 5)
+        places = {0, length - 60, length // 2, *range(3_700, min(length, 4_120), 20)}
+        for before in sorted(place for place in places if 0 <= place <= length):
+            outcome = await h.run([before, max(0, length - before)], env=REFERS)
+            assert outcome.message.startswith("ValueError: ")
+            parts = {value[at : at + 4] for at in range(len(value) - 3)}
+            assert not [part for part in parts if part in outcome.message]
 
 
 async def test_a_process_with_an_old_secret_takes_no_more_attempts(house: Open) -> None:

@@ -78,12 +78,25 @@ def test_what_is_looked_for_is_bounded() -> None:
     assert redactor.text(VALUE) == "[secret db]"
 
 
-def test_the_end_of_what_was_cut_goes_too() -> None:
+def test_the_ends_of_what_was_cut_go_too() -> None:
     redactor = Redactor([("db", VALUE)])
-    cut = "x" * 1_000 + VALUE[:9]
-    assert VALUE[:9] not in redactor.cut(cut, len(cut))
-    assert redactor.cut("short " + VALUE, 5_000) == "short [secret db]"
-    assert Redactor().cut(cut, len(cut)) == cut
+    assert redactor.text("x" * 1_000 + VALUE[:9], end_cut=True).strip("x") == "..."
+    assert redactor.text(VALUE[-9:] + "x" * 1_000, start_cut=True).strip("x") == "..."
+    assert redactor.text("short " + VALUE) == "short [secret db]"
+    assert redactor.text("short", end_cut=True) == "..."
+
+
+@pytest.mark.parametrize("after", range(0, 300, 3))
+def test_what_goes_of_a_cut_text_leaves_no_part_of_a_value(after: int) -> None:
+    redactor = Redactor([("db", VALUE)])
+    found = redactor.text("x" * 500 + VALUE + "y" * after, end_cut=True)
+    found += redactor.text("y" * after + VALUE + "x" * 500, start_cut=True)
+    assert not [at for at in range(len(VALUE) - 2) if VALUE[at : at + 3] in found]
+
+
+def test_a_text_of_nothing_but_values_is_cut_in_bounded_time() -> None:
+    redactor = Redactor([("a", "a" * 64), ("b", "a" * 63)])
+    assert redactor.text("a" * 16_384, end_cut=True) == "..."
 
 
 def test_a_daemon_never_logs_what_it_was_told_to_hide(monkeypatch: pytest.MonkeyPatch) -> None:

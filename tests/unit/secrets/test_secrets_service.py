@@ -176,6 +176,32 @@ async def test_an_eviction_seals_everything_anew_and_drops_the_old_key(
         assert (await swarm.at(other).value("s39"))[0] == "value 39"
 
 
+async def test_an_eviction_while_a_key_is_made_has_another_one_made(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was shut out just then may have been given it."""
+    async with secret_swarm(0, 1, 2, 3) as swarm:
+        spread = ring_module.Ring._spread
+        gone = next(i for i in swarm.up if swarm.swarm.id(i) not in swarm.swarm.store(0).voters)
+        given: list[bytes] = []
+
+        async def evict_then(self: Any, key: HeldKey) -> None:
+            await spread(self, key)
+            given.append(SealingKey(key.raw).id)
+            if len(given) == 1:
+                await swarm.crash(gone)
+                swarm.evict(gone)
+
+        monkeypatch.setattr(ring_module.Ring, "_spread", evict_then)
+        other = next(i for i in swarm.up if i != gone)
+        await swarm.at(other).set("db", "some value", "ann")
+        await until(lambda: len(given) == 2)
+        await until(lambda: all(swarm.keys_on_disk(index) == 2 for index in swarm.up))
+        ring = await ring_of(swarm, other)
+        assert [key.id for key in ring.keys] == given
+        assert ring.evicted == 1
+
+
 async def test_keys_that_everybody_lost_are_told_and_secrets_set_again(
     autojump_clock: object,
 ) -> None:

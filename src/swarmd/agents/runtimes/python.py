@@ -236,7 +236,7 @@ class PythonInstance:
                     self.ready = True
                     return None
                 message = (
-                    f"cannot import {launch.entry}: {self._hide_in_story(fields[0])}"
+                    f"cannot import {launch.entry}: {self._story_of(*fields)}"
                     if kind == protocol.REFUSED
                     else "the worker process wrote an unexpected frame while it started"
                 )
@@ -340,7 +340,7 @@ class PythonInstance:
             ran_s = trio.current_time() - began_s
             return Outcome(ok=True, result=fields[1], logs=tuple(self._tail), ran_s=ran_s)
         cause = Cause.RESULT_REFUSED if fields[1] == Cause.RESULT_REFUSED else Cause.RAISED
-        return self._failure(cause, self._hide_in_story(fields[2]), began_s)
+        return self._failure(cause, self._story_of(*fields[2:]), began_s)
 
     async def _answer(self, run: int, on_progress: Progress | None) -> tuple[int, Any]:
         """The frame that ends `run`; lines and progress are passed on meanwhile."""
@@ -348,7 +348,9 @@ class PythonInstance:
         while True:
             kind, fields = await self._receive()
             if kind == protocol.LOG:
-                text = self._redactor.cut(fields[1], protocol.TEXT_CHARS_MAX)
+                text = fields[1][: protocol.TEXT_CHARS_MAX]
+                # One of just as many characters may have been cut.
+                text = self._redactor.text(text, end_cut=len(text) == protocol.TEXT_CHARS_MAX)
                 self._emit([clean(text, self._line_bytes_max)])
             elif kind == protocol.PROGRESS:
                 if on_progress is not None and fields[0] == run:
@@ -496,21 +498,19 @@ class PythonInstance:
         logs = tuple(self._tail)
         return Outcome(ok=False, code=cause.value, message=message, logs=logs, ran_s=ran_s)
 
-    def _hide_in_story(self, message: str) -> str:
-        """A failure without what must not be shown.
+    def _story_of(self, line: str, line_cut: bool, story: str, story_cut: bool) -> str:
+        """A failure as it is told, without what must not be shown.
 
-        The worker cuts the line that it begins with at its end, and its story at its beginning,
-        perhaps within a value: what is left of one goes, too.
+        The worker cut its line at the end, and its story at the beginning, perhaps within a
+        value: what is left of one goes, too.
         """
-        if not self.launch.opened.secrets:
-            return message
-        longest = self._redactor.chars_max
-        begins, ends = len(message) - protocol.STORY_CHARS_MAX, protocol.STORY_LINE_CHARS_MAX
-        if begins >= 0:
-            message = message[:begins] + "..." + message[begins + longest :]
-        if begins >= ends:
-            message = message[: ends - longest] + "..." + message[ends:]
-        return self._redactor.cut(message, protocol.TEXT_CHARS_MAX)
+        line_cut = line_cut or len(line) > protocol.STORY_LINE_CHARS_MAX
+        story_cut = story_cut or len(story) > protocol.STORY_CHARS_MAX
+        line = line[: protocol.STORY_LINE_CHARS_MAX]
+        story = story[-protocol.STORY_CHARS_MAX :]
+        line = self._redactor.text(line, end_cut=line_cut)
+        story = self._redactor.text(story, start_cut=story_cut)
+        return f"{line}\n{story}" if story else line
 
     def _close(self) -> None:
         os.close(self._output)

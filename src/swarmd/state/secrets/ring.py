@@ -214,11 +214,13 @@ class Ring:
             await self._make_key()
 
     async def _make_key(self) -> None:
+        # Of before the key goes to others: who is shut out from now on may have it.
+        evicted = len(self._trust.evicted())
         key = SealingKey.generate()
         held = HeldKey(key.raw(), self.revision)
         self._keyring.keep([held], self.record)
         await self._spread(held)
-        now_ms, evicted = self._store.store_time_ms(), len(self._trust.evicted())
+        now_ms = self._store.store_time_ms()
         await self._put(ring_with(self.record, key.id, now_ms, evicted))
         _log.info("a key for secrets was made", key=key.id.hex()[:8])
 
