@@ -53,6 +53,7 @@ from swarmd.sdk.protocol import (
 )
 
 # From <sys/prctl.h>, <fcntl.h> and <signal.h>: modules that name them cost time at every start.
+_PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 _F_SETSIG = 10
 _SIGKILL = 9
@@ -277,11 +278,14 @@ def _tie_to_daemon(lifeline: int) -> None:
 def _confine(open_files: int, memory_bytes: int, processes: int) -> None:
     """Take from this process, for good, what no agent needs.
 
-    Nothing that it starts gets more rights than it has (setuid programs), it leaves no core dump
-    with its memory in it, and the limits are hard ones.
+    Nothing that it starts gets more rights than it has (setuid programs), other processes of its
+    user cannot look into its memory and environment, it leaves no core dump with its memory in
+    it, and the limits are hard ones.
     """
     with contextlib.suppress(OSError, AttributeError):  # Not a Linux of this century.
-        ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        prctl = ctypes.CDLL(None).prctl
+        prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     limits = {
         resource.RLIMIT_NOFILE: open_files,
         resource.RLIMIT_DATA: memory_bytes,

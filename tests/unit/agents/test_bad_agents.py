@@ -434,3 +434,23 @@ async def test_an_agents_environment_has_no_code_run_before_it_is_confined(
         outcome = await h.run(env={"PYTHONPATH": str(early)})
     assert outcome.ok
     assert not (tmp_path / "ran").exists()
+
+
+LOOKS_AT_ITSELF = """
+import ctypes, os, subprocess
+def run(value):
+    dumpable = ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)
+    with open("/proc/self/maps") as maps, open("/dev/null") as null:
+        mapped = "python" in maps.read()
+        listed = str(null.fileno()) in os.listdir("/proc/self/fd")
+    started = subprocess.run(["cat", "/proc/self/comm"], capture_output=True, text=True)
+    return [dumpable, mapped, listed, started.stdout]
+"""
+
+
+async def test_nobody_looks_into_an_agent_but_itself(house: Open) -> None:
+    async with house(LOOKS_AT_ITSELF) as h:
+        outcome = await h.run()
+        assert outcome.ok, outcome.message
+        assert outcome.result is not None
+        assert unpack(outcome.result) == [0, True, True, "cat\n"]

@@ -8,6 +8,8 @@ import resource
 import signal
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,9 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
     reached["signal"] = succeeds(lambda: os.kill(value["daemon"], signal.SIGURG))
     reached["environ"] = succeeds(lambda: Path(f"/proc/{value['daemon']}/environ").read_bytes())
     reached["be root"] = succeeds(lambda: os.setuid(0))
+    # Another version of this agent runs as the same user.
+    for name in ("mem", "environ", "maps"):
+        reached[f"own {name} from elsewhere"] = succeeds(lambda name=name: look_at_parent(name))
     reached["own folder"] = succeeds(lambda: Path("mine").write_text("x"))
     status = Path("/proc/self/status").read_text()
     return {
@@ -49,6 +54,12 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
 def speak(path: str) -> None:
     with socket.socket(socket.AF_UNIX) as one:
         one.connect(path)
+
+
+def look_at_parent(name: str) -> None:
+    code = f"import os; open(f'/proc/{{os.getppid()}}/{name}', 'rb').read(0)"
+    if subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode:
+        raise PermissionError(name)
 
 
 def succeeds(attempt: Callable[[], object]) -> bool:
