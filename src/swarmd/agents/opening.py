@@ -7,6 +7,7 @@ go on to the process, and are kept nowhere.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Final
 
 import msgspec
@@ -46,9 +47,15 @@ Found = tuple[dict[str, str], dict[str, str], dict[str, int]]
 async def seal_environment(secrets: Secrets, spec: AgentSpec) -> tuple[Environment, list[Compare]]:
     """A spec's environment as it is stored, and what must still hold when it is.
 
-    Only on a member that may have keys. Raises what `Ring.to_seal` raises.
+    Only on a member that may have keys.
+
+    Raises:
+        TooLarge: the plain values alone are larger than an environment may be.
+
+    Also what `Ring.to_seal` raises.
     """
     references, plain = split_environment(spec)
+    _check_size(spec.name, plain)
     named = tuple(references.items())
     if not plain:
         return Environment(named), []
@@ -74,6 +81,15 @@ async def plain_values(secrets: Secrets, agent: str, environment: Environment) -
         # Without its cause, which may quote what it found.
         raise SecretUnreadable(f"{what} cannot be read: deploy {agent} again") from None
     return found
+
+
+def _check_size(agent: str, variables: Mapping[str, str]) -> None:
+    size = sum(len(name) + len(text.encode()) for name, text in variables.items())
+    if size > ENVIRONMENT_BYTES_MAX:
+        raise TooLarge(
+            f"the environment of {agent} has {size} bytes with its names and secrets; "
+            f"at most {ENVIRONMENT_BYTES_MAX} are allowed"
+        )
 
 
 class Environments:
@@ -117,13 +133,7 @@ class Environments:
         secrets, revisions = {}, {}
         for name in environment.secrets:
             secrets[name], revisions[name] = await self._secrets.value(name)
-        used = [secrets[name] for _, name in environment.references]
-        size = sum(len(text.encode()) for text in (*plain.values(), *used))
-        if size > ENVIRONMENT_BYTES_MAX:
-            raise TooLarge(
-                f"the environment of {agent} has {size} bytes with its secrets; "
-                f"at most {ENVIRONMENT_BYTES_MAX} are allowed"
-            )
+        _check_size(agent, plain | {var: secrets[name] for var, name in environment.references})
         return plain, secrets, revisions
 
     async def _ask(self, agent: str, environment: Environment) -> Found:

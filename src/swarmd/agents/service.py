@@ -48,6 +48,7 @@ from swarmd.base.errors import (
     BadRequest,
     Busy,
     Conflict,
+    CorruptFile,
     MalformedMessage,
     NotFound,
     RemoteError,
@@ -58,12 +59,14 @@ from swarmd.base.limits import KIB
 from swarmd.mesh.link import Inbound, Link
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
+from swarmd.observe.log import get_logger
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.state.raft.messages import Delete, Entry, Operation, OpResult
 from swarmd.state.secrets.service import Secrets
 
 __all__ = ["AgentRecord", "Agents", "Live", "open_agents"]
 
+_log = get_logger("agents")
 _RACES_MAX: Final = 5
 _PAGE: Final = 1_000
 _HANDLERS_MAX: Final = 64
@@ -179,12 +182,16 @@ class Agents:
         return record
 
     async def list(self) -> list[AgentRecord]:
-        """Every agent, by name."""
+        """Every agent, by name; but for what this version cannot read, which the log names."""
         found: list[AgentRecord] = []
         after = b""
         while True:
             page = await self._store.range(AGENT_PREFIX, after=after, limit=_PAGE)
-            found.extend(decode_agent(entry.value) for entry in page)
+            for entry in page:
+                try:
+                    found.append(decode_agent(entry.value))
+                except CorruptFile as error:
+                    _log.error("an agent is left out", key=repr(entry.key), error=error.message)
             if len(page) < _PAGE:
                 return found
             after = page[-1].key

@@ -112,6 +112,8 @@ def load_agent_file(path: Path) -> tuple[AgentSpec, Path]:
     Raises:
         BadRequest: names the file, the line, the key and what was expected.
     """
+    if not _is_toml(path):
+        raise BadRequest(f"{path}: the name of an agent file ends with .toml: rename it")
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -132,7 +134,7 @@ def load_agent_file(path: Path) -> tuple[AgentSpec, Path]:
 
 def is_agent_file(path: Path) -> bool:
     """Whether a file describes an agent, this one or another: then it is no part of its code."""
-    if path.suffix != ".toml":
+    if not _is_toml(path):
         return False
     try:
         with path.open("rb") as opened:
@@ -140,6 +142,10 @@ def is_agent_file(path: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return {"name", "version", "entry"} <= table.keys()
+
+
+def _is_toml(path: Path) -> bool:
+    return path.suffix.lower() == ".toml"
 
 
 def parse_agent(text: str, *, source: str = "agent") -> AgentSpec:

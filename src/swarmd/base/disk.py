@@ -74,7 +74,7 @@ class Disk(Protocol):
         ...
 
     def remove(self, name: str) -> None:
-        """Delete a file if it is there, durably."""
+        """Delete a file if it is there, durably. Raises DiskFault."""
         ...
 
     def names(self) -> list[str]:

@@ -87,8 +87,11 @@ class FileDisk:
         self._close(name)
         self._buffers.pop(name, None)
         self._failed.discard(name)
-        (self._folder / name).unlink(missing_ok=True)
-        sync_folder(self._folder)
+        try:
+            (self._folder / name).unlink(missing_ok=True)
+            sync_folder(self._folder)
+        except OSError as error:
+            raise DiskFault(f"cannot delete {self._folder / name}: {error.strerror}") from error
 
     def names(self) -> list[str]:
         return sorted(p.name for p in self._folder.iterdir() if p.is_file() and p.suffix != ".tmp")

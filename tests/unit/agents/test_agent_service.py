@@ -298,6 +298,15 @@ async def test_more_agents_than_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [record.name for record in await nodes.agents[0].list()] == list("abcde")
 
 
+async def test_one_record_that_cannot_be_read_hides_no_other() -> None:
+    async with swarm_of(1) as nodes:
+        [agents] = nodes.agents
+        await agents.deploy(SPEC, CODE)
+        await nodes.store.propose([Put(agent_key("aaa"), b"of a later version")])
+        assert [one.name for one in await agents.list()] == [SPEC.name]
+        await agents.remove("aaa")
+
+
 def test_a_record_that_cannot_be_read_is_named() -> None:
     with pytest.raises(CorruptFile):
         decode_agent(b"\x93\x01\x02\x03")

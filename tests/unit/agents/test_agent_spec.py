@@ -133,6 +133,16 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         load_agent_file(binary)
 
 
+def test_an_agent_file_has_a_name_that_shows_it_is_one(tmp_path: Path) -> None:
+    """Else it would be taken for a part of some agent's code."""
+    for name in ("agent", "agent.conf", "agent.toml.old", ".toml"):
+        (tmp_path / name).write_text(GOOD)
+        with pytest.raises(BadRequest, match=r"ends with \.toml: rename it"):
+            load_agent_file(tmp_path / name)
+    (tmp_path / "agent.Toml").write_text(GOOD)
+    assert load_agent_file(tmp_path / "agent.Toml")[0].name
+
+
 def test_references_to_secrets() -> None:
     spec = parse_agent(
         GOOD
@@ -156,6 +166,7 @@ def test_a_reference_to_what_is_no_secret_is_told_by_line(value: str) -> None:
 
 def test_files_of_agents_are_no_code(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(GOOD)
+    (tmp_path / "shouts.TOML").write_text(GOOD)
     (tmp_path / "other.toml").write_text(GOOD + 'env = { A = "hidden" }\nnonsense = 1\n')
     (tmp_path / "settings.toml").write_text('name = "not an agent"\n')
     (tmp_path / "broken.toml").write_text("= =")

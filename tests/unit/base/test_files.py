@@ -107,6 +107,20 @@ def test_a_failed_replace_leaves_the_old_content(
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
+def test_a_file_that_cannot_be_deleted_is_a_fault_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = FileDisk(tmp_path)
+    disk.replace("log", b"good")
+
+    def broken(fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(DiskFault, match=r"cannot delete .*Input/output error"):
+        disk.remove("log")
+
+
 def test_files_are_private(tmp_path: Path) -> None:
     disk = FileDisk(tmp_path / "d")
     disk.replace("key", b"x")

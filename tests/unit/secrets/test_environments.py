@@ -13,7 +13,7 @@ from swarmd.agents.deploying import AgentRecords
 from swarmd.agents.environment import Environment
 from swarmd.agents.messages import EnvironmentAsk, EnvironmentIs
 from swarmd.agents.opening import Environments
-from swarmd.agents.records import AGENT_PREFIX, AgentRecord, sealed_agents
+from swarmd.agents.records import AGENT_PREFIX, AgentRecord, decode_agent, sealed_agents
 from swarmd.agents.spec import AgentSpec
 from swarmd.base.errors import (
     BadRequest,
@@ -194,3 +194,19 @@ async def test_an_environment_has_a_bound_with_its_secrets(autojump_clock: objec
         broken = structs.replace(record.environment, references=(("A", "a/b"),))
         with pytest.raises(BadRequest):
             await opened_at(swarm, 0, structs.replace(record, environment=broken))
+
+
+async def test_plain_values_have_the_same_bound_and_what_is_written_can_be_read(
+    autojump_clock: object,
+) -> None:
+    async with secret_swarm(0) as swarm:
+        records = records_at(swarm, 0)
+        most = "\U0001f511" * 1_023 + "x"  # Of 64 variables with such names: just 256 KiB.
+        full = structs.replace(SPEC, env={f"V{number:02}": most for number in range(64)})
+        record, _ = await records.write(full, REF, replace=False)
+        assert set(dict((await opened_at(swarm, 0, record)).variables).values()) == {most}
+        over = structs.replace(full, env={**full.env, "V63": most + "x"})
+        with pytest.raises(TooLarge, match="at most 262144"):
+            await records.write(over, REF, replace=True)
+        [stored] = await swarm.swarm.store(0).range(AGENT_PREFIX)
+        assert decode_agent(stored.value) == record

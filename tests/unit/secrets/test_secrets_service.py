@@ -24,7 +24,7 @@ from swarmd.base.limits import SECRET_BYTES_MAX
 from swarmd.identity.sealing import SealingKey
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
-from swarmd.state.raft.messages import SECRET_PREFIX, Put
+from swarmd.state.raft.messages import SECRET_PREFIX, Delete, Put
 from swarmd.state.secrets import machine, service
 from swarmd.state.secrets import ring as ring_module
 from swarmd.state.secrets.keyring import FILE_NAME, Keyring
@@ -200,6 +200,47 @@ async def test_an_eviction_while_a_key_is_made_has_another_one_made(
         ring = await ring_of(swarm, other)
         assert [key.id for key in ring.keys] == given
         assert ring.evicted == 1
+
+
+async def test_a_record_that_cannot_be_read_keeps_the_keys_that_it_may_need(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "RETIRE_AFTER_MS", 5_000)
+    monkeypatch.setattr(service, "_LOOK_S", 1.0)
+    monkeypatch.setattr(service, "_WALK_S", 2.0)
+    async with secret_swarm(0, 1, 2, 3) as swarm:
+        await swarm.at(0).set("db", "some value", "ann")
+        gone = next(i for i in swarm.up if swarm.swarm.id(i) not in swarm.swarm.store(0).voters)
+        await swarm.crash(gone)
+        other = swarm.up[0]
+        store, ring = swarm.swarm.store(other), swarm.at(other).ring
+        await store.propose([Put(VALUE_PREFIX + b"later", b"of a later version")])
+        swarm.evict(gone)
+        await until(lambda: ring.record is not None and len(ring.record.keys) == 2)
+        await trio.sleep(30)
+        assert len((await ring_of(swarm, other)).keys) == 2
+        await store.propose([Delete(VALUE_PREFIX + b"later")])
+        await until(lambda: ring.record is not None and len(ring.record.keys) == 1)
+
+
+async def test_a_lost_key_holds_up_no_rotation(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_AGAIN_S", 1_000.0)
+    async with secret_swarm(0, 1, 2, 3) as swarm:
+        await swarm.at(0).set("db", "some value", "ann")
+        await until(lambda: all(swarm.keys_on_disk(index) == 1 for index in swarm.up))
+        gone = next(i for i in swarm.up if swarm.swarm.id(i) not in swarm.swarm.store(0).voters)
+        await swarm.crash(*swarm.up)
+        for disk in swarm.disks.values():
+            disk.remove(FILE_NAME)
+        others = [index for index in range(4) if index != gone]
+        await swarm.start(*others)
+        await swarm.at(others[0]).set("db", "other value", "ann")
+        await trio.sleep(10)  # Everybody waits before the first key is asked for again.
+        swarm.evict(gone)
+        ring = swarm.at(others[0]).ring
+        await until(lambda: ring.record is not None and ring.record.evicted == 1, within_s=5)
 
 
 async def test_keys_that_everybody_lost_are_told_and_secrets_set_again(

@@ -68,7 +68,8 @@ def deploy(file: Path, replace: bool) -> None:
     from swarmd.agents.spec import is_agent_file, load_agent_file
 
     spec, folder = load_agent_file(file)
-    bundle = pack_bundle(folder, leave_out=is_agent_file)
+    here = file.resolve()
+    bundle = pack_bundle(folder, leave_out=lambda path: path == here or is_agent_file(path))
     with open_client() as client:
         found = client.deploy(msgspec.to_builtins(spec), bundle, replace=replace)
     if wants_json():

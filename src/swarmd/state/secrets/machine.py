@@ -6,7 +6,7 @@
   drops keys that nothing is sealed under any more, after a while: an attempt that is on its way
   may carry what was sealed before.
 - A key that nobody holds any more stays in the ring while something is sealed under it: who has
-  it may come back.
+  it may come back. While there is a record that cannot be read no key is dropped.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from swarmd.base.errors import BadRequest, TooLarge
 from swarmd.base.ids import digest
-from swarmd.base.limits import KIB, NAME_BYTES_MAX, SECRET_BYTES_MAX
+from swarmd.base.limits import ENVIRONMENT_BYTES_MAX, KIB, NAME_BYTES_MAX, SECRET_BYTES_MAX
 from swarmd.base.names import check_name
 from swarmd.state.raft.messages import SECRET_PREFIX
 from swarmd.wire.codec import decode_stored
@@ -27,8 +27,9 @@ RING_KEY: Final = SECRET_PREFIX + b"ring"
 USES_KEY: Final = SECRET_PREFIX + b"uses"
 RING_KEYS_MAX: Final = 16
 KEY_ID_BYTES: Final = 16
-# A sealed environment or secret; more than either has.
-BOX_BYTES_MAX: Final = 256 * KIB
+# A sealed environment or secret; more than either has, also with what they are encoded and
+# sealed with.
+BOX_BYTES_MAX: Final = ENVIRONMENT_BYTES_MAX + 16 * KIB
 
 KeyId = Annotated[bytes, Meta(min_length=KEY_ID_BYTES, max_length=KEY_ID_BYTES)]
 Name = Annotated[str, Meta(min_length=1, max_length=NAME_BYTES_MAX)]

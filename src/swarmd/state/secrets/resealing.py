@@ -36,7 +36,8 @@ async def reseal(
 
     Returns:
         The ids of the keys that something is still sealed under, because they are held nowhere;
-        None if something changed meanwhile: then it must be done again.
+        all of them if some record cannot be read. None if something changed meanwhile: then it
+        must be done again.
     """
     while_ring = ring.while_as()  # Of `record`: nothing was awaited since it was read.
     left: set[bytes] = set()
@@ -70,7 +71,9 @@ async def _reseal_one(
         left.add(box.key)
         return True
     except CorruptFile as error:
+        # A newer version may read it, with whatever key it needs.
         _log.error("a record is left alone", key=repr(entry.key), error=error.message)
+        left.update(record.ids)
         return True
     value = kind.with_box(entry.value, ring.seal(record, data, about))
     unchanged = Compare(entry.key, revision=entry.mod_revision)

@@ -100,6 +100,8 @@ class Secrets:
         self._kinds = [Sealed(VALUE_PREFIX, self._box_of, _with_box)]
         self._walked: tuple[bytes, frozenset[bytes], float] | None = None
         self._wake = trio.Event()
+        # Set as well when the pause after what could not be done ends, too.
+        self._urged = trio.Event()
         self._changed: OrderedDict[str, int] = OrderedDict()
         self._changed_before = 0
         self.ring = Ring(store, trust, link, membership, Keyring(disk))
@@ -267,19 +269,26 @@ class Secrets:
     def _look(self) -> None:
         self._wake.set()
 
+    def _urge(self) -> None:
+        self._urged.set()
+        self._look()
+
     async def _tend(self) -> None:
         """Do what the ring needs, as soon as it does, until cancelled."""
         again_s = _AGAIN_S
         while True:
             self._wake = trio.Event()
+            self._urged = trio.Event()
             for step in steps(self.ring.facts(self._sealed_under())):
                 try:
                     await self._do(step)
                 except SwarmError as error:
                     _log.debug("a step for secrets is left", step=step.name, why=error.message)
             if steps(self.ring.facts(self._sealed_under())):
-                # However much would wake us: it is not tried all the time.
-                await trio.sleep(again_s * self._rng.uniform(0.5, 1.0))
+                # However much would wake us, it is not tried all the time; but at once after an
+                # eviction or an election, of which there are few.
+                with trio.move_on_after(again_s * self._rng.uniform(0.5, 1.0)):
+                    await self._urged.wait()
                 again_s = min(again_s * 2.0, _AGAIN_MAX_S)
                 continue
             again_s = _AGAIN_S
@@ -318,13 +327,13 @@ class Secrets:
         while True:
             await self._trust.changed(version)
             version = self._trust.version
-            self._look()
+            self._urge()
 
     async def _mind_office(self) -> None:
         while True:
             await self._store.office_changed()
             self._walked = None
-            self._look()
+            self._urge()
 
     # ---- others ----------------------------------------------------------------------
 
