@@ -26,14 +26,16 @@ from swarmd.base.errors import (
     Unavailable,
     VersionExists,
 )
-from swarmd.base.ids import NodeId
+from swarmd.base.ids import NodeId, short
 from swarmd.mesh.link import Lane, Link
+from swarmd.observe.log import get_logger
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.state.raft.messages import Compare, Entry, Operation, OpResult, Put, Txn
 from swarmd.state.secrets.records import USES_KEY, secret_key
 from swarmd.state.secrets.service import Secrets
 from swarmd.wire.codec import decode_struct, encode_struct
 
+_log = get_logger("agents")
 _RACES_MAX: Final = 5
 _RECORD_TIMEOUT_S: Final = 15.0
 
@@ -78,13 +80,20 @@ class AgentRecords:
     async def answer(
         self, peer: NodeId, message: EnvironmentAsk | RecordAsk
     ) -> EnvironmentIs | Recorded:
-        """What a member that has no keys asked for."""
+        """What a member that has no keys asked for.
+
+        Records are written for whichever member: it holds the caller to the rules itself, as for
+        all else that members carry out for one another, and could write to the store directly.
+        """
         if not self._may_seal:
             raise Unavailable("this member holds no keys for secrets: ask another one")
         if isinstance(message, EnvironmentAsk):
             return await self._open_for(peer, message)
         spec: AgentSpec = decode_struct(AgentSpec, message.spec)
         record, fresh = await self._write(spec, message.bundle, message.replace)
+        if fresh:
+            names = ",".join(spec.secrets)
+            _log.info("an agent was deployed", agent=spec.name, peer=short(peer), secrets=names)
         return Recorded(encode_agent(record), fresh)
 
     async def _write(
@@ -193,7 +202,10 @@ class AgentRecords:
         record = decode_agent(entry.value)
         if not set(environment.secrets) <= set(record.environment.secrets):
             raise Forbidden(f"{ask.agent} does not refer to all of these secrets any more")
-        return EnvironmentIs(*await self._environments.read(ask.agent, environment))
+        found = EnvironmentIs(*await self._environments.read(ask.agent, environment))
+        names = ",".join(environment.secrets)
+        _log.info("an environment was opened", agent=ask.agent, peer=short(peer), secrets=names)
+        return found
 
 
 def _put_of(record: AgentRecord, revision: int, holds: Sequence[Compare]) -> Operation:

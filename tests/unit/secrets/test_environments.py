@@ -9,9 +9,10 @@ import pytest
 from msgspec import structs
 from secrets_swarm import SecretSwarm, secret_swarm, until
 
+from swarmd.agents import deploying
 from swarmd.agents.deploying import AgentRecords
 from swarmd.agents.environment import Environment
-from swarmd.agents.messages import EnvironmentAsk, EnvironmentIs
+from swarmd.agents.messages import EnvironmentAsk, EnvironmentIs, RecordAsk, Recorded
 from swarmd.agents.opening import Environments
 from swarmd.agents.records import AGENT_PREFIX, AgentRecord, decode_agent, sealed_agents
 from swarmd.agents.spec import AgentSpec
@@ -24,7 +25,9 @@ from swarmd.base.errors import (
     Unavailable,
     VersionExists,
 )
+from swarmd.base.ids import short
 from swarmd.state.blobs.messages import BlobRef
+from swarmd.wire.codec import encode_struct
 
 REF = BlobRef(b"b" * 32, 1)
 SPEC = AgentSpec(
@@ -210,3 +213,22 @@ async def test_plain_values_have_the_same_bound_and_what_is_written_can_be_read(
             await records.write(over, REF, replace=True)
         [stored] = await swarm.swarm.store(0).range(AGENT_PREFIX)
         assert decode_agent(stored.value) == record
+
+
+async def test_what_is_done_for_a_member_without_keys_is_logged(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asked, for which agent and which secrets; and no value."""
+    told: list[tuple[str, dict[str, str]]] = []
+    monkeypatch.setattr(deploying._log, "info", lambda said, **more: told.append((said, more)))
+    async with secret_swarm(0, 1, 2, 3) as swarm:
+        await swarm.at(0).set("db", "the password", "ann")
+        idle = next(i for i in swarm.up if swarm.swarm.id(i) not in swarm.swarm.store(0).voters)
+        at, peer = records_at(swarm, next(i for i in swarm.up if i != idle)), swarm.swarm.id(idle)
+        swarm.set_roles(idle, "worker")
+        answer = await at.answer(peer, RecordAsk(encode_struct(SPEC), REF, False))
+        assert isinstance(answer, Recorded)
+        environment = msgspec.msgpack.encode(decode_agent(answer.record).environment)
+        await at.answer(peer, EnvironmentAsk("reader", environment))
+        about = {"agent": "reader", "peer": short(peer), "secrets": "db"}
+        assert told == [("an agent was deployed", about), ("an environment was opened", about)]
