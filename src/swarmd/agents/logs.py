@@ -37,17 +37,23 @@ class LineCutter:
     def __init__(self, line_bytes_max: int, redactor: Redactor = NOTHING_HIDDEN) -> None:
         self._max = line_bytes_max
         self._redactor = redactor
-        self._held = max(0, redactor.bytes_max - 1)
+        # Of the line that is not complete: what is settled, and what may be a part of a value.
+        self._line = b""
         self._rest = b""
 
     def feed(self, data: bytes) -> list[str]:
         """The lines that `data` completes: at most BATCH_LINES_MAX and one that counts others."""
-        *lines, rest = self._redactor.raw(self._rest + data).split(b"\n")
-        if len(rest) > self._max + self._held:
-            cut = len(rest) - self._held
-            lines.append(rest[:cut])
-            rest = rest[cut:]
-        self._rest = rest
+        lines: list[bytes] = []
+        # No value that is looked for goes over the end of a line.
+        complete, end, rest = (self._rest + data).rpartition(b"\n")
+        if end:
+            lines = (self._line + self._redactor.raw(complete)).split(b"\n")
+            self._line = b""
+        settled, self._rest = self._redactor.settled(rest)
+        self._line += settled
+        if len(self._line) > self._max:
+            lines.append(self._line)
+            self._line = b""
         lines = [line for line in lines if line.strip()]
         over = len(lines) - BATCH_LINES_MAX
         if over > 0:
@@ -57,7 +63,7 @@ class LineCutter:
 
     def finish(self) -> list[str]:
         """What was printed without a newline at the end."""
-        return self.feed(b"\n") if self._rest else []
+        return self.feed(b"\n") if self._line or self._rest else []
 
 
 class LogBook:

@@ -47,6 +47,7 @@ from swarmd.base.errors import Busy, NotReady, ShuttingDown, SwarmError
 from swarmd.base.files import remove_tree
 from swarmd.base.notes import NOBODY, Notes
 from swarmd.observe.log import get_logger
+from swarmd.observe.redaction import NOTHING_HIDDEN, Redactor
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.state.recipes.service import Recipes
 
@@ -278,6 +279,10 @@ class Supervisor:
             opened = await self._environments.open(attempt.agent, attempt.environment)
         except SwarmError as error:
             return Outcome(ok=False, code=error.code, message=error.message)
+        # Of long secrets it takes tens of milliseconds.
+        redactor = NOTHING_HIDDEN
+        if opened.secrets:
+            redactor = await trio.to_thread.run_sync(Redactor, opened.secrets)
         if self._closing:
             raise ShuttingDown("this node is stopping")
         self._make_room()
@@ -291,7 +296,7 @@ class Supervisor:
             account=self._accounts.of(attempt.agent),
         )
         try:
-            instance = self._spawn(launch)
+            instance = self._spawn(launch, redactor)
         except OSError as error:
             message = f"cannot start a worker process: {error.strerror}"
             return Outcome(ok=False, code=Cause.SPAWN_FAILED.value, message=message)
@@ -303,7 +308,7 @@ class Supervisor:
             return refusal
         return instance
 
-    def _spawn(self, launch: Launch) -> PythonInstance:
+    def _spawn(self, launch: Launch, redactor: Redactor) -> PythonInstance:
         self._spawned += 1
         scratch = self._scratch / str(self._spawned)
         scratch.mkdir(mode=0o700)
@@ -321,6 +326,7 @@ class Supervisor:
             return PythonInstance(
                 launch,
                 scratch=scratch,
+                redactor=redactor,
                 on_line=on_line,
                 line_bytes_max=self._config.log_line_bytes_max,
                 tail_lines_max=self._config.outcome_lines_max,

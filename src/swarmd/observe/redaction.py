@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import Final
+from typing import AnyStr, Final, Generic
 from urllib.parse import quote, quote_plus
 
 VALUE_CHARS_MIN: Final = 8
@@ -21,32 +21,85 @@ VALUE_CHARS_MIN: Final = 8
 _LINE_CHARS: Final = 64
 # So is what a value as a whole was encoded to.
 _ENCODED_CHARS: Final = 256
-# So many finds cost about 10 ms in as much as is read of an agent at once.
-FORMS_MAX: Final = 2_048
+# All that an agent may be given, as it is; making so many takes tens of milliseconds. Looking for
+# them takes as long as for a few.
+FORMS_MAX: Final = 4_096
 _REMAINDERS: Final = range(3)
-# So often is it looked for a place to cut; then nothing is kept.
-_MOVES_MAX: Final = 16
+# A form that is there has one of its first few groups of so many characters at a multiple of
+# `_STRIDE`, and only these places are looked at.
+_GROUP: Final = 4
+_STRIDE: Final = VALUE_CHARS_MIN - _GROUP + 1
+
+
+class _Finder(Generic[AnyStr]):
+    """Finds forms in a text of their kind, in a time that hardly grows with their number."""
+
+    def __init__(self, forms: Iterable[tuple[AnyStr, AnyStr]]) -> None:
+        self._heads: dict[AnyStr, list[tuple[AnyStr, AnyStr]]] = {}
+        self._places: dict[AnyStr, list[int]] = {}
+        self.longest = 0
+        # The longest first: a form may be the beginning of another one.
+        for form, shown in sorted(forms, key=lambda one: -len(one[0])):
+            self.longest = max(self.longest, len(form))
+            self._heads.setdefault(form[:VALUE_CHARS_MIN], []).append((form, shown))
+        for head in self._heads:
+            for place in range(_STRIDE):
+                places = self._places.setdefault(head[place : place + _GROUP], [])
+                if place not in places:
+                    places.append(place)
+        for places in self._places.values():
+            places.sort(reverse=True)
+
+    def spans(self, text: AnyStr) -> list[tuple[int, int, AnyStr]]:
+        """Where something is and what is shown for it, in order; what overlaps is one span."""
+        found: list[tuple[int, int, AnyStr]] = []
+        if not self._heads:
+            return found
+        for at in range(0, len(text), _STRIDE):
+            for place in self._places.get(text[at : at + _GROUP], ()):
+                start = at - place
+                if start < 0:
+                    continue
+                for form, shown in self._heads.get(text[start : start + VALUE_CHARS_MIN], ()):
+                    if text.startswith(form, start):
+                        self._add(found, start, start + len(form), shown)
+                        break
+        return found
+
+    @staticmethod
+    def _add(found: list[tuple[int, int, AnyStr]], start: int, end: int, shown: AnyStr) -> None:
+        if found and start < found[-1][1]:
+            before = found[-1]
+            found[-1] = (before[0], max(before[1], end), before[2])
+        else:
+            found.append((start, end, shown))
+
+    def shown(self, text: AnyStr, start: int, end: int) -> tuple[list[AnyStr], int]:
+        """The parts of what is shown of `text` from `start` to `end`, and where that ends.
+
+        What begins before `start` is not shown, what begins before `end` is as a whole.
+        """
+        parts: list[AnyStr] = []
+        for first, after, instead in self.spans(text):
+            if first >= end:
+                break
+            if first >= start:
+                parts += (text[start:first], instead)
+            start = max(start, after)
+        if start < end:
+            parts.append(text[start:end])
+        return parts, max(start, end)
 
 
 class Redactor:
     """Replaces the forms of some values by `[secret NAME]`. Making it costs, using it little."""
 
     def __init__(self, values: Iterable[tuple[str, str]] = ()) -> None:
-        found: dict[str, str] = {}
-        # The shortest first: a long one must not take the room of others.
-        for name, value in sorted(values, key=lambda one: len(one[1])):
-            for form in _forms(value):
-                if len(found) >= FORMS_MAX:
-                    break
-                found.setdefault(form, f"[secret {name}]")
-        # The longest first: a form may be part of another one.
-        self._forms: Sequence[tuple[str, str]] = sorted(
-            found.items(), key=lambda one: (-len(one[0]), one[0])
+        self.forms = _forms_of(values)
+        self._text = _Finder(self.forms.items())
+        self._raw = _Finder(
+            (form.encode(), shown.encode()) for form, shown in self.forms.items() if _is_utf8(form)
         )
-        self._raw = [(form.encode(), shown.encode()) for form, shown in self._forms]
-        self.bytes_max = max((len(form) for form, _ in self._raw), default=0)
-        """The longest of what is looked for; so much may be split between two reads."""
-        self.chars_max = max((len(form) for form, _ in self._forms), default=0)
 
     def text(self, text: str, *, start_cut: bool = False, end_cut: bool = False) -> str:
         """`text` without them.
@@ -55,55 +108,64 @@ class Redactor:
             start_cut, end_cut: there was more before, or after: what may be a part of a value
                 goes there, too.
         """
-        start, end = 0, len(text)
-        if self._forms and start_cut:
-            start = self._outside(text, min(len(text), self.chars_max), forwards=True)
-        if self._forms and end_cut:
-            end = self._outside(text, max(0, len(text) - self.chars_max), forwards=False)
-        kept = text[start:end]
-        for form, shown in self._forms:
-            if form in kept:
-                kept = kept.replace(form, shown)
-        return ("..." if start_cut else "") + kept + ("..." if end_cut else "")
-
-    def _outside(self, text: str, edge: int, *, forwards: bool) -> int:
-        """`edge`, moved to where it is within nothing that is looked for."""
-        for _ in range(_MOVES_MAX):
-            moved = edge
-            for form, _shown in self._forms:
-                # All that is found here begins before the edge and ends after it.
-                first = max(0, moved - len(form) + 1)
-                at = text.find(form, first, moved + len(form) - 1)
-                if at >= 0:
-                    moved = at + len(form) if forwards else at
-            if moved == edge:
-                return edge
-            edge = moved
-        return len(text) if forwards else 0
+        start = self._text.longest if start_cut else 0
+        end = len(text) - (self._text.longest if end_cut else 0)
+        parts, _ = self._text.shown(text, start, max(start, end))
+        return ("..." if start_cut else "") + "".join(parts) + ("..." if end_cut else "")
 
     def raw(self, data: bytes) -> bytes:
-        for form, shown in self._raw:
-            if form in data:
-                data = data.replace(form, shown)
-        return data
+        return b"".join(self._raw.shown(data, 0, len(data))[0])
+
+    def settled(self, data: bytes) -> tuple[bytes, bytes]:
+        """The beginning of `data`, without them, as far as what follows cannot change it; and the
+        rest as it is, shorter than the longest of what is looked for."""
+        end = max(0, len(data) - max(0, self._raw.longest - 1))
+        parts, end = self._raw.shown(data, 0, end)
+        return b"".join(parts), data[end:]
 
 
-NOTHING_HIDDEN: Final = Redactor()
+def _forms_of(values: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """What to look for and what to show for it, at most `FORMS_MAX`: all values as they are
+    before any as it is written in another way, and the shortest first, as a long one must not
+    take the room of others."""
+    found: dict[str, str] = {}
+    ordered = sorted(values, key=lambda one: len(one[1]))
+    for forms in (_plain, _written, _encoded):
+        for name, value in ordered:
+            for form in forms(value):
+                if len(found) >= FORMS_MAX:
+                    return found
+                found.setdefault(form, f"[secret {name}]")
+    return found
 
 
-def _forms(value: str) -> Iterator[str]:
-    """What to look for, each with at least `VALUE_CHARS_MIN` characters."""
+def _plain(value: str) -> Iterator[str]:
+    """A value as it is, each piece with at least `VALUE_CHARS_MIN` characters; so are others."""
     for line in value.split("\n"):
-        for piece in _pieces(line.strip("\r"), _LINE_CHARS):
-            yield from _spellings(piece)
+        yield from _pieces(line.strip("\r"), _LINE_CHARS)
+
+
+def _written(value: str) -> Iterator[str]:
+    for piece in _plain(value):
+        yield from _spellings(piece)
+
+
+def _encoded(value: str) -> Iterator[str]:
     raw = value.encode("utf-8", "surrogatepass")
     for form in (*_base64_forms(raw), raw.hex(), raw.hex().upper()):
         yield from _pieces(form, _ENCODED_CHARS)
 
 
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _spellings(text: str) -> Iterator[str]:
     """`text` as it is written character by character in JSON, in Python, in a URL."""
-    yield text
     yield json.dumps(text)[1:-1]
     yield json.dumps(text, ensure_ascii=False)[1:-1]
     yield repr(text)[1:-1]
@@ -140,3 +202,6 @@ def _pieces(text: str, chars_max: int) -> Iterator[str]:
     count = -(-len(text) // chars_max)
     edges = [len(text) * number // count for number in range(count + 1)]
     yield from (text[start:end] for start, end in pairwise(edges))
+
+
+NOTHING_HIDDEN: Final = Redactor()

@@ -92,3 +92,32 @@ def test_a_value_in_two_reads_or_over_the_cut_of_a_line_is_taken_out() -> None:
         assert "secret that" not in shown
         assert lines[-1] == "[secret db]"
         assert max(map(len, lines)) <= 50 + len("...")
+
+
+def test_a_value_that_begins_like_another_one_is_taken_out_whole_over_two_reads() -> None:
+    redactor = Redactor([("short", "abcdefgh"), ("long", "abcdefgh-and-more-of-it")])
+    raw = b"x" * 90 + b"abcdefgh-and-more-of-it" + b"y" * 90
+    for size in range(1, 60):
+        cutter = LineCutter(5_000, redactor)
+        for start in range(0, len(raw), size):
+            assert cutter.feed(raw[start : start + size]) == []
+        assert cutter.finish() == ["x" * 90 + "[secret long]" + "y" * 90]
+
+
+def test_what_was_looked_at_is_not_looked_at_again() -> None:
+    """However small the pieces are in which a line without end comes."""
+    looked = 0
+
+    class Counting(Redactor):
+        def settled(self, data: bytes) -> tuple[bytes, bytes]:
+            nonlocal looked
+            looked += len(data)
+            return super().settled(data)
+
+    redactor = Counting([("db", "a secret that is long")])
+    longest = max(map(len, redactor.forms))
+    cutter = LineCutter(50_000, redactor)
+    for _ in range(4_000):
+        cutter.feed(b"x" * 10)
+    assert looked <= 4_000 * (10 + longest)
+    assert cutter.finish() == ["x" * 40_000]

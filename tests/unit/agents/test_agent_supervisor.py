@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -14,9 +16,11 @@ import trio.testing
 from agenthouse import CONFIG, ECHO, Open, lives, resident_kib
 from msgspec import structs
 
+from swarmd.agents import supervisor
 from swarmd.agents.attempts import InstanceState
 from swarmd.agents.config import AgentsConfig
 from swarmd.base.errors import Busy, ShuttingDown
+from swarmd.observe.redaction import Redactor
 from swarmd.state.blobs.messages import BlobRef, hash_of
 from swarmd.wire.codec import unpack
 
@@ -348,6 +352,25 @@ async def test_a_secret_is_given_and_never_told(house: Open) -> None:
         assert any("it is [secret db]" in text for text in texts)
         for text in texts:
             assert not [at for at in range(12) if "the password of all"[at : at + 4] in text]
+
+
+async def test_many_long_secrets_do_not_hold_up_the_loop(
+    house: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is looked for is made in another thread."""
+    made_in = []
+
+    def make(values: Any) -> Redactor:
+        made_in.append(threading.get_ident())
+        return Redactor(values)
+
+    monkeypatch.setattr(supervisor, "Redactor", make)
+    async with house(ECHO) as h:
+        h.environments.secrets["db"] = ("a password", 5)
+        assert (await h.run(1, env=REFERS)).ok
+        assert (await h.run(1)).ok
+    assert len(made_in) == 1
+    assert threading.get_ident() not in made_in
 
 
 @pytest.mark.parametrize("length", [0, 4_040, 4_080, 4_095, 4_500, 7_900, 20_000])

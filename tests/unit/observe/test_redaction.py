@@ -7,6 +7,7 @@ import io
 import json
 import sys
 import urllib.parse
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,7 @@ def digits(count: int) -> str:
 def test_lines_of_a_value_and_long_ones_are_found_in_pieces() -> None:
     lines = [digits(64), "short", digits(1_000), digits(300)]
     redactor = Redactor([("key", "\n".join(lines))])
-    assert redactor.bytes_max <= 256
+    assert max(map(len, redactor.forms)) <= 256
     shown = redactor.text("here: " + "\n".join(lines)).replace("[secret key]", "")
     assert shown == "here: \n" + "short" + "\n\n"
     long = digits(1_000).replace("1-", "%\"'\\ü")
@@ -74,8 +75,54 @@ def test_what_is_looked_for_is_bounded() -> None:
     many = [(f"s{n}", f"value number {n} " + "\n".join(f"line {n} {m}" for m in range(500)))
             for n in range(40)]  # fmt: skip
     redactor = Redactor([*many, ("db", VALUE)])
-    assert len(redactor._forms) == FORMS_MAX
+    assert len(redactor.forms) == FORMS_MAX
     assert redactor.text(VALUE) == "[secret db]"
+
+
+def long_value(number: int) -> str:
+    return "".join(f"{number}-{place}." for place in range(450))
+
+
+def test_no_value_as_it_is_gives_way_to_another_as_it_may_be_written() -> None:
+    values = [(f"s{number}", long_value(number)) for number in range(64)]
+    redactor = Redactor(values)
+    assert len(redactor.forms) == FORMS_MAX
+    for name, value in values:
+        assert redactor.text(value).replace(f"[secret {name}]", "") == ""
+
+
+def test_all_is_found_wherever_it_is_and_however_many_there_are() -> None:
+    """As by a search for one after the other."""
+    values = [f"{number:x}~{digits(6 + number % 40)}" for number in range(16, 116)]
+    redactor = Redactor([(str(number), value) for number, value in enumerate(values)])
+    for before in range(12):
+        for value in values:
+            number = values.index(value)
+            text = "." * before + value + "." + value + value
+            shown = f"[secret {number}]"
+            assert redactor.text(text) == "." * before + shown + "." + shown + shown
+            assert redactor.raw(text.encode()).decode() == redactor.text(text)
+
+
+def test_what_overlaps_is_taken_out_as_one() -> None:
+    redactor = Redactor([("a", "abcdefgh1234"), ("b", "efgh12345678")])
+    assert redactor.text("<abcdefgh12345678>") == "<[secret a]>"
+
+
+def test_to_look_for_many_takes_no_longer_than_for_few() -> None:
+    """Counted in looks at the text, as a clock is not to be relied on."""
+    many = Redactor([(f"s{number}", long_value(number)) for number in range(64)])
+    text = "".join(f"a line of {number} words and no secrets\n" for number in range(1_000))
+    looks = 0
+
+    class Counted(str):
+        def startswith(self, *args: Any) -> bool:
+            nonlocal looks
+            looks += 1
+            return super().startswith(*args)
+
+    assert many.text(Counted(text)) == text
+    assert looks <= len(text) // 100
 
 
 def test_the_ends_of_what_was_cut_go_too() -> None:
@@ -96,7 +143,7 @@ def test_what_goes_of_a_cut_text_leaves_no_part_of_a_value(after: int) -> None:
 
 def test_a_text_of_nothing_but_values_is_cut_in_bounded_time() -> None:
     redactor = Redactor([("a", "a" * 64), ("b", "a" * 63)])
-    assert redactor.text("a" * 16_384, end_cut=True) == "..."
+    assert redactor.text("a" * 16_384, end_cut=True) == "[secret a]..."
 
 
 def test_a_daemon_never_logs_what_it_was_told_to_hide(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,7 @@ class PythonInstance:
 
     Args:
         scratch: an own, existing folder: the process's working directory, deleted at its end.
+        redactor: takes the values of the agent's secrets out of what it prints and says.
         on_line: told (task id, attempt, text) of every line it prints or logs.
         recipes: what attempts get their locks from.
         host: the node's name, for those who look who holds a lock.
@@ -98,6 +99,7 @@ class PythonInstance:
         launch: Launch,
         *,
         scratch: Path,
+        redactor: Redactor,
         on_line: LineSink,
         line_bytes_max: int,
         tail_lines_max: int,
@@ -121,7 +123,7 @@ class PythonInstance:
         self._on_line = on_line
         self._line_bytes_max = line_bytes_max
         self._tail: deque[str] = deque(maxlen=tail_lines_max)
-        self._redactor = Redactor(launch.opened.secrets)
+        self._redactor = redactor
         self._cutter = LineCutter(line_bytes_max, self._redactor)
         self._reader = FrameReader()
         # Those who wait for the channel; cancelled when the process has ended.
