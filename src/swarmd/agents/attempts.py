@@ -61,7 +61,10 @@ class LogLine(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an attempt ended. `result` is one msgpack value if `ok`; else `code` and `message`."""
+    """How an attempt ended. `result` is one msgpack value if `ok`; else `code` and `message`.
+
+    With `not_begun` none of the agent's code ran, and it may go better later or elsewhere.
+    """
 
     ok: bool
     result: bytes | None = None
@@ -69,6 +72,7 @@ class Outcome:
     message: str = ""
     logs: tuple[str, ...] = ()
     ran_s: float = field(default=0.0, compare=False)
+    not_begun: bool = False
 
 
 class InstanceState(StrEnum):

@@ -276,9 +276,13 @@ class Supervisor:
             return Outcome(ok=False, code=Cause.SPAWN_FAILED.value, message=problem)
         try:
             folder = await self._bundles.folder_of(attempt.bundle)
-            opened = await self._environments.open(attempt.agent, attempt.environment)
         except SwarmError as error:
             return Outcome(ok=False, code=error.code, message=error.message)
+        try:
+            opened = await self._environments.open(attempt.agent, attempt.environment)
+        except SwarmError as error:
+            later = error.retryable
+            return Outcome(ok=False, code=error.code, message=error.message, not_begun=later)
         # Of long secrets it takes tens of milliseconds.
         redactor = NOTHING_HIDDEN
         if opened.secrets:

@@ -77,7 +77,9 @@ GUARDS: Final = frozenset(
 )
 
 # Failures that another attempt cannot mend.
-PERMANENT_CODES: Final = frozenset({"permanent", "result_refused", "too_large", "bad_request"})
+PERMANENT_CODES: Final = frozenset(
+    {"permanent", "result_refused", "too_large", "bad_request", "secret_unreadable"}
+)
 _EMPTY: Final = Inline(b"\xc0")
 
 Settle = Callable[[int], None]

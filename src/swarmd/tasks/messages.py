@@ -124,7 +124,8 @@ class HandedItem(_Part, frozen=True):
 
 
 class HandBack(Message, frozen=True, tag=7):
-    """Given back unfinished: while stopping, or for a fence too old to be remembered."""
+    """Given back unfinished: while stopping, for a fence too old to be remembered, or as what the
+    agent needs to begin could not be had."""
 
     office: Fence
     boot: bytes

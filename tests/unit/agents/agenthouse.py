@@ -16,7 +16,7 @@ from swarmd.agents.environment import Environment, Opened, split_environment
 from swarmd.agents.spec import AgentSpec
 from swarmd.agents.supervisor import Supervisor, open_supervisor
 from swarmd.base.clock import BootClock
-from swarmd.base.errors import NotFound
+from swarmd.base.errors import NotFound, Unavailable
 from swarmd.state.blobs.messages import BlobRef, hash_of
 from swarmd.state.recipes.service import Recipes
 from swarmd.wire.codec import pack
@@ -45,9 +45,12 @@ class OpenEnvironments:
     def __init__(self) -> None:
         self.plain: dict[str, str] = {}
         self.secrets: dict[str, tuple[str, int]] = {}
+        self.reachable = True
 
     async def open(self, agent: str, environment: Environment) -> Opened:
         await trio.lowlevel.checkpoint()
+        if not self.reachable:
+            raise Unavailable("no member that may vote can be reached")
         named = {name: self._secret(name) for name in environment.secrets}
         variables = {name: self.plain[name] for name in environment.plain}
         variables |= {variable: named[name][0] for variable, name in environment.references}

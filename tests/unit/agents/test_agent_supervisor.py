@@ -354,6 +354,20 @@ async def test_a_secret_is_given_and_never_told(house: Open) -> None:
             assert not [at for at in range(12) if "the password of all"[at : at + 4] in text]
 
 
+async def test_what_could_not_be_opened_for_now_has_not_begun(house: Open) -> None:
+    async with house(ECHO) as h:
+        h.environments.secrets["db"] = ("a password", 5)
+        h.environments.reachable = False
+        outcome = await h.run(1, env=REFERS)
+        assert (outcome.ok, outcome.code, outcome.not_begun) == (False, "unavailable", True)
+        h.environments.reachable = True
+        assert (await h.run(1, env=REFERS)).ok
+        del h.environments.secrets["db"]
+        h.environments.secrets["other"] = ("a password", 5)
+        outcome = await h.run(1, env={"OTHER": "secret:db"})
+        assert (outcome.code, outcome.not_begun) == ("not_found", False)
+
+
 async def test_many_long_secrets_do_not_hold_up_the_loop(
     house: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -228,7 +228,10 @@ class _Changes:
 
 
 class FakeSupervisor:
-    """Runs `agents[name]` with the unpacked payload; keeps what it was asked."""
+    """Runs `agents[name]` with the unpacked payload; keeps what it was asked.
+
+    An agent that raises LookupError is one whose process could not be started for now.
+    """
 
     def __init__(self, agents: dict[str, Callable[[Any, AttemptRun], Awaitable[Any]]]) -> None:
         self.agents = agents
@@ -242,6 +245,8 @@ class FakeSupervisor:
             result = await self.agents[attempt.agent](unpack(attempt.payload), attempt)
         except SwarmError:
             raise
+        except LookupError as error:
+            return Outcome(False, code="unavailable", message=str(error), not_begun=True)
         except ValueError as error:
             return Outcome(False, code="agent_raised", message=str(error))
         except trio.Cancelled:

@@ -17,6 +17,7 @@ from swarmd.base.errors import (
     MalformedMessage,
     NoQuorum,
     NotFound,
+    SecretUnreadable,
     ShuttingDown,
     TooLarge,
 )
@@ -142,6 +143,39 @@ async def test_a_failing_agent_is_retried_then_dead_with_its_story(
         assert (record.state, record.attempts) == (State.DEAD, 3)
         assert (record.code, record.message) == ("agent_raised", "no luck")
         assert [note.attempt for note in record.story] == [1, 2]
+
+
+async def test_attempts_that_could_not_begin_do_not_count(autojump_clock: MockClock) -> None:
+    async with swarm_of("a", "b") as swarm:
+        tried = 0
+
+        async def begins_late(value: Any, attempt: Any) -> Any:
+            nonlocal tried
+            tried += 1
+            if tried <= 7:
+                raise LookupError("no member that may vote can be reached")
+            return value
+
+        for one in swarm.supervisors.values():
+            one.agents["fail"] = begins_late
+        began = trio.current_time()
+        [task_id] = await submit(swarm.nodes["a"], [task("late", "k", agent="fail")])
+        record = (await finals(swarm.nodes["a"], [task_id]))[task_id]
+        assert (record.state, record.attempts, record.story) == (State.SUCCEEDED, 1, ())
+        assert trio.current_time() - began >= 7.0  # It is not tried all the time.
+
+
+async def test_what_can_never_be_opened_is_tried_once(autojump_clock: MockClock) -> None:
+    async with swarm_of("a") as swarm:
+
+        async def unreadable(value: Any, attempt: Any) -> Any:
+            raise SecretUnreadable("the secret db cannot be read")
+
+        swarm.supervisors["a"].agents["fail"] = unreadable
+        [task_id] = await submit(swarm.nodes["a"], [task(1, "k", agent="fail")])
+        record = (await finals(swarm.nodes["a"], [task_id]))[task_id]
+        assert (record.state, record.attempts) == (State.FAILED, 1)
+        assert record.code == "secret_unreadable"
 
 
 async def test_a_pending_and_a_running_task_can_be_cancelled(autojump_clock: MockClock) -> None:

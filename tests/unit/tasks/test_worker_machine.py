@@ -9,6 +9,7 @@ from swarmd.tasks.messages import (
     Assign,
     AssignItem,
     HandBack,
+    HandedItem,
     Heartbeat,
     Hello,
     Renewed,
@@ -20,6 +21,7 @@ from swarmd.tasks.spec import AgentRun, Inline, Mode
 from swarmd.tasks.worker import machine as worker_machine
 from swarmd.tasks.worker.machine import (
     AttemptEnded,
+    AttemptNotBegun,
     Beat,
     Begin,
     Drain,
@@ -102,6 +104,19 @@ def test_what_is_settled_while_it_runs_is_killed_and_makes_room() -> None:
     assert [e.fence for e in out if isinstance(e, Kill)] == [20]
     assert started(out) == [22]
     assert bench.end(20) == []
+
+
+def test_what_could_not_begin_is_handed_back_until_that_is_settled() -> None:
+    bench = ready()
+    bench.assign(item(20), item(21), item(22))
+    out = bench.feed(AttemptNotBegun(20))
+    assert [m.items[0] for _, m in sends(out, HandBack)] == [HandedItem("t20", 20, False)]
+    assert started(out) == [22]
+    bench.now += 60
+    assert [m.items[0].fence for _, m in sends(bench.feed(Beat()), HandBack)] == [20]
+    bench.hear(Settled(10, BOOT, (20,)))
+    assert bench.machine.held_count == 2
+    assert bench.feed(AttemptNotBegun(20)) == []
 
 
 def test_what_is_settled_while_it_waits_never_starts() -> None:

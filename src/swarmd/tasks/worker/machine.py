@@ -8,6 +8,7 @@ Rules:
 - The lease runs from when the renewed heartbeat was *sent*. Attempts that may not overlap with
   another (all modes but `default`) start only under a lease, and are killed when `lease -
   margin` has passed, so that they have ended when the coordinator counts the lease as lapsed.
+- An attempt that cannot begin is handed back, and does not count.
 - Stopping: attempts that have not begun are handed back at once, the others when their time is
   up; the worker is drained when nothing is left to report.
 
@@ -65,6 +66,13 @@ class AttemptEnded(Event):
     """The attempt that `Start` asked for is over, whichever way."""
 
     item: ResultItem
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptNotBegun(Event):
+    """What `Start` asked for cannot begin here now: it may elsewhere, or later."""
+
+    fence: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +176,7 @@ class WorkerMachine:
             Begin: self._on_begin,
             FromCoordinator: self._on_message,
             AttemptEnded: self._on_ended,
+            AttemptNotBegun: self._on_not_begun,
             Drain: self._on_drain,
             DrainDue: self._on_drain_due,
             Beat: self._on_beat,
@@ -343,6 +352,12 @@ class WorkerMachine:
         held = self._held.get(event.item.fence)
         if held is not None and held.step is _Step.RUNNING:
             self._finish(held, event.item)
+
+    def _on_not_begun(self, event: AttemptNotBegun) -> None:
+        held = self._held.get(event.fence)
+        if held is not None and held.step is _Step.RUNNING:
+            self._give_up(held, started=False)
+            self._leave_lane(held)
 
     def _finish(self, held: _Held, result: ResultItem) -> None:
         held.step, held.result = _Step.ENDED, result

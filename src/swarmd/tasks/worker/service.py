@@ -13,6 +13,7 @@ from swarmd.base.errors import BadRequest, Busy, SwarmError
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Send
 from swarmd.mesh.driver import Driver
+from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
 from swarmd.tasks.config import TasksConfig
 from swarmd.tasks.gathering import as_value, compose
@@ -22,6 +23,7 @@ from swarmd.tasks.ports import Blobs, Supervisor
 from swarmd.tasks.spec import Gathered, Inline, Stored, cut_message
 from swarmd.tasks.worker.machine import (
     AttemptEnded,
+    AttemptNotBegun,
     Begin,
     Drain,
     Drained,
@@ -31,8 +33,11 @@ from swarmd.tasks.worker.machine import (
     WorkerMachine,
 )
 
+_log = get_logger("tasks")
 _STORE_TRIES: Final = 20
 _STORE_PAUSE_S: Final = 0.5
+# So long an attempt that cannot begin is kept from being given out again.
+_NOT_BEGUN_PAUSE_S: Final = 1.0
 
 GatherRows = Callable[[str, int], Awaitable[Sequence[Row]]]
 
@@ -112,10 +117,15 @@ class WorkerShell:
                 result = await self._make(item)
             except SwarmError as error:
                 result = _failure(item, error.code, error.message)
-            self._driver.feed(AttemptEnded(result))
+            if result is None:
+                await trio.sleep(_NOT_BEGUN_PAUSE_S)
+                self._driver.feed(AttemptNotBegun(item.fence))
+            else:
+                self._driver.feed(AttemptEnded(result))
         self._scopes.pop(item.fence, None)
 
-    async def _make(self, item: AssignItem) -> ResultItem:
+    async def _make(self, item: AssignItem) -> ResultItem | None:
+        """Make the attempt. None: it could not begin."""
         payload = await self._payload(item)
         run = item.run
         outcome = await self._supervisor.run(
@@ -133,6 +143,9 @@ class WorkerShell:
                 environment=run.environment,
             )
         )
+        if outcome.not_begun:
+            _log.warning("an attempt is handed back", agent=run.name, why=outcome.message)
+            return None
         return await self._report(item, outcome)
 
     async def _payload(self, item: AssignItem) -> bytes:
