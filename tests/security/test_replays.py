@@ -110,8 +110,21 @@ def test_an_admitted_member_replays_or_alters_rumours() -> None:
 
 # ---- one signature used elsewhere ------------------------------------------------------------
 
-DOMAINS = ("authority", "head", "join-hello", "join-knock", "join-request", "recover", "rumour",
-           "seal", "stream-hello", "udp-hello", "udp-reply")  # fmt: skip
+DOMAINS = (
+    "audit",
+    "audit-floor",
+    "authority",
+    "head",
+    "join-hello",
+    "join-knock",
+    "join-request",
+    "recover",
+    "rumour",
+    "seal",
+    "stream-hello",
+    "udp-hello",
+    "udp-reply",
+)
 SWARM, KEY = bytes(32), SigningKey.from_seed(b"k" * 32)
 ACCEPTED = {bytes(KEY.key_id): KEY.public}
 
