@@ -38,7 +38,9 @@ def audits() -> Iterator[Target]:
     note = Note(1_000, "key.created", "somebody", "ci", "ok", "viewer")
     [sealed] = writer.seal([note] * 3, 5)
     batch = decode_batch(sealed.raw)
-    floor = sign_floor(Floor(bytes(KEYS[0].key_id), writer.chain, 3, bytes(32), 5), SWARM, KEYS[0])
+    floor = sign_floor(
+        Floor(bytes(KEYS[0].key_id), writer.chain, 3, bytes(32), 5, True), SWARM, KEYS[0]
+    )
 
     def check(raw: bytes) -> None:
         copy = CopyCheck(b"h", writer.chain, SWARM, _PUBLIC, 3)

@@ -13,7 +13,7 @@ from msgspec import structs
 
 from swarmd.agents.environment import NO_ENVIRONMENT, decode_environment, split_environment
 from swarmd.agents.messages import AGENTS, EnvironmentAsk, EnvironmentIs, RecordAsk, Recorded
-from swarmd.agents.opening import Environments, plain_values, seal_environment
+from swarmd.agents.opening import Environments, noting_secrets, plain_values, seal_environment
 from swarmd.agents.records import AgentRecord, agent_key, decode_agent, encode_agent
 from swarmd.agents.spec import AgentSpec
 from swarmd.base.errors import (
@@ -27,6 +27,7 @@ from swarmd.base.errors import (
     VersionExists,
 )
 from swarmd.base.ids import NodeId, short
+from swarmd.base.notes import NOBODY, Notes
 from swarmd.mesh.link import Lane, Link
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.messages import BlobRef
@@ -60,10 +61,12 @@ class AgentRecords:
         store: Store,
         link: Link,
         secrets: Secrets | None,
+        notes: Notes = NOBODY,
     ) -> None:
         self._store = store
         self._link = link
         self._secrets = secrets
+        self._notes = notes
         self._environments = Environments(secrets, link) if secrets is not None else None
 
     async def write(
@@ -202,7 +205,8 @@ class AgentRecords:
         record = decode_agent(entry.value)
         if not set(environment.secrets) <= set(record.environment.secrets):
             raise Forbidden(f"{ask.agent} does not refer to all of these secrets any more")
-        found = EnvironmentIs(*await self._environments.read(ask.agent, environment))
+        with noting_secrets(self._notes, ask.agent, environment, short(peer)):
+            found = EnvironmentIs(*await self._environments.read(ask.agent, environment))
         names = ",".join(environment.secrets)
         _log.info("an environment was opened", agent=ask.agent, peer=short(peer), secrets=names)
         return found

@@ -7,7 +7,8 @@ go on to the process, and are kept nowhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Final
 
 import msgspec
@@ -31,6 +32,7 @@ from swarmd.base.errors import (
     Unavailable,
 )
 from swarmd.base.limits import ENVIRONMENT_BYTES_MAX
+from swarmd.base.notes import NOBODY, Notes
 from swarmd.mesh.link import Link
 from swarmd.state.raft.messages import Compare
 from swarmd.state.secrets.records import about_environment
@@ -92,12 +94,35 @@ def _check_size(agent: str, variables: Mapping[str, str]) -> None:
         )
 
 
+@contextmanager
+def noting_secrets(
+    notes: Notes, agent: str, environment: Environment, reader: str = ""
+) -> Iterator[None]:
+    """Take note of the secrets that are read for an agent, by their names, and how it ended.
+
+    Args:
+        reader: the member that they are for, if it is another one.
+    """
+    outcome = "unknown"
+    try:
+        yield
+        outcome = "ok"
+    except SwarmError as error:
+        outcome = error.code
+        raise
+    finally:
+        if environment.secrets:
+            names = ", ".join(environment.secrets)
+            notes.note("secret.read", agent, names, outcome, f"for {reader}" if reader else "")
+
+
 class Environments:
     """Opens environments for processes of this node."""
 
-    def __init__(self, secrets: Secrets, link: Link) -> None:
+    def __init__(self, secrets: Secrets, link: Link, notes: Notes = NOBODY) -> None:
         self._secrets = secrets
         self._link = link
+        self._notes = notes
 
     def is_stale(self, opened: Opened) -> bool:
         """Has a secret in it changed since?"""
@@ -116,10 +141,11 @@ class Environments:
             return NOTHING
         # What is read from now on is at least as new as what was told by now.
         least = self._secrets.known_to()
-        if self._secrets.ring.may_hold:
-            plain, secrets, revisions = await self.read(agent, environment)
-        else:
-            plain, secrets, revisions = await self._ask(agent, environment)
+        with noting_secrets(self._notes, agent, environment):
+            if self._secrets.ring.may_hold:
+                plain, secrets, revisions = await self.read(agent, environment)
+            else:
+                plain, secrets, revisions = await self._ask(agent, environment)
         variables = plain | {variable: secrets[name] for variable, name in environment.references}
         return Opened(
             tuple(sorted(variables.items())),

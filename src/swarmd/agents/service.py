@@ -56,6 +56,7 @@ from swarmd.base.errors import (
 )
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import KIB
+from swarmd.base.notes import NOBODY, Notes
 from swarmd.mesh.link import Inbound, Link
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
@@ -149,6 +150,7 @@ class Agents:
         config: AgentsConfig,
         nursery: trio.Nursery,
         secrets: Secrets | None = None,
+        notes: Notes = NOBODY,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -157,7 +159,7 @@ class Agents:
         self._processes = processes
         self._config = config
         self._nursery = nursery
-        self._records = AgentRecords(store, link, secrets)
+        self._records = AgentRecords(store, link, secrets, notes)
 
     # ---- what should run --------------------------------------------------------------
 
@@ -449,15 +451,17 @@ async def open_agents(
     *,
     folders: BundleFolders | None = None,
     secrets: Secrets | None = None,
+    notes: Notes = NOBODY,
 ) -> AsyncIterator[Agents]:
     """Know the swarm's agents, and answer about this node's, while the block runs.
 
     Args:
         folders: unpacked bundles, tidied of what nothing needs any more.
         secrets: seals environments; without, only agents that have none can be deployed.
+        notes: told when they are opened for another member.
     """
     async with trio.open_nursery() as nursery:
-        agents = Agents(store, blobs, link, membership, processes, config, nursery, secrets)
+        agents = Agents(store, blobs, link, membership, processes, config, nursery, secrets, notes)
         if secrets is not None:
             secrets.also_seals(sealed_agents(secrets.swarm_id))
         nursery.start_soon(agents._serve, link.open_inbox(AGENTS))

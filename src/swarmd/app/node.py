@@ -168,7 +168,7 @@ async def _serve(node: _Node, gateway: Gateway, control: NodeControl) -> None:
         control.store = store
         _serve_joins(mesh, store, node.services.audit or NOBODY)
         async with (
-            _keep_credential(node, mesh, store),
+            _keep_credential(node, mesh, store, node.services.audit or NOBODY),
             _open_work(node, mesh, store, control) as tasks,
         ):
             if node.beginning.first_entry is not None:
@@ -278,7 +278,7 @@ async def _open_work(
                 recipes=services.recipes,
                 host=config.node_name,
                 accounts=accounts,
-                environments=Environments(secrets, link),
+                environments=Environments(secrets, link, services.audit or NOBODY),
                 notes=services.audit or NOBODY,
             )
         )
@@ -292,6 +292,7 @@ async def _open_work(
                 config.agents,
                 folders=bundles,
                 secrets=secrets,
+                notes=services.audit or NOBODY,
             )
         )
         services.tasks = tasks = await opened.enter_async_context(
@@ -320,11 +321,13 @@ def _serve_joins(mesh: Mesh, store: Store, notes: Notes = NOBODY) -> None:
 
 
 @asynccontextmanager
-async def _keep_credential(node: _Node, mesh: Mesh, store: Store) -> AsyncIterator[None]:
+async def _keep_credential(
+    node: _Node, mesh: Mesh, store: Store, notes: Notes
+) -> AsyncIterator[None]:
     """Let credentials expire, and renew this node's, for as long as the block runs."""
     trust, key = node.beginning.trust, node.folder.key
     trust.enforce_expiry(lambda: {*store.voters, NodeId(key.key_id)})
-    renewal = Renewal(mesh, store, trust, key, derive(node.rng, "renewal"))
+    renewal = Renewal(mesh, store, trust, key, derive(node.rng, "renewal"), notes)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(renewal.run)
         yield

@@ -16,6 +16,7 @@ import trio
 
 from swarmd.base.errors import Conflict, Evicted, SwarmError
 from swarmd.base.ids import NodeId
+from swarmd.base.notes import NOBODY, Notes
 from swarmd.base.rng import Rng
 from swarmd.identity import authority
 from swarmd.identity.authority import Admission
@@ -69,10 +70,19 @@ def renew_at_ms(mine: Admission) -> int:
 class Renewal:
     """One node's care for its credential. Run it for as long as the node runs."""
 
-    def __init__(self, mesh: Mesh, store: Store, trust: Trust, key: SigningKey, rng: Rng) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        store: Store,
+        trust: Trust,
+        key: SigningKey,
+        rng: Rng,
+        notes: Notes = NOBODY,
+    ) -> None:
         self._mesh, self._store, self._trust, self._key = mesh, store, trust, key
         self._rng = rng
         self._silences = 0  # How often in a row nobody told the time.
+        self._notes = notes
 
     async def run(self) -> None:
         """Check and renew until cancelled."""
@@ -105,8 +115,10 @@ class Renewal:
             return True  # It was renewed, and the record is on its way here.
         except SwarmError as error:
             self._complain(mine, now_ms, error)
+            self._note(error.code)
             return False
         _log.info("credential renewed")
+        self._note("ok")
         return True
 
     async def _from_outside(self, silence: SwarmError) -> bool:
@@ -133,7 +145,13 @@ class Renewal:
             _log.debug("not renewed from outside", why=error.message, silence=silence.message)
             return False
         _log.info("credential renewed from outside: members talk to this node again")
+        self._note("ok", "from outside")
         return True
+
+    def _note(self, outcome: str, details: str = "") -> None:
+        mine = self._trust.known(NodeId(self._key.key_id))
+        name = mine.name if mine is not None else ""
+        self._notes.note("node.renewed", name, name, outcome, details)
 
     async def _catch_up(self, addresses: Sequence[Address]) -> bool:
         """Learn from outside what was missed; whether there was anything."""

@@ -19,7 +19,21 @@ from swarmd.observe.metrics import DROPPED
 _LOOK_S: Final = 1.0
 _REFUSED_S: Final = 10.0
 # Where it is counted, and the reasons that say that somebody is not who they should be.
-_WHERE: Final = frozenset({"stream", "udp", "swim", "trust", "join", "audit"})
+_WHERE: Final = frozenset(
+    {
+        "stream",
+        "udp",
+        "swim",
+        "trust",
+        "join",
+        "audit",
+        "epoch",
+        "heads",
+        "store",
+        "copy",
+        "approval",
+    }
+)
 _REASONS: Final = frozenset(
     {"untrusted", "bad_signature", "outdated", "replay", "token_refused", "bad_frame", "evicted"}
 )

@@ -106,6 +106,7 @@ class Writer:
         self.chain = ChainId(bytes(key.key_id), stream, life)
         self._parent = parent.life if parent is not None else b""
         self._begin = parent.number + 1 if parent is not None else 1
+        self.parent = ChainId(self.chain.node, stream, parent.life) if parent is not None else None
         self.last = self._begin - 1
         self.hash = (
             parent.hash if parent is not None else root_hash(swarm_id, bytes(key.key_id), stream)
@@ -133,11 +134,7 @@ class Writer:
         record = Record(
             number,
             self._wall_ms,
-            note.kind[:KIND_CHARS_MAX],
-            note.actor[:ACTOR_CHARS_MAX],
-            note.subject[:SUBJECT_CHARS_MAX],
-            note.outcome[:OUTCOME_CHARS_MAX],
-            note.details[:DETAILS_CHARS_MAX],
+            *cut((note.kind, note.actor, note.subject, note.outcome, note.details)),
         )
         try:
             return encode_record(record)
@@ -167,7 +164,22 @@ class Writer:
         return Sealed(raw, seal, envelope)
 
 
-def record_texts(record: Record) -> tuple[str, str, str, str, str]:
+Texts = tuple[str, str, str, str, str]
+
+
+def cut(texts: Texts) -> Texts:
+    """Kind, actor, subject, outcome and details, each as long as a record may have it."""
+    kind, actor, subject, outcome, details = texts
+    return (
+        kind[:KIND_CHARS_MAX],
+        actor[:ACTOR_CHARS_MAX],
+        subject[:SUBJECT_CHARS_MAX],
+        outcome[:OUTCOME_CHARS_MAX],
+        details[:DETAILS_CHARS_MAX],
+    )
+
+
+def record_texts(record: Record) -> Texts:
     return record.kind, record.actor, record.subject, record.outcome, record.details
 
 

@@ -21,4 +21,4 @@ class AuditConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     waiting_max: Annotated[int, Meta(ge=100, le=1_000_000)] = 20_000
     # A node's newest record is named in the strong store this often, so that a tail that was cut
     # off everywhere is noticed. What came since is not covered by that.
-    anchor_s: Annotated[float, Meta(ge=1)] = 60.0
+    anchor_s: Annotated[float, Meta(ge=1, le=300)] = 60.0

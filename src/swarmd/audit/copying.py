@@ -8,6 +8,7 @@ gone is read from those who have it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -44,6 +45,9 @@ _PAGES_MAX: Final = 64
 _HELD_PAGES_MAX: Final = 100
 # Longest that one peer is asked before others have their turn.
 _LEVEL_S: Final = 20.0
+# Times that peers lack the beginning of what is wanted, before it is done without.
+SKIP_LOOKS: Final = 10
+_LOOKED_MAX: Final = 10_000
 # Of whom and what it was logged that records were not taken.
 _REPORTED_MAX: Final = 1_000
 # What comes meanwhile is taken with one sync.
@@ -94,6 +98,7 @@ class Copying:
         self._heard = trio.Event()
         self._pulling = trio.Lock()
         self._reported: set[tuple[NodeId, ChainId]] = set()
+        self._looked: Counter[ChainId] = Counter()
 
     def tell(self, written: Sequence[Sealed]) -> None:
         """Have those who keep copies keep what this node has just written."""
@@ -154,16 +159,21 @@ class Copying:
             except SwarmError as error:
                 _log.debug("audit logs not compared", peer=short(peer), why=error.message)
             else:
-                await self._fetch_all(peer, self._wanted(theirs))
+                await self._fetch_all(peer, await self._wanted(theirs))
 
-    def _wanted(self, theirs: list[HeldLife]) -> list[Want | Doubt]:
-        shelf = self._shelf
-        known = shelf.trust.admissions_by_id()
-        theirs = [one for one in theirs if one.chain.node in known]
-        floors = [floor for floor, _ in list(shelf.folder.floors.values())]
-        return wants(
-            shelf.kept(), floors, theirs, growing=self._growing, before_ms=shelf.before_ms()
-        )
+    async def _wanted(self, theirs: list[HeldLife]) -> list[Want | Doubt]:
+        """In a thread: there may be tens of thousands of lives."""
+
+        def want_file() -> list[Want | Doubt]:
+            shelf = self._shelf
+            known = shelf.trust.admissions_by_id()
+            some = [one for one in theirs if one.chain.node in known]
+            floors = [floor for floor, _ in list(shelf.folder.floors.values())]
+            return wants(
+                shelf.kept(), floors, some, growing=self._growing, before_ms=shelf.before_ms()
+            )
+
+        return await self._shelf.run(want_file)
 
     async def _ask_held(self, peer: NodeId) -> list[HeldLife]:
         found: list[HeldLife] = []
@@ -190,13 +200,20 @@ class Copying:
                         return  # It does not answer now; another one will.
 
     async def _fetch(self, peer: NodeId, want: Want) -> None:
+        """Raises SwarmError: `peer` gave no more, or what is wrong."""
+        if want.skips and self._looked[want.chain] < SKIP_LOOKS:
+            if len(self._looked) >= _LOOKED_MAX:
+                self._looked.clear()
+            self._looked[want.chain] += 1
+            return  # Another one may have what is missing there.
+        self._looked.pop(want.chain, None)
         for _ in range(_PAGES_MAX):
             life = self._shelf.folder.lives.get(want.chain)
             after = life.last if life is not None else max(0, want.after)
             page = await self._ask(peer, PullAsk(want.chain, after), Page)
             if not page.batches:
                 return
-            fresh = await self._shelf.take(want.chain, page.batches)
+            fresh = await self._shelf.take(want.chain, page.batches, skips=want.skips)
             if not fresh:
                 return
             self._taken(fresh)

@@ -36,8 +36,9 @@ Batches = Annotated[
 
 
 class HeldLife(Part, frozen=True):
-    """One life as its holder has it: from the record `first` to `last`, whose hash and time these
-    are.
+    """One life as its holder has it: from the record `first` to `last`, whose hash this is.
+
+    `written_ms` is when the holder wrote that one, by its own clock.
     """
 
     chain: ChainId
@@ -46,7 +47,7 @@ class HeldLife(Part, frozen=True):
     first: Number
     last: Number
     hash: Hash
-    wall_ms: Ms
+    written_ms: Ms
 
 
 class HeldAsk(Message, frozen=True, tag=1):

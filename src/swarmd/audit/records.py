@@ -1,8 +1,9 @@
 """What the audit log is made of, and how it reads.
 
-A node writes two *streams*: `security`, and `work`, which is what agents do. Each is a chain of
-records, numbered from 1. What comes together is a *batch*: its records, and a *seal*, by which the
-node's key signs the number and the hash of the last one. So a record costs no signature.
+A node writes three *streams*: `security`; `access`, which anybody can make grow by asking; and
+`work`, which is what agents do. Each has room of its own, so that none pushes out another. Each is
+a chain of records, numbered from 1. What comes together is a *batch*: its records, and a *seal*, by
+which the node's key signs the number and the hash of the last one. So a record costs no signature.
 
 The hash of a record covers the hash of the one before; before the first one stands a hash of the
 swarm, the node and the stream. `Batch.links` holds the beginning of each record's hash. It proves
@@ -38,11 +39,13 @@ BATCH_RECORDS_MAX: Final = 256
 BATCH_BYTES_MAX: Final = 128 * KIB
 _SEAL_BYTES_MAX: Final = 1 * KIB
 
-Stream = Literal["security", "work"]
+Stream = Literal["security", "access", "work"]
 SECURITY: Final = "security"
+ACCESS: Final = "access"
 WORK: Final = "work"
-STREAMS: Final[tuple[Stream, ...]] = (SECURITY, WORK)
+STREAMS: Final[tuple[Stream, ...]] = (SECURITY, ACCESS, WORK)
 # All other kinds are security's.
+ACCESS_KINDS: Final = frozenset({"access.refused", "session.opened", "mesh.refused"})
 WORK_KINDS: Final = frozenset(
     {
         "attempt.started",
@@ -131,9 +134,10 @@ class Batch(Part, frozen=True):
 
 
 class Floor(Part, frozen=True):
-    """`holder` keeps of `chain` nothing up to `number`, whose hash this is: it was too old.
+    """`holder` lacks records of `chain` up to `number`, whose hash this is.
 
-    `wall_ms` is when that one was written, or 0.
+    They were `dropped`, being too old or too many; or it never had them, as whoever it asked had
+    dropped them. `wall_ms` is when the holder wrote what it dropped, or 0.
     """
 
     holder: NodeBytes
@@ -141,10 +145,13 @@ class Floor(Part, frozen=True):
     number: BeforeNumber
     hash: Hash
     wall_ms: Ms
+    dropped: bool
 
 
 def stream_of(kind: str) -> Stream:
-    return WORK if kind in WORK_KINDS else SECURITY
+    if kind in WORK_KINDS:
+        return WORK
+    return ACCESS if kind in ACCESS_KINDS else SECURITY
 
 
 def root_hash(swarm_id: bytes, node: bytes, stream: Stream) -> bytes:

@@ -2,7 +2,7 @@
 
 To take note of something is to append to a list, within bounds; all else goes on elsewhere. A
 thread makes records of what came together, seals them and syncs them: what concerns security
-within 50 ms, what agents did within a quarter of a second. Only then are they told to others. So
+within 50 ms, everything else within a quarter of a second. Only then are they told to others. So
 what a crash takes is what came in the last moment; what the disk refuses waits, and beyond the
 bound it is lost, which is itself recorded. Nothing that is asked of a node waits for its audit log.
 
@@ -12,6 +12,7 @@ Files: `store.py`; what is a record and a seal: `records.py`, `chain.py`; copies
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,22 +21,25 @@ from typing import Final
 
 import trio
 
-from swarmd.audit.anchors import Store, anchor, keep_anchored, read_anchors
-from swarmd.audit.chain import Note, Place, Sealed, Writer
+from swarmd.audit.anchors import GONE_KIND, Anchors, Store, read_anchors
+from swarmd.audit.chain import Note, Place, Sealed, Writer, cut, open_sealed
 from swarmd.audit.config import AuditConfig
 from swarmd.audit.copying import Alive, Copying
 from swarmd.audit.lane import Lane
 from swarmd.audit.messages import AUDIT, HeldLife
+from swarmd.audit.quota import Quota
 from swarmd.audit.reading import Entry, Query, entries_of, newest
 from swarmd.audit.reading import Place as Position
 from swarmd.audit.records import (
+    ACCESS,
     LIFE_BYTES,
     SECURITY,
     STREAMS,
     WORK,
-    WORK_KINDS,
     ChainId,
+    Seal,
     Stream,
+    stream_of,
 )
 from swarmd.audit.shelf import Shelf, Trust
 from swarmd.audit.store import AuditFolder
@@ -48,7 +52,8 @@ from swarmd.observe.log import get_logger
 
 __all__ = ["Audit", "Entry", "Position", "Query", "open_audit"]
 
-LINGER_S: Final = {SECURITY: 0.05, WORK: 0.25}
+LINGER_S: Final = {SECURITY: 0.05, ACCESS: 0.25, WORK: 0.25}
+COUNTED_S: Final = 10.0
 PRUNE_S: Final = 30.0
 _END_S: Final = 3.0
 _FOLLOWERS_MAX: Final = 16
@@ -68,23 +73,33 @@ class Audit:
         lanes: dict[Stream, Lane],
         copying: Copying,
         store: Store,
+        anchors: Anchors,
         clock: Clock,
     ) -> None:
         self._shelf = shelf
         self._lanes = lanes
         self._copying = copying
         self._store = store
+        self._anchors = anchors
         self._wall_ms = clock.wall_ms
-        self._add_work = lanes[WORK].add
-        self._add_security = lanes[SECURITY].add
+        self._quota = Quota()
         self._followers: set[trio.MemorySendChannel[Sealed]] = set()
 
     def note(
         self, kind: str, actor: str = "", subject: str = "", outcome: str = "ok", details: str = ""
     ) -> None:
-        """See `base.notes.Notes`. What is too long is cut."""
-        add = self._add_work if kind in WORK_KINDS else self._add_security
-        add(Note(self._wall_ms(), kind, actor, subject, outcome, details))
+        """See `base.notes.Notes`. What is too long is cut, what is too much is counted."""
+        if self._quota.takes(kind, actor, outcome, trio.current_time()):
+            self._add(kind, actor, subject, outcome, details)
+
+    def _add(self, kind: str, actor: str, subject: str, outcome: str, details: str) -> None:
+        note = Note(self._wall_ms(), *cut((kind, actor, subject, outcome, details)))
+        self._lanes[stream_of(kind)].add(note)
+
+    def note_counted(self) -> None:
+        """Have records tell of what was counted since."""
+        for one in self._quota.counted(trio.current_time()):
+            self._add(one.kind, one.actor, "", one.outcome, f"and {one.times} times more")
 
     # ---- reading -----------------------------------------------------------------------
 
@@ -136,8 +151,10 @@ class Audit:
         return await self._shelf.held(after)
 
     def floors(self) -> list[bytes]:
-        """All that this node says it dropped."""
-        return [raw for _, raw in list(self._shelf.folder.floors.values())]
+        """All that this node says it dropped, or never had."""
+        folder = self._shelf.folder
+        gaps = [raw for one in list(folder.gaps.values()) for raw in list(one.values())]
+        return [raw for _, raw in list(folder.floors.values())] + gaps
 
     async def forks(self) -> list[bytes]:
         """Batches that contradict what is kept here, as they were signed."""
@@ -167,6 +184,12 @@ class Audit:
             except trio.BrokenResourceError:
                 self._followers.discard(follower)
 
+    async def tell_counted(self) -> None:
+        """Record now and then what was only counted; never ends."""
+        while True:
+            await trio.sleep(COUNTED_S)
+            self.note_counted()
+
     async def prune(self) -> None:
         """Drop what is too old or too much, now and then; never ends."""
         while True:
@@ -185,16 +208,14 @@ class Audit:
             DiskFault: it is not written.
             NoQuorum: it is not named; it may be yet.
         """
+        self.note_counted()
         for lane in self._lanes.values():
             await lane.flush()
-        await anchor(self._store, self.newest_batches())
-
-    def newest_batches(self) -> list[Sealed]:
-        """The newest batch of each stream, of those that have any."""
-        return [one.newest for one in self._lanes.values() if one.newest is not None]
+        await self._anchors.name()
 
     async def flush(self) -> None:
         """Write what was noted; an error is logged."""
+        self.note_counted()
         try:
             for lane in self._lanes.values():
                 await lane.flush()
@@ -218,6 +239,19 @@ def _writer_of(folder: AuditFolder, key: SigningKey, swarm_id: bytes, stream: St
     newest = max(ends, key=lambda one: (one.wall_ms, one.last), default=None)
     parent = Place(newest.chain.life, newest.last, newest.hash) if newest is not None else None
     return Writer(key, swarm_id, stream, os.urandom(LIFE_BYTES), parent)
+
+
+def _newest_file(
+    folder: AuditFolder, shelf: Shelf, key: SigningKey, writer: Writer
+) -> Sealed | None:
+    """The batch that a new life goes on from; None: there is none, or it cannot be read."""
+    chain = writer.parent
+    if chain is None:
+        return None
+    for raw in folder.read_file(chain, writer.last - 1, 1):
+        with contextlib.suppress(SwarmError):
+            return open_sealed(raw, shelf.trust.swarm_id, {chain.node: key.public})
+    return None
 
 
 @asynccontextmanager
@@ -266,7 +300,25 @@ async def open_audit(
         )
         for stream, writer in writers.items()
     }
-    audit = Audit(shelf, lanes, copying, store, clock)
+    for one, writer in writers.items():
+        lanes[one].newest = await shelf.run(_newest_file, files, shelf, key, writer)
+
+    def gone(seal: Seal) -> None:
+        _log.error("the strong store names audit records that are gone from this disk",
+                   stream=seal.chain.stream, number=seal.last)  # fmt: skip
+        subject = f"{seal.chain.stream} up to record {seal.last}"
+        audit.note(GONE_KIND, "", subject, "lost", "named in the strong store, gone from this disk")
+
+    anchors = Anchors(
+        store,
+        trust.swarm_id,
+        {bytes(key.key_id): key.public},
+        lambda: [one.newest for one in lanes.values() if one.newest is not None],
+        shelf.goes_on,
+        shelf.before_ms,
+        gone,
+    )
+    audit = Audit(shelf, lanes, copying, store, anchors, clock)
     published.append(audit.publish)
     inbox = link.open_inbox(AUDIT)
     anchors_rng = derive(rng, "anchors")
@@ -274,12 +326,10 @@ async def open_audit(
         async with trio.open_nursery() as nursery:
             for lane in lanes.values():
                 nursery.start_soon(lane.run)
-            for loop in (copying.compare, copying.follow_news, audit.prune):
+            for loop in (copying.compare, copying.follow_news, audit.prune, audit.tell_counted):
                 nursery.start_soon(loop)
             nursery.start_soon(copying.serve, inbox)
-            nursery.start_soon(
-                keep_anchored, store, audit.newest_batches, config.anchor_s, anchors_rng
-            )
+            nursery.start_soon(anchors.keep, config.anchor_s, anchors_rng)
             try:
                 yield audit
             finally:

@@ -9,10 +9,10 @@ import trio
 
 from swarmd.audit.chain import Broken, Sealed, open_sealed, sign_floor
 from swarmd.audit.config import AuditConfig
-from swarmd.audit.machine import Kept
+from swarmd.audit.machine import LIVES_MAX, Kept
 from swarmd.audit.messages import HELD_MAX, PAGE_BYTES, HeldLife
-from swarmd.audit.records import STREAMS, ChainId, Floor
-from swarmd.audit.store import SEGMENT_BYTES, SEGMENTS_MAX, AuditFolder, Life, Segment
+from swarmd.audit.records import STREAMS, ChainId, Floor, Seal
+from swarmd.audit.store import GAPS_MAX, SEGMENT_BYTES, SEGMENTS_MAX, AuditFolder, Life, Segment
 from swarmd.base.clock import Clock
 from swarmd.base.errors import BadSignature
 from swarmd.base.ids import NodeId, short
@@ -22,6 +22,8 @@ from swarmd.identity.keys import SigningKey
 from swarmd.observe.log import get_logger
 
 _DAY_MS: Final = 86_400_000
+# Whole lives go, too, before no more are copied.
+assert SEGMENTS_MAX <= LIVES_MAX * 3 // 4
 _log = get_logger("audit")
 T = TypeVar("T")
 
@@ -59,6 +61,27 @@ class Shelf:
         """Raises DiskFault: nothing is kept of them."""
         self.folder.append_file(chain, batches, self._clock.wall_ms())
 
+    async def goes_on(self, chain: ChainId, seal: Seal) -> bool:
+        """Do the records of the life `chain` go on from what `seal` is for, as this disk tells?"""
+        return await self.run(self._goes_on_file, chain, seal)
+
+    def _goes_on_file(self, chain: ChainId, seal: Seal) -> bool:
+        folder, end = self.folder, 0
+        for _ in range(LIVES_MAX):
+            life = folder.lives.get(chain)
+            if chain == seal.chain:
+                if seal.last > (end or (life.last if life is not None else 0)):
+                    return False
+                floor = folder.floors.get(chain)
+                if floor is not None and floor[0].number >= seal.last:
+                    return True
+                return folder.hash_of_file(chain, seal.last) == seal.hash
+            if life is None or not life.parent:
+                return False
+            end = life.begin - 1
+            chain = ChainId(chain.node, chain.stream, life.parent)
+        return False
+
     # ---- copies ------------------------------------------------------------------------
 
     async def held(self, after: ChainId | None = None) -> tuple[tuple[HeldLife, ...], bool]:
@@ -73,7 +96,15 @@ class Shelf:
         ]
         lives.sort(key=lambda one: one.chain)
         found = tuple(
-            HeldLife(one.chain, one.parent, one.begin, one.first, one.last, one.hash, one.wall_ms)
+            HeldLife(
+                one.chain,
+                one.parent,
+                one.begin,
+                one.first,
+                one.last,
+                one.hash,
+                max(0, one.segments[-1].written_ms),
+            )
             for one in lives[:HELD_MAX]
         )
         return found, len(lives) > HELD_MAX
@@ -87,35 +118,48 @@ class Shelf:
     async def page(self, chain: ChainId, after: int) -> tuple[bytes, ...]:
         return tuple(await self.run(self.folder.read_file, chain, after, PAGE_BYTES))
 
-    async def take(self, chain: ChainId, raws: Sequence[bytes]) -> list[Sealed]:
+    async def take(
+        self, chain: ChainId, raws: Sequence[bytes], *, skips: bool = False
+    ) -> list[Sealed]:
         """Keep what another node holds of a life, as far as it follows what is kept; what is new.
+
+        Args:
+            skips: nobody has what comes before it: keep it all the same, and say what is missing.
 
         Raises:
             SwarmError: what was sent is not what the node wrote; nothing of it is kept.
         """
-        return await self.run(self._take_file, chain, raws)
+        return await self.run(self._take_file, chain, raws, skips)
 
-    def _take_file(self, chain: ChainId, raws: Sequence[bytes]) -> list[Sealed]:
+    def _take_file(self, chain: ChainId, raws: Sequence[bytes], skips: bool) -> list[Sealed]:
         fresh: list[Sealed] = []
         life = self.folder.lives.get(chain)
-        last, before = (life.last, life.hash) if life is not None else (0, b"")
+        last, before = self._end_of(chain)
         for raw in raws:
             sealed = self._open(chain, raw)
             seal = sealed.seal
             if last and seal.last <= last:
                 continue
-            if last and seal.first != last + 1:
+            follows = seal.first == (last + 1 if last else seal.begin)
+            if not follows and (not skips or fresh or not self._gap_file(seal)):
                 break  # What lies between is missing there.
-            if last and seal.previous != before:
+            if last and follows and seal.previous != before:
                 self.folder.put_fork_file(chain, raw)
                 raise Broken(seal.first, f"two different records {last} are signed")
             fresh.append(sealed)
             last, before = seal.last, seal.hash
         if fresh:
             if life is None:
-                self._begin_file(fresh[0])
+                self._begin_file(fresh[0].seal)
             self.folder.append_file(chain, fresh, self._clock.wall_ms())
         return fresh
+
+    def _end_of(self, chain: ChainId) -> tuple[int, bytes]:
+        """Number and hash of the last record of a life that is, or was, here; 0: none was."""
+        life, floor = self.folder.lives.get(chain), self.folder.floors.get(chain)
+        if life is not None:
+            return life.last, life.hash
+        return (floor[0].number, floor[0].hash) if floor is not None else (0, b"")
 
     def _open(self, chain: ChainId, raw: bytes) -> Sealed:
         admission = self.trust.admissions_by_id().get(NodeId(chain.node))
@@ -126,22 +170,28 @@ class Shelf:
             raise BadSignature("audit records of another life than was asked for")
         return sealed
 
-    def _begin_file(self, sealed: Sealed) -> None:
-        """Say which part of the past of a life is not there to be copied."""
-        seal = sealed.seal
-        if seal.first != seal.begin:
-            self._put_floor_file(seal.chain, seal.first - 1, seal.previous, 0)
-        elif seal.parent:
-            parent = ChainId(seal.chain.node, seal.chain.stream, seal.parent)
-            known = parent in self.folder.lives or parent in self.folder.floors
-            if not known:
-                self._put_floor_file(parent, seal.begin - 1, seal.previous, 0)
+    def _begin_file(self, seal: Seal) -> None:
+        """Say so if the life that this one goes on from is not there to be copied."""
+        parent = ChainId(seal.chain.node, seal.chain.stream, seal.parent or seal.chain.life)
+        known = parent in self.folder.lives or parent in self.folder.floors
+        if seal.parent and seal.first == seal.begin and not known:
+            self.folder.put_floor_file(
+                self._floor(parent, seal.begin - 1, seal.previous, 0, dropped=False)
+            )
 
-    def _put_floor_file(self, chain: ChainId, number: int, digest: bytes, wall_ms: int) -> None:
-        self.folder.put_floor_file(self._floor(chain, number, digest, wall_ms))
+    def _gap_file(self, seal: Seal) -> bool:
+        """Say that what comes before `seal` never was here. False: too much of it was not."""
+        if len(self.folder.gaps.get(seal.chain, ())) >= GAPS_MAX:
+            return False
+        self.folder.put_floor_file(
+            self._floor(seal.chain, seal.first - 1, seal.previous, 0, dropped=False)
+        )
+        return True
 
-    def _floor(self, chain: ChainId, number: int, digest: bytes, wall_ms: int) -> bytes:
-        floor = Floor(bytes(self.me), chain, number, digest, max(0, wall_ms))
+    def _floor(
+        self, chain: ChainId, number: int, digest: bytes, wall_ms: int, *, dropped: bool
+    ) -> bytes:
+        floor = Floor(bytes(self.me), chain, number, digest, max(0, wall_ms), dropped)
         return sign_floor(floor, self.trust.swarm_id, self._key)
 
     async def keep_evidence(self, chain: ChainId, number: int, raws: Sequence[bytes]) -> bool:
@@ -202,8 +252,10 @@ class Shelf:
                 if len(life.segments) > 1
                 else None
             )
-            end = (after.first - 1, after.previous, 0) if after is not None else None
-        floor = self._floor(life.chain, *end) if end is not None else None
+            end = (after.first - 1, after.previous) if after is not None else None
+        floor = None
+        if end is not None:
+            floor = self._floor(life.chain, *end, segment.written_ms, dropped=True)
         self.folder.drop_file(life, segment, floor)
 
 

@@ -20,13 +20,16 @@ import os
 import struct
 import zlib
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from swarmd.audit.chain import Sealed
+from swarmd.audit.machine import FLOORS_MAX
 from swarmd.audit.records import (
+    ACCESS,
     BATCH_BYTES_MAX,
     LIFE_BYTES,
     NUMBER_MAX,
@@ -39,6 +42,7 @@ from swarmd.audit.records import (
     decode_batch,
     decode_floor,
     decode_seal,
+    hashes_of,
 )
 from swarmd.base.disk import open_body, seal_body
 from swarmd.base.errors import BadRequest, DiskFault, SwarmError
@@ -49,7 +53,9 @@ from swarmd.observe.log import get_logger
 
 SEGMENT_BYTES: Final = 1 * MIB
 # Of one stream of a node; lives that ended early make small ones.
-SEGMENTS_MAX: Final = 4_096
+SEGMENTS_MAX: Final = 3_072
+# Holes that a life may have; beyond it nothing more of it is copied.
+GAPS_MAX: Final = 64
 # That are read at once, whatever their size.
 BATCHES_MAX: Final = 1_024
 _HEAD: Final = struct.Struct(">4s8sH")
@@ -58,11 +64,13 @@ _FRAME: Final = struct.Struct(">4sQQII")
 _FRAME_MAGIC: Final = b"SWAF"
 _SUFFIX: Final = ".log"
 _FLOOR_SUFFIX: Final = ".floor"
+_GAP_SUFFIX: Final = ".gap"
 _FLOOR_KIND: Final = "auditflr"
 _FORK_SUFFIX: Final = ".fork"
 _FORK_KIND: Final = "auditfrk"
-_FORKS_MAX: Final = 100
-_LETTERS: Final[dict[str, Stream]] = {"s": SECURITY, "w": WORK}
+# Of a node; each is of a life of its own.
+FORKS_MAX: Final = 100
+_LETTERS: Final[dict[str, Stream]] = {"s": SECURITY, "a": ACCESS, "w": WORK}
 
 _log = get_logger("audit")
 
@@ -118,6 +126,10 @@ class AuditFolder:
         self._path = path
         self.lives: dict[ChainId, Life] = {}
         self.floors: dict[ChainId, tuple[Floor, bytes]] = {}
+        """What was dropped of each life, and its signed form."""
+        self.gaps: dict[ChainId, dict[int, bytes]] = {}
+        """Signed, by number: what was never here."""
+        self._forks: dict[bytes, int] = {}
 
     # ---- opening -----------------------------------------------------------------------
 
@@ -130,7 +142,10 @@ class AuditFolder:
             raise DiskFault(f"cannot use the folder {self._path}: {error.strerror}") from error
         found: dict[ChainId, list[Segment]] = {}
         for name in names:
-            if name.endswith(_FLOOR_SUFFIX):
+            if name.endswith(_FORK_SUFFIX):
+                self._count_fork(name)
+                continue
+            if name.endswith((_FLOOR_SUFFIX, _GAP_SUFFIX)):
                 self._read_floor(name)
                 continue
             place = parse_name(name)
@@ -152,7 +167,13 @@ class AuditFolder:
         except (SwarmError, OSError) as error:
             _log.error("a floor of audit records is unreadable", file=name, why=str(error))
             return
-        self.floors[floor.chain] = floor, raw
+        self._remember_floor(floor, raw)
+
+    def _remember_floor(self, floor: Floor, raw: bytes) -> None:
+        if floor.dropped:
+            self.floors[floor.chain] = floor, raw
+        else:
+            self.gaps.setdefault(floor.chain, {})[floor.number] = raw
 
     def _find_life(self, chain: ChainId, segments: list[Segment]) -> Life | None:
         """What is there of a life, the torn end of its last segment cut off."""
@@ -334,6 +355,16 @@ class AuditFolder:
         except OSError as error:
             raise DiskFault(f"cannot read {path}: {error.strerror}") from error
 
+    def hash_of_file(self, chain: ChainId, number: int) -> bytes | None:
+        """The hash of a record that is here; None: it is not, or cannot be read."""
+        with contextlib.suppress(SwarmError):
+            for raw in self.read_file(chain, number - 1, 1):
+                batch = decode_batch(raw)
+                seal = decode_seal(batch.seal)[1]
+                if seal.first <= number <= seal.last:
+                    return hashes_of(seal.previous, batch.records)[number - seal.first]
+        return None
+
     # ---- what is too old ---------------------------------------------------------------
 
     def oldest(self, node: bytes, stream: Stream) -> tuple[Life, Segment] | None:
@@ -346,10 +377,10 @@ class AuditFolder:
         ]
         return min(found, key=lambda one: (one[1].written_ms, one[1].first), default=None)
 
-    def end_of_file(self, life: Life, segment: Segment) -> tuple[int, bytes, int] | None:
-        """Number, hash and wall time of the last record of `segment`; None: it is unreadable."""
+    def end_of_file(self, life: Life, segment: Segment) -> tuple[int, bytes] | None:
+        """Number and hash of the last record of `segment`; None: it is unreadable."""
         seal = next(self._seals_back(life.chain, segment), None)
-        return (seal.last, seal.hash, seal.wall_ms) if seal is not None else None
+        return (seal.last, seal.hash) if seal is not None else None
 
     def drop_file(self, life: Life, segment: Segment, raw_floor: bytes | None) -> None:
         """Delete the oldest segment of a life, once its floor is durable. Raises DiskFault."""
@@ -360,52 +391,83 @@ class AuditFolder:
             (self._path / name_of(life.chain, segment.first)).unlink(missing_ok=True)
         except OSError as error:
             raise DiskFault(f"cannot delete audit records: {error.strerror}") from error
+        if raw_floor is not None:
+            self._drop_gaps_file(life.chain, self.floors[life.chain][0].number)
         life.segments.pop(0)
         if not life.segments:
             del self.lives[life.chain]
         elif raw_floor is not None:
             life.previous = self.floors[life.chain][0].hash
 
+    def _drop_gaps_file(self, chain: ChainId, number: int) -> None:
+        gaps = self.gaps.get(chain, {})
+        for one in [one for one in gaps if one <= number]:
+            self._unlink(f"{_chain_name(chain)}.{one:019d}{_GAP_SUFFIX}")
+            del gaps[one]
+        if not gaps:
+            self.gaps.pop(chain, None)
+
     def put_floor_file(self, raw: bytes) -> None:
         """Write a floor down. Raises DiskFault."""
         floor = decode_floor(raw)[1]
-        path = self._path / (_chain_name(floor.chain) + _FLOOR_SUFFIX)
+        suffix = _FLOOR_SUFFIX if floor.dropped else f".{floor.number:019d}{_GAP_SUFFIX}"
+        path = self._path / (_chain_name(floor.chain) + suffix)
         write_atomically(path, seal_body(_FLOOR_KIND, 1, raw))
-        self.floors[floor.chain] = floor, raw
+        self._remember_floor(floor, raw)
 
     def drop_floors_file(self) -> None:
-        """Delete floors that tell nothing: of lives that nothing is kept of, and nothing that is
-        kept goes on from; the latest of a stream says what is too old.
+        """Delete floors and gaps that tell nothing: of lives that nothing is kept of, and nothing
+        that is kept goes on from. The latest floors stay, so that their lives stay away.
         """
         needed = {
             ChainId(one.chain.node, one.chain.stream, one.parent or one.chain.life)
             for one in self.lives.values()
         } | set(self.lives)
-        latest: dict[tuple[bytes, str], Floor] = {}
-        for floor, _ in self.floors.values():
-            key = (floor.chain.node, floor.chain.stream)
-            latest[key] = max(latest.get(key, floor), floor, key=lambda one: one.wall_ms)
-        needed |= {floor.chain for floor in latest.values()}
-        for chain in list(self.floors):
+        for chain in list(self.gaps):
             if chain not in needed:
-                with contextlib.suppress(OSError):
-                    (self._path / (_chain_name(chain) + _FLOOR_SUFFIX)).unlink(missing_ok=True)
+                for number in self.gaps.pop(chain):
+                    self._unlink(f"{_chain_name(chain)}.{number:019d}{_GAP_SUFFIX}")
+        counts: Counter[tuple[bytes, Stream]] = Counter()
+        for floor, _ in sorted(self.floors.values(), key=lambda one: -one[0].wall_ms):
+            chain = floor.chain
+            if chain in needed:
+                continue
+            counts[chain.node, chain.stream] += 1
+            if counts[chain.node, chain.stream] > FLOORS_MAX:
+                self._unlink(_chain_name(chain) + _FLOOR_SUFFIX)
                 del self.floors[chain]
+
+    def _unlink(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            (self._path / name).unlink(missing_ok=True)
 
     # ---- forks -------------------------------------------------------------------------
 
     def put_fork_file(self, chain: ChainId, raw: bytes) -> bool:
-        """Keep a batch that contradicts what is kept of its life. False: one is kept already."""
+        """Keep a batch that contradicts what is kept of its life.
+
+        False: one is kept already, or as many of its node as are needed to show it up.
+        """
         path = self._path / (_chain_name(chain) + _FORK_SUFFIX)
-        if path.exists():
+        if path.exists() or self._forks.get(chain.node, 0) >= FORKS_MAX:
             return False
         write_atomically(path, seal_body(_FORK_KIND, 1, raw))
+        self._forks[chain.node] = self._forks.get(chain.node, 0) + 1
         return True
 
+    def _count_fork(self, name: str) -> None:
+        with contextlib.suppress(BadRequest):
+            node = from_text(name.partition(".")[0])
+            self._forks[node] = self._forks.get(node, 0) + 1
+
     def forks_file(self) -> list[bytes]:
-        """The batches that contradict what is kept, as many as are shown at once."""
+        """The batches that contradict what is kept: of each node the first, then as many as fit."""
         found: list[bytes] = []
-        for path in sorted(self._path.glob("*" + _FORK_SUFFIX))[:_FORKS_MAX]:
+        paths = sorted(self._path.glob("*" + _FORK_SUFFIX))
+        nodes = [path.name.partition(".")[0] for path in paths]
+        firsts = [nodes.index(node) == index for index, node in enumerate(nodes)]
+        chosen = sorted(zip(firsts, paths, strict=True), key=lambda one: (not one[0], one[1]))
+        for _, path in chosen[:FORKS_MAX]:
             try:
                 found.append(open_body(_FORK_KIND, 1, path.read_bytes(), source=path.name))
             except (OSError, SwarmError) as error:

@@ -2,27 +2,34 @@
 
 What is checked, with the keys of the authority log and nobody's word:
 - in each copy of a life: every record by the hashes, every batch by its seal, that each follows
-  the one before, that the copy goes as far as its holder says, and that what is missing at its
-  beginning was dropped for its age, which its holder signed;
+  the one before, that the copy goes as far as its holder says, and that what is missing was
+  dropped for its age or size, which its holder signed; or never came there, and others have it or
+  dropped it;
 - that each life goes on from another one where that one ended;
 - between copies: that nobody signed two records of one number;
-- that what the strong store names is there.
+- that what the strong store names is there, or was dropped by all who had it; and that it names
+  something of each stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from swarmd.audit.chain import Broken, check_records, open_floor, open_seal
-from swarmd.audit.records import ChainId, Floor, Seal, Stream, decode_batch
+from swarmd.audit.records import ChainId, Floor, Seal, Stream, decode_batch, hashes_of
 from swarmd.base.errors import SwarmError
 
 _GONE_BACK: Final = (
     "gone from the disk of their node when it began anew: it was restored, or they were removed"
 )
+_UNNAMED: Final = "the strong store names nothing of it: what it named was deleted there"
+# A node names its records within 5 minutes (`audit.anchor_s`), and copies come within seconds.
+_GRACE_MS: Final = 15 * 60_000
 _LOST: Final = "the node began anew from record 1: its audit log was gone from its disk"
+_HASH_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,9 @@ class Verdict:
     anchored: int = 0
     copies: int = 0
     behind: int = 0
-    """Copies that lack what the strong store names; they may be on their way to it."""
+    """Copies that lack what the strong store names, or another one has; perhaps for now."""
+    alone: int = 0
+    """Lives that only their own node keeps, though others keep copies."""
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -60,6 +69,7 @@ class CopyCheck:
     Args:
         keys: public key by node id of all who were ever admitted.
         claimed: the last record that the holder says it has.
+        gaps: hash by number of where the holder says it never had what comes before.
     """
 
     def __init__(
@@ -69,14 +79,21 @@ class CopyCheck:
         swarm_id: bytes,
         keys: Mapping[bytes, bytes],
         claimed: int,
+        gaps: Mapping[int, bytes] | None = None,
     ) -> None:
         self.holder = holder
         self.chain = chain
         self.first = 0
         self.last = 0
         self.oldest: Seal | None = None
-        self.ends: dict[int, bytes] = {}
+        self.newest: Seal | None = None
+        self.ends: set[int] = set()
+        """The numbers that batches end with."""
+        self.gaps: list[tuple[int, Seal]] = []
+        """First number of what the holder says it never had, and what comes after it."""
         self.findings: list[Finding] = []
+        self._known_gaps = gaps or {}
+        self._runs: list[tuple[int, bytearray]] = []
         self._hash = b""
         self._swarm_id = swarm_id
         self._keys = keys
@@ -102,8 +119,25 @@ class CopyCheck:
             check_records(batch, seal)
         except Broken as broken:
             self.find(broken.number, broken.message)
-        self.last, self._hash = seal.last, seal.hash
-        self.ends[seal.last] = seal.hash
+        else:
+            self._remember(seal, b"".join(hashes_of(seal.previous, batch.records)))
+            self.ends.add(seal.last)
+        self.last, self._hash, self.newest = seal.last, seal.hash, seal
+
+    def _remember(self, seal: Seal, hashes: bytes) -> None:
+        first, run = self._runs[-1] if self._runs else (0, bytearray())
+        if not run or first + len(run) // _HASH_BYTES != seal.first:
+            run = bytearray()
+            self._runs.append((seal.first, run))
+        run += hashes
+
+    def hash_at(self, number: int) -> bytes | None:
+        """The hash of a record that is there, sound and signed."""
+        for first, run in reversed(self._runs):
+            start = (number - first) * _HASH_BYTES
+            if 0 <= start < len(run):
+                return bytes(run[start : start + _HASH_BYTES])
+        return None
 
     def _follow(self, seal: Seal) -> None:
         if self.oldest is None:
@@ -111,7 +145,10 @@ class CopyCheck:
             if self._unreadable:
                 self._find_missing(seal.begin, seal.first - 1)
         elif seal.first != self.last + 1:
-            self._find_missing(self.last + 1, seal.first - 1)
+            if not self._unreadable and self._known_gaps.get(seal.first - 1) == seal.previous:
+                self.gaps.append((self.last + 1, seal))
+            else:
+                self._find_missing(self.last + 1, seal.first - 1)
         elif seal.previous != self._hash:
             self.find(self.last, f"record {self.last} is not the one that {seal.first} follows")
         elif self._unreadable:
@@ -139,15 +176,24 @@ class Verification:
     Args:
         swarm_id, keys: as the authority log has them, verified.
         anchors: what the strong store named before the copies were read.
+        now_ms: the time, to tell what had long been to be named and copied; 0: not judged.
     """
 
     def __init__(
-        self, swarm_id: bytes, keys: Mapping[bytes, bytes], anchors: Iterable[bytes]
+        self,
+        swarm_id: bytes,
+        keys: Mapping[bytes, bytes],
+        anchors: Iterable[bytes],
+        now_ms: int = 0,
     ) -> None:
         self._swarm_id = swarm_id
         self._keys = keys
         self._copies: dict[tuple[bytes, ChainId], CopyCheck] = {}
+        self._now_ms = now_ms
+        self._holders: set[bytes] = set()
         self._floors: dict[tuple[bytes, ChainId], Floor] = {}
+        self._gaps: dict[tuple[bytes, ChainId], dict[int, bytes]] = {}
+        self._behind: Counter[tuple[bytes, Stream]] = Counter()
         self._forks: list[tuple[bytes, Seal]] = []
         self._findings: list[Finding] = []
         self._anchors: list[Seal] = []
@@ -160,13 +206,18 @@ class Verification:
 
     def add_holder(self, holder: bytes, floors: Iterable[bytes], forks: Iterable[bytes]) -> None:
         """What a holder says besides its copies; what is not signed as it should is nothing."""
+        self._holders.add(holder)
         for raw in floors:
             try:
                 floor = open_floor(raw, self._swarm_id, self._keys)
             except SwarmError:
                 continue
-            if floor.holder == holder:
+            if floor.holder != holder:
+                continue
+            if floor.dropped:
                 self._floors[holder, floor.chain] = floor
+            else:
+                self._gaps.setdefault((holder, floor.chain), {})[floor.number] = floor.hash
         for raw in forks:
             try:
                 seal = open_seal(decode_batch(raw).seal, self._swarm_id, self._keys)
@@ -176,13 +227,17 @@ class Verification:
 
     def add_copy(self, holder: bytes, chain: ChainId, claimed: int) -> CopyCheck:
         """A copy that is to be read; `take` and `finish` it before `judge`."""
-        copy = CopyCheck(holder, chain, self._swarm_id, self._keys, claimed)
+        gaps = self._gaps.get((holder, chain))
+        copy = CopyCheck(holder, chain, self._swarm_id, self._keys, claimed, gaps)
         self._copies[holder, chain] = copy
         return copy
 
     def forget(self, holder: bytes) -> None:
         """Leave a holder out that did not show all that it keeps."""
+        self._holders.discard(holder)
         self._copies = {key: copy for key, copy in self._copies.items() if key[0] != holder}
+        self._floors = {key: floor for key, floor in self._floors.items() if key[0] != holder}
+        self._forks = [one for one in self._forks if one[0] != holder]
 
     # ---- judging -----------------------------------------------------------------------
 
@@ -190,9 +245,9 @@ class Verification:
         """What was found, by node and stream; findings in the order of their numbers."""
         self._findings = [one for copy in self._copies.values() for one in copy.findings]
         for copy in self._copies.values():
-            self._judge_beginning(copy)
+            self._judge_missing(copy)
             self._judge_parent(copy)
-        ends = self._judge_forks()
+        self._judge_forks()
         self._judge_pasts()
         verdicts = self._verdicts()
         for anchor in self._anchors:
@@ -200,8 +255,11 @@ class Verification:
                 (anchor.chain.node, anchor.chain.stream),
                 Verdict(anchor.chain.node, anchor.chain.stream),
             )
-            verdict.anchored = anchor.last
-            self._judge_anchor(anchor, ends, verdict)
+            verdict.anchored = max(verdict.anchored, anchor.last)
+            self._judge_anchor(anchor, verdict)
+        for (node, stream), verdict in verdicts.items():
+            verdict.behind += self._behind[node, stream]
+            self._judge_unnamed(verdict)
         for one in self._findings:
             verdicts[one.chain.node, one.chain.stream].findings.append(one)
         for verdict in verdicts.values():
@@ -211,18 +269,43 @@ class Verification:
     def _find(self, holder: bytes, chain: ChainId, number: int, what: str) -> None:
         self._findings.append(Finding(holder, chain, number, what))
 
-    def _floor(self, holder: bytes, chain: ChainId) -> int:
+    def _dropped(self, holder: bytes, chain: ChainId, number: int, digest: bytes) -> bool:
+        """Did the holder drop the record `number`, whose hash is `digest`, for its age or size?"""
         floor = self._floors.get((holder, chain))
-        return floor.number if floor is not None else 0
+        if floor is None or floor.number < number:
+            return False
+        if floor.number == number:
+            return floor.hash == digest
+        own = self._copies.get((holder, chain))
+        if own is not None and own.last < floor.number:
+            return False  # It still shows what came before.
+        known = (copy.hash_at(floor.number) for copy in self._copies_of(chain))
+        return all(one in (None, floor.hash) for one in known)
 
-    def _judge_beginning(self, copy: CopyCheck) -> None:
+    def _excused(self, holder: bytes, chain: ChainId, number: int, digest: bytes) -> bool:
+        """May the holder lack what goes up to the record `number`, whose hash is `digest`?"""
+        if self._dropped(holder, chain, number, digest):
+            return True
+        if self._gaps.get((holder, chain), {}).get(number) != digest:
+            return False
+        if any(copy.hash_at(number) == digest for copy in self._copies_of(chain)):
+            self._behind[chain.node, chain.stream] += 1
+            return True
+        return any(self._dropped(one, chain, number, digest) for one in self._holders)
+
+    def _copies_of(self, chain: ChainId) -> list[CopyCheck]:
+        return [copy for (_, of), copy in self._copies.items() if of == chain]
+
+    def _judge_missing(self, copy: CopyCheck) -> None:
+        """What a copy lacks at its beginning and amid, as its holder says, may be missing."""
+        missing = list(copy.gaps)
         oldest = copy.oldest
-        if oldest is None or oldest.first == oldest.begin:
-            return
-        before = oldest.first - 1
-        if self._floor(copy.holder, copy.chain) < before and not copy.findings:
-            self._find(copy.holder, copy.chain, oldest.begin,
-                       _were(oldest.begin, before, "removed"))  # fmt: skip
+        if oldest is not None and oldest.first != oldest.begin and not copy.findings:
+            missing.insert(0, (oldest.begin, oldest))
+        for first, after in missing:
+            before = after.first - 1
+            if not self._excused(copy.holder, copy.chain, before, after.previous):
+                self._find(copy.holder, copy.chain, first, _were(first, before, "removed"))
 
     def _judge_parent(self, copy: CopyCheck) -> None:
         """The life that this one goes on from is there, up to where it goes on."""
@@ -231,14 +314,16 @@ class Verification:
             return
         chain = ChainId(copy.chain.node, copy.chain.stream, oldest.parent)
         end = oldest.begin - 1
-        if self._floor(copy.holder, chain) >= end:
-            return
         parent = self._copies.get((copy.holder, chain))
         if parent is None:
+            if self._excused(copy.holder, chain, end, oldest.previous):
+                return
             self._find(copy.holder, chain, end, f"all records up to {end} of a life were removed")
-        elif parent.ends.get(end) == oldest.previous or parent.findings:
+        elif parent.hash_at(end) == oldest.previous or parent.findings:
             return
         elif parent.last < end:
+            if self._excused(copy.holder, chain, end, oldest.previous):
+                return
             self._find(copy.holder, chain, parent.last + 1,
                        _were(parent.last + 1, end, "removed"))  # fmt: skip
         else:
@@ -246,33 +331,34 @@ class Verification:
                 copy.holder, chain, end, f"record {end} is not the one that {end + 1} follows"
             )
 
-    def _judge_forks(self) -> dict[ChainId, dict[int, bytes]]:
-        """The hashes of each life that copies agree on, by number."""
-        ends: dict[ChainId, dict[int, bytes]] = {}
+    def _judge_forks(self) -> None:
+        """Copies of a life have the same records, and what contradicts them is nowhere."""
+        agreed: dict[ChainId, dict[int, bytes]] = {}
         for copy in self._copies.values():
-            agreed = ends.setdefault(copy.chain, {})
-            for number, digest in copy.ends.items():
-                if agreed.setdefault(number, digest) != digest:
+            ends = agreed.setdefault(copy.chain, {})
+            for number in sorted(copy.ends):
+                ends.setdefault(number, copy.hash_at(number) or b"")
+        for copy in self._copies.values():
+            for number, digest in sorted(agreed[copy.chain].items()):
+                if copy.hash_at(number) not in (None, digest):
                     self._find(copy.holder, copy.chain, number,
                                f"two different records {number} are signed")  # fmt: skip
                     break
-        for copy in self._copies.values():
             if not copy.findings:
-                self._judge_seals(copy, ends[copy.chain])
+                self._judge_seals(copy, agreed[copy.chain])
         for holder, seal in self._forks:
-            agreed = ends.get(seal.chain, {})
-            contradicts = agreed.get(seal.last, seal.hash) != seal.hash or (
-                agreed.get(seal.first - 1, seal.previous) != seal.previous
-            )
-            if contradicts:
+            if any(
+                copy.hash_at(seal.last) not in (None, seal.hash)
+                or copy.hash_at(seal.first - 1) not in (None, seal.previous)
+                for copy in self._copies_of(seal.chain)
+            ):
                 self._find(holder, seal.chain, seal.first,
                            f"two different records up to {seal.last} are signed")  # fmt: skip
-        return ends
 
     def _judge_seals(self, copy: CopyCheck, agreed: Mapping[int, bytes]) -> None:
         """Nobody seals a record with other ones anew: where one copy ends a batch, all do."""
         for number in sorted(agreed):
-            if copy.first <= number <= copy.last and number not in copy.ends:
+            if copy.hash_at(number) is not None and number not in copy.ends:
                 self._find(copy.holder, copy.chain, number, f"record {number} was sealed twice")
                 return
 
@@ -299,34 +385,71 @@ class Verification:
                 gone_first = max(seal.begin, begins[gone].first)
                 self._find(chain.node, gone, gone_first, _were(gone_first, lasts[gone], _GONE_BACK))
 
-    def _judge_anchor(
-        self, anchor: Seal, ends: Mapping[ChainId, Mapping[int, bytes]], verdict: Verdict
-    ) -> None:
+    def _judge_anchor(self, anchor: Seal, verdict: Verdict) -> None:
         chain, last = anchor.chain, anchor.last
-        agreed = ends.get(chain, {})
-        copies = {holder: one for (holder, of), one in self._copies.items() if of == chain}
-        if any(self._floor(holder, chain) >= last for holder, _ in self._floors):
+        copies = self._copies_of(chain)
+        hashes = {copy.holder: copy.hash_at(last) for copy in copies}
+        if not any(hashes.values()):
+            self._judge_gone(anchor, copies)
             return
-        if last in agreed:
-            if agreed[last] != anchor.hash:
-                self._find(b"", chain, last, f"record {last} is not the one that the store names")
-            lacking = [one for one in copies.values() if one.last < last]
-            for one in lacking:
-                if one.holder == chain.node and not one.findings:
-                    self._find(one.holder, chain, one.last + 1,
-                               _were(one.last + 1, last, "removed"))  # fmt: skip
-                else:
-                    verdict.behind += 1
+        for holder, digest in hashes.items():
+            if digest not in (None, anchor.hash):
+                self._find(holder, chain, last,
+                           f"record {last} is not the one that the store names")  # fmt: skip
+        for one in copies:
+            if one.last >= last:
+                continue
+            if one.holder == chain.node and not one.findings:
+                self._find(one.holder, chain, one.last + 1,
+                           _were(one.last + 1, last, "removed"))  # fmt: skip
+            else:
+                verdict.behind += 1
+
+    def _judge_gone(self, anchor: Seal, copies: Sequence[CopyCheck]) -> None:
+        """Nobody has what the store names: all who had it must have dropped it."""
+        chain, last = anchor.chain, anchor.last
+        droppers = {one for one in self._holders if self._dropped(one, chain, last, anchor.hash)}
+        had = {one.holder for one in copies} | ({chain.node} & self._holders)
+        later = {one.holder for one in copies if one.first > last}
+        if droppers and had <= droppers | later:
             return
-        newest = max((one.last for one in copies.values()), default=anchor.begin - 1)
-        if newest < last:
-            self._find(b"", chain, newest + 1,
-                       _were(newest + 1, last, "removed, which the store names"))  # fmt: skip
+        newest = max((one.last for one in copies), default=anchor.begin - 1)
+        first = newest + 1 if newest < last else last
+        if newest < last or not any(one.chain == chain for one in self._findings):
+            self._find(b"", chain, first, _were(first, last, "removed, which the store names"))
+
+    def _judge_unnamed(self, verdict: Verdict) -> None:
+        """A stream that was there for long enough to be named is named.
+
+        A node that is gone may have ended before it could: its time counts from what it wrote.
+        """
+        mine = [
+            copy
+            for (_, chain), copy in self._copies.items()
+            if (chain.node, chain.stream) == (verdict.node, verdict.stream)
+        ]
+        seals = [(copy.chain, copy.oldest, copy.newest) for copy in mine]
+        begun = [(one.wall_ms, chain) for chain, one, _ in seals if one is not None]
+        if verdict.anchored or not begun or not self._now_ms:
+            return
+        ended = max(one.wall_ms for _, _, one in seals if one is not None)
+        until_ms = self._now_ms if verdict.node in self._holders else ended
+        begun_ms, chain = min(begun)
+        if until_ms - begun_ms > _GRACE_MS:
+            self._find(b"", chain, verdict.first, _UNNAMED)
+
+    def _alone(self, chain: ChainId, begun_ms: int) -> bool:
+        """Does its own node alone keep a life, though others keep copies and had the time?"""
+        copiers = {holder for holder, of in self._copies if holder != of.node}
+        holders = {holder for holder, of in self._copies if of == chain}
+        is_new = self._now_ms - begun_ms <= _GRACE_MS
+        return not is_new and holders == {chain.node} and bool(copiers - {chain.node})
 
     def _verdicts(self) -> dict[tuple[bytes, Stream], Verdict]:
         found: dict[tuple[bytes, Stream], Verdict] = {}
         holders: dict[tuple[bytes, Stream], set[bytes]] = {}
         spans: dict[ChainId, tuple[int, int]] = {}
+        begun: dict[ChainId, int] = {}
         for copy in self._copies.values():
             key = (copy.chain.node, copy.chain.stream)
             found.setdefault(key, Verdict(*key))
@@ -335,12 +458,14 @@ class Verification:
             holders.setdefault(key, set()).add(copy.holder)
             first, last = spans.get(copy.chain, (copy.first, copy.last))
             spans[copy.chain] = min(first, copy.first), max(last, copy.last)
+            begun[copy.chain] = copy.oldest.wall_ms
         for chain, (first, last) in spans.items():
             verdict = found[chain.node, chain.stream]
             verdict.records += last - first + 1
             verdict.first = min(verdict.first or first, first)
             verdict.last = max(verdict.last, last)
             verdict.copies = len(holders[chain.node, chain.stream])
+            verdict.alone += self._alone(chain, begun[chain])
         for one in self._findings:
             found.setdefault(
                 (one.chain.node, one.chain.stream), Verdict(one.chain.node, one.chain.stream)

@@ -7,6 +7,7 @@ before the copies, so that whatever they name was written before a copy was look
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,7 +16,7 @@ import click
 
 from swarmd.audit.records import LIFE_BYTES, STREAMS, ChainId
 from swarmd.audit.verify import Verdict, Verification
-from swarmd.base.errors import BadRequest, Forbidden, SwarmError, Unauthenticated
+from swarmd.base.errors import BadRequest, Forbidden, SwarmError, TooLarge, Unauthenticated
 from swarmd.base.ids import ID_BYTES, from_text, short
 from swarmd.cli.authority_log import read_asked
 from swarmd.cli.common import Failed, client_of, open_client
@@ -43,6 +44,12 @@ class Report:
 
     @property
     def sound(self) -> bool:
+        """All members showed what they keep, and nothing is wrong with it."""
+        return self.unchanged and not self.missing
+
+    @property
+    def unchanged(self) -> bool:
+        """Nothing is wrong with what was shown."""
         return not self.unsigned_anchors and not any(one.findings for one in self.verdicts)
 
     def name_of(self, node: bytes) -> str:
@@ -64,11 +71,13 @@ def verify_all(tell: Tell) -> Report:
     keys = {bytes(one.node_id): one.public for one in state.admissions.values()}
     with open_client() as client:
         anchors, members = client.audit_anchors(), client.members()
-    verification = Verification(head["swarm_id"], keys, anchors)
+    evicted = {bytes(one.node_id) for one in state.admissions.values() if one.evicted}
+    now_ms = int(time.time() * 1_000)
+    verification = Verification(head["swarm_id"], keys, anchors, now_ms)
     report = Report(state, [], [])
     for member in members:
         if member.state not in _LIVING:
-            if member.state != "left":
+            if member.state != "left" and from_text(member.node_id) not in evicted:
                 report.missing.append(f"{member.name} is {member.state}")
             continue
         tell(f"reading what {member.name} keeps")
@@ -105,6 +114,7 @@ def _read_holder(client: Client, member: MemberInfo, verification: Verification)
             # What was dropped while the copies were read.
             verification.add_holder(holder, client.audit_held().floors, ())
             return
+    raise TooLarge("it keeps more lives than can be read")
 
 
 def _batches(client: Client, chain: str) -> Iterator[bytes]:
@@ -115,6 +125,7 @@ def _batches(client: Client, chain: str) -> Iterator[bytes]:
         place = page.place
         if not place:
             return
+    raise TooLarge("a life of its records has more pages than can be read")
 
 
 def read_chain(text: str) -> ChainId:

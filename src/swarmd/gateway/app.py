@@ -98,7 +98,7 @@ class Api:
             self._context.gate.admit(request, ANY_CALLER, self._context.services.access)
         except SwarmError as refusal:
             error = refusal
-            self._context.refusals.note(self._context.services.audit, request, refusal)
+            self._context.note_refusal(request, refusal)
         await drain(request, self._context.budget)
         await error_answer(request, error)(scope, receive, send)
 

@@ -14,8 +14,8 @@ from starlette.routing import Route
 
 from swarmd.base.errors import BadRequest, ShuttingDown, SwarmError
 from swarmd.base.limits import INLINE_BYTES_MAX
-from swarmd.gateway.access.gate import Gate, caller_of
-from swarmd.gateway.access.refusals import Refusals
+from swarmd.gateway.access.gate import Gate, caller_of, origin_of
+from swarmd.gateway.access.refusals import note_refusal
 from swarmd.gateway.config import GatewayConfig
 from swarmd.gateway.http import Budget, Endpoint, Items, Stream, guarded, payload_in, read
 from swarmd.gateway.services import Services
@@ -47,7 +47,6 @@ class Context:
     budget: Budget
     gate: Gate
     stopping: trio.Event = field(default_factory=trio.Event)
-    refusals: Refusals = field(default_factory=Refusals)
 
     def route(
         self, path: str, endpoint: Endpoint, needs: str, methods: Sequence[str] | None = None
@@ -57,9 +56,6 @@ class Context:
         def admit(request: Request) -> None:
             self.gate.admit(request, needs, self.services.access)
 
-        def refused(request: Request, error: SwarmError) -> None:
-            self.refusals.note(self.services.audit, request, error)
-
         async def until_over(request: Request) -> None:
             access = self.services.access
             if access is None:
@@ -67,15 +63,25 @@ class Context:
             else:
                 await access.until_over(caller_of(request))
 
-        call = guarded(endpoint, self.budget, admit, until_over, refused)
+        call = guarded(endpoint, self.budget, admit, until_over, self.note_refusal)
         return ApiRoute(path, call, needs, methods)
 
     def note(
         self, request: Request, kind: str, subject: str, outcome: str = "ok", details: str = ""
     ) -> None:
-        """Take note, in the audit log, of what the caller of `request` did."""
+        """Take note, in the audit log, of what the caller of `request` did.
+
+        A member that forwards a request says who the caller is, so it is named, too.
+        """
         if self.services.audit is not None:
-            self.services.audit.note(kind, caller_of(request).name, subject, outcome, details)
+            actor, via = caller_of(request).name, origin_of(request.scope).via
+            if via:
+                actor = f"{actor} via {self.services.name_of(via)}"
+            self.services.audit.note(kind, actor, subject, outcome, details)
+
+    def note_refusal(self, request: Request, error: SwarmError) -> None:
+        """Take note of a request that was refused for who made it."""
+        note_refusal(self.services.audit, self.services.name_of, request, error)
 
     @contextmanager
     def noted(self, request: Request, kind: str, subject: str, details: str = "") -> Iterator[None]:

@@ -155,7 +155,7 @@ class Forwarder:
     def __init__(self, app: ASGIApp, context: Context) -> None:
         self._app = app
         self._gate = context.gate
-        self._refusals = context.refusals
+        self._context = context
         self._services = context.services
         self._config = context.config
         self._budget = context.budget
@@ -179,7 +179,7 @@ class Forwarder:
             with self._budget:
                 await self._forward(mesh, member, request, caller, send)
         except SwarmError as error:
-            self._refusals.note(self._services.audit, request, error)
+            self._context.note_refusal(request, error)
             await drain(request, self._budget)
             await error_answer(request, error)(scope, receive, send)
         finally:
@@ -412,7 +412,7 @@ async def _serve(
     limit: trio.Semaphore,
 ) -> None:
     """Run one request through the application, telling now and then that it still runs."""
-    scope = _scope_of(ask)
+    scope = _scope_of(ask, inbound.peer)
     try:
         async with trio.open_nursery() as nursery:
             answerer = _Answerer(inbound, body, nursery.cancel_scope)
@@ -426,7 +426,7 @@ async def _serve(
         limit.release()
 
 
-def _scope_of(ask: Ask) -> dict[str, Any]:
+def _scope_of(ask: Ask, peer: NodeId) -> dict[str, Any]:
     headers = [(k, v) for k, v in ask.headers if k in _PASSED_ON and k != b"host"]
     scope: dict[str, Any] = {
         "type": "http",
@@ -444,7 +444,7 @@ def _scope_of(ask: Ask) -> dict[str, Any]:
         "state": {},
     }
     caller = Caller(ask.caller, ask.rules, ask.key, ask.session, ask.ends_s)
-    mark(scope, Origin(caller=caller))
+    mark(scope, Origin(caller=caller, via=bytes(peer)))
     return scope
 
 

@@ -22,7 +22,7 @@ from swarmd.base.ids import NodeId
 from swarmd.base.rng import make_rng
 from swarmd.identity.authority import AuthorityState
 from swarmd.mesh.transports.memory import MemoryNetwork
-from swarmd.state.raft.messages import Entry, OpResult
+from swarmd.state.raft.messages import Delete, Entry, OpResult, Txn
 
 SWARM = chain(1)[0].swarm_id
 KEY = KEYS[0]
@@ -87,21 +87,38 @@ class AnchorStore:
 
     def __init__(self) -> None:
         self.keys: dict[bytes, bytes] = {}
+        self.revisions: dict[bytes, int] = {}
+        self.revision = 0
         self.down = False
 
     async def propose(self, ops: Sequence[Any], *, timeout_s: float = 5.0) -> list[OpResult]:
         await trio.lowlevel.checkpoint()
         if self.down:
             raise NoQuorum("down")
-        self.keys |= {op.key: op.value for op in ops}
-        return [OpResult(True, 1) for _ in ops]
+        return [self._apply(op) for op in ops]
+
+    def _apply(self, op: Any) -> OpResult:
+        if isinstance(op, Txn):
+            for one in op.compares:
+                if self.revisions.get(one.key, 0) != one.revision:
+                    return OpResult(False, self.revision, "conflict", "another revision")
+            return [self._apply(one) for one in op.then][-1]
+        if op.expect not in (None, self.revisions.get(op.key, 0)):
+            return OpResult(False, self.revision, "conflict", "another revision")
+        self.revision += 1
+        if isinstance(op, Delete):
+            self.keys.pop(op.key, None)
+            self.revisions.pop(op.key, None)
+        else:
+            self.keys[op.key], self.revisions[op.key] = op.value, self.revision
+        return OpResult(True, self.revision)
 
     async def range(
         self, prefix: bytes, *, after: bytes = b"", limit: int = 1_000, stale: bool = False
     ) -> list[Entry]:
         await trio.lowlevel.checkpoint()
         found = sorted(key for key in self.keys if key.startswith(prefix) and key > after)
-        return [Entry(key, self.keys[key], 1, 1, 0, 0) for key in found[:limit]]
+        return [Entry(key, self.keys[key], 1, self.revisions[key], 0, 0) for key in found[:limit]]
 
     def store_time_ms(self) -> int:
         return 77
@@ -118,6 +135,7 @@ class Lab:
         self.trusts = [trust_of(folder / f"trust{number}", self.state) for number in range(count)]
         self.store = AnchorStore()
         self.clock = FixedClock()
+        self.later_ms = 0
         self.alive_nodes: list[NodeId] = []
         self.audits: dict[int, Audit] = {}
         self.nursery: trio.Nursery | None = None
@@ -178,7 +196,9 @@ class Lab:
         """What `swarmctl audit --verify` finds, by the same calls."""
         keys = {bytes(x.node_id): x.public for x in self.state.admissions.values()}
         some = next(iter(self.audits.values()))
-        verification = Verification(self.state.swarm_id, keys, await some.anchors())
+        verification = Verification(
+            self.state.swarm_id, keys, await some.anchors(), self.clock.ms + self.later_ms
+        )
         for number, audit in self.audits.items():
             holder = bytes(self.node(number))
             verification.add_holder(holder, audit.floors(), await audit.forks())

@@ -218,7 +218,7 @@ def test_any_bytes_are_refused_by_name(raw: bytes, bit: int) -> None:
 
 
 def test_a_floor_is_signed_by_its_holder() -> None:
-    floor = Floor(HOLDER, ChainId(bytes(32), "work", bytes(8)), 7, bytes(32), 5)
+    floor = Floor(HOLDER, ChainId(bytes(32), "work", bytes(8)), 7, bytes(32), 5, True)
     raw = sign_floor(floor, SWARM, KEY)
     assert open_floor(raw, SWARM, PUBLIC) == floor
     with pytest.raises(BadSignature):

@@ -13,15 +13,16 @@ from audit_swarm import Lab, lab, note, writer, written
 from certifying import let_count
 from small_swarm import ADMIN, KEYS, until
 
-from swarmd.audit import copying, lane, service, store
+from swarmd.audit import copying, lane, machine, service, store
 from swarmd.audit.chain import Writer
 from swarmd.audit.config import AuditConfig
 from swarmd.audit.messages import AUDIT, Page, PullAsk
-from swarmd.audit.records import SECURITY, WORK
+from swarmd.audit.records import ACCESS, SECURITY, WORK
 from swarmd.audit.service import Query
 from swarmd.base.errors import Busy, NoQuorum, SwarmError
 from swarmd.identity.entries import SetRoles, fresh_nonce, sign_entry
 from swarmd.observe.metrics import AUDIT_LOST
+from swarmd.state.raft.messages import Delete, Put
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disks are worker threads, which no mock clock waits for: so shorten the real waits."""
     monkeypatch.setattr(copying, "COMPARE_S", 0.05)
     monkeypatch.setattr(copying, "_PAUSE_S", 0.01)
-    monkeypatch.setattr(service, "LINGER_S", {SECURITY: 0.005, WORK: 0.01})
+    monkeypatch.setattr(service, "LINGER_S", {SECURITY: 0.005, ACCESS: 0.01, WORK: 0.01})
     monkeypatch.setattr(lane, "_RETRY_S", 0.02)
 
 
@@ -146,7 +147,7 @@ async def test_two_records_of_one_number_are_kept_as_evidence(tmp_path: Path) ->
         await swarm.audits[1]._shelf.take(one[0].seal.chain, [other[0].raw])
         await until(lambda: all(swarm.audits[n]._shelf.folder.forks_file() for n in (0, 1)), 5.0)
         [verdict] = [one for one in await swarm.verdicts() if one.node == swarm.node(2)]
-        assert "two different records" in verdict.findings[0].what
+        assert any("two different records" in one.what for one in verdict.findings)
 
 
 async def test_a_peer_that_gives_what_nobody_signed_is_not_believed(tmp_path: Path) -> None:
@@ -196,6 +197,47 @@ async def test_a_full_disk_holds_nobody_up_and_the_loss_is_recorded(
         count = int(entry.record.details.split()[0])
         assert count == lost() - before == 252 - len(kinds)
         assert sound(await swarm.verdicts())
+
+
+async def test_who_makes_too_many_records_pushes_out_nobody(tmp_path: Path) -> None:
+    """A flood is counted, by who made it; what is secure and others' records stand beside it."""
+    async with lab(tmp_path, 1) as swarm:
+        audit = swarm.audits[0]
+        for number in range(3_000):
+            audit.note("access.refused", f"address 10.0.{number % 250}.1", "x" * 9_000, "forbidden")
+            audit.note("access.refused", "key ci", "y" * 9_000, "forbidden")
+            audit.note("agent.call", f"greedy/{number}/1/1", "lock a")
+        assert all(len(one.subject) <= 200 for one in audit._lanes["access"]._waiting)
+        audit.note("access.refused", "key other", "GET /", "forbidden")
+        audit.note("agent.call", "modest/1/1/1", "lock a")
+        audit.note("key.created", "ann")
+        await audit.flush()
+        told = (await audit.newest(Query(), None, 100_000))[0]
+
+        def of(kind: str, actor: str) -> list[Any]:
+            return [one for one in told if one.record.kind == kind and one.record.actor == actor]
+
+        assert len(of("access.refused", "key other")) == 1
+        assert len(of("agent.call", "modest/1/1/1")) == 1
+        assert [one.chain.stream for one in of("key.created", "ann")] == ["security"]
+        ci = of("access.refused", "key ci")
+        assert {one.chain.stream for one in ci} == {"access"}
+        assert (len(ci), ci[0].record.details) == (51, "and 2950 times more")
+        [counted] = of("agent.call", "greedy")
+        assert counted.record.details == "and 2500 times more"
+        assert len(told) < 3_700
+
+
+async def test_what_was_counted_is_told_though_nothing_more_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "COUNTED_S", 0.05)
+    async with lab(tmp_path, 1) as swarm:
+        for _ in range(60):
+            swarm.audits[0].note("access.refused", "key ci", "GET /", "forbidden")
+        await until(lambda: swarm.holds(0, 0, 51, ACCESS))
+        [newest] = (await swarm.audits[0].newest(Query(), None, 1))[0]
+        assert newest.record.details == "and 10 times more"
 
 
 async def test_old_records_go_and_a_signed_floor_says_so(
@@ -253,6 +295,93 @@ async def test_whole_lives_go_too(tmp_path: Path) -> None:
         [verdict] = await swarm.verdicts()
         assert sound([verdict])
         assert (verdict.records, verdict.first, verdict.last) == (1, 4, 4)
+
+
+async def test_a_node_whose_clock_is_wrong_is_copied(tmp_path: Path) -> None:
+    async with lab(tmp_path, 2) as swarm:
+        swarm.audits[0]._wall_ms = lambda: 1_000
+        swarm.audits[0].note("a.b")
+        await held_by_all(swarm, 0, 1)
+        # Who was away then gets it, too.
+        await swarm.stop(1)
+        shutil.rmtree(swarm.path(1))
+        await swarm.start(1)
+        await held_by_all(swarm, 0, 1)
+
+
+async def test_what_everybody_dropped_is_skipped_and_said_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node was away for long: meanwhile the others dropped what it had not got yet."""
+    monkeypatch.setattr(copying, "SKIP_LOOKS", 2)
+    monkeypatch.setattr(store, "SEGMENT_BYTES", 500)
+    async with lab(tmp_path, 2) as swarm:
+        swarm.audits[0].note("a.b")
+        await held_by_all(swarm, 0, 1)
+        await swarm.stop(1)
+        for kind in ("c.d", "c.d", "c.d", "e.f"):
+            swarm.audits[0].note(kind)
+            await swarm.audits[0].flush()
+        shelf = swarm.audits[0]._shelf
+        for _ in range(4):
+            oldest = shelf.folder.oldest(bytes(swarm.node(0)), "security")
+            assert oldest is not None
+            if oldest[1].first < 5:
+                shelf._drop_file(*oldest)
+        await swarm.start(1)
+        await held_by_all(swarm, 0, 5)
+        assert await swarm.kinds(1) == ["a.b", "e.f"]
+        assert sound(await swarm.verdicts())
+        swarm.audits[0].note("g.h")
+        await held_by_all(swarm, 0, 6)
+        # A restart forgets nothing of it.
+        await swarm.stop(1)
+        await swarm.start(1)
+        assert sound(await swarm.verdicts())
+        assert len(list(swarm.path(1).glob("*.gap"))) == 1
+        for file in swarm.path(1).glob("*.gap"):
+            file.unlink()
+        swarm.audits[1]._shelf.folder.gaps.clear()
+        assert not sound(await swarm.verdicts())
+
+
+async def test_a_life_that_was_dropped_goes_on_where_it_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "SEGMENT_BYTES", 500)
+    async with lab(tmp_path, 2, AuditConfig(keep_days=1.0)) as swarm:
+        swarm.audits[0].note("a.b")
+        await held_by_all(swarm, 0, 1)
+        swarm.clock.ms += 2 * 24 * 3_600_000
+        await swarm.audits[1]._shelf.prune()
+        assert await swarm.kinds(1) == []
+        swarm.audits[0].note("c.d")
+        await swarm.audits[0].settle()
+        await held_by_all(swarm, 0, 2)
+        assert await swarm.kinds(1) == ["c.d"]
+        assert sound(await swarm.verdicts())
+
+
+async def test_a_node_that_started_very_often_is_copied_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store.SEGMENTS_MAX < machine.LIVES_MAX
+    monkeypatch.setattr(machine, "LIVES_MAX", 8)
+    monkeypatch.setattr("swarmd.audit.shelf.SEGMENTS_MAX", 6)
+    async with lab(tmp_path, 2) as swarm:
+        for number in range(10):
+            swarm.audits[0].note("a.b")
+            await swarm.audits[0].flush()
+            await swarm.stop(0)
+            await swarm.start(0)
+            if number % 4 == 3:
+                for one in swarm.audits.values():
+                    await one._shelf.prune()
+        swarm.audits[0].note("c.d")
+        for one in swarm.audits.values():
+            await one._shelf.prune()
+        await held_by_all(swarm, 0, 11)
+        assert sound(await swarm.verdicts())
 
 
 # ---- what people read ----------------------------------------------------------------------
@@ -363,6 +492,66 @@ async def test_a_tail_that_is_gone_everywhere_is_found_by_its_anchor(tmp_path: P
         assert [one.what for one in verdict.findings] == [
             "record 2 was removed, which the store names"
         ]
+
+
+async def test_a_restart_erases_no_anchor_of_what_is_gone(tmp_path: Path) -> None:
+    """The tail is cut off everywhere, and its node goes on beyond what was named."""
+    async with lab(tmp_path, 2, AuditConfig(anchor_s=3_600.0)) as swarm:
+        swarm.audits[0].note("a.b")
+        await swarm.audits[0].flush()
+        await held_by_all(swarm, 0, 1)
+        saved = [shutil.copytree(swarm.path(n), tmp_path / f"copy{n}") for n in range(2)]
+        for _ in range(3):
+            swarm.audits[0].note("c.d")
+        await swarm.audits[0].settle()
+        await held_by_all(swarm, 0, 4)
+        for number in range(2):
+            await swarm.stop(number)
+            shutil.rmtree(swarm.path(number))
+            shutil.copytree(saved[number], swarm.path(number))
+        for number in range(2):
+            await swarm.start(number)
+        for count in (1, 8):
+            for _ in range(count):
+                swarm.audits[0].note("e.f")
+            await swarm.audits[0].settle()
+            [verdict] = await swarm.verdicts()
+            told = [one.what for one in verdict.findings]
+            assert "records 2 to 4 were removed, which the store names" in told
+        assert "audit.gone_back" in await swarm.kinds(0)
+        # The new life is named as well, and what is set aside goes with the records' time.
+        await swarm.audits[0].settle()
+        assert (await swarm.verdicts())[0].anchored == verdict.last
+        assert len(swarm.store.keys) == 2
+        swarm.clock.ms += 401 * 24 * 3_600_000
+        swarm.audits[0].note("g.h")
+        await swarm.audits[0].settle()
+        assert len(swarm.store.keys) == 1
+
+
+async def test_an_anchor_that_somebody_deletes_or_turns_back_is_put_right(tmp_path: Path) -> None:
+    async with lab(tmp_path, 2, AuditConfig(anchor_s=3_600.0)) as swarm:
+        swarm.audits[0].note("a.b")
+        await swarm.audits[0].settle()
+        [(key, old)] = swarm.store.keys.items()
+        swarm.audits[0].note("c.d")
+        await swarm.audits[0].settle()
+        await held_by_all(swarm, 0, 2)
+        swarm.later_ms = 3_600_000
+        assert sound(await swarm.verdicts())
+        swarm.store._apply(Delete(key))
+        [verdict] = await swarm.verdicts()
+        assert "names nothing of it" in verdict.findings[0].what
+        # Also after a restart, though nothing more happened.
+        await swarm.stop(0)
+        await swarm.start(0)
+        for raw in (None, old, b"made up"):
+            if raw is not None:
+                swarm.store._apply(Put(key, raw))
+            await swarm.audits[0].settle()
+            [verdict] = await swarm.verdicts()
+            assert (verdict.anchored, verdict.findings) == (2, [])
+        assert len(swarm.store.keys) == 1
 
 
 async def test_without_a_quorum_records_are_written_all_the_same(tmp_path: Path) -> None:

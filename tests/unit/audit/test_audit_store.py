@@ -145,7 +145,7 @@ def test_segments_are_bounded_and_the_oldest_goes_first(
     oldest = folder.oldest(NODE, "security")
     assert oldest is not None
     assert oldest[1].first == 1
-    last, digest, _ = folder.end_of_file(*oldest) or (0, b"", 0)
+    last, digest = folder.end_of_file(*oldest) or (0, b"")
     folder.drop_file(*oldest, None)
     assert (life.first, digest) == (last + 1, sealed[last // 3 - 1].seal.hash)
     assert opened(tmp_path).lives[CHAIN].first == last + 1

@@ -60,7 +60,9 @@ _WIDTHS: Final = (11, 8, 16, 16, 12)
     shell_complete=complete_members,
     help="Only what this node recorded.",
 )
-@click.option("--stream", type=click.Choice(["security", "work"]), help="Work is what agents do.")
+@click.option(
+    "--stream", type=click.Choice(["security", "access", "work"]), help="Work is what agents do."
+)
 @click.option("--last", type=click.IntRange(1), metavar="N", help=f"The newest N; {_LAST}.")
 def audit(
     follow: bool, verify: bool, since: float | None, kind: str, who: str, of: str,
@@ -158,9 +160,15 @@ def _verify() -> None:
         click.echo(table(heads, rows))
         for missing in report.missing:
             warn(f"not checked: {missing}")
-    if not report.sound:
+    if not report.unchanged:
         _tell_findings(report)
         raise Failed("" if not wants_json() else "the audit log was changed")
+    if report.missing:
+        raise Failed(
+            f"not all was checked: {len(report.missing)} did not show what they keep; what "
+            f"{len(report.holders)} keep verifies; ask again when all are back, or evict those "
+            "that never will be"
+        )
     say(f"all records verify, as {len(report.holders)} members keep them")
 
 
@@ -170,6 +178,8 @@ def _verdict_row(one: Verdict, report: Report) -> list[str]:
         verdict = f"fail: {len(one.findings)}"
     elif one.behind:
         verdict = f"ok, {one.behind} behind"
+    elif one.alone:
+        verdict = f"ok, {one.alone} alone"
     numbers = (one.records, one.first, one.last)
     return [
         report.name_of(one.node),
@@ -212,6 +222,7 @@ def _as_json(report: Report) -> dict[str, object]:
                 "anchored": one.anchored,
                 "copies": one.copies,
                 "behind": one.behind,
+                "alone": one.alone,
                 "findings": [
                     {
                         "number": found.number,

@@ -39,7 +39,8 @@ _ORIGIN: Final = "origin"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a request came in: over the socket (`uid`), TCP (`address`), or a member (`caller`).
+    """Where a request came in: over the socket (`uid`), TCP (`address`), or a member (`via`), which
+    says who the `caller` is.
 
     `remote`: over a listener that other hosts reach.
     """
@@ -48,6 +49,7 @@ class Origin:
     address: str = ""
     remote: bool = False
     caller: Caller | None = None
+    via: bytes = b""
 
 
 def mark(scope: Scope, origin: Origin) -> None:

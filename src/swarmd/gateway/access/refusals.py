@@ -1,10 +1,10 @@
-"""Refused requests in the audit log: each by itself, unless somebody makes very many."""
+"""Refused requests in the audit log, which counts those of whoever makes very many."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
-import trio
 from starlette.requests import Request
 
 from swarmd.base.errors import Forbidden, RateLimited, SwarmError, Unauthenticated
@@ -13,44 +13,29 @@ from swarmd.gateway.access.gate import origin_of
 from swarmd.gateway.access.rules import Caller
 
 KIND: Final = "access.refused"
-# A guesser must not push out what matters: beyond so many at once, then by the second, refusals
-# are counted in the next record.
-BURST: Final = 50.0
-PER_S: Final = 5.0
+# Paths are what a stranger likes.
+SUBJECT_CHARS_MAX: Final = 80
 
 
-class Refusals:
-    """How many were told of late."""
-
-    def __init__(self) -> None:
-        self._room = BURST
-        self._since = 0.0
-        self._skipped = 0
-
-    def note(self, notes: Notes | None, request: Request, error: SwarmError) -> None:
-        """Take note, if `error` refuses the caller; other errors are no matter of access."""
-        if notes is None or not isinstance(error, Forbidden | RateLimited | Unauthenticated):
-            return
-        now = trio.current_time()
-        self._room = min(BURST, self._room + (now - self._since) * PER_S)
-        self._since = now
-        if self._room < 1.0:
-            self._skipped += 1
-            return
-        self._room -= 1.0
-        details = f"and {self._skipped} more before it" if self._skipped else ""
-        self._skipped = 0
-        subject = f"{request.method} {request.scope.get('path', '')}"
-        notes.note(KIND, _who(request), subject, error.code, details)
+def note_refusal(
+    notes: Notes | None, name_of: Callable[[bytes], str], request: Request, error: SwarmError
+) -> None:
+    """Take note, if `error` refuses the caller; other errors are no matter of access."""
+    if notes is None or not isinstance(error, Forbidden | RateLimited | Unauthenticated):
+        return
+    subject = f"{request.method[:8]} {request.scope.get('path', '')}"
+    if len(subject) > SUBJECT_CHARS_MAX:
+        subject = subject[: SUBJECT_CHARS_MAX - 1] + "…"
+    notes.note(KIND, _who(request, name_of), subject, error.code)
 
 
-def _who(request: Request) -> str:
+def _who(request: Request, name_of: Callable[[bytes], str]) -> str:
     """The caller, if it is known, and where the request came in."""
     origin = origin_of(request.scope)
-    caller: Caller | None = request.scope.get("swarmd", {}).get("caller")
+    caller: Caller | None = request.scope.get("swarmd", {}).get("caller") or origin.caller
     place = f"address {origin.address}" if origin.address else ""
-    if caller is not None:
-        return f"{caller.name}, {place}" if place else caller.name
-    if origin.caller is not None:
-        return origin.caller.name
-    return place or f"local user {origin.uid}"
+    if caller is None:
+        return place or f"local user {origin.uid}"
+    if origin.via:
+        return f"{caller.name} via {name_of(origin.via)}"
+    return f"{caller.name}, {place}" if place else caller.name
