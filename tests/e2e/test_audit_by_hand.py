@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from localswarm import BIN, Daemon, LocalSwarm, wait_until
@@ -76,6 +77,26 @@ def test_what_happened_is_told_by_every_node_and_verifies(folder: Path) -> None:
         assert max(map(len, says(n1, "audit").splitlines())) <= 80
         wait_until("all is well", lambda: n2.ctl("audit", "--verify").returncode == 0)
         assert "all records verify, as 3 members keep them" in says(n1, "audit", "--verify")
+        says(n1, "--node", "n2", "key", "create", "over", "--role", "viewer",
+             "--out", str(folder / "over.key"))  # fmt: skip
+        [over] = wait_until("it is told", lambda: made_over(n1))
+        assert over["actor"].endswith(" via n1")
+        n3.kill()
+        said = says(n1, "audit", "--verify", code=1)
+        assert "not all was checked: 1 did not show what they keep" in said
+        assert not verified(n1)["sound"]
+
+
+def made_over(daemon: Daemon) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = daemon.json("audit", "--kind", "key.created", "--of", "n2")
+    return made
+
+
+def verified(daemon: Daemon) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
+        daemon.ctl("audit", "--verify", "--json").stdout.splitlines()[0]
+    )
+    return found
 
 
 @pytest.mark.long

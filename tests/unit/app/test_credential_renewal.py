@@ -282,7 +282,10 @@ async def test_a_renewal_that_fails_is_told_with_what_to_do(
     monkeypatch.setattr(renewal_module, "_log", log)
     store = Falling(CREDENTIAL_MS - left)
     mesh: Any = SimpleNamespace(membership=SimpleNamespace(alive=lambda: [KEYS[0].key_id]))
-    assert not await Renewal(mesh, store, trust, KEYS[0], make_rng(1)).check()
+    noted: list[tuple[str, ...]] = []
+    notes = SimpleNamespace(note=lambda *one: noted.append(one))
+    assert not await Renewal(mesh, store, trust, KEYS[0], make_rng(1), notes).check()
+    assert noted == [("node.renewed", "n0", "n0", "too_large", "")]
     [(told, more)] = said
     assert told == level
     assert more["why"] == "the log is full"

@@ -38,7 +38,7 @@ from swarmd.base.errors import (
     Unreachable,
     Untrusted,
 )
-from swarmd.base.ids import to_text
+from swarmd.base.ids import NodeId, to_text
 from swarmd.client import Client, TaskInput
 from swarmd.client.keystream import KeyStream
 from swarmd.client.requests import DaemonDown
@@ -676,7 +676,7 @@ def test_a_forwarded_caller_keeps_its_key_and_its_end(guarded: Guarded) -> None:
             if message.get("body"):
                 answers.append((status, json.loads(message["body"])))
 
-        await app(_scope_of(one), receive, send)
+        await app(_scope_of(one, NodeId(b"p" * 32)), receive, send)
 
     for one in (made, other):
         trio.from_thread.run(ask, one, trio_token=guarded.live._token)

@@ -232,3 +232,35 @@ async def test_what_is_done_for_a_member_without_keys_is_logged(
         await at.answer(peer, EnvironmentAsk("reader", environment))
         about = {"agent": "reader", "peer": short(peer), "secrets": "db"}
         assert told == [("an agent was deployed", about), ("an environment was opened", about)]
+
+
+class Noted:
+    def __init__(self) -> None:
+        self.found: list[tuple[str, ...]] = []
+
+    def note(
+        self, kind: str, actor: str = "", subject: str = "", outcome: str = "ok", details: str = ""
+    ) -> None:
+        self.found.append((kind, actor, subject, outcome, details))
+
+
+async def test_who_read_which_secret_is_noted_and_how_it_ended(autojump_clock: object) -> None:
+    async with secret_swarm(0, 1, 2) as swarm:
+        await swarm.at(0).set("db", "the password", "ann")
+        record, _ = await records_at(swarm, 0).write(SPEC, REF, replace=False)
+        noted, node = Noted(), swarm.swarm.nodes[1]
+        environments = Environments(swarm.at(1), node.link, noted)
+        await environments.open("reader", record.environment)
+        assert noted.found == [("secret.read", "reader", "db", "ok", "")]
+        gone = Environment((("PASSWORD", "gone"),))
+        with pytest.raises(NotFound):
+            await environments.open("reader", gone)
+        assert noted.found[1:] == [("secret.read", "reader", "gone", "not_found", "")]
+        # For another member it is noted where it was opened.
+        records = AgentRecords(swarm.swarm.store(0), swarm.swarm.nodes[0].link, swarm.at(0), noted)
+        noted.found.clear()
+        ask = EnvironmentAsk("reader", msgspec.msgpack.encode(record.environment))
+        peer = swarm.swarm.nodes[1].node_id
+        await records.answer(peer, ask)
+        assert noted.found == [("secret.read", "reader", "db", "ok", f"for {short(peer)}")]
+        assert "password" not in str(noted.found)
