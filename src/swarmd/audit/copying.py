@@ -206,7 +206,8 @@ class Copying:
                 self._looked.clear()
             self._looked[want.chain] += 1
             return  # Another one may have what is missing there.
-        self._looked.pop(want.chain, None)
+        if want.skips:
+            del self._looked[want.chain]
         for _ in range(_PAGES_MAX):
             life = self._shelf.folder.lives.get(want.chain)
             after = life.last if life is not None else max(0, want.after)

@@ -23,7 +23,7 @@ from swarmd.audit.records import ChainId, Floor
 # Lives of one stream of a node that are copied; a node has one more with each start.
 LIVES_MAX: Final = 4_096
 # Of whole lives of a stream of a node that went: what stays known of them.
-FLOORS_MAX: Final = 512
+FLOORS_MAX: Final = 64
 # Lives that are asked for in one go; the others are asked for the next time.
 WANTS_MAX: Final = 256
 
