@@ -43,6 +43,7 @@ def masked(body: str) -> str:
     body = re.sub(r"(?:coordinator|voter),worker", "ROLES", body)
     body = re.sub(r"\b[a-z2-7]{26}\b", "ID", body)
     body = re.sub(r"\(([a-z2-7]{8})\)", "(ID)", body)
+    body = re.sub(r"(?m)^fingerprint[^(]*\([^)]*\)$", "FINGERPRINT", body)
     body = re.sub(r"(?m)^  [a-z]+ #.*$", "  TERMS", re.sub(r"[\d.,]+", "#", body))
     body = re.sub(r"\b(?:n|host)#", "NODE", body)
     return re.sub(r"[ \t]+", " ", body)

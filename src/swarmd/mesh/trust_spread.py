@@ -225,7 +225,9 @@ class _Keeper:
 
     def _refused(self, peer: NodeId, error: SwarmError) -> None:
         DROPPED.labels("trust", error.code).inc()
-        _log.warning("authority records refused", peer=short(peer), why=error.message)
+        # An epoch that is heard of by another way a moment later is nothing to warn of.
+        say = _log.debug if isinstance(error, UnknownEpoch) else _log.warning
+        say("authority records refused", peer=short(peer), why=error.message)
 
     def _peers(self) -> list[NodeId]:
         known = {*self._membership.alive(), *self._link.connected()} - {self._link.node_id}
