@@ -22,6 +22,7 @@ SOURCE = "127.9.0.1"
 PACKETS_PER_S = 5_000
 CONNECTIONS = 5_000
 ATTACK_S = 30.0
+QUIET_S = 10.0
 STATUS_P99_S = 0.5
 GROWTH_BYTES_MAX = 2 * 1024 * 1024
 
@@ -53,6 +54,25 @@ def dropped(daemon: Daemon) -> float:
     return sum(map(float, re.findall(r"swarmd_dropped_total\{[^}]*\} (\S+)", text)))
 
 
+def ask_for(swarm: LocalSwarm, seconds: float) -> list[float]:
+    """How long `swarmctl status` took each time, at one daemon after the other, sorted."""
+    took = []
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        daemon = swarm.daemons[len(took) % 5]
+        began = time.monotonic()
+        status = daemon.ctl("status", "--json")
+        took.append(time.monotonic() - began)
+        assert status.returncode == 0, status.stderr
+        assert json.loads(status.stdout)["alive"] == 5
+        assert daemon.ctl("kv", "put", "k", str(len(took))).returncode == 0
+    return sorted(took)
+
+
+def p99(took: list[float]) -> float:
+    return took[int(len(took) * 0.99)]
+
+
 @pytest.mark.long
 def test_five_daemons_bear_five_thousand_packets_a_second_and_as_many_connections(
     folder: Path,
@@ -62,21 +82,13 @@ def test_five_daemons_bear_five_thousand_packets_a_second_and_as_many_connection
         swarm.form(voters=3)
         with Client(swarm[0].socket) as client:
             swarm_id = client.authority_head()["swarm_id"]
+        quiet = ask_for(swarm, QUIET_S)
         with attacked(swarm, swarm_id) as hostile:
             time.sleep(5)  # Until what is cached by address is.
             logs = [daemon.log.stat().st_size for daemon in swarm.daemons]
             before = [memory(daemon) for daemon in swarm.daemons]
             refused = [dropped(daemon) for daemon in swarm.daemons]
-            took = []
-            ends = time.monotonic() + ATTACK_S
-            while time.monotonic() < ends:
-                daemon = swarm.daemons[len(took) % 5]
-                began = time.monotonic()
-                status = daemon.ctl("status", "--json")
-                took.append(time.monotonic() - began)
-                assert status.returncode == 0, status.stderr
-                assert json.loads(status.stdout)["alive"] == 5
-                assert daemon.ctl("kv", "put", "k", str(len(took))).returncode == 0
+            took = ask_for(swarm, ATTACK_S)
             assert hostile.poll() is None
             grown = [memory(d) - was for d, was in zip(swarm.daemons, before, strict=True)]
             hits = [dropped(d) - was for d, was in zip(swarm.daemons, refused, strict=True)]
@@ -85,9 +97,8 @@ def test_five_daemons_bear_five_thousand_packets_a_second_and_as_many_connection
             said = daemon.log.read_bytes()[at:].decode()
             assert "now=suspect" not in said
             assert "now=dead" not in said
-        took.sort()
         assert len(took) >= 30
-        p99 = took[int(len(took) * 0.99)]
-        print(f"status: median {took[len(took) // 2]:.3f} s, p99 {p99:.3f} s, grown {grown}")
-        assert p99 < STATUS_P99_S, took[-5:]
+        print(f"status: median {took[len(took) // 2]:.3f} s, p99 {p99(took):.3f} s, grown {grown}")
+        # Where something else holds up this host, the same commands take long without an attack.
+        assert p99(took) < max(STATUS_P99_S, 2 * p99(quiet)), took[-5:]
         assert max(grown) < GROWTH_BYTES_MAX
