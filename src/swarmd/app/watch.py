@@ -68,7 +68,7 @@ async def _watch_voters(notes: Notes, store: Store, name_of: Callable[[bytes], s
     while True:
         await trio.sleep(_LOOK_S)
         if store.office is not None and office is None:
-            notes.note("coordinator.took_office", "coordinator", f"epoch {store.epoch_number}")
+            notes.note("coordinator.elected", "coordinator", f"epoch {store.epoch_number}")
         office = store.office
         if store.epoch_number != epoch and office is not None:
             names = ", ".join(name_of(one) for one in store.voters)

@@ -13,7 +13,7 @@ import msgspec
 from swarmd.base.errors import SwarmError, Unreachable
 from swarmd.base.limits import SUBMIT_TASKS_MAX
 from swarmd.client.recipes import RecipeCalls
-from swarmd.client.requests import RETRY_PAUSE_S
+from swarmd.client.requests import RETRY_PAUSE_S, segment
 from swarmd.gateway import shapes
 from swarmd.gateway.shapes import ItemInput, KvCompare, KvOperation, KvTxn, TaskInput
 
@@ -74,7 +74,7 @@ class Client(RecipeCalls):
         return self._call("POST", "/keys", body, kind=shapes.KeyInfo)
 
     def revoke_api_key(self, name: str) -> shapes.Done:
-        return self._call("DELETE", f"/keys/{quote(name, safe='')}", kind=shapes.Done)
+        return self._call("DELETE", f"/keys/{segment(name)}", kind=shapes.Done)
 
     def open_session(self, ttl_s: int = 900) -> shapes.SessionInfo:
         """A token that stands in for this client for `ttl_s`, 900 s at most."""
@@ -92,12 +92,12 @@ class Client(RecipeCalls):
 
     def set_secret(self, name: str, value: str) -> shapes.SecretSet:
         """Give a secret a value. Agents refer to it with "secret:NAME" in their environment."""
-        path = f"/secrets/{quote(name, safe='')}"
+        path = f"/secrets/{segment(name)}"
         return self._call("PUT", path, {"value": value}, kind=shapes.SecretSet)
 
     def delete_secret(self, name: str, *, force: bool = False) -> shapes.Done:
         """Delete a secret, with `force` also one that agents refer to."""
-        path = f"/secrets/{quote(name, safe='')}" + ("?force=1" if force else "")
+        path = f"/secrets/{segment(name)}" + ("?force=1" if force else "")
         return self._call("DELETE", path, kind=shapes.Done)
 
     # ---- the audit log -----------------------------------------------------------------
@@ -249,12 +249,12 @@ class Client(RecipeCalls):
     def voter_pin(self, node: str) -> shapes.VoterSeat:
         """Give `node` (name or id) a seat before others. Raises Conflict: seven are pinned."""
         return self._call(
-            "PUT", f"/voters/{quote(node, safe='')}/pin", {}, kind=shapes.VoterSeat, safe=True
+            "PUT", f"/voters/{segment(node)}/pin", {}, kind=shapes.VoterSeat, safe=True
         )
 
     def voter_unpin(self, node: str) -> shapes.VoterSeat:
         return self._call(
-            "DELETE", f"/voters/{quote(node, safe='')}/pin", kind=shapes.VoterSeat, safe=True
+            "DELETE", f"/voters/{segment(node)}/pin", kind=shapes.VoterSeat, safe=True
         )
 
     def recovery_plan(self) -> shapes.RecoveryPlan:
@@ -387,10 +387,10 @@ class Client(RecipeCalls):
         return self._get("/agents", list[shapes.AgentInfo])
 
     def agent(self, name: str) -> shapes.AgentInfo:
-        return self._get(f"/agents/{quote(name, safe='')}", shapes.AgentInfo)
+        return self._get(f"/agents/{segment(name)}", shapes.AgentInfo)
 
     def remove_agent(self, name: str) -> shapes.Done:
-        return self._call("DELETE", f"/agents/{quote(name, safe='')}", kind=shapes.Done)
+        return self._call("DELETE", f"/agents/{segment(name)}", kind=shapes.Done)
 
     def instances(self) -> shapes.Instances:
         return self._get("/instances", shapes.Instances)
@@ -398,7 +398,7 @@ class Client(RecipeCalls):
     def logs(self, agent: str, *, follow: bool = False) -> Iterator[shapes.LogLine]:
         """Log lines of every instance; with `follow` for ever, until the caller stops."""
         query = {"follow": "1"} if follow else {}
-        path = f"/agents/{quote(agent, safe='')}/logs"
+        path = f"/agents/{segment(agent)}/logs"
         return self._stream("GET", path, None, shapes.LogLine, query)
 
     # ---- tasks -----------------------------------------------------------------------
@@ -451,7 +451,7 @@ class Client(RecipeCalls):
                 time.sleep(RETRY_PAUSE_S)
 
     def task(self, task_id: str) -> shapes.TaskInfo:
-        return self._get(f"/tasks/{quote(task_id, safe='')}", shapes.TaskInfo)
+        return self._get(f"/tasks/{segment(task_id)}", shapes.TaskInfo)
 
     def tasks(
         self,
@@ -519,14 +519,14 @@ class Client(RecipeCalls):
         return self._get("/jobs", list[shapes.JobInfo])
 
     def job(self, job_id: str) -> shapes.JobInfo:
-        return self._get(f"/jobs/{quote(job_id, safe='')}", shapes.JobInfo)
+        return self._get(f"/jobs/{segment(job_id)}", shapes.JobInfo)
 
     def job_events(self, job_id: str, *, retry_s: float = 30.0) -> Iterator[shapes.JobInfo]:
         """The job's progress, whenever it changes, until it ended; survives a lost daemon."""
         deadline = time.monotonic() + retry_s
         while True:
             try:
-                path = f"/jobs/{quote(job_id, safe='')}/events"
+                path = f"/jobs/{segment(job_id)}/events"
                 for job in self._stream("GET", path, None, shapes.JobInfo):
                     deadline = time.monotonic() + retry_s
                     yield job
@@ -541,10 +541,10 @@ class Client(RecipeCalls):
 
     def job_result(self, job_id: str) -> Any:
         """What the job's last stage gave. Raises Conflict while it has not succeeded."""
-        return self._get(f"/jobs/{quote(job_id, safe='')}/result", dict[str, Any])["result"]
+        return self._get(f"/jobs/{segment(job_id)}/result", dict[str, Any])["result"]
 
     def cancel_job(self, job_id: str) -> shapes.JobInfo:
-        path = f"/jobs/{quote(job_id, safe='')}/cancel"
+        path = f"/jobs/{segment(job_id)}/cancel"
         return self._call("POST", path, {}, kind=shapes.JobInfo, safe=True)
 
 

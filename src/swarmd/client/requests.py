@@ -53,6 +53,13 @@ class ApiError(SwarmError):
     code = "api_error"
 
 
+def segment(name: str) -> str:
+    """A name as one part of a path. Raises BadRequest: it would be none, or several."""
+    if not name or "/" in name:
+        raise BadRequest(f"{name!r} is the name of nothing here: no name is empty or has a '/'")
+    return quote(name, safe="")
+
+
 def default_socket(environ: Mapping[str, str] | None = None) -> str:
     """SWARMCTL_SOCKET, else the socket of the daemon of this user."""
     environ = os.environ if environ is None else environ

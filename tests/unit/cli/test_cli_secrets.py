@@ -138,3 +138,17 @@ def test_what_is_used_is_deleted_by_force_alone(ctl: Run, live: Any) -> None:
     assert "is used by echo" in ran.err
     assert ctl("secret", "delete", "db", "--force").out == "the secret db is deleted\n"
     assert ctl("secret", "delete", "db").code == 1
+
+
+@pytest.mark.parametrize(
+    "words", [("secret", "set"), ("secret", "delete"), ("key", "revoke"), ("agent", "show")]
+)
+def test_a_name_that_is_a_path_is_told_so(
+    ctl: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """And not that the API has no such place."""
+    for name in ("a/b", ""):
+        typed(monkeypatch, b"value")
+        ran = ctl(*words, name)
+        assert ran.code != 0
+        assert "no name is empty or has a '/'" in ran.err

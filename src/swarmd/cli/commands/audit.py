@@ -95,6 +95,9 @@ def _list(asked: dict[str, str], since_ms: int, last: int | None) -> None:
     if wants_json():
         print_json(found)
         return
+    if not found:
+        warn("no record is like that: the kinds of records are in docs/api.md")
+        return
     click.echo(table(_HEADS, [_row(one) for one in found], whole=1))
 
 
@@ -169,7 +172,9 @@ def _verify() -> None:
             f"{len(report.holders)} keep verifies; ask again when all are back, or evict those "
             "that never will be"
         )
-    say(f"all records verify, as {len(report.holders)} members keep them")
+    members = len(report.holders)
+    kept = "1 member keeps" if members == 1 else f"{members} members keep"
+    say(f"all records verify, as {kept} them")
 
 
 def _verdict_row(one: Verdict, report: Report) -> list[str]:
