@@ -376,16 +376,12 @@ async def open_mesh(
     clock: Clock,
     rng: Rng,
     name: str,
-    tags: dict[str, str] | None = None,
-    admit: Admitter | None = None,
 ) -> AsyncIterator[Mesh]:
     """Belong to the swarm for as long as the block runs; call `leave` first to say goodbye.
 
     Args:
         disk: holds what membership keeps between starts.
         name: this node's name, as others show it.
-        tags: what else others show of it.
-        admit: see `Mesh.serve_joins`, which may come later.
 
     Raises:
         PortTaken, ConfigError: this node cannot listen as configured.
@@ -396,12 +392,9 @@ async def open_mesh(
     table = WaitingTable()
     porch = Porch(trust, key.public, table, clock, takes_requests=config.join_requests)
     desk = _JoinDesk(trust, key, porch)
-    if admit is not None:
-        desk.open(admit)
     roles = _check(config, key, trust)
     bound, told, own = await _listen(config)
-    shown = tuple(sorted((tags or {}).items()))
-    meta = Meta(name, told, roles, __version__, tags=shown, protocol=PROTOCOL_VERSION)
+    meta = Meta(name, told, roles, __version__, protocol=PROTOCOL_VERSION)
     book = AddressBook()
     async with (
         open_datagrams(key, trust, book, bound.datagrams, clock=clock) as datagrams,
@@ -429,18 +422,9 @@ async def open_mesh(
     ):
         approvals = Approvals(table, trust, streams, membership, clock)
         mesh = Mesh(
-            config,
-            streams,
-            datagrams,
-            membership,
-            book,
-            mdns,
-            told,
-            own,
-            bound.port,
-            desk,
-            approvals,
-        )
+            config, streams, datagrams, membership, book, mdns, told, own, bound.port,
+            desk, approvals,
+        )  # fmt: skip
         mesh.start_loops(nursery, trust)
         nursery.start_soon(approvals.serve)
         nursery.start_soon(_serve_trust, trust, streams, membership, derive(rng, "trust"))

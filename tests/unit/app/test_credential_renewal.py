@@ -55,7 +55,7 @@ SWARM = GENESIS.swarm_id
 @pytest.fixture(autouse=True)
 def days_pass_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a clock that leaps is taken for that of a host that slept."""
-    monkeypatch.setattr("swarmd.state.raft.service.PAUSE_MAX_S", math.inf)
+    monkeypatch.setattr("swarmd.state.raft.storetime.PAUSE_MAX_S", math.inf)
 
 
 class Calendar:
@@ -143,7 +143,7 @@ async def two_nodes(folder: Path) -> AsyncIterator[tuple[Node, Node, Calendar, A
         first = await nursery.start(run_node, folder, 0, None, ())
         calendar = Calendar()
         await until(lambda: first.store.office is not None)
-        first.store._clock = calendar
+        first.store._time._clock = calendar
         request = sign_request(door_of(SWARM), KEYS[1], "n1")
         await propose(first.store, Approve(request, ("voter", "worker"), fresh_nonce()))
         await until(lambda: first.has(1))

@@ -9,8 +9,8 @@ from store_swarm import Swarm, running_swarm
 from swarmd.base.errors import BadRequest, NoQuorum, WouldLoseData
 from swarmd.sim.disk import SimDisk
 from swarmd.state.raft.messages import Compare, Delete, OpResult, Put, Txn
-from swarmd.state.raft.service import PAUSE_MAX_S
 from swarmd.state.raft.statemachine import StateMachine
+from swarmd.state.raft.storetime import PAUSE_MAX_S
 
 
 async def put(swarm: Swarm, node: int, key: bytes, value: bytes, **options: float) -> OpResult:
@@ -73,10 +73,10 @@ async def test_store_time_stands_still_while_a_lone_coordinators_host_sleeps(
         await swarm.start(0)
         store = swarm.store(0)
         await put(swarm, 0, b"k", b"v")
-        before_ms, now = store.store_time_ms(), store._clock.now()
-        monkeypatch.setattr(store._clock, "now", lambda: now + 31 * 86_400, raising=False)
+        before_ms, now = store.store_time_ms(), store._time._clock.now()
+        monkeypatch.setattr(store._time._clock, "now", lambda: now + 31 * 86_400, raising=False)
         assert store.store_time_ms() - before_ms <= 1_000 * PAUSE_MAX_S
-        monkeypatch.setattr(store._clock, "now", lambda: now + 31 * 86_400 + 5, raising=False)
+        monkeypatch.setattr(store._time._clock, "now", lambda: now + 31 * 86_400 + 5, raising=False)
         later_ms = store.store_time_ms() - before_ms
         assert 5_000 <= later_ms <= 1_000 * (PAUSE_MAX_S + 5)
 

@@ -25,12 +25,12 @@ from swarmd.base.errors import (
     from_code,
 )
 from swarmd.base.ids import NodeId
-from swarmd.base.machine import Event, Send
+from swarmd.base.machine import Effect, Event, Send
 from swarmd.base.rng import Rng
 from swarmd.identity.epochs import Chain, Epoch
 from swarmd.identity.genesis import Genesis
 from swarmd.identity.keys import SigningKey
-from swarmd.mesh.driver import Driver
+from swarmd.mesh.driver import Driver, Performer
 from swarmd.mesh.link import Inbound, Lane, Link
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
@@ -153,33 +153,32 @@ class Keeper:
         start, nonces = life
         disk = files.on_disk()
         self._machine = em.EpochMachine(chain, me, key, disk, start=start, nonces=nonces)
-        self._driver = Driver(
-            "epoch",
-            self._machine,
-            {
-                StopEpoch: lambda effect: nursery.start_soon(self._stop, effect.number),
-                KeepSealedState: self._writing(self._keep_sealed_state),
-                StartEpoch: self._writing(self._start),
-                DropEpochs: self._writing(self._drop),
-                em.SaveChain: self._writing(self._save_chain),
-                em.Admit: lambda _: self._admitted.set(),
-                em.RenewStorage: self._writing(self._renew_storage),
-                em.NoteStart: self._note_start,
-                em.UseCopy: self._writing(self._use_copy),
-                em.KeepPiece: self._keep_piece,
-                em.KeepState: self._writing(self._keep_state),
-                em.Ask: lambda effect: nursery.start_soon(self._ask, effect),
-                em.AskAnybody: lambda _: nursery.start_soon(self.ask_somebody),
-                Send: self._send,
-                em.SendAlive: self._send_alive,
-                em.Answer: self._answer,
-                em.Refuse: self._refuse,
-                em.ReadPiece: self._read_piece,
-                em.Changed: lambda _: self._note_change(),
-                em.Dropped: lambda effect: DROPPED.labels("epoch", effect.why).inc(),
-            },
-            clock=clock,
-        )
+        self._driver = Driver("epoch", self._machine, self._performers(nursery), clock=clock)
+
+    def _performers(self, nursery: trio.Nursery) -> dict[type[Effect], Performer]:
+        """What does what the machine wants done."""
+        return {
+            StopEpoch: lambda effect: nursery.start_soon(self._stop, effect.number),
+            KeepSealedState: self._writing(self._keep_sealed_state),
+            StartEpoch: self._writing(self._start),
+            DropEpochs: self._writing(self._drop),
+            em.SaveChain: self._writing(self._save_chain),
+            em.Admit: lambda _: self._admitted.set(),
+            em.RenewStorage: self._writing(self._renew_storage),
+            em.NoteStart: self._note_start,
+            em.UseCopy: self._writing(self._use_copy),
+            em.KeepPiece: self._keep_piece,
+            em.KeepState: self._writing(self._keep_state),
+            em.Ask: lambda effect: nursery.start_soon(self._ask, effect),
+            em.AskAnybody: lambda _: nursery.start_soon(self.ask_somebody),
+            Send: self._send,
+            em.SendAlive: self._send_alive,
+            em.Answer: self._answer,
+            em.Refuse: self._refuse,
+            em.ReadPiece: self._read_piece,
+            em.Changed: lambda _: self._note_change(),
+            em.Dropped: lambda effect: DROPPED.labels("epoch", effect.why).inc(),
+        }
 
     # ---- what can be seen ----------------------------------------------------------------
 

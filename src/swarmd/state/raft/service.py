@@ -4,9 +4,7 @@ Rules:
 - Only the coordinator proposes: the leader that has applied its own `TakeOffice`, whose
   revision is the fence of the office. Every other node forwards to it.
 - Nothing waits longer than its timeout; then it raises `NoQuorum`.
-- Store time is the last stamp of the state plus this coordinator's monotonic time since it
-  took office. It never falls and knows no wall clock. It is looked at every second, so a longer
-  pause means that the host slept; like a time without a coordinator, that does not count.
+- Store time is `storetime.py`'s.
 """
 
 from __future__ import annotations
@@ -26,9 +24,8 @@ from swarmd.base.errors import (
     TimedOut,
     Unavailable,
 )
-from swarmd.base.ids import NodeId, node_id_of
+from swarmd.base.ids import NodeId
 from swarmd.base.rng import Rng, derive
-from swarmd.identity.epochs import Chain
 from swarmd.identity.keys import SigningKey
 from swarmd.mesh.link import Link
 from swarmd.mesh.trust import Trust
@@ -51,15 +48,14 @@ from swarmd.state.raft.recovery import Recovery
 from swarmd.state.raft.replica import Replica
 from swarmd.state.raft.seats import Seats
 from swarmd.state.raft.statemachine import Change, StateMachine
-from swarmd.state.raft.storage import EpochFiles
+from swarmd.state.raft.storage import open_epochs
+from swarmd.state.raft.storetime import StoreTime
 from swarmd.state.raft.views import Office, StoreStatus
 from swarmd.state.raft.watching import Watches
 
 __all__ = ["Change", "Entry", "Office", "Store", "StoreStatus", "open_store"]
 
 DEFAULT_TIMEOUT_S: Final = 5.0
-# A coordinator that has not looked at the time for longer was suspended, and the swarm with it.
-PAUSE_MAX_S: Final = 30.0
 CHANGES_WAITING_MAX: Final = 1_000
 OFFICES_WAITING_MAX: Final = 100
 _log = get_logger("raft")
@@ -85,7 +81,6 @@ class Store:
         self._link = link
         self._membership = membership
         self._trust = trust
-        self._clock = clock
         self._rng = derive(rng, "store")
         self._nursery = nursery
         self._office: Office | None = None
@@ -95,19 +90,9 @@ class Store:
         self._offices: Feed[Office | None] = Feed(OFFICES_WAITING_MAX)
         self._feed: Feed[list[Change]] = Feed(CHANGES_WAITING_MAX)
         self._emitted_revision = 0
-        self._time_base: tuple[int, float] = (0, clock.now())
-        self._looked = clock.now()  # For the last time, at what time it is.
+        self._time = StoreTime(clock)
         genesis = trust.genesis
-        chain = Chain(genesis)
-        files = EpochFiles(disk)
-        files.load_chain(chain)
-        for certificate in epochs:
-            chain.extend(certificate)
-        files.save_chain(chain)
-        files.find_states(chain)
-        first = node_id_of(genesis.first_node_public)
-        founding = link.node_id == first and trust.head[0] == 0 and chain.head.number == 1
-        me = m.Voter(key.public, files.storage(chain.swarm_id, founding=founding))
+        chain, files, me = open_epochs(disk, trust, key, epochs)
         self._keeper = Keeper(
             chain=chain,
             files=files,
@@ -320,8 +305,7 @@ class Store:
         self._watches.wake()
 
     async def _take_office(self, replica: Replica, term: int) -> None:
-        self._looked = self._clock.now()
-        self._time_base = (replica.state.time_ms, self._looked)
+        self._time.begin(replica.state.time_ms)
         while replica.leads and replica.office.term == term and self._office is None:
             try:
                 result = await self._propose_alone(replica, m.TakeOffice(self._link.node_id))
@@ -330,8 +314,7 @@ class Store:
                 await trio.sleep(RETRY_MIN_S)
                 continue
             if result.ok and replica.leads and replica.office.term == term:
-                base_ms = max(replica.state.time_ms, self.store_time_ms())
-                self._time_base = (base_ms, self._clock.now())
+                self._time.begin(self.store_time_ms())
                 self._set_office(Office(result.revision, replica.epoch.number))
             return
 
@@ -341,15 +324,9 @@ class Store:
         """
         replica = self._keeper.replica
         applied_ms = replica.state.time_ms if replica is not None else 0
-        now = self._clock.now()
-        pause_s, self._looked = now - self._looked, now
         if replica is None or not replica.leads:
             return applied_ms
-        base_ms, since = self._time_base
-        if pause_s > PAUSE_MAX_S:
-            since += pause_s - PAUSE_MAX_S
-            self._time_base = (base_ms, since)
-        return max(applied_ms, base_ms + int((now - since) * 1_000))
+        return max(applied_ms, self._time.now_ms())
 
     # ---- what happens in the replica -----------------------------------------------------
 

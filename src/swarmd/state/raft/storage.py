@@ -17,8 +17,11 @@ import msgspec
 
 from swarmd.base.disk import Disk, DiskReader, open_body, seal_body
 from swarmd.base.errors import CorruptFile, MalformedMessage
+from swarmd.base.ids import node_id_of
 from swarmd.identity.epochs import Chain, Epoch, founder_storage
-from swarmd.identity.voter import STORAGE_BYTES
+from swarmd.identity.keys import SigningKey
+from swarmd.identity.voter import STORAGE_BYTES, Voter
+from swarmd.mesh.trust import Trust
 from swarmd.observe.log import get_logger
 from swarmd.state.raft.epoch_machine import OnDisk
 from swarmd.state.raft.frames import read_frames, stream_digest
@@ -252,3 +255,24 @@ def _decode(shape: Any, kind: str, raw: bytes, name: str) -> Any:
 
 def _state_name(number: int) -> str:
     return f"raft.e{number}.state"
+
+
+def open_epochs(
+    disk: Disk, trust: Trust, key: SigningKey, epochs: Sequence[bytes]
+) -> tuple[Chain, EpochFiles, Voter]:
+    """The epochs on this disk and those given, the files, and this node's seat by its storage.
+
+    Raises:
+        CorruptFile, DiskFault: the files cannot be used.
+        SwarmError: `epochs` do not follow.
+    """
+    genesis = trust.genesis
+    chain, files = Chain(genesis), EpochFiles(disk)
+    files.load_chain(chain)
+    for certificate in epochs:
+        chain.extend(certificate)
+    files.save_chain(chain)
+    files.find_states(chain)
+    first = key.key_id == node_id_of(genesis.first_node_public)
+    founding = first and trust.head[0] == 0 and chain.head.number == 1
+    return chain, files, Voter(key.public, files.storage(chain.swarm_id, founding=founding))
