@@ -29,6 +29,7 @@ def config(tmp_path: Path) -> Config:
         "node.keys_folder": str(tmp_path / "keys"),
         "mesh.mdns": False,
         "mesh.seeds": ["127.0.0.1:1"],
+        "mesh.bind": ["127.78.0.1"],  # Nobody else's, so that no port there is in use by chance.
     }
     return load(environ={}, flags=flags)
 
