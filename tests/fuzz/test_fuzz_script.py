@@ -54,6 +54,7 @@ OTHERS = {
     "mesh.transports.udp.open_datagrams": "opens a room",
     "state.blobs.service.open_blobs": "opens a room",
     "state.raft.service.open_store": "opens a room",
+    "state.raft.storage.open_epochs": "opens files, each of which is a target",
     "state.recipes.service.open_recipes": "opens a room",
     "state.secrets.service.open_secrets": "opens a room",
     "tasks.service.open_tasks": "opens a room",
