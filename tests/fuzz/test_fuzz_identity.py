@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from certifying import certificate_of, now_of
+from founding import ADMIN, lab
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +23,7 @@ from swarmd.base.errors import SwarmError
 from swarmd.identity.authority import AuthorityState
 from swarmd.identity.entries import Admit, decode_record, issue_token, open_entry, sign_entry
 from swarmd.identity.epochs import Chain
-from swarmd.identity.genesis import decode_genesis, encode_genesis, make_genesis
+from swarmd.identity.genesis import decode_genesis, encode_genesis
 from swarmd.identity.heads import verify_head
 from swarmd.identity.keys import SigningKey, certificate_public_key, is_certificate_of, verify
 from swarmd.identity.signing import verify_envelope
@@ -34,17 +35,9 @@ from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.wire.envelope import decode_envelope
 
-ADMIN = SigningKey.from_seed(b"a" * 32)
 FIRST = SigningKey.from_seed(b"f" * 32)
 NODE = SigningKey.from_seed(b"n" * 32)
-GENESIS = make_genesis(
-    "lab",
-    nonce=b"g" * 16,
-    node_key=FIRST,
-    node_name="alpha",
-    admin_public=ADMIN.public,
-    recovery_public=b"r" * 32,
-)
+GENESIS = lab(FIRST, "alpha")
 SWARM = GENESIS.swarm_id
 STATE = AuthorityState(GENESIS)
 TOKEN, ADD_TOKEN = issue_token(SWARM, now_of(STATE), ADMIN, uses=5, expires_ms=10_000)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import trio
 from certifying import certified, now_of
+from founding import ADMIN, lab
 
 from swarmd.base.clock import BootClock
 from swarmd.base.files import FileDisk
@@ -15,7 +16,6 @@ from swarmd.base.ids import NodeId
 from swarmd.base.rng import make_rng
 from swarmd.identity.authority import Admission, AuthorityState
 from swarmd.identity.entries import Admit, Evict, fresh_nonce, issue_token, sign_entry
-from swarmd.identity.genesis import make_genesis
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.tokens import Token
 from swarmd.mesh.config import MeshConfig
@@ -24,7 +24,6 @@ from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.trust import Trust
 
 KEYS = [SigningKey.from_seed(bytes([number]) * 32) for number in range(1, 8)]
-ADMIN = SigningKey.from_seed(b"a" * 32)
 
 
 class FixedRoster:
@@ -66,14 +65,7 @@ class FixedRoster:
 
 def chain(nodes: int = 3, *, nonce: bytes = b"g" * 16) -> tuple[AuthorityState, Token]:
     """A swarm whose first `nodes` keys are admitted, and a token for more."""
-    genesis = make_genesis(
-        "lab",
-        nonce=nonce,
-        node_key=KEYS[0],
-        node_name="n0",
-        admin_public=ADMIN.public,
-        recovery_public=SigningKey.from_seed(b"r" * 32).public,
-    )
+    genesis = lab(KEYS[0], "n0", nonce=nonce)
     state = AuthorityState(genesis)
     token, entry = issue_token(
         genesis.swarm_id, now_of(state), ADMIN, uses=10, expires_ms=10_000_000

@@ -15,7 +15,6 @@ from typing import Final, Protocol
 import trio
 
 from swarmd.base.errors import Conflict, Evicted, SwarmError
-from swarmd.base.ids import NodeId
 from swarmd.base.notes import NOBODY, Notes
 from swarmd.base.rng import Rng
 from swarmd.identity import authority
@@ -103,7 +102,7 @@ class Renewal:
             return await self._from_outside(error)
         self._silences = 0
         self._trust.tell_time(now_ms)
-        mine = self._trust.known(NodeId(self._key.key_id))
+        mine = self._trust.known(self._key.key_id)
         if mine is None or now_ms < renew_at_ms(mine):
             return True
         try:
@@ -130,7 +129,7 @@ class Renewal:
         others = list(others)
         self._rng.shuffle(others)  # Not the same few at each time.
         addresses = [*first, *others]
-        if not addresses or self._trust.known(NodeId(self._key.key_id)) is None:
+        if not addresses or self._trust.known(self._key.key_id) is None:
             return False  # Nobody to ask; or it was evicted, and its daemon is about to end.
         if await self._catch_up(addresses):
             return False  # Who is there now is known: they are met first.
@@ -149,7 +148,7 @@ class Renewal:
         return True
 
     def _note(self, outcome: str, details: str = "") -> None:
-        mine = self._trust.known(NodeId(self._key.key_id))
+        mine = self._trust.known(self._key.key_id)
         name = mine.name if mine is not None else ""
         self._notes.note("node.renewed", name, name, outcome, details)
 

@@ -107,7 +107,6 @@ def _check_same(trust: Trust, mode: StartMode, say: Say) -> None:
                 f"this node is in the swarm {swarm} already: start `swarmd` without --init, or "
                 f"make {mode.name} in another --data-folder"
             )
-        say(f"this node is in the swarm {swarm} already; nothing changed")
     elif isinstance(mode, Join):
         token = decode_token(mode.token)
         if token.swarm_id != trust.swarm_id:
@@ -115,7 +114,6 @@ def _check_same(trust: Trust, mode: StartMode, say: Say) -> None:
                 f"this node is in the swarm {swarm} and the token is for another "
                 f"({short(token.swarm_id)}): join that one from another --data-folder"
             )
-        say(f"this node is in the swarm {swarm} already; nothing changed")
     elif isinstance(mode, Ask):
         own = fingerprint_of_swarm(door_of(trust.swarm_id))
         if mode.swarm and not own.begins(parse_fingerprint(mode.swarm)):
@@ -123,6 +121,7 @@ def _check_same(trust: Trust, mode: StartMode, say: Say) -> None:
                 f"this node is in the swarm {swarm}, whose fingerprint is {own.hex}: join another "
                 "one from another --data-folder"
             )
+    if not isinstance(mode, Resume):
         say(f"this node is in the swarm {swarm} already; nothing changed")
 
 

@@ -85,6 +85,11 @@ class Epoch:
         """The voters' node ids, sorted."""
         return tuple(sorted(v.node_id for v in self.voters))
 
+    @property
+    def keys(self) -> dict[bytes, bytes]:
+        """The voters' public keys by node id."""
+        return {v.node_id: v.public for v in self.voters}
+
     def seat_of(self, node_id: bytes) -> Voter | None:
         return next((v for v in self.voters if v.node_id == node_id), None)
 
@@ -198,7 +203,7 @@ class Chain:
             raise Untrusted(f"epoch {statement.number} does not follow epoch {self.head.number}")
         if statement.before != before.key or statement.generation != before.generation:
             raise Untrusted(f"the certificate of epoch {statement.number} is of another history")
-        _check_signatures(envelope, self.swarm_id, before)
+        verify_majority(envelope, self.swarm_id, before, f"the end of epoch {before.number}")
         return envelope, statement, before
 
     def _verified_recovery(self, certificate: bytes) -> tuple[Envelope, Statement, Epoch]:
@@ -255,13 +260,13 @@ def decode_statement(payload: bytes) -> Statement:
     return statement
 
 
-def _check_signatures(envelope: Envelope, swarm_id: bytes, before: Epoch) -> None:
-    keys: dict[bytes, bytes] = {v.node_id: v.public for v in before.voters}
-    signers = verify_envelope(envelope, swarm_id, keys)
-    if len(signers) < before.majority:
+def verify_majority(envelope: Envelope, swarm_id: bytes, epoch: Epoch, what: str) -> None:
+    """Raise BadSignature unless a majority of the epoch's voters signed `what`."""
+    signers = verify_envelope(envelope, swarm_id, epoch.keys)
+    if len(signers) < epoch.majority:
         raise BadSignature(
-            f"{len(signers)} of {len(before.voters)} voters signed the end of epoch "
-            f"{before.number}; {before.majority} are needed"
+            f"{len(signers)} of {len(epoch.voters)} voters signed {what}; "
+            f"{epoch.majority} are needed"
         )
 
 

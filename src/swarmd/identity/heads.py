@@ -17,8 +17,8 @@ from typing import Final
 
 import msgspec
 
-from swarmd.base.errors import BadSignature, MalformedMessage, Untrusted
-from swarmd.identity.epochs import EPOCH_KEY_BYTES, Chain, Epoch
+from swarmd.base.errors import MalformedMessage, Untrusted
+from swarmd.identity.epochs import EPOCH_KEY_BYTES, Chain, Epoch, verify_majority
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.signing import sign_envelope, verify_envelope
 from swarmd.wire.codec import decode_struct, encode_struct
@@ -64,12 +64,7 @@ def verify_head(certificate: bytes, chain: Chain) -> Head:
         if chain.number_of(head.epoch) is None:
             raise UnknownEpoch(f"{said} is not known here")
         raise Untrusted(f"{said} ended before epoch {epoch.number}")
-    signers = verify_envelope(envelope, chain.swarm_id, _keys_of(epoch))
-    if len(signers) < epoch.majority:
-        raise BadSignature(
-            f"{len(signers)} of {len(epoch.voters)} voters signed the authority log at "
-            f"{head.height}; {epoch.majority} are needed"
-        )
+    verify_majority(envelope, chain.swarm_id, epoch, f"the authority log at {head.height}")
     return head
 
 
@@ -87,10 +82,6 @@ def _open(raw: bytes) -> tuple[Envelope, Head]:
     if not sound or encode_struct(head) != envelope.payload:
         raise MalformedMessage("a signed head with impossible contents")
     return envelope, head
-
-
-def _keys_of(epoch: Epoch) -> dict[bytes, bytes]:
-    return {bytes(v.node_id): v.public for v in epoch.voters}
 
 
 class HeadVotes:
@@ -112,7 +103,7 @@ class HeadVotes:
         envelope, head = _open(raw)
         if head.epoch != self.epoch.key:
             raise Untrusted("a signature on the authority log in another epoch than ours")
-        verify_envelope(envelope, self._swarm_id, _keys_of(self.epoch))
+        verify_envelope(envelope, self._swarm_id, self.epoch.keys)
         for signer, signature in envelope.signatures:
             made = self._signatures.setdefault(head, {})
             if signer not in made:

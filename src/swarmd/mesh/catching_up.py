@@ -19,12 +19,11 @@ from swarmd.identity.epochs import Chain
 from swarmd.identity.fingerprints import door_of
 from swarmd.identity.keys import SigningKey
 from swarmd.mesh.addresses import Address
-from swarmd.mesh.approval.porch import place_of, proof_bytes
+from swarmd.mesh.approval.porch import place_of
 from swarmd.mesh.history import SETTLE_TIMEOUT_S, History
-from swarmd.mesh.join import TlsStream, Visitor, calling, worst_of
-from swarmd.mesh.join_frames import STEP_TIMEOUT_S, Ahead, Behind, Door, Knock
+from swarmd.mesh.join_frames import STEP_TIMEOUT_S, Ahead, Behind, TlsStream
 from swarmd.mesh.trust import Trust
-from swarmd.wire.version import PROTOCOL_VERSION
+from swarmd.mesh.visitor import Visitor, calling, worst_of
 
 _ADDRESSES_MAX: Final = 16
 
@@ -88,10 +87,8 @@ class _Sleeper(Visitor):
             chain.extend(certificate)
         known = chain.head.number
         state = AuthorityState(trust.genesis) if whole else trust.what_counts()
-        server_public = await self._shake_hands()
-        await self._frames.send(Knock(PROTOCOL_VERSION, self._nonce))
-        door = await self._frames.expect(Door)
-        await self._frames.send(self._behind(state.head[0], known, door.nonce, server_public))
+        door = await self._knock()
+        await self._frames.send(self._behind(state.head[0], known, door.nonce))
         ahead = await self._frames.expect(Ahead, timeout_s=SETTLE_TIMEOUT_S + STEP_TIMEOUT_S)
         history = History(self._frames, state, chain)
         await history.read(ahead.epochs, ahead.height, ahead.certificate)
@@ -100,9 +97,9 @@ class _Sleeper(Visitor):
         epochs = chain.certificates_from(known)
         return Missed(epochs, chain.head.key, state, ahead.certificate)
 
-    def _behind(self, height: int, epoch: int, nonce: bytes, server_public: bytes) -> Behind:
+    def _behind(self, height: int, epoch: int, nonce: bytes) -> Behind:
         public = self._key.public
         said = place_of(Behind(height, epoch, public, b""))
-        door = door_of(self._trust.swarm_id)
-        covered = proof_bytes(door, PROTOCOL_VERSION, self._nonce, nonce, server_public, said)
-        return Behind(height, epoch, public, self._key.sign(covered))
+        return Behind(
+            height, epoch, public, self._proof(door_of(self._trust.swarm_id), nonce, said)
+        )

@@ -15,7 +15,6 @@ from typing import Final
 import trio
 
 from swarmd.base.errors import Busy, MalformedMessage, SwarmError, Untrusted
-from swarmd.base.limits import KIB
 from swarmd.identity.authority import RECORDS_MAX, AuthorityState
 from swarmd.identity.entries import RECORD_BYTES_MAX
 from swarmd.identity.epochs import CHAIN_EPOCHS_MAX, Chain
@@ -25,9 +24,7 @@ from swarmd.mesh.trust import Trust
 from swarmd.mesh.trust_spread import PAGE_BYTES_MAX, page
 
 SETTLE_TIMEOUT_S: Final = STEP_TIMEOUT_S / 2
-_PAGE_BYTES_MAX: Final = 256 * KIB
 _PART_BYTES_EXTRA: Final = 8  # What msgpack adds to each.
-assert _PAGE_BYTES_MAX < FRAME_BYTES_MAX
 assert PAGE_BYTES_MAX + RECORD_BYTES_MAX < FRAME_BYTES_MAX
 
 
@@ -143,7 +140,7 @@ def _paged(parts: Sequence[bytes]) -> Iterator[tuple[bytes, ...]]:
     group: list[bytes] = []
     size = 0
     for part in parts:
-        if group and size + len(part) > _PAGE_BYTES_MAX:
+        if group and size + len(part) > PAGE_BYTES_MAX:
             yield tuple(group)
             group, size = [], 0
         group.append(part)

@@ -28,9 +28,7 @@ Each step has a deadline and a size; `Records` and `Epochs` come in pages.
 from __future__ import annotations
 
 import os
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,11 +37,8 @@ import trio
 from swarmd.base.errors import (
     BadSignature,
     Busy,
-    Conflict,
     MalformedMessage,
-    Outdated,
     SwarmError,
-    TimedOut,
     TokenRefused,
     Unavailable,
     Unreachable,
@@ -57,12 +52,12 @@ from swarmd.identity.entries import ENTRY_BYTES_MAX, Admit, open_entry, sign_ent
 from swarmd.identity.epochs import Chain
 from swarmd.identity.genesis import NONCE_BYTES, Genesis, decode_genesis, encode_genesis
 from swarmd.identity.keys import KEY_BYTES, SigningKey, verify
-from swarmd.identity.tls import JOIN_ALPN, join_context, peer_public_key
 from swarmd.identity.tokens import Token, is_later_history
-from swarmd.mesh.addresses import Address, format_address
-from swarmd.mesh.approval.porch import Porch
+from swarmd.mesh.addresses import Address
+from swarmd.mesh.approval.porch import Porch, check_version
 from swarmd.mesh.history import History, Shower
 from swarmd.mesh.join_frames import (
+    SESSION_TIMEOUT_S,
     STEP_TIMEOUT_S,
     Accepted,
     Challenge,
@@ -70,25 +65,24 @@ from swarmd.mesh.join_frames import (
     Hello,
     Knock,
     Request,
+    TlsStream,
     close_stream,
+    covered_bytes,
 )
 from swarmd.mesh.trust import Trust
+from swarmd.mesh.visitor import ClosedAtOnce, Visitor, calling, jitter, worst_of
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
-from swarmd.wire.envelope import signing_bytes
 from swarmd.wire.version import PROTOCOL_VERSION
 
-TlsStream = trio.SSLStream[trio.abc.Stream]
 Admitter = Callable[[bytes], Awaitable[object]]
 
-CONNECT_TIMEOUT_S: Final = 5.0
 # How long a joiner goes on where members are crowded with others.
 CROWDED_S: Final = 60.0
 CLOSED_S: Final = 10.0
 _CROWDED_PAUSE_S: Final = 0.4
 # The log may first have to find a coordinator.
 ADMIT_TIMEOUT_S: Final = 10.0
-SESSION_TIMEOUT_S: Final = 60.0
 SEEDS_MAX: Final = 64
 # What a stranger may make a member keep; the rest comes from members.
 HELLO_BYTES_MAX: Final = 1 * KIB
@@ -159,85 +153,32 @@ async def join_swarm(
         await trio.sleep(jitter() * _CROWDED_PAUSE_S)
 
 
-class ClosedAtOnce(Unreachable):
-    """The connection was made, and closed before anything was said."""
-
-
-def _was_closed(error: BaseException) -> bool:
-    """Was it the connection's end, and nothing that was said on it?"""
-    cause = error.__cause__ or error
-    return not isinstance(error, trio.TooSlowError) and (
-        not isinstance(cause, ssl.SSLError)
-        or isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)
-    )
-
-
-def jitter() -> float:
-    """From 0.5 to 1.5, so that those who came together do not come again together."""
-    return 0.5 + int.from_bytes(os.urandom(2), "big") / 65_536
-
-
-def worst_of(failures: list[tuple[Address, SwarmError]]) -> SwarmError:
-    """One error that tells all: of the class that says most about what to do."""
-
-    def weight(failure: tuple[Address, SwarmError]) -> int:
-        order = (TokenRefused, Outdated, Conflict, Untrusted, BadSignature, MalformedMessage)
-        kinds = [n for n, kind in enumerate(order) if isinstance(failure[1], kind)]
-        plain = len(order) + (1 if isinstance(failure[1], Unavailable) else 0)
-        return kinds[0] if kinds else plain
-
-    told = sorted(failures, key=weight)
-    text = "; ".join(f"{format_address(where)}: {error.message}" for where, error in told)
-    return type(told[0][1])(text)
-
-
 async def _join_at(address: Address, token: Token, key: SigningKey, name: str) -> JoinResult:
     async with calling(address) as stream:
         return await _Joiner(stream, token, key, name).run()
 
 
-@asynccontextmanager
-async def calling(address: Address) -> AsyncIterator[TlsStream]:
-    """A connection to ask for admission on, for as long as the block runs; 60 s at most.
+class Newcomer(Visitor):
+    """One call of a node that is to be let in."""
 
-    Raises Unreachable, TimedOut.
-    """
-    raw = await _connect(address)
-    stream: TlsStream = trio.SSLStream(raw, join_context())
-    try:
-        with trio.move_on_after(SESSION_TIMEOUT_S) as scope:
-            yield stream
-        if scope.cancelled_caught:
-            raise TimedOut(f"joining took more than {SESSION_TIMEOUT_S:.0f} s")
-    finally:
-        await trio.aclose_forcefully(stream)
+    async def _read(self, challenge: Challenge, genesis: Genesis) -> History:
+        """The history from `genesis` on that this server shows. Raises Untrusted.
 
+        Args:
+            genesis: that of the challenge, once it is known to be of the swarm that was asked.
+        """
+        history = History(self._frames, AuthorityState(genesis), Chain(genesis))
+        await history.read(challenge.epochs, challenge.height, challenge.certificate)
+        return history
 
-async def _connect(address: Address) -> trio.SocketStream:
-    try:
-        with trio.fail_after(CONNECT_TIMEOUT_S):
-            return await trio.open_tcp_stream(*address)
-    except (OSError, trio.TooSlowError, UnicodeError) as error:
-        why = "no answer" if isinstance(error, trio.TooSlowError) else str(error)
-        raise Unreachable(f"cannot connect: {why}") from error
-
-
-class Visitor:
-    """One attempt at one address. Subclasses say what to ask, and what they know of the swarm."""
-
-    def __init__(self, stream: TlsStream, key: SigningKey) -> None:
-        self._stream = stream
-        self._frames = Frames(stream)
-        self._key = key
-        self._nonce = os.urandom(NONCE_BYTES)
-
-    def _check_swarm(self, genesis: Genesis, height: int) -> None:
-        """Raise Untrusted unless this is the swarm, and its history is long enough."""
-        raise NotImplementedError
-
-    def _check_history(self, history: History) -> None:
-        """Raise Untrusted unless this is the swarm's history, as far as is known of it."""
-        raise NotImplementedError
+    def _check_server(self, challenge: Challenge, history: History) -> None:
+        """Raise Untrusted unless a member of the swarm with this history shows it."""
+        server_id = node_id_of(self._server_public)
+        server = history.state.admissions.get(server_id)
+        if challenge.node_public != self._server_public or server is None or server.evicted:
+            raise Untrusted(f"its key {short(server_id)} is not one of a member of the swarm")
+        if len(challenge.nonce) != NONCE_BYTES:
+            raise MalformedMessage("its nonce has the wrong length")
 
     async def _be_welcomed(self, history: History) -> JoinResult:
         """Take what follows once the swarm has let this node in."""
@@ -257,39 +198,9 @@ class Visitor:
             seeds,
         )
 
-    async def _shake_hands(self) -> bytes:
-        try:
-            with trio.fail_after(STEP_TIMEOUT_S):
-                await self._stream.do_handshake()
-        except (trio.BrokenResourceError, trio.TooSlowError, ssl.SSLError) as error:
-            if _was_closed(error):
-                raise ClosedAtOnce(
-                    "what answers there closes at once: it is no swarmd, or has no room"
-                ) from error
-            raise Unreachable("what answers there is no swarmd, or an unusable one") from error
-        public = peer_public_key(self._stream)
-        if public is None or self._stream.selected_alpn_protocol() != JOIN_ALPN:
-            raise Untrusted("what answers there does not admit nodes")
-        return public
 
-    async def _verify(self, challenge: Challenge, server_public: bytes) -> History:
-        """The history that this server showed, once it proved what it must."""
-        genesis = decode_genesis(challenge.genesis)
-        self._check_swarm(genesis, challenge.height)
-        history = History(self._frames, AuthorityState(genesis), Chain(genesis))
-        await history.read(challenge.epochs, challenge.height, challenge.certificate)
-        self._check_history(history)
-        server_id = node_id_of(server_public)
-        server = history.state.admissions.get(server_id)
-        if challenge.node_public != server_public or server is None or server.evicted:
-            raise Untrusted(f"its key {short(server_id)} is not one of a member of the swarm")
-        if len(challenge.nonce) != NONCE_BYTES:
-            raise MalformedMessage("its nonce has the wrong length")
-        return history
-
-
-class _Joiner(Visitor):
-    """One attempt with a token."""
+class _Joiner(Newcomer):
+    """One attempt with a token, at one address."""
 
     def __init__(self, stream: TlsStream, token: Token, key: SigningKey, name: str) -> None:
         super().__init__(stream, key)
@@ -297,14 +208,19 @@ class _Joiner(Visitor):
         self._name = name
 
     async def run(self) -> JoinResult:
-        server_public = await self._shake_hands()
-        await self._frames.send(self._hello(server_public))
+        await self._shake_hands()
+        await self._frames.send(self._hello())
         challenge = await self._frames.expect(Challenge)
-        history = await self._verify(challenge, server_public)
+        genesis = decode_genesis(challenge.genesis)
+        self._check_swarm(genesis, challenge.height)
+        history = await self._read(challenge, genesis)
+        self._check_history(history)
+        self._check_server(challenge, history)
         await self._frames.send(Request(self._request(challenge.nonce)))
         return await self._be_welcomed(history)
 
     def _check_swarm(self, genesis: Genesis, height: int) -> None:
+        """Raise Untrusted unless this is the token's swarm, and its history is long enough."""
         token = self._token
         if genesis.swarm_id != token.swarm_id:
             raise Untrusted("it belongs to another swarm than the token")
@@ -315,14 +231,15 @@ class _Joiner(Visitor):
             )
 
     def _check_history(self, history: History) -> None:
+        """Raise Untrusted unless the token was made in this history."""
         token = self._token
         if not is_later_history(token, history.state.hash_at(token.head_height), history.chain):
             raise Untrusted("its history is not the one in which the token was made")
 
-    def _hello(self, server_public: bytes) -> Hello:
+    def _hello(self) -> Hello:
         swarm_id = self._token.swarm_id
         covered = _proof_bytes(
-            swarm_id, PROTOCOL_VERSION, self._nonce, self._key.public, server_public
+            swarm_id, PROTOCOL_VERSION, self._nonce, self._key.public, self._server_public
         )
         return Hello(
             version=PROTOCOL_VERSION,
@@ -481,11 +398,7 @@ class _Server:
         )
         if not verify(token.public, hello.proof, covered):
             raise BadSignature("the proof of holding the join token does not match")
-        if hello.version < self._trust.min_version:
-            raise Outdated(
-                f"this swarmd speaks protocol version {hello.version}, and the swarm takes "
-                f"{self._trust.min_version} or above: upgrade it"
-            )
+        check_version(hello.version, self._trust)
         if self._trust.known(node_id_of(hello.node_public)) is None:
             check_token(token, self._trust.store_time_ms)
 
@@ -504,8 +417,5 @@ class _Server:
 def _proof_bytes(
     swarm_id: bytes, version: int, nonce: bytes, node_public: bytes, server_public: bytes
 ) -> bytes:
-    payload = b"".join(
-        len(part).to_bytes(2, "big") + part
-        for part in (b"%d" % version, nonce, node_public, server_public)
-    )
-    return signing_bytes(_PROOF_DOMAIN, swarm_id, payload)
+    parts = (b"%d" % version, nonce, node_public, server_public)
+    return covered_bytes(_PROOF_DOMAIN, swarm_id, *parts)

@@ -12,8 +12,12 @@ from swarmd.base.limits import KIB
 from swarmd.identity.tls import JOIN_ALPN
 from swarmd.mesh.addresses import Address
 from swarmd.wire.codec import Family, Message
+from swarmd.wire.envelope import signing_bytes
+
+TlsStream = trio.SSLStream[trio.abc.Stream]
 
 STEP_TIMEOUT_S: Final = 5.0
+SESSION_TIMEOUT_S: Final = 60.0
 FRAME_BYTES_MAX: Final = 512 * KIB
 _LENGTH_BYTES: Final = 4
 _REASON_CHARS_MAX: Final = 300
@@ -242,6 +246,12 @@ async def close_stream(stream: trio.abc.Stream) -> None:
             await stream.aclose()
         except (trio.BrokenResourceError, ssl.SSLError):
             return
+
+
+def covered_bytes(domain: str, scope: bytes, *parts: bytes) -> bytes:
+    """What a proof covers of `parts`, each with its length; `scope` is a swarm's id or door."""
+    payload = b"".join(len(part).to_bytes(2, "big") + part for part in parts)
+    return signing_bytes(domain, scope, payload)
 
 
 def _printable(text: str) -> str:

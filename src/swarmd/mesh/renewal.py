@@ -15,11 +15,10 @@ from swarmd.identity.entries import Renew, sign_entry
 from swarmd.identity.fingerprints import door_of
 from swarmd.identity.keys import SigningKey
 from swarmd.mesh.addresses import Address
-from swarmd.mesh.approval.porch import proof_bytes
-from swarmd.mesh.join import ADMIT_TIMEOUT_S, TlsStream, Visitor, calling, worst_of
-from swarmd.mesh.join_frames import STEP_TIMEOUT_S, Credential, Door, Knock, Renewal
+from swarmd.mesh.join import ADMIT_TIMEOUT_S
+from swarmd.mesh.join_frames import STEP_TIMEOUT_S, Credential, Renewal, TlsStream
 from swarmd.mesh.trust import Trust
-from swarmd.wire.version import PROTOCOL_VERSION
+from swarmd.mesh.visitor import Visitor, calling, worst_of
 
 _ADDRESSES_MAX: Final = 16
 
@@ -64,20 +63,17 @@ class _Renewer(Visitor):
         self._trust = trust
 
     async def run(self) -> None:
-        server_public = await self._shake_hands()
-        await self._frames.send(Knock(PROTOCOL_VERSION, self._nonce))
-        door = await self._frames.expect(Door)
-        answer = await self._ask(renewal_of(self._trust, self._key), door.nonce, server_public)
+        door = await self._knock()
+        answer = await self._ask(renewal_of(self._trust, self._key), door.nonce)
         if not answer.renewed:
             # It was renewed before, and this node never heard of it. Only for the end that the
             # log knows is a signature good, so whoever names another gains nothing by it.
             entry = _signed(self._trust, self._key, answer.expires_ms)
-            answer = await self._ask(entry, door.nonce, server_public)
+            answer = await self._ask(entry, door.nonce)
         if not answer.renewed:
             raise MalformedMessage("it names another end of this node's credential every time")
 
-    async def _ask(self, entry: bytes, nonce: bytes, server_public: bytes) -> Credential:
-        door, public = door_of(self._trust.swarm_id), self._key.public
-        covered = proof_bytes(door, PROTOCOL_VERSION, self._nonce, nonce, server_public, entry)
-        await self._frames.send(Renewal(entry, public, self._key.sign(covered)))
+    async def _ask(self, entry: bytes, nonce: bytes) -> Credential:
+        proof = self._proof(door_of(self._trust.swarm_id), nonce, entry)
+        await self._frames.send(Renewal(entry, self._key.public, proof))
         return await self._frames.expect(Credential, timeout_s=ADMIT_TIMEOUT_S + 2 * STEP_TIMEOUT_S)

@@ -241,7 +241,7 @@ class Trust:
         noted = self._extended(records)
         new = noted.head[0] - self._noted.head[0]
         if new:
-            self._write(noted, self._state.head[0], self._certificate)
+            _write(self._disk, noted, self._state.head[0], self._certificate)
             self._noted = noted
         return new
 
@@ -342,7 +342,7 @@ class Trust:
         state = self._state_at(noted, head.height)
         if self._noted.hash_at(head.height) == head.hash:
             noted = self._noted  # What was noted beyond it stays.
-        self._write(noted, head.height, certificate)
+        _write(self._disk, noted, head.height, certificate)
         self._state, self._noted, self._certificate = state, noted, certificate
         self.made_here = made_here
         self._settle()
@@ -377,9 +377,6 @@ class Trust:
         if held != record_hash(raw):
             raise Untrusted(f"two different authority records for height {height}")
         return True
-
-    def _write(self, noted: AuthorityState, height: int, certificate: bytes) -> None:
-        _write(self._disk, noted, height, certificate)
 
 
 def has_trust(disk: Disk) -> bool:

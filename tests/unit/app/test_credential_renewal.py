@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import trio
+from founding import lab
 from small_swarm import ADMIN, KEYS, until
 
 from swarmd.app import renewal as renewal_module
@@ -29,7 +30,6 @@ from swarmd.base.rng import make_rng
 from swarmd.identity.authority import CREDENTIAL_MS, Admission
 from swarmd.identity.entries import Approve, Evict, fresh_nonce, sign_entry
 from swarmd.identity.fingerprints import door_of
-from swarmd.identity.genesis import make_genesis
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.requests import sign_request
 from swarmd.mesh.config import MeshConfig
@@ -41,14 +41,7 @@ from swarmd.state.raft.messages import AuthorityEntry
 from swarmd.state.raft.service import Store, open_store
 
 DAY_MS = 86_400_000
-GENESIS = make_genesis(
-    "lab",
-    nonce=b"g" * 16,
-    node_key=KEYS[0],
-    node_name="n0",
-    admin_public=ADMIN.public,
-    recovery_public=SigningKey.from_seed(b"r" * 32).public,
-)
+GENESIS = lab(KEYS[0], "n0")
 SWARM = GENESIS.swarm_id
 
 

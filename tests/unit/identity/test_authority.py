@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from certifying import now_of
+from founding import ADMIN, lab
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,24 +43,15 @@ from swarmd.identity.entries import (
     open_entry,
     sign_entry,
 )
-from swarmd.identity.genesis import make_genesis
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.tokens import Token
 from swarmd.wire.envelope import Envelope, decode_envelope, encode_envelope
 
 FIRST = SigningKey.from_seed(b"f" * 32)
-ADMIN = SigningKey.from_seed(b"a" * 32)
 ADMIN_2 = SigningKey.from_seed(b"A" * 32)
 NODE = SigningKey.from_seed(b"n" * 32)
 NODE_2 = SigningKey.from_seed(b"m" * 32)
-GENESIS = make_genesis(
-    "lab",
-    nonce=b"g" * 16,
-    node_key=FIRST,
-    node_name="alpha",
-    admin_public=ADMIN.public,
-    recovery_public=SigningKey.from_seed(b"r" * 32).public,
-)
+GENESIS = lab(FIRST, "alpha")
 SWARM = GENESIS.swarm_id
 HOUR_MS = 3_600_000
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from founding import ADMIN, lab
 
 from swarmd.base.errors import (
     AlreadyExists,
@@ -29,7 +30,6 @@ from swarmd.identity.entries import (
     sign_entry,
 )
 from swarmd.identity.fingerprints import door_of
-from swarmd.identity.genesis import make_genesis
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.requests import (
     JOIN_REQUEST_BYTES_MAX,
@@ -43,17 +43,9 @@ from swarmd.identity.signing import sign_envelope
 from swarmd.wire.envelope import encode_envelope
 
 FIRST = SigningKey.from_seed(b"f" * 32)
-ADMIN = SigningKey.from_seed(b"a" * 32)
 OTHER_ADMIN = SigningKey.from_seed(b"A" * 32)
 NODE = SigningKey.from_seed(b"n" * 32)
-GENESIS = make_genesis(
-    "lab",
-    nonce=b"g" * 16,
-    node_key=FIRST,
-    node_name="alpha",
-    admin_public=ADMIN.public,
-    recovery_public=SigningKey.from_seed(b"r" * 32).public,
-)
+GENESIS = lab(FIRST, "alpha")
 SWARM = GENESIS.swarm_id
 DOOR = door_of(SWARM)
 REQUEST = sign_request(DOOR, NODE, "beta")

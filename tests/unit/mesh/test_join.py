@@ -119,7 +119,7 @@ async def test_a_long_history_and_many_epochs_come_in_pages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("swarmd.mesh.trust_spread.PAGE_RECORDS_MAX", 2)
-    monkeypatch.setattr("swarmd.mesh.history._PAGE_BYTES_MAX", 100)
+    monkeypatch.setattr("swarmd.mesh.history.PAGE_BYTES_MAX", 100)
     swarm = Swarm()
     for _ in range(7):
         entry = sign_entry(Policy(1, fresh_nonce()), swarm.log.swarm_id, swarm.admin)
@@ -580,7 +580,7 @@ async def test_a_token_known_to_be_expired_opens_nothing() -> None:
 
 
 def test_pages_keep_order_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swarmd.mesh.history._PAGE_BYTES_MAX", 100)
+    monkeypatch.setattr("swarmd.mesh.history.PAGE_BYTES_MAX", 100)
     parts = [b"a" * 40, b"b" * 40, b"c" * 40, b"d" * 300, b"e"]
     assert list(history_module._paged(parts)) == [
         (b"a" * 40, b"b" * 40),

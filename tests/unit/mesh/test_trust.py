@@ -6,6 +6,7 @@ import pytest
 import trio
 import trio.testing
 from certifying import certificate_of, certified, let_count, now_of, seal
+from founding import ADMIN, lab
 
 from swarmd.base.errors import (
     Conflict,
@@ -30,7 +31,7 @@ from swarmd.identity.entries import (
     sign_entry,
 )
 from swarmd.identity.epochs import Chain
-from swarmd.identity.genesis import init_swarm, make_genesis
+from swarmd.identity.genesis import init_swarm
 from swarmd.identity.heads import UnknownEpoch
 from swarmd.identity.keys import SigningKey
 from swarmd.mesh import trust as trust_module
@@ -42,15 +43,7 @@ from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 
 KEYS = [SigningKey.from_seed(bytes([number]) * 32) for number in range(1, 8)]
-ADMIN = SigningKey.from_seed(b"a" * 32)
-GENESIS = make_genesis(
-    "lab",
-    nonce=b"g" * 16,
-    node_key=KEYS[0],
-    node_name="n0",
-    admin_public=ADMIN.public,
-    recovery_public=SigningKey.from_seed(b"r" * 32).public,
-)
+GENESIS = lab(KEYS[0], "n0")
 SWARM = GENESIS.swarm_id
 
 

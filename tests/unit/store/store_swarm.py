@@ -13,7 +13,7 @@ from certifying import let_count
 from swarmd.base.ids import NodeId
 from swarmd.base.rng import make_rng
 from swarmd.identity.authority import AuthorityState
-from swarmd.identity.entries import AddToken, Admit, sign_entry
+from swarmd.identity.entries import AddToken, Admit, decode_record, sign_entry
 from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
 from swarmd.mesh.transports.memory import MemoryNetwork
@@ -22,6 +22,7 @@ from swarmd.mesh.trust_spread import serve_trust
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.state.raft.config import RaftConfig
+from swarmd.state.raft.messages import AuthorityEntry
 from swarmd.state.raft.service import Store, open_store
 
 
@@ -107,6 +108,17 @@ class Swarm:
             self.known.add(node.node_id)
             await self.nursery.start(self._run, node)
 
+    async def start_with_logged_records(self) -> None:
+        """Three voters whose own log has the swarm's records, put there by the first alone."""
+        entries = [decode_record(record).entry for record in self.records]
+        self.records = []
+        await self.start(0)
+        for entry in entries:
+            assert (await self.store(0).propose([AuthorityEntry(entry)]))[0].ok
+        self.records = self.trust(0).noted_from(0)
+        await self.start(1, 2)
+        await self.voters_are(0, 1, 2)
+
     async def _run(self, node: Node, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         node.scope, node.stopped, node.error = trio.CancelScope(), trio.Event(), None
         trust = node.trust = open_trust(node.trust_disk, self.genesis)
@@ -149,6 +161,11 @@ class Swarm:
         store = self.nodes[index].store
         assert store is not None, f"n{index} is not running"
         return store
+
+    def trust(self, index: int) -> Trust:
+        trust = self.nodes[index].trust
+        assert trust is not None
+        return trust
 
     def id(self, index: int) -> NodeId:
         return self.nodes[index].node_id

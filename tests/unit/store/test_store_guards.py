@@ -378,7 +378,7 @@ async def test_records_reach_the_trust_of_every_voter(
         result = (await swarm.store(0).propose([m.AuthorityEntry(entry)]))[0]
         assert result.ok
         assert result.value is not None
-        trust = swarm.store(0)._trust
+        trust = swarm.trust(0)
         assert trust.head[0] == 1
         assert trust.records_from(0) == [result.value]
         refused = (await swarm.store(0).propose([m.AuthorityEntry(b"junk")]))[0]

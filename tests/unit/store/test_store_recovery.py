@@ -9,7 +9,7 @@ import trio
 from store_swarm import Swarm, running_swarm
 
 from swarmd.base.errors import BadSignature, Compacted, Conflict, NotFound, Untrusted
-from swarmd.identity.entries import AddToken, decode_record, sign_entry
+from swarmd.identity.entries import AddToken, sign_entry
 from swarmd.identity.epochs import (
     GENERATION_EPOCHS,
     RECOVERY_DOMAIN,
@@ -23,6 +23,7 @@ from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.signing import sign_envelope
 from swarmd.identity.voter import Voter
+from swarmd.mesh.trust import Trust
 from swarmd.state.raft.messages import AuthorityEntry, GrantLease, Put, RenewLease
 from swarmd.wire.codec import encode_struct
 from swarmd.wire.envelope import encode_envelope
@@ -247,33 +248,32 @@ def _another_token(swarm: Swarm, letter: bytes) -> AuthorityEntry:
     return AuthorityEntry(sign_entry(entry, swarm.genesis.swarm_id, swarm.admin))
 
 
+async def _told_to_members(swarm: Swarm) -> tuple[bytes, list[Trust]]:
+    """A record that counts at two of three voters and never got to the last, which is cut off."""
+    await swarm.start_with_logged_records()
+    swarm.network.cut(swarm.id(2), [swarm.id(0), swarm.id(1)])
+    await trio.sleep(2)
+    told = (await swarm.store(0).propose([_another_token(swarm, b"a")]))[0].value
+    assert told is not None
+    trusts = [swarm.trust(index) for index in range(3)]
+    while trusts[0].head != trusts[0].noted:
+        await trusts[0].changed(trusts[0].version)
+    return told, trusts
+
+
 async def test_a_record_that_members_were_told_of_outlives_the_voters_that_logged_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Else no member would ever take the next record, which has the same height."""
     async with running_swarm() as swarm:
-        entries = [decode_record(record).entry for record in swarm.records]
-        swarm.records = []
-        await swarm.start(0)
-        for entry in entries:
-            assert (await swarm.store(0).propose([AuthorityEntry(entry)]))[0].ok
-        swarm.records = swarm.store(0)._trust.records_from(0)
-        await swarm.start(1, 2)
-        await swarm.voters_are(0, 1, 2)
-        swarm.network.cut(swarm.id(2), [swarm.id(0), swarm.id(1)])
-        await trio.sleep(2)
-        told = (await swarm.store(0).propose([_another_token(swarm, b"a")]))[0].value
-        assert told is not None
-        trusts = [swarm.store(index)._trust for index in range(3)]
-        while trusts[0].head != trusts[0].noted:
-            await trusts[0].changed(trusts[0].version)
+        told, trusts = await _told_to_members(swarm)
         trusts[2].learn([told], trusts[0].certificate, from_peer=True)
         await _recover(swarm, 2)
         assert (await swarm.store(2).propose([_another_token(swarm, b"b")]))[0].ok
         swarm.network.heal()
         await swarm.voters_are(0, 1, 2, within_s=30)
         await trio.sleep(1)
-        assert trusts[2].head[0] == len(entries) + 2
+        assert trusts[2].head[0] == len(swarm.records) + 2
         assert {trust.head for trust in trusts} == {trusts[2].head}
 
 
@@ -309,21 +309,7 @@ async def test_a_plan_that_authority_has_gone_beyond_is_refused(
 ) -> None:
     """Else the next record would contradict one that members were told of, for ever."""
     async with running_swarm() as swarm:
-        entries = [decode_record(record).entry for record in swarm.records]
-        swarm.records = []
-        await swarm.start(0)
-        for entry in entries:
-            assert (await swarm.store(0).propose([AuthorityEntry(entry)]))[0].ok
-        swarm.records = swarm.store(0)._trust.records_from(0)
-        await swarm.start(1, 2)
-        await swarm.voters_are(0, 1, 2)
-        swarm.network.cut(swarm.id(2), [swarm.id(0), swarm.id(1)])
-        await trio.sleep(2)
-        told = (await swarm.store(0).propose([_another_token(swarm, b"a")]))[0].value
-        assert told is not None
-        trusts = [swarm.store(index)._trust for index in range(3)]
-        while trusts[0].head != trusts[0].noted:
-            await trusts[0].changed(trusts[0].version)
+        told, trusts = await _told_to_members(swarm)
         plan = await swarm.store(2).recovery.plan()
         trusts[2].learn([told], trusts[0].certificate, from_peer=True)
         with pytest.raises(Conflict, match="authority log has gone on"):

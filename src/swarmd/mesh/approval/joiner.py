@@ -38,15 +38,13 @@ from swarmd.identity.fingerprints import (
     fingerprint_of_node,
     fingerprint_of_swarm,
 )
-from swarmd.identity.genesis import NONCE_BYTES, Genesis
+from swarmd.identity.genesis import NONCE_BYTES, decode_genesis
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.requests import sign_request
 from swarmd.mesh.addresses import Address, format_address
-from swarmd.mesh.approval.porch import proof_bytes
-from swarmd.mesh.history import History
-from swarmd.mesh.join import JoinResult, TlsStream, Visitor, calling, jitter, worst_of
-from swarmd.mesh.join_frames import Challenge, Door, Knock, Petition, Waiting
-from swarmd.wire.version import PROTOCOL_VERSION
+from swarmd.mesh.join import JoinResult, Newcomer
+from swarmd.mesh.join_frames import Challenge, Door, Petition, TlsStream, Waiting
+from swarmd.mesh.visitor import calling, jitter, worst_of
 
 _ADDRESSES_MAX: Final = 16
 # What a member says of when to ask again is heard within these.
@@ -203,36 +201,33 @@ class Asking:
             return await _Petitioner(stream, self._key, door, request).run()
 
 
-class _Petitioner(Visitor):
+class _Petitioner(Newcomer):
     """One time of asking, at one address."""
 
     def __init__(self, stream: TlsStream, key: SigningKey, door: bytes, request: bytes) -> None:
         super().__init__(stream, key)
         self._door, self._request = door, request
 
-    async def look(self) -> Door:
-        """Which swarm is there; nothing is asked of it."""
-        return (await self._knock())[0]
-
     async def run(self) -> float | JoinResult:
-        door, server_public = await self._knock()
+        door = await self.look()
         if door.door != self._door:
             raise Untrusted("another swarm answers there now")
-        covered = proof_bytes(
-            self._door, PROTOCOL_VERSION, self._nonce, door.nonce, server_public, self._request
-        )
-        proof = self._key.sign(covered)
+        proof = self._proof(self._door, door.nonce, self._request)
         await self._frames.send(Petition(self._request, self._key.public, proof))
         answer = await self._frames.expect_any(Waiting, Challenge)
         if isinstance(answer, Waiting):
             return min(max(answer.again_s, _PAUSE_MIN_S), _PAUSE_MAX_S)
         assert isinstance(answer, Challenge)
-        return await self._be_welcomed(await self._verify(answer, server_public))
+        genesis = decode_genesis(answer.genesis)
+        if door_of(genesis.swarm_id) != self._door:
+            raise Untrusted("its history is that of another swarm than the one that was asked")
+        history = await self._read(answer, genesis)
+        self._check_server(answer, history)
+        return await self._be_welcomed(history)
 
-    async def _knock(self) -> tuple[Door, bytes]:
-        server_public = await self._shake_hands()
-        await self._frames.send(Knock(PROTOCOL_VERSION, self._nonce))
-        door = await self._frames.expect(Door)
+    async def look(self) -> Door:
+        """Which swarm is there; nothing is asked of it."""
+        door = await self._knock()
         if not door.door:
             raise TokenRefused("it takes nobody in without a join token")
         if len(door.door) != ID_BYTES or len(door.nonce) != NONCE_BYTES:
@@ -241,11 +236,4 @@ class _Petitioner(Visitor):
             check_name(door.swarm, "swarm")
         except BadRequest as error:
             raise MalformedMessage("it calls its swarm what no swarm is called") from error
-        return door, server_public
-
-    def _check_swarm(self, genesis: Genesis, height: int) -> None:
-        if door_of(genesis.swarm_id) != self._door:
-            raise Untrusted("its history is that of another swarm than the one that was asked")
-
-    def _check_history(self, history: History) -> None:
-        """That this node's own admission is in it is seen by whoever reads on to the end."""
+        return door

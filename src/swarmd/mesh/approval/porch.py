@@ -56,10 +56,10 @@ from swarmd.mesh.join_frames import (
     Petition,
     Renewal,
     Waiting,
+    covered_bytes,
 )
 from swarmd.mesh.trust import Trust
 from swarmd.observe.log import get_logger
-from swarmd.wire.envelope import signing_bytes
 
 # How soon who waits shall ask again.
 ASK_AGAIN_S: Final = 3.0
@@ -80,8 +80,16 @@ def proof_bytes(
 ) -> bytes:
     """What the proof of what is said after the `Door` covers; `said` is what is asked for."""
     parts = (b"%d" % version, knocker_nonce, door_nonce, server, said)
-    payload = b"".join(len(part).to_bytes(2, "big") + part for part in parts)
-    return signing_bytes(_PROOF_DOMAIN, door, payload)
+    return covered_bytes(_PROOF_DOMAIN, door, *parts)
+
+
+def check_version(version: int, trust: Trust) -> None:
+    """Refuse, with Outdated, who speaks a version below the lowest of the log."""
+    if version < trust.min_version:
+        raise Outdated(
+            f"this swarmd speaks protocol version {version}, and the swarm takes "
+            f"{trust.min_version} or above: upgrade it"
+        )
 
 
 def place_of(behind: Behind) -> bytes:
@@ -198,11 +206,7 @@ class Porch:
         )
         if not verify(public, proof, covered):
             raise BadSignature("the proof of holding the node's key does not match")
-        if knock.version < self._trust.min_version:
-            raise Outdated(
-                f"this swarmd speaks protocol version {knock.version}, and the swarm takes "
-                f"{self._trust.min_version} or above: upgrade it"
-            )
+        check_version(knock.version, self._trust)
 
     def _check_known(self, public: bytes) -> Admission:
         node_id = node_id_of(public)

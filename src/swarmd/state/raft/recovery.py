@@ -36,7 +36,7 @@ class RecoveryPlan:
     """What this node would go on with.
 
     `source`: voter (its log) or learner (its copy). `statement` is what the recovery key signs,
-    in the domain `epoch.RECOVERY_DOMAIN`.
+    in the domain `epochs.RECOVERY_DOMAIN`.
     """
 
     source: str
