@@ -15,7 +15,7 @@ import pytest
 from swarmd.base.ids import NodeId, node_id_of, task_id_of
 from swarmd.base.machine import Effect, Event, Send, SetTimer
 from swarmd.base.rng import make_rng
-from swarmd.sim.tasks import Ledger
+from swarmd.sim.task_watch import Ledger
 from swarmd.sim.world import World
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.state.raft.messages import Put

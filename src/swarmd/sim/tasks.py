@@ -22,76 +22,43 @@ from typing import Any, Final
 
 import msgspec
 
-from swarmd.base.ids import NodeId, job_id_of, node_id_of, task_id_of
-from swarmd.base.machine import Effect, Event, Send, SetTimer
+from swarmd.base.ids import NodeId, job_id_of, task_id_of
 from swarmd.sim.network import LinkFaults, Network
+from swarmd.sim.task_host import Node
+from swarmd.sim.task_watch import BLOB, SWARM, Ledger, Runs
 from swarmd.sim.world import World
-from swarmd.state.blobs.messages import BlobRef
-from swarmd.state.raft.messages import Put, Txn
-from swarmd.tasks.config import TasksConfig
 from swarmd.tasks.events import (
-    Answer,
     CancelAsked,
     CancelJobAsked,
-    Collect,
-    Collected,
-    Commit,
-    Committed,
-    Confirm,
     Confirmed,
-    FromWorker,
-    ItemsNamed,
     Liveness,
     MemberChanged,
-    NameItems,
-    Propose,
-    Refuse,
-    Resign,
     SubmitAsked,
     SubmitJobAsked,
-    TookOffice,
 )
 from swarmd.tasks.flow import GUARDS as COORDINATOR_GUARDS
-from swarmd.tasks.machine import CoordinatorMachine
 from swarmd.tasks.messages import (
     Cancelled,
-    HandBack,
-    Heartbeat,
-    ResultItem,
-    Results,
     Submitted,
     SubmittedJob,
 )
 from swarmd.tasks.spec import (
-    ASSIGNMENT_PREFIX,
     JOB_PREFIX,
     OFFICE_KEY,
     TASK_PREFIX,
-    AgentRun,
     Inline,
     JobSpec,
     JobState,
-    Mode,
     StageKind,
     StageSpec,
     State,
-    TaskRecord,
     TaskSpec,
-    decode_assignment,
     decode_job,
     decode_task,
-    task_key,
 )
 from swarmd.tasks.worker.machine import GUARDS as WORKER_GUARDS
 from swarmd.tasks.worker.machine import (
-    AttemptEnded,
-    Begin,
     Drain,
-    Drained,
-    FromCoordinator,
-    Kill,
-    Start,
-    WorkerMachine,
 )
 
 GUARDS: Final = COORDINATOR_GUARDS | WORKER_GUARDS
@@ -118,20 +85,8 @@ MUTANTS: Final[Mapping[str, str]] = MappingProxyType(
         "worker_boot_check": f"{_TESTS}[worker_boot_check]",
     }
 )
-SWARM: Final = b"s" * 32
 FAULTED_S: Final = 60.0
 SETTLE_S: Final = 120.0
-CONFIG: Final = TasksConfig(
-    heartbeat_s=0.5, lease_s=3.0, lease_margin_s=0.6, retry_delay_s=0.1, retry_delay_max_s=1.0
-)
-_BLOB: Final = BlobRef(b"b" * 32, 1)
-_AGENTS: Final = (
-    AgentRun("quick", "1", _BLOB, "m:f", concurrency=3, retries=4),
-    AgentRun("alone", "1", _BLOB, "m:f", concurrency=2, retries=4, mode=Mode.EXCLUSIVE),
-    AgentRun("once", "1", _BLOB, "m:f", concurrency=2, mode=Mode.AT_MOST_ONCE),
-    AgentRun("flaky", "1", _BLOB, "m:f", concurrency=2, retries=1),
-    AgentRun("merge", "1", _BLOB, "m:f", concurrency=1, retries=8),
-)
 
 
 @dataclass
@@ -141,318 +96,6 @@ class Report:
     violations: list[tuple[int, str]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     seeds: int = 0
-
-
-class Ledger:
-    """The strong store as one place: keys with revisions, transactions one at a time."""
-
-    def __init__(self, world: World) -> None:
-        self.data: dict[bytes, tuple[bytes, int]] = {}
-        self.revision = 0
-        self._world = world
-        self._fences: dict[bytes, int] = {}
-
-    def apply(self, op: Txn | Put) -> tuple[bool, int]:
-        if isinstance(op, Put):
-            op = Txn((), (op,))
-        for compare in op.compares:
-            if self.data.get(compare.key, (b"", 0))[1] != compare.revision:
-                return False, self.revision
-        self.revision += 1
-        for change in op.then:
-            if isinstance(change, Put):
-                self._check_put(change)
-                self.data[change.key] = (change.value, self.revision)
-            else:
-                self.data.pop(change.key, None)
-        return True, self.revision
-
-    def rows(self, prefix: bytes) -> list[tuple[bytes, bytes, int]]:
-        return [(k, v, r) for k, (v, r) in sorted(self.data.items()) if k.startswith(prefix)]
-
-    def task(self, task_id: str) -> TaskRecord | None:
-        found = self.data.get(task_key(task_id))
-        return decode_task(found[0]) if found is not None else None
-
-    def _check_put(self, change: Put) -> None:
-        if change.key.startswith(TASK_PREFIX):
-            self._check_record(change)
-        elif change.key.startswith(ASSIGNMENT_PREFIX):
-            self._check_grant(change)
-
-    def _check_record(self, change: Put) -> None:
-        record = decode_task(change.value)
-        before = self.data.get(change.key)
-        name = record.spec.key
-        if before is not None:
-            old = decode_task(before[0])
-            if old.final:
-                self._world.violate(f"{name}: {old.state} became {record.state}")
-            if old.digest != record.digest:
-                self._world.violate(f"{name}: one key, two tasks")
-            if record.attempts < old.attempts:
-                self._world.violate(f"{name}: attempts fell to {record.attempts}")
-        if record.attempts > attempts_max(record):
-            self._world.violate(f"{name}: {record.attempts} attempts")
-        if record.state is State.SUCCEEDED:
-            grant = self.data.get(ASSIGNMENT_PREFIX + change.key[2:])
-            proof = proven_fence(record)
-            if grant is None or grant[1] != proof:
-                self._world.violate(f"{name}: fence {proof} committed under {grant and grant[1]}")
-        if record.final:
-            self._world.count(f"task_{record.state}")
-
-    def _check_grant(self, change: Put) -> None:
-        grant = decode_assignment(change.value)
-        record = self.task(grant.task_id)
-        if record is not None and record.final:
-            self._world.violate(f"{record.spec.key}: assigned after it was {record.state}")
-        if record is not None and grant.attempt > attempts_max(record):
-            self._world.violate(f"{record.spec.key}: attempt {grant.attempt} granted")
-        if self.revision <= self._fences.get(change.key, 0):
-            self._world.violate(f"{grant.task_id}: fences do not rise")
-        self._fences[change.key] = self.revision
-
-
-def proven_fence(record: TaskRecord) -> int:
-    """The fence that the attempt itself wrote into its result."""
-    result = record.result
-    return int.from_bytes(result.data[:8]) if isinstance(result, Inline) else -1
-
-
-def attempts_max(record: TaskRecord) -> int:
-    """What the agent or the task allows; kept apart from the machine's own reckoning."""
-    if record.spec.mode is Mode.AT_MOST_ONCE:
-        return 1
-    if record.spec.retries is not None:
-        return record.spec.retries + 1
-    return next(run.retries or 0 for run in _AGENTS if run.name == record.spec.agent) + 1
-
-
-class Runs:
-    """Every attempt that runs anywhere, to see overlaps."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self.live: dict[tuple[str, int, int], int] = {}
-        self.starts: Counter[str] = Counter()
-        self._serial = 0
-
-    def start(self, task_id: str, fence: int, mode: Mode) -> tuple[str, int, int]:
-        self._serial += 1
-        self.starts[task_id] += 1
-        self._world.count("attempt")
-        if mode is not Mode.DEFAULT:
-            if any(run[0] == task_id for run in self.live):
-                self._world.violate(f"{task_id}: two attempts overlap in mode {mode}")
-            if mode is Mode.AT_MOST_ONCE and self.starts[task_id] > 1:
-                self._world.violate(f"{task_id}: started twice in mode {mode}")
-        if any(run[:2] == (task_id, fence) for run in self.live):
-            self._world.violate(f"{task_id}: fence {fence} runs twice")
-        run = (task_id, fence, self._serial)
-        self.live[run] = self._serial
-        return run
-
-    def stop(self, run: tuple[str, int, int]) -> None:
-        self.live.pop(run, None)
-
-
-class Node:
-    """One daemon: a worker always, a coordinator while it believes to be one."""
-
-    def __init__(self, swarm: TaskWorld, name: str) -> None:
-        self.swarm = swarm
-        self.name = name
-        self.node_id = node_id_of(name.encode())
-        self.up = False
-        self.boots = 0
-        self.life = 0
-        self.office_life = 0
-        self.coordinator: CoordinatorMachine | None = None
-        self.worker: WorkerMachine
-        self.running: dict[int, tuple[str, int, int]] = {}
-        self.tags: dict[int, Callable[[Any], None]] = {}
-        self._tag = 0
-
-    # ---- life -------------------------------------------------------------------------
-
-    def boot(self) -> None:
-        self.up = True
-        self.boots += 1
-        self.life += 1
-        boot = f"{self.name}/{self.boots}".encode()
-        removed = self.swarm.removed & WORKER_GUARDS
-        self.worker = WorkerMachine(self.node_id, boot, CONFIG, removed_guards=removed)
-        self.swarm.network.attach(self.node_id, self._deliver)
-        self.feed_worker(Begin())
-
-    def crash(self) -> None:
-        self.up = False
-        self.life += 1
-        self.leave_office()
-        for run in self.running.values():
-            self.swarm.runs.stop(run)
-        self.running.clear()
-        self.swarm.network.detach(self.node_id)
-
-    def _deliver(self, source: NodeId, message: Any) -> None:
-        if isinstance(message, Heartbeat | Results | HandBack):
-            self.feed_coordinator(FromWorker(source, message))
-        else:
-            self.feed_worker(FromCoordinator(source, message))
-
-    # ---- worker -----------------------------------------------------------------------
-
-    def feed_worker(self, event: Event) -> None:
-        if not self.up:
-            return
-        now = self.swarm.world.now
-        for effect in self.worker.handle(event, now):
-            self._perform_worker(effect)
-
-    def _perform_worker(self, effect: Effect) -> None:
-        if isinstance(effect, Send):
-            self.swarm.network.send(self.node_id, effect.peer, effect.message)
-        elif isinstance(effect, SetTimer):
-            self.swarm.after(self, effect.delay_s, self.feed_worker, effect.event)
-        elif isinstance(effect, Start):
-            self._start(effect)
-        elif isinstance(effect, Kill):
-            run = self.running.pop(effect.fence, None)
-            if run is not None:
-                self.swarm.runs.stop(run)
-        elif isinstance(effect, Drained):
-            self.swarm.world.count("drained")
-            self.crash()
-
-    def _start(self, effect: Start) -> None:
-        item, rng = effect.item, self.swarm.rng
-        run = self.swarm.runs.start(item.task_id, item.fence, item.mode)
-        self.running[item.fence] = run
-        long = item.mode is not Mode.DEFAULT and rng.random() < 0.3
-        duration = rng.uniform(2.0, 15.0) if long else rng.uniform(0.005, 0.4)
-        bad = rng.random() < (0.5 if item.run.name == "flaky" else 0.08)
-        self.swarm.after(self, duration, self._finish, item.task_id, item.fence, run, bad, duration)
-
-    def _finish(
-        self, task_id: str, fence: int, run: tuple[str, int, int], bad: bool, ran_s: float
-    ) -> None:
-        if self.running.get(fence) != run:
-            return
-        del self.running[fence]
-        self.swarm.runs.stop(run)
-        if bad:
-            item = ResultItem(task_id, fence, False, code="agent_raised", message="as asked")
-        else:
-            item = ResultItem(task_id, fence, True, Inline(fence.to_bytes(8)), ran_s=ran_s)
-        self.feed_worker(AttemptEnded(item))
-
-    # ---- coordinator ------------------------------------------------------------------
-
-    def take_office(self) -> None:
-        """Ask the log for an office; the log answers with everything as of then."""
-        self.leave_office()
-        life = self.office_life
-        op = Put(OFFICE_KEY, self.node_id)
-        self.swarm.propose(self, [op], lambda results: self._in_office(life, results[0][1]))
-
-    def _in_office(self, life: int, office: int) -> None:
-        swarm = self.swarm
-        if life != self.office_life or not self.up or swarm.ledger.data[OFFICE_KEY][1] != office:
-            return
-        ledger = swarm.ledger
-        removed = swarm.removed & COORDINATOR_GUARDS
-        rng = swarm.world.rng_for("coordinator")
-        machine = CoordinatorMachine(self.node_id, SWARM, CONFIG, rng, removed_guards=removed)
-        self.coordinator = machine
-        swarm.world.count("office")
-        members = tuple((n.node_id, swarm.liveness(n)) for n in swarm.nodes)
-        self.feed_coordinator(
-            TookOffice(
-                office,
-                1_000_000 + int(swarm.world.now * 1000),
-                tuple((decode_task(v), r) for _, v, r in ledger.rows(TASK_PREFIX)),
-                tuple((decode_assignment(v), r) for _, v, r in ledger.rows(ASSIGNMENT_PREFIX)),
-                tuple((decode_job(v), r) for _, v, r in ledger.rows(JOB_PREFIX)),
-                _AGENTS,
-                members,
-            )
-        )
-
-    def leave_office(self) -> None:
-        self.office_life += 1
-        self.coordinator = None
-        self.tags.clear()
-
-    def feed_coordinator(self, event: Event) -> None:
-        machine = self.coordinator
-        if machine is None or not self.up:
-            return
-        proposals: list[Propose] = []
-        for effect in machine.handle(event, self.swarm.world.now):
-            self._perform_coordinator(effect, proposals)
-        if proposals and self.coordinator is machine:
-            self._propose(proposals)
-
-    def _perform_coordinator(self, effect: Effect, proposals: list[Propose]) -> None:
-        swarm = self.swarm
-        if isinstance(effect, Propose):
-            proposals.append(effect)
-        elif isinstance(effect, Send):
-            swarm.network.send(self.node_id, effect.peer, effect.message)
-        elif isinstance(effect, SetTimer):
-            self._office_timer(effect.delay_s, effect.event)
-        elif isinstance(effect, Answer | Refuse):
-            waiting = self.tags.pop(effect.tag, None)
-            if waiting is not None:
-                waiting(effect.message if isinstance(effect, Answer) else None)
-        elif isinstance(effect, Confirm):
-            swarm.confirm(self, effect.tag)
-        elif isinstance(effect, NameItems):
-            names = swarm.manifests[effect.job_id]
-            self._office_timer(0.02, ItemsNamed(effect.job_id, names))
-        elif isinstance(effect, Collect):
-            self._office_timer(0.02, Collected(effect.job_id, Inline(b"\xc0")))
-        elif isinstance(effect, Resign):
-            swarm.world.count("resign")
-            self.leave_office()
-            if swarm.leader is self:
-                swarm.after(self, 0.05, self.take_office)
-
-    def _office_timer(self, delay_s: float, event: Event) -> None:
-        life = self.office_life
-
-        def due() -> None:
-            if life == self.office_life:
-                self.feed_coordinator(event)
-
-        self.swarm.after(self, delay_s, due)
-
-    def _propose(self, proposals: list[Propose]) -> None:
-        life = self.office_life
-
-        def done(results: list[tuple[bool, int]]) -> None:
-            if life != self.office_life:
-                return
-            commits = zip(proposals, results, strict=True)
-            rows = tuple(Commit(p.tag, ok, revision) for p, (ok, revision) in commits)
-            self.feed_coordinator(Committed(rows))
-
-        def unknown() -> None:
-            if life == self.office_life:
-                self.swarm.world.count("unknown_outcome")
-                self.leave_office()
-                if self.swarm.leader is self:
-                    self.take_office()
-
-        self.swarm.propose(self, [p.op for p in proposals], done, unknown)
-
-    def ask(self, make: Callable[[int], Event], answered: Callable[[Any], None]) -> None:
-        """A caller's request; it is never answered if this node is no coordinator."""
-        if self.coordinator is not None:
-            self._tag += 1
-            self.tags[self._tag] = answered
-            self.feed_coordinator(make(self._tag))
 
 
 class TaskWorld:
@@ -780,7 +423,7 @@ class TaskWorld:
         )
         for number in range(3):
             chain = stages[:2] if number == 1 else stages
-            spec = JobSpec(f"job{number}", f"j{number}", chain, _BLOB, 40)
+            spec = JobSpec(f"job{number}", f"j{number}", chain, BLOB, 40)
             job_id = job_id_of(SWARM, spec.key)
             self.manifests[job_id] = tuple(f"item{i}" for i in range(40))
             self.world.after(5.0 + 15.0 * number, self.submit_job, spec)
