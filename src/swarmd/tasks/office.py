@@ -208,12 +208,11 @@ class OfficeShell:
             TASKS.labels(state.value).set(0)
 
     async def _take_and_hold(self) -> None:
-        event = await self._take()
+        # Fed at once, and held by no name: an office is long, and these are all the records.
+        self.feed(await self._take())
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._holds = True
-            _log.info("took office", fence=event.office, tasks=len(event.tasks))
-            self.feed(event)
             nursery.start_soon(self._driver.run)
             nursery.start_soon(self._writer.run)
             nursery.start_soon(self._follow_members)
@@ -228,11 +227,13 @@ class OfficeShell:
         held = replica.get(OFFICE_KEY) if replica is not None else None
         if replica is None or held is None or held.mod_revision != office:
             raise Unavailable("the office was taken by another node")
+        tasks = tuple([row async for row in _scan(replica, TASK_PREFIX, decode_task)])
+        _log.info("took office", fence=office, tasks=len(tasks))
         members = self._membership.members()
         return e.TookOffice(
             office,
             self._store.store_time_ms(),
-            tuple([row async for row in _scan(replica, TASK_PREFIX, decode_task)]),
+            tasks,
             tuple([row async for row in _scan(replica, ASSIGNMENT_PREFIX, decode_assignment)]),
             tuple([row async for row in _scan(replica, JOB_PREFIX, decode_job)]),
             tuple([run_of(r) async for r, _ in _scan(replica, AGENT_PREFIX, decode_agent)]),
