@@ -7,8 +7,13 @@ of placing a task grows with the number of workers only.
 from __future__ import annotations
 
 import heapq
+import struct
+import sys
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
 
 from swarmd.base.ids import NodeId
 from swarmd.base.rng import Rng
@@ -28,6 +33,9 @@ from swarmd.tasks.spec import (
 )
 from swarmd.tasks.strategies import STRATEGIES, Candidate, TaskView
 from swarmd.tasks.workflow.machine import JobMachine
+
+# Of an ended task: when it was created and ended, in milliseconds, and what its record takes.
+_NUMBERS: Final = struct.Struct(">qqI")
 
 
 def bytes_of(record: TaskRecord) -> int:
@@ -74,7 +82,7 @@ class Seat:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A task. `record` is dropped once it is final; `revision` 0: not in the store yet."""
+    """A task that goes on. `revision` 0: not in the store yet."""
 
     task_id: str
     agent: str
@@ -82,7 +90,7 @@ class Entry:
     created_ms: int
     order: int
     state: State
-    record: TaskRecord | None
+    record: TaskRecord
     revision: int = 0
     attempt: int = 0
     fence: int = 0
@@ -96,8 +104,6 @@ class Entry:
     place: Place | None = None
     mode: Mode = Mode.DEFAULT
     avoid: bytes = b""
-    ended_ms: int = 0
-    kept_bytes: int = 0
     creators: list[tuple[Request, int, SubmittedItem]] = field(default_factory=list)
     cancellers: list[tuple[Request, int]] = field(default_factory=list)
 
@@ -105,10 +111,47 @@ class Entry:
     def final(self) -> bool:
         return self.state in FINAL
 
+
+class Ended(msgspec.Struct, frozen=True, gc=False):
+    """A task that ended; its record is in the store. Made by `ended_of`.
+
+    There are tens of thousands of these, so what is rarely asked for is packed: each number of
+    its own would take 32 bytes.
+    """
+
+    task_id: str
+    agent: str
+    state: State
+    place: Place | None
+    packed: bytes
+
     @property
-    def live_record(self) -> TaskRecord:
-        assert self.record is not None, f"task {self.task_id} is final"
-        return self.record
+    def created_ms(self) -> int:
+        return int(_NUMBERS.unpack_from(self.packed)[0])
+
+    @property
+    def ended_ms(self) -> int:
+        return int(_NUMBERS.unpack_from(self.packed)[1])
+
+    @property
+    def kept_bytes(self) -> int:
+        return int(_NUMBERS.unpack_from(self.packed)[2])
+
+    @property
+    def digest(self) -> bytes:
+        return self.packed[_NUMBERS.size :]
+
+
+def ended_of(record: TaskRecord) -> Ended:
+    """What is kept of a task whose record is final."""
+    assert record.final, f"task {record.task_id} goes on"
+    return Ended(
+        record.task_id,
+        sys.intern(record.spec.agent),
+        record.state,
+        record.spec.place,
+        _NUMBERS.pack(record.created_ms, record.ended_ms, bytes_of(record)) + record.digest,
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -155,7 +198,7 @@ class Desk:
 
     def push(self, entry: Entry) -> None:
         """Later stages of a job go first, so that items come through instead of piling up."""
-        record = entry.live_record
+        record = entry.record
         stage = entry.place.stage if entry.place is not None else 0
         row = (-record.spec.priority, -stage, entry.order, entry.round, entry)
         heapq.heappush(self.heap, row)
@@ -175,7 +218,7 @@ class Board:
 
     def __init__(self, config: TasksConfig, rng: Rng) -> None:
         self.config = config
-        self.tasks: dict[str, Entry] = {}
+        self.tasks: dict[str, Entry | Ended] = {}
         self.jobs: dict[str, Job] = {}
         self.desks: dict[str, Desk] = {}
         self.workers: dict[tuple[NodeId, bytes], Worker] = {}
@@ -183,7 +226,7 @@ class Board:
         self.members: dict[NodeId, Liveness] = {}
         self.counts: Counter[State] = Counter()
         self.open_jobs = 0
-        self.ended: deque[Entry] = deque()
+        self.ended: deque[Ended] = deque()
         self.ended_bytes = 0
         self.ended_jobs: deque[tuple[int, str]] = deque()
         self._rng = rng
@@ -196,7 +239,7 @@ class Board:
         return sum(self.counts[s] for s in (State.PENDING, State.ASSIGNED, State.RUNNING))
 
     def add(self, record: TaskRecord, revision: int) -> Entry:
-        """Index a task; a final one without its record."""
+        """Index a task that goes on."""
         self._order += 1
         entry = Entry(
             record.task_id,
@@ -205,45 +248,58 @@ class Board:
             record.created_ms,
             self._order,
             record.state,
-            None if record.final else record,
+            record,
             revision=revision,
             attempt=record.attempts,
             place=record.spec.place,
-            ended_ms=record.ended_ms,
-            kept_bytes=bytes_of(record) if record.final else 0,
+            mode=record.spec.mode or Mode.DEFAULT,
         )
-        entry.mode = record.spec.mode or Mode.DEFAULT
         self.tasks[record.task_id] = entry
         self.counts[record.state] += 1
         return entry
 
-    def retire(self, entry: Entry) -> None:
-        """The task is final and in nobody's way: retention may remove it, oldest first."""
-        self.ended.append(entry)
-        self.ended_bytes += entry.kept_bytes
+    def add_ended(self, record: TaskRecord) -> Ended:
+        """Index a task that ended before this office."""
+        ended = self.tasks[record.task_id] = ended_of(record)
+        self.counts[record.state] += 1
+        return ended
+
+    def live(self, task_id: str) -> Entry | None:
+        """The task if it goes on; None: it ended, or is unknown."""
+        found = self.tasks.get(task_id)
+        return found if isinstance(found, Entry) else None
+
+    def end(self, entry: Entry, record: TaskRecord) -> Ended:
+        """The task ended, by its final `record`: little is kept of it, in the same place."""
+        self.move(entry, record.state)
+        ended = self.tasks[entry.task_id] = ended_of(record)
+        return ended
+
+    def retire(self, ended: Ended) -> None:
+        """The task is in nobody's way: retention may remove it, oldest first."""
+        self.ended.append(ended)
+        self.ended_bytes += ended.kept_bytes
 
     def take_expired(self, oldest_ms: int, limit: int) -> list[str]:
         """Up to `limit` tasks that retention no longer covers; they count no more."""
         config, names = self.config, list[str]()
         while self.ended and len(names) < limit:
-            entry = self.ended[0]
-            if self.tasks.get(entry.task_id) is not entry:
-                self.ended.popleft()  # It went with its job.
-                self.ended_bytes -= entry.kept_bytes
-                continue
+            oldest = self.ended[0]
+            known = self.tasks.get(oldest.task_id) is oldest  # Else it went with its job.
             covered = (
-                entry.ended_ms > oldest_ms
+                oldest.ended_ms > oldest_ms
                 and len(self.ended) <= config.retention_tasks_max
                 and self.ended_bytes <= config.retention_bytes_max
             )
-            if covered:
+            if known and covered:
                 break
             self.ended.popleft()
-            self.ended_bytes -= entry.kept_bytes
-            names.append(entry.task_id)
+            self.ended_bytes -= oldest.kept_bytes
+            if known:
+                names.append(oldest.task_id)
         return names
 
-    def drop(self, entry: Entry) -> None:
+    def drop(self, entry: Entry | Ended) -> None:
         del self.tasks[entry.task_id]
         self.counts[entry.state] -= 1
 
@@ -347,7 +403,7 @@ class Board:
                 view.append(candidate)
         if not view:
             return None
-        record = entry.live_record
+        record = entry.record
         choose = STRATEGIES.get(record.spec.strategy or self.config.strategy)
         assert choose is not None, record.spec.strategy
         node_id = choose(TaskView(entry.agent, record.spec.priority, entry.avoid), view, self._rng)

@@ -27,7 +27,7 @@ from swarmd.base.ids import NodeId, task_id_of
 from swarmd.base.machine import Effect, Send, SetTimer
 from swarmd.base.rng import Rng
 from swarmd.state.raft.messages import Compare, Delete, Put, Txn
-from swarmd.tasks.board import Board, Entry, Request, Seat, bytes_of
+from swarmd.tasks.board import Board, Ended, Entry, Request, Seat
 from swarmd.tasks.config import TasksConfig
 from swarmd.tasks.events import Answer, Propose, Resign, RetryDue, TaskDone
 from swarmd.tasks.messages import (
@@ -193,7 +193,7 @@ class TaskFlow:
             if "content_check" in self._guards and known.digest != digest:
                 text = f"the key {spec.key!r} belongs to a task with another content"
                 item = SubmittedItem(task_id, code="idempotency_conflict", message=text)
-            elif known.revision == 0 and known.busy:
+            elif isinstance(known, Entry) and known.revision == 0 and known.busy:
                 known.creators.append((request, index, SubmittedItem(task_id)))
                 return
             else:
@@ -251,7 +251,7 @@ class TaskFlow:
         self._propose_for(
             entry,
             self._absent(entry),
-            (Put(task_key(entry.task_id), encode_record(entry.live_record)),),
+            (Put(task_key(entry.task_id), encode_record(entry.record)),),
             settle,
         )
 
@@ -275,7 +275,7 @@ class TaskFlow:
     def _assign(self, entry: Entry, seat: Seat) -> None:
         """Grant an attempt; its fence is the revision of the grant."""
         worker = seat.worker
-        record = entry.live_record
+        record = entry.record
         fresh = entry.revision == 0
         self.board.occupy(entry, seat)
         attempt = record.attempts + 1
@@ -309,7 +309,7 @@ class TaskFlow:
     def send_assign(self, entry: Entry) -> None:
         """Send the attempt that is out to its worker, for the first time or again."""
         run = self.board.desk(entry.agent).run
-        worker, record = entry.worker, entry.live_record
+        worker, record = entry.worker, entry.record
         if run is None or worker is None:
             return
         entry.sent_at = self.now
@@ -327,7 +327,7 @@ class TaskFlow:
 
     def take_result(self, node: NodeId, boot: bytes, item: ResultItem) -> None:
         """An attempt ended. A result whose fence is not the current one is settled unread."""
-        entry = self.board.tasks.get(item.task_id)
+        entry = self.board.live(item.task_id)
         if entry is None or not self._is_current(entry, item.fence):
             self.settle_fence(node, boot, item.fence)
             return
@@ -340,13 +340,13 @@ class TaskFlow:
             self._fail(entry, item.code or "task_failed", item.message)
 
     def _is_current(self, entry: Entry, fence: int) -> bool:
-        if entry.final or entry.fence == 0:
+        if entry.fence == 0:
             return False
         return entry.fence == fence or "fence_check" not in self._guards
 
     def take_back(self, node: NodeId, boot: bytes, item: HandedItem) -> None:
         """A worker gave an attempt back unfinished."""
-        entry = self.board.tasks.get(item.task_id)
+        entry = self.board.live(item.task_id)
         if entry is None or not self._is_current(entry, item.fence):
             self.settle_fence(node, boot, item.fence)
         elif entry.busy:
@@ -379,7 +379,7 @@ class TaskFlow:
             self._retry(entry, code, message, self._retry_delay_s(entry.attempt))
 
     def _retry(self, entry: Entry, code: str, message: str, delay_s: float) -> None:
-        attempts_max = self.board.attempts_max(entry.live_record)
+        attempts_max = self.board.attempts_max(entry.record)
         if entry.attempt >= attempts_max and "attempt_bound" in self._guards:
             state = State.DEAD if attempts_max > 1 else State.FAILED
             self._end(entry, state, code=code, message=message)
@@ -397,7 +397,7 @@ class TaskFlow:
     ) -> None:
         """Take the attempt back; the task waits again, after `delay_s` seconds."""
         self._free_room(entry)
-        record = entry.live_record
+        record = entry.record
         story = record.story if note is None else (*record.story, note)[-STORY_NOTES_MAX:]
         record = msgspec.structs.replace(record, attempts=attempts, story=story)
         if note is not None:
@@ -424,7 +424,7 @@ class TaskFlow:
         )
 
     def retry_due(self, event: RetryDue) -> None:
-        entry = self.board.tasks.get(event.task_id)
+        entry = self.board.live(event.task_id)
         if entry is None or entry.busy or entry.state is not State.PENDING:
             return
         if "stale_timer" in self._guards and entry.round != event.round:
@@ -464,7 +464,7 @@ class TaskFlow:
     ) -> None:
         """Write the task's final record."""
         self._free_room(entry)
-        record = entry.live_record
+        record = entry.record
         out = entry.fence != 0
         final = msgspec.structs.replace(
             record,
@@ -483,13 +483,10 @@ class TaskFlow:
             ops = (*ops, Delete(assignment_key(entry.task_id)))
 
         def settle(revision: int) -> None:
-            entry.revision = revision
-            entry.record, entry.ended_ms = None, final.ended_ms
-            entry.kept_bytes = bytes_of(final)
             self._forget_attempt(entry)
-            self.board.move(entry, state)
+            ended = self.board.end(entry, final)
             self.out.append(TaskDone(final))
-            self.task_ended(entry, final)
+            self.task_ended(ended, final)
 
         self._propose_for(entry, self._holds(entry), ops, settle)
 
@@ -499,9 +496,9 @@ class TaskFlow:
             return msgspec.structs.replace(spec, payload=_EMPTY)
         return spec
 
-    def task_ended(self, entry: Entry, record: TaskRecord) -> None:
+    def task_ended(self, ended: Ended, record: TaskRecord) -> None:
         """A task is final in the store. Jobs extend this."""
-        self.board.retire(entry)
+        self.board.retire(ended)
 
     # ---- cancel -----------------------------------------------------------------------
 
@@ -510,19 +507,19 @@ class TaskFlow:
         if not task_ids:
             self.out.append(Answer(tag, Cancelled(())))
         for index, task_id in enumerate(task_ids):
-            entry = self.board.tasks.get(task_id)
-            if entry is None:
+            found = self.board.tasks.get(task_id)
+            if found is None:
                 item = CancelledItem(task_id, "", "not_found", f"no task has the id {task_id}")
                 self._fill_cancel(request, index, item)
-                continue
-            entry.cancellers.append((request, index))
-            self.cancel(entry)
+            elif isinstance(found, Ended) and "cancel_finality" in self._guards:
+                self._fill_cancel(request, index, CancelledItem(task_id, found.state.value))
+            else:
+                assert isinstance(found, Entry), f"task {task_id} has ended"
+                found.cancellers.append((request, index))
+                self.cancel(found)
 
     def cancel(self, entry: Entry) -> None:
-        """End the task `cancelled` unless it is final; the store decides which came first."""
-        if entry.final and "cancel_finality" in self._guards:
-            self._answer_cancellers(entry)
-            return
+        """End the task `cancelled`; if it was about to end, the store decides which came first."""
         entry.cancelling = True
         if entry.busy:
             return

@@ -15,7 +15,7 @@ from swarmd.base.errors import SwarmError
 from swarmd.base.ids import job_id_of
 from swarmd.base.machine import Effect, SetTimer
 from swarmd.state.raft.messages import Compare, Put
-from swarmd.tasks.board import Entry, Job
+from swarmd.tasks.board import Ended, Job
 from swarmd.tasks.events import (
     Answer,
     Collect,
@@ -148,11 +148,11 @@ class JobFlow(TaskFlow):
 
     # ---- driving ----------------------------------------------------------------------
 
-    def task_ended(self, entry: Entry, record: TaskRecord) -> None:
+    def task_ended(self, ended: Ended, record: TaskRecord) -> None:
         """A task is final in the store: its job moves on."""
-        job = self.board.jobs.get(entry.place.job_id) if entry.place is not None else None
+        job = self.board.jobs.get(ended.place.job_id) if ended.place is not None else None
         if job is None or job.record.final:
-            super().task_ended(entry, record)
+            super().task_ended(ended, record)
             return
         self._perform_job(job, self.note_ended(job, record))
         self.out.append(JobMoved(job.record.job_id))
@@ -256,13 +256,11 @@ class JobFlow(TaskFlow):
         board.open_jobs -= 1
         board.ended_jobs.append((job.record.ended_ms, job_id))
         for task_id in job.children:
-            entry = board.tasks.get(task_id)
-            if entry is None:
-                continue
-            if entry.final:
-                board.retire(entry)
-            else:
-                self.cancel(entry)
+            found = board.tasks.get(task_id)
+            if isinstance(found, Ended):
+                board.retire(found)
+            elif found is not None:
+                self.cancel(found)
         for tag in job.cancellers:
             self.out.append(Answer(tag, SeenJobs((self.job_view(job),))))
         job.cancellers.clear()

@@ -25,7 +25,7 @@ from typing import Any, Final
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect, Event, Send, SetTimer
 from swarmd.state.raft.messages import Delete
-from swarmd.tasks.board import Entry, Worker
+from swarmd.tasks.board import Ended, Entry, Worker
 from swarmd.tasks.events import (
     AgentChanged,
     CancelAsked,
@@ -122,37 +122,40 @@ class CoordinatorMachine(JobFlow):
 
     def _take_tasks(self, event: TookOffice) -> None:
         board = self.board
-        orphans = []
-        ended: list[Entry] = []
+        orphans: list[Entry] = []
+        retired: list[Ended] = []
         for record, revision in sorted(
             event.tasks, key=lambda row: (row[0].created_ms, row[0].task_id)
         ):
-            entry = board.add(record, revision)
             place = record.spec.place
             job = board.jobs.get(place.job_id) if place is not None else None
             if job is not None:
                 job.children.append(record.task_id)
-            if job is not None and not job.record.final:
-                if record.final:
+            goes_on = job is not None and not job.record.final
+            if record.final:
+                ended = board.add_ended(record)
+                if job is not None and goes_on:
                     self.note_ended(job, record)
-            elif record.final:
-                ended.append(entry)
-            elif place is not None:
+                else:
+                    retired.append(ended)
+                continue
+            entry = board.add(record, revision)
+            if place is not None and not goes_on:
                 orphans.append(entry)  # Its job has ended: it may not go on.
-        for entry in sorted(ended, key=lambda entry: (entry.ended_ms, entry.task_id)):
-            board.retire(entry)
+        for ended in sorted(retired, key=lambda one: (one.ended_ms, one.task_id)):
+            board.retire(ended)
         for grant, revision in event.assignments:
-            held = board.tasks.get(grant.task_id)
-            if held is None or held.final:
+            held = board.live(grant.task_id)
+            if held is None:
                 continue  # Its task's record could not be read, and is left alone with it.
             worker = board.worker(NodeId(grant.node), grant.boot, self.now)
             held.attempt, held.fence, held.worker = grant.attempt, revision, worker
             worker.fences[revision] = held
             board.occupy(held, board.seat(worker, held.agent))
             board.move(held, State.ASSIGNED)
-        for entry in board.tasks.values():
-            if entry.state is State.PENDING:
-                self.enqueue(entry)
+        for waiting in board.tasks.values():
+            if isinstance(waiting, Entry) and waiting.state is State.PENDING:
+                self.enqueue(waiting)
         for entry in orphans:
             self.cancel(entry)
 
@@ -339,7 +342,7 @@ class CoordinatorMachine(JobFlow):
             # Its tasks go first: under the same key the job may come again, and so do their ids.
             children = [t for t in board.jobs[job_id].children if t in board.tasks]
             if children:
-                ended = [t for t in children if board.tasks[t].final]
+                ended = [t for t in children if isinstance(board.tasks[t], Ended)]
                 for start in range(0, len(ended), _PURGE_TASKS_PER_WRITE):
                     self._purge_tasks(ended[start : start + _PURGE_TASKS_PER_WRITE])
                 break
@@ -352,9 +355,9 @@ class CoordinatorMachine(JobFlow):
         def settle(revision: int) -> None:
             self._purging -= 1
             for name in names:
-                entry = self.board.tasks.get(name)
-                if entry is not None and entry.final:
-                    self.board.drop(entry)
+                ended = self.board.tasks.get(name)
+                if isinstance(ended, Ended):
+                    self.board.drop(ended)
 
         self.propose((), tuple(Delete(task_key(name)) for name in names), settle)
 

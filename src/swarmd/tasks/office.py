@@ -38,7 +38,7 @@ from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED, TASKS
 from swarmd.state.raft.messages import Put
 from swarmd.tasks import events as e
-from swarmd.tasks.board import Entry
+from swarmd.tasks.board import Ended, Entry
 from swarmd.tasks.config import TasksConfig
 from swarmd.tasks.gathering import as_value, compose, gather_rows
 from swarmd.tasks.machine import CoordinatorMachine
@@ -208,12 +208,11 @@ class OfficeShell:
             TASKS.labels(state.value).set(0)
 
     async def _take_and_hold(self) -> None:
-        event = await self._take()
+        # Fed at once, and held by no name: an office is long, and these are all the records.
+        self.feed(await self._take())
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._holds = True
-            _log.info("took office", fence=event.office, tasks=len(event.tasks))
-            self.feed(event)
             nursery.start_soon(self._driver.run)
             nursery.start_soon(self._writer.run)
             nursery.start_soon(self._follow_members)
@@ -228,11 +227,13 @@ class OfficeShell:
         held = replica.get(OFFICE_KEY) if replica is not None else None
         if replica is None or held is None or held.mod_revision != office:
             raise Unavailable("the office was taken by another node")
+        tasks = tuple([row async for row in _scan(replica, TASK_PREFIX, decode_task)])
+        _log.info("took office", fence=office, tasks=len(tasks))
         members = self._membership.members()
         return e.TookOffice(
             office,
             self._store.store_time_ms(),
-            tuple([row async for row in _scan(replica, TASK_PREFIX, decode_task)]),
+            tasks,
             tuple([row async for row in _scan(replica, ASSIGNMENT_PREFIX, decode_assignment)]),
             tuple([row async for row in _scan(replica, JOB_PREFIX, decode_job)]),
             tuple([run_of(r) async for r, _ in _scan(replica, AGENT_PREFIX, decode_agent)]),
@@ -285,7 +286,7 @@ class OfficeShell:
     def _send_held(self, job_id: str) -> None:
         """The job's items are known: send what waited for them, unless it is outdated."""
         for peer, message in self._held.pop(job_id, ()):
-            entry = self.machine.board.tasks.get(message.items[0].task_id)
+            entry = self.machine.board.live(message.items[0].task_id)
             if entry is not None and entry.fence == message.items[0].fence:
                 self._send(Send(peer, message))
 
@@ -462,13 +463,12 @@ class OfficeShell:
         watcher = Watcher(len(entries))
         self._waiting.append(watcher)
         for entry in entries:
-            record = self.record(entry.task_id) if entry.final else None
-            if record is not None:
-                watcher.tell(record)
-            elif entry.final:
-                watcher.missing -= 1  # Removed in this moment.
-            else:
+            if isinstance(entry, Entry):
                 self._watchers.setdefault(entry.task_id, []).append(watcher)
+            elif (record := self.record(entry.task_id)) is not None:
+                watcher.tell(record)
+            else:
+                watcher.missing -= 1  # Removed in this moment.
         return watcher, missing
 
     def unwatch(self, watcher: Watcher, task_ids: Iterable[str]) -> None:
@@ -510,7 +510,7 @@ class OfficeShell:
             return Seen(tuple(self._views(found[: ask.limit], whole=len(ask.task_ids) == 1)))
         page: list[TaskView] = []
         size = 0
-        last: Entry | None = None
+        last: Entry | Ended | None = None
         for entry in self._older_than(ask.after):
             if not _matches(entry, ask):
                 continue
@@ -522,7 +522,7 @@ class OfficeShell:
             last = entry
         return Seen(tuple(page))
 
-    def _older_than(self, after: str) -> Iterable[Entry]:
+    def _older_than(self, after: str) -> Iterable[Entry | Ended]:
         tasks = self.machine.board.tasks
         newest_first = reversed(tasks.values())
         if not after:
@@ -530,26 +530,29 @@ class OfficeShell:
         created, _, task_id = after.partition("-")
         last = tasks.get(task_id)
         if last is not None:
-            return (entry for entry in newest_first if entry.order < last.order)
+            from_last_on = itertools.dropwhile(lambda entry: entry is not last, newest_first)
+            return itertools.islice(from_last_on, 1, None)
         if not (created.isascii() and created.isdigit() and len(created) <= _STAMP_DIGITS):
             raise BadRequest("this is no place where a page of tasks ended")
         created_ms = int(created)
         return (entry for entry in newest_first if entry.created_ms < created_ms)
 
-    def _views(self, entries: Sequence[Entry], *, whole: bool = False) -> Iterable[TaskView]:
+    def _views(
+        self, entries: Sequence[Entry | Ended], *, whole: bool = False
+    ) -> Iterable[TaskView]:
         for entry in entries:
-            record = entry.record or self.record(entry.task_id)
+            record = entry.record if isinstance(entry, Entry) else self.record(entry.task_id)
             if record is None:
                 continue
             if not whole:
                 record = _for_lists(record)
-            if entry.final:
-                yield TaskView(record, entry.state, record.attempts, record.node, record.fence)
-            else:
+            if isinstance(entry, Entry):
                 out = entry.state is not State.PENDING
                 node = entry.worker.node if out and entry.worker is not None else b""
                 attempts = entry.attempt if out else record.attempts
                 yield TaskView(record, entry.state, attempts, node, entry.fence)
+            else:
+                yield TaskView(record, entry.state, record.attempts, record.node, record.fence)
 
     def job_views(self, job_id: str, limit: int) -> tuple[JobView, ...]:
         """The job named, or the newest ones. Raises NotFound."""
@@ -615,7 +618,7 @@ def _for_lists(record: TaskRecord) -> TaskRecord:
     return msgspec.structs.replace(record, spec=spec, result=None, story=(), message=message)
 
 
-def _matches(entry: Entry, ask: Look) -> bool:
+def _matches(entry: Entry | Ended, ask: Look) -> bool:
     if ask.state and entry.state != ask.state:
         return False
     if ask.agent and entry.agent != ask.agent:

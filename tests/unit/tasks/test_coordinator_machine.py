@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import msgspec
 import pytest
 from taskbench import AGENTS, BOOT, CONFIG, A, B, Bench, C, assigned, id_of, sends, spec, timers
 
 from swarmd.base.ids import job_id_of
 from swarmd.state.blobs.messages import BlobRef
+from swarmd.tasks.board import bytes_of, ended_of
 from swarmd.tasks.events import (
     AgentChanged,
     Answer,
@@ -37,9 +40,11 @@ from swarmd.tasks.spec import (
     Inline,
     JobSpec,
     JobState,
+    Place,
     StageKind,
     StageSpec,
     State,
+    TaskRecord,
     child_id,
     decode_job,
     job_key,
@@ -387,6 +392,24 @@ def test_retention_counts_the_bytes_that_voters_hold() -> None:
     assert [bench.ledger.task(id_of(k)) is None for k in ("k0", "k1", "k2")] == [True, False, False]
     later = Bench(ledger=bench.ledger, config=bench.machine.config)
     assert later.machine.board.ended_bytes == bench.machine.board.ended_bytes > 20_000
+
+
+def test_little_is_kept_of_a_task_that_ended() -> None:
+    place = Place("job", 2, 7)
+    asked = msgspec.structs.replace(spec("k"), place=place)
+    record = TaskRecord("id", asked, b"d" * 16, 2**41, State.DEAD, ended_ms=2**41 + 1)
+    ended = ended_of(record)
+    assert (ended.task_id, ended.agent, ended.state, ended.place) == (
+        "id",
+        asked.agent,
+        State.DEAD,
+        place,
+    )
+    assert (ended.created_ms, ended.ended_ms, ended.digest) == (2**41, 2**41 + 1, b"d" * 16)
+    assert ended.kept_bytes == bytes_of(record)
+    assert sys.getsizeof(ended) + sys.getsizeof(ended.packed) < 150
+    with pytest.raises(AssertionError, match="goes on"):
+        ended_of(msgspec.structs.replace(record, state=State.RUNNING))
 
 
 def test_retention_ends_with_time() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import aclosing
 from typing import Any
 
@@ -234,6 +235,25 @@ async def test_results_and_jobs_survive_the_coordinator(autojump_clock: MockCloc
         views = [view async for view in swarm.nodes["a"].job_events(job.job_id)]
         assert views[-1].state is JobState.SUCCEEDED
         assert await value_of(swarm, views[-1].result) == list(range(50))
+
+
+async def test_an_office_holds_no_records_of_tasks_that_ended(autojump_clock: MockClock) -> None:
+    """They are in the store; an office that held those it began with took twice their memory."""
+
+    def held() -> set[str]:
+        gc.collect()
+        return {one.task_id for one in gc.get_objects() if isinstance(one, TaskRecord)}
+
+    async with swarm_of("a", "b") as swarm:
+        ids = await submit(swarm.nodes["a"], [task(i, f"k{i}") for i in range(5)])
+        await finals(swarm.nodes["a"], ids)
+        await trio.sleep(5.0)
+        assert not held() & set(ids)
+        swarm.log.lead(swarm.id_of("b"))
+        await trio.sleep(5.0)
+        assert swarm.nodes["b"].in_office
+        assert not held() & set(ids)
+        assert (await swarm.nodes["b"].get(ids[0])).state is State.SUCCEEDED
 
 
 async def test_an_office_denies_no_task_while_it_begins(autojump_clock: MockClock) -> None:
