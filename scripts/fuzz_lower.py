@@ -29,7 +29,14 @@ from swarmd.base.disk import open_body, seal_body
 from swarmd.base.errors import SwarmError
 from swarmd.base.ids import NodeId, to_text
 from swarmd.base.rng import make_rng
-from swarmd.base.sealed_file import HEADER_BYTES, Sealing, open_file, seal_file
+from swarmd.base.sealed_file import (
+    HEADER_BYTES,
+    BytesReader,
+    Sealing,
+    open_file,
+    open_part,
+    seal_file,
+)
 from swarmd.identity.api_keys import api_key_hash, new_api_key
 from swarmd.identity.authority import CREDENTIAL_MS, Admission, AuthorityState
 from swarmd.identity.entries import (
@@ -183,6 +190,12 @@ def sealed() -> Iterator[Target]:
         always(lambda raw: open_file(key, "raft", raw, source="f")),
         [grown, sealing.whole(b"three"), seal_file(key, "raft", b"")],
         covers=("base.sealed_file.open_file", "base.sealed_file.read_header"),
+    )
+    yield Target(
+        "base.sealed.part",
+        always(lambda raw: open_part(key, "raft", BytesReader(raw), 1, 9, source="f")),
+        [sealing.whole(b"three")],
+        covers=("base.sealed_file.open_part",),
     )
 
 

@@ -36,7 +36,7 @@ SEALED_MAGIC: Final = b"SWRS"
 # What a box has besides the data, and how a sealer's key is named.
 BOX_BYTES_EXTRA: Final = 40
 SEALER_ID_BYTES: Final = 16
-FRAME_BODY_BYTES_MAX: Final = 64 * KIB
+FRAME_BODY_BYTES_MAX: Final = 256 * KIB
 _FORMAT: Final = 1
 _SALT_BYTES: Final = 16
 _HEAD: Final = struct.Struct(f">4sH{SEALER_ID_BYTES}s{_SALT_BYTES}s")
@@ -161,9 +161,55 @@ def sealed_size(size: int) -> int:
     return HEADER_BYTES + count * FRAME_BYTES_EXTRA + size
 
 
+def plain_size(size: int) -> int | None:
+    """How much a file of `size` bytes holds that came at once; None: no such file is that long."""
+    rest = size - HEADER_BYTES
+    count = -(-rest // (FRAME_BODY_BYTES_MAX + FRAME_BYTES_EXTRA))
+    held = rest - count * FRAME_BYTES_EXTRA
+    return held if rest >= 0 and held >= 0 and sealed_size(held) == size else None
+
+
 def seal_file(sealer: Sealer, room: str, data: bytes) -> bytes:
     """The content of a file that holds `data`, to be written at once."""
     return Sealing(sealer, room).whole(data)
+
+
+def seal_pieces(sealer: Sealer, room: str, reader: DiskReader) -> Iterator[bytes]:
+    """The same of what `reader` reads, in pieces."""
+    sealing, size = Sealing(sealer, room), sealed_size(reader.size)
+    yield sealing.header(size)
+    position = HEADER_BYTES
+    for offset in range(0, reader.size, FRAME_BODY_BYTES_MAX):
+        raw = sealing.frames(reader.read(offset, FRAME_BODY_BYTES_MAX), position, size)
+        position += len(raw)
+        yield raw
+
+
+def open_part(
+    sealer: Sealer, room: str, file: DiskReader, offset: int, size: int, *, source: str
+) -> bytes:
+    """Up to `size` bytes from `offset` on of a file that came at once; no more of it is opened.
+
+    Raises:
+        CorruptFile: what is asked for is damaged, or it is no such file.
+        DiskFault: it cannot be read.
+    """
+    sealing, _ = read_header(sealer, room, file.read(0, HEADER_BYTES), source=source)
+    held = plain_size(file.size) or 0
+    stop = min(offset + size, held)
+    parts = []
+    while offset < stop:
+        number, begin = divmod(offset, FRAME_BODY_BYTES_MAX)
+        position = sealed_size(number * FRAME_BODY_BYTES_MAX)
+        start = number * FRAME_BODY_BYTES_MAX
+        frame = Frame(position, min(FRAME_BODY_BYTES_MAX, held - start), start)
+        box = file.read(position + _FRAME_HEAD_BYTES, frame.length + BOX_BYTES_EXTRA)
+        body = sealing.body(frame, box)
+        if body is None:
+            raise CorruptFile(f"{source} is damaged at byte {position}")
+        parts.append(body[begin : begin + stop - offset])
+        offset += len(parts[-1])
+    return b"".join(parts)
 
 
 def open_file(sealer: Sealer, room: str, raw: bytes, *, source: str) -> bytes:
