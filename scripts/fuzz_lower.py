@@ -29,6 +29,14 @@ from swarmd.base.disk import open_body, seal_body
 from swarmd.base.errors import SwarmError
 from swarmd.base.ids import NodeId, to_text
 from swarmd.base.rng import make_rng
+from swarmd.base.sealed_file import (
+    HEADER_BYTES,
+    BytesReader,
+    Sealing,
+    open_file,
+    open_part,
+    seal_file,
+)
 from swarmd.identity.api_keys import api_key_hash, new_api_key
 from swarmd.identity.authority import CREDENTIAL_MS, Admission, AuthorityState
 from swarmd.identity.entries import (
@@ -50,6 +58,7 @@ from swarmd.identity.genesis import decode_genesis, encode_genesis
 from swarmd.identity.heads import HEAD_DOMAIN, Head, sign_head, verify_head
 from swarmd.identity.keys import Aead, certificate_public_key
 from swarmd.identity.requests import REQUEST_DOMAIN, open_request, sign_request
+from swarmd.identity.sealing import SealingKey
 from swarmd.identity.sessions import Session, issue_session, read_session
 from swarmd.identity.signing import sign_envelope, verify_envelope
 from swarmd.identity.tokens import decode_token
@@ -169,6 +178,25 @@ def _entries() -> list[Message]:
         Approve(REQUEST, ("worker",), nonce),
         Renew(KEYS[0].key_id, CREDENTIAL_MS),
     ]
+
+
+def sealed() -> Iterator[Target]:
+    key = SealingKey(b"k" * 32)
+    sealing = Sealing(key, "raft", b"s" * 16)
+    grown = sealing.header(0) + sealing.frames(b"one", HEADER_BYTES, 0)
+    grown += sealing.frames(b"two" * 30, len(grown), len(grown))
+    yield Target(
+        "base.sealed",
+        always(lambda raw: open_file(key, "raft", raw, source="f")),
+        [grown, sealing.whole(b"three"), seal_file(key, "raft", b"")],
+        covers=("base.sealed_file.open_file", "base.sealed_file.read_header"),
+    )
+    yield Target(
+        "base.sealed.part",
+        always(lambda raw: open_part(key, "raft", BytesReader(raw), 1, 9, source="f")),
+        [sealing.whole(b"three")],
+        covers=("base.sealed_file.open_part",),
+    )
 
 
 def identity() -> Iterator[Target]:

@@ -46,6 +46,10 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     # Folder of the node's key, journals, blobs and agents; one per daemon. Empty:
     # /var/lib/swarmd as root, otherwise $XDG_DATA_HOME/swarmd.
     data_folder: str = ""
+    # File with the key that all of the data folder is sealed under, made by `swarmd data-key new`
+    # and kept elsewhere: a systemd credential, a USB stick. Empty: the folder is in clear. A folder
+    # that is in clear is sealed at the next start; without its key a sealed one is refused.
+    data_key_file: str = ""
     # Folder where `swarmd --init` writes the admin and recovery keys, outside the data folder,
     # so that a copied data folder admits nobody. Empty: /etc/swarmd as root, otherwise
     # $XDG_CONFIG_HOME/swarmd.
@@ -137,6 +141,11 @@ class Config:
             if self.node.data_folder
             else (folders.data_folder())
         )
+
+    @property
+    def data_key_file(self) -> Path | None:
+        given = self.node.data_key_file
+        return Path(given).expanduser() if given else None
 
     @property
     def keys_folder(self) -> Path:

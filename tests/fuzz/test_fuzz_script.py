@@ -37,6 +37,7 @@ OTHERS = {
     "cli.common.read_duration_s": "what a person types; tested as such",
     "cli.inputs.read_inputs": "lists files",
     "cli.job_file.load_job_file": "reads a file for parse_job",
+    "identity.keys.read_private_file": "reads a file of this host; open_body judges what it holds",
     "gateway.http.read_body": "reads a request's body within its bounds",
     "gateway.service.open_gateway": "opens a room",
     "base.tls_http.read_fingerprints": "what a person types; tested as such",

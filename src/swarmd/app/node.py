@@ -28,7 +28,7 @@ from swarmd.agents.opening import Environments
 from swarmd.agents.service import open_agents
 from swarmd.agents.supervisor import open_supervisor
 from swarmd.app.control import WAYS_IN, NodeControl
-from swarmd.app.folder import DataFolder, claim
+from swarmd.app.folder import DataFolder, claim, load_data_key
 from swarmd.app.renewal import Renewal
 from swarmd.app.start import Beginning, begin, check_mode
 from swarmd.app.watch import watch_events
@@ -43,6 +43,7 @@ from swarmd.gateway.access.service import open_access
 from swarmd.gateway.service import Gateway, open_gateway
 from swarmd.gateway.services import Services
 from swarmd.identity.entries import Admit, open_entry
+from swarmd.identity.sealing import SealingKey
 from swarmd.mesh.service import Mesh, open_mesh
 from swarmd.mesh.swim.service import MemberState
 from swarmd.observe import log, metrics
@@ -59,7 +60,8 @@ DRAIN_S: Final = 8.0
 GOODBYE_S: Final = 2.0
 SETTLE_S: Final = 1.0
 FIRST_ENTRY_TIMEOUT_S: Final = 30.0
-_AGENTS: Final = "agents"
+# Longest time between two lines of progress while the data folder is sealed.
+SEALING_TOLD_S: Final = 600
 _BUNDLES: Final = "bundles"
 
 _log = log.get_logger("app")
@@ -72,21 +74,31 @@ def run(config: Config, start: StartMode) -> int:
         SwarmError: the node could not start, or had to end; one sentence says why.
     """
     check_mode(start)
-    folder = claim(config.data_folder)
+    log.configure(
+        config.node.log_level, json=config.node.log_format == "json", node=config.node_name
+    )
+    folder = claim(config.data_folder, _data_key(config), _tell_sealing)
     try:
-        log.configure(
-            config.node.log_level,
-            json=config.node.log_format == "json",
-            node=config.node_name,
-        )
-        _log.info("starting", version=__version__, node_id=short(folder.key.key_id))
-        accounts = Accounts(config.agents, folder.path / _AGENTS / _BUNDLES)
+        sealed = "data sealed" if folder.sealer is not None else "data in clear"
+        _log.info("starting", version=__version__, node_id=short(folder.key.key_id), folder=sealed)
+        accounts = Accounts(config.agents, folder.agents / _BUNDLES)
         trio.run(_main, config, folder, accounts, start)
     except BaseExceptionGroup as group:
         raise _cause(group) from group
     finally:
         folder.close()
     return 0
+
+
+def _data_key(config: Config) -> SealingKey | None:
+    file = config.data_key_file
+    return None if file is None else load_data_key(file, config.data_folder)
+
+
+def _tell_sealing(line: str) -> None:
+    _log.warning(line)
+    # It may take longer than the service manager waits for a start.
+    _notify(f"STATUS={line}\nEXTEND_TIMEOUT_USEC={SEALING_TOLD_S * 1_000_000}")
 
 
 def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -113,6 +125,7 @@ async def _main(config: Config, folder: DataFolder, accounts: Accounts, start: S
         clock=clock,
         started_at=clock.now(),
         metrics=metrics.render,
+        sealer=folder.sealer,
     )
     trio.lowlevel.add_instrument(LoopWatch())
     async with trio.open_nursery() as nursery:
@@ -236,6 +249,7 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
                     config.audit,
                     services.clock,
                     derive(node.rng, "audit"),
+                    folder.sealer,
                 ) as services.audit,
                 watch_events(services.audit, store, services.name_of),
             ):
@@ -249,7 +263,7 @@ async def _open_work(
 ) -> AsyncIterator[Tasks]:
     """The upper half: blobs, agents and tasks."""
     config, services, link = node.config, node.services, mesh.link
-    agents_folder, accounts = node.folder.path / _AGENTS, node.accounts
+    agents_folder, accounts = node.folder.agents, node.accounts
     async with AsyncExitStack() as opened:
         services.blobs = blobs = await opened.enter_async_context(
             open_blobs(
@@ -261,11 +275,12 @@ async def _open_work(
                 members=lambda: _remaining(mesh),
                 alive=lambda: tuple(mesh.membership.alive()),
                 referenced=lambda: current_references(store),
+                sealer=node.folder.sealer,
             )
         )
         control.blobs = blobs
         if accounts.own:
-            node.folder.let_through(_AGENTS)
+            node.folder.let_agents_through()
         assert services.secrets is not None, "the lower half is open"
         secrets = services.secrets
         bundles = BundleCache(agents_folder / _BUNDLES, blobs, group=accounts.group)

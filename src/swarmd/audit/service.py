@@ -46,6 +46,7 @@ from swarmd.audit.store import AuditFolder
 from swarmd.base.clock import Clock
 from swarmd.base.errors import Busy, DiskFault, SwarmError
 from swarmd.base.rng import Rng, derive
+from swarmd.base.sealed_file import Sealer
 from swarmd.identity.keys import SigningKey
 from swarmd.mesh.link import Link
 from swarmd.observe.log import get_logger
@@ -265,13 +266,17 @@ async def open_audit(
     config: AuditConfig,
     clock: Clock,
     rng: Rng,
+    sealer: Sealer | None = None,
 ) -> AsyncIterator[Audit]:
     """Keep the audit log for as long as the block runs; what was noted by its end is written.
+
+    Args:
+        sealer: of the data folder, if it is sealed.
 
     Raises:
         DiskFault: the folder cannot be used.
     """
-    files = AuditFolder(folder)
+    files = AuditFolder(folder, sealer)
     await trio.to_thread.run_sync(files.open_file)
     shelf = Shelf(files, trust, key, config, clock)
     writers = {one: _writer_of(files, key, trust.swarm_id, one) for one in STREAMS}

@@ -10,6 +10,8 @@ written behind what a crash may have left. What a crash left torn at the end of 
 when the folder is opened; anywhere else a frame that does not fit its checksum is damage, which is
 shown to whoever reads, as it is, and is never cut off or hidden: the seals tell what it was.
 
+In a sealed data folder what a frame carries is sealed, and so are floors and forks (`sealed.py`).
+
 All that ends in `_file` blocks and is called from one thread at a time.
 """
 
@@ -44,11 +46,13 @@ from swarmd.audit.records import (
     decode_seal,
     hashes_of,
 )
+from swarmd.audit.sealed import open_batch, read_small, seal_batch, write_small
 from swarmd.base.disk import open_body, seal_body
 from swarmd.base.errors import BadRequest, DiskFault, SwarmError
-from swarmd.base.files import sync_folder, write_atomically
+from swarmd.base.files import sync_folder
 from swarmd.base.ids import ID_BYTES, from_text, to_text
 from swarmd.base.limits import MIB
+from swarmd.base.sealed_file import BOX_BYTES_EXTRA, Sealer
 from swarmd.observe.log import get_logger
 
 SEGMENT_BYTES: Final = 1 * MIB
@@ -59,9 +63,10 @@ GAPS_MAX: Final = 64
 # That are read at once, whatever their size.
 BATCHES_MAX: Final = 1_024
 _HEAD: Final = struct.Struct(">4s8sH")
-_FILE_HEAD: Final = _HEAD.pack(b"SWRM", b"audit   ", 1)
+FILE_HEAD: Final = _HEAD.pack(b"SWRM", b"audit   ", 1)
 _FRAME: Final = struct.Struct(">4sQQII")
 _FRAME_MAGIC: Final = b"SWAF"
+_FRAME_BODY_BYTES_MAX: Final = BATCH_BYTES_MAX + BOX_BYTES_EXTRA
 _SUFFIX: Final = ".log"
 _FLOOR_SUFFIX: Final = ".floor"
 _GAP_SUFFIX: Final = ".gap"
@@ -120,10 +125,11 @@ class Life:
 
 
 class AuditFolder:
-    """See the module."""
+    """See the module. `sealer`: of the data folder, if it is sealed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, sealer: Sealer | None = None) -> None:
         self._path = path
+        self._sealer = sealer
         self.lives: dict[ChainId, Life] = {}
         self.floors: dict[ChainId, tuple[Floor, bytes]] = {}
         """What was dropped of each life, and its signed form."""
@@ -162,7 +168,9 @@ class AuditFolder:
 
     def _read_floor(self, name: str) -> None:
         try:
-            raw = open_body(_FLOOR_KIND, 1, (self._path / name).read_bytes(), source=name)
+            raw = open_body(
+                _FLOOR_KIND, 1, read_small(self._path / name, self._sealer), source=name
+            )
             floor = decode_floor(raw)[1]
         except (SwarmError, OSError) as error:
             _log.error("a floor of audit records is unreadable", file=name, why=str(error))
@@ -223,12 +231,12 @@ class AuditFolder:
             raise DiskFault(f"cannot mend {path}: {error.strerror}") from error
 
     def _seals(self, chain: ChainId, segment: Segment) -> Iterator[Seal]:
-        for frame in frames_in(self._read(chain, segment)):
+        for frame in self._frames(chain, segment):
             with contextlib.suppress(SwarmError):
                 yield decode_seal(decode_batch(frame.raw).seal)[1]
 
     def _seals_back(self, chain: ChainId, segment: Segment) -> Iterator[Seal]:
-        for frame in reversed(list(frames_in(self._read(chain, segment)))):
+        for frame in reversed(list(self._frames(chain, segment))):
             with contextlib.suppress(SwarmError):
                 yield decode_seal(decode_batch(frame.raw).seal)[1]
 
@@ -243,12 +251,12 @@ class AuditFolder:
         life = self.lives.get(chain)
         grows = life is not None and life.grows and life.segments[-1].size_bytes < SEGMENT_BYTES
         first = batches[0].seal.first
-        data = b"".join([frame_of(one) for one in batches])
-        if life is not None and grows:
-            segment = life.segments[-1]
-        else:
-            segment = Segment(first, 0, now_ms)
-            data = _FILE_HEAD + data
+        begun = life.segments[-1] if life is not None and grows else None
+        segment = begun or Segment(first, 0, now_ms)
+        name = name_of(chain, segment.first)
+        data = b"".join([frame_of(one, name, self._sealer) for one in batches])
+        if begun is None:
+            data = FILE_HEAD + data
         self._write(chain, segment, data)
         segment.size_bytes += len(data)
         segment.written_ms = now_ms
@@ -297,7 +305,7 @@ class AuditFolder:
         size = 0
         index = bisect_right([one.first for one in life.segments], after + 1) - 1
         for segment in life.segments[max(0, index) :]:
-            for frame in frames_in(self._read(chain, segment)):
+            for frame in self._frames(chain, segment):
                 if frame.last <= after:
                     continue
                 size += len(frame.raw)
@@ -321,9 +329,8 @@ class AuditFolder:
         for segment in life.segments if life is not None else ():
             if segment.first < place[0]:
                 continue
-            raw = self._read(chain, segment)
             offset = place[1] if segment.first == place[0] else 0
-            for frame in frames_in(raw, offset):
+            for frame in self._frames(chain, segment, offset):
                 size += len(frame.raw)
                 if found and (size > bytes_max or len(found) >= BATCHES_MAX):
                     return found, (segment.first, offset)
@@ -343,7 +350,16 @@ class AuditFolder:
         older = [one for one in life.segments if one.first < below]
         if not older:
             return []
-        return [frame.raw for frame in frames_in(self._read(chain, older[-1])) if frame.last]
+        return [frame.raw for frame in self._frames(chain, older[-1]) if frame.last]
+
+    def _frames(self, chain: ChainId, segment: Segment, offset: int = 0) -> Iterator[Frame]:
+        """The batches of a segment, what is damaged as it lies there."""
+        name = name_of(chain, segment.first)
+        for frame in frames_in(self._read(chain, segment), offset):
+            if self._sealer is not None:
+                frame = opened(self._sealer, name, frame)
+            # Longer than any batch: in clear only, and nobody's.
+            yield frame if len(frame.raw) <= BATCH_BYTES_MAX else frame._replace(first=0, last=0)
 
     def _read(self, chain: ChainId, segment: Segment) -> bytes:
         path = self._path / name_of(chain, segment.first)
@@ -412,7 +428,7 @@ class AuditFolder:
         floor = decode_floor(raw)[1]
         suffix = _FLOOR_SUFFIX if floor.dropped else f".{floor.number:019d}{_GAP_SUFFIX}"
         path = self._path / (_chain_name(floor.chain) + suffix)
-        write_atomically(path, seal_body(_FLOOR_KIND, 1, raw))
+        write_small(path, seal_body(_FLOOR_KIND, 1, raw), self._sealer)
         self._remember_floor(floor, raw)
 
     def drop_floors_file(self) -> None:
@@ -451,7 +467,7 @@ class AuditFolder:
         path = self._path / (_chain_name(chain) + _FORK_SUFFIX)
         if path.exists() or self._forks.get(chain.node, 0) >= FORKS_MAX:
             return False
-        write_atomically(path, seal_body(_FORK_KIND, 1, raw))
+        write_small(path, seal_body(_FORK_KIND, 1, raw), self._sealer)
         self._forks[chain.node] = self._forks.get(chain.node, 0) + 1
         return True
 
@@ -469,7 +485,8 @@ class AuditFolder:
         chosen = sorted(zip(firsts, paths, strict=True), key=lambda one: (not one[0], one[1]))
         for _, path in chosen[:FORKS_MAX]:
             try:
-                found.append(open_body(_FORK_KIND, 1, path.read_bytes(), source=path.name))
+                raw = read_small(path, self._sealer)
+                found.append(open_body(_FORK_KIND, 1, raw, source=path.name))
             except (OSError, SwarmError) as error:
                 _log.error("evidence of a fork is unreadable", file=path.name, why=str(error))
         return found
@@ -505,17 +522,33 @@ def parse_name(name: str) -> tuple[ChainId, int] | None:
     return (chain, first) if name_of(chain, first) == name else None
 
 
-def frame_of(sealed: Sealed) -> bytes:
-    """A batch as it is written into a segment."""
-    raw, seal = sealed.raw, sealed.seal
-    head = _FRAME.pack(_FRAME_MAGIC, seal.first, seal.last, len(raw), 0)
+def frame_of(sealed: Sealed, name: str = "", sealer: Sealer | None = None) -> bytes:
+    """A batch as it is written into the segment `name`."""
+    first, last, raw = sealed.seal.first, sealed.seal.last, sealed.raw
+    if sealer is not None:
+        raw = seal_batch(sealer, name, first, last, raw)
+    return frame_with(first, last, raw)
+
+
+def frame_with(first: int, last: int, raw: bytes) -> bytes:
+    head = _FRAME.pack(_FRAME_MAGIC, first, last, len(raw), 0)
     return head[:-4] + _checksum(head, raw).to_bytes(4, "big") + raw
+
+
+def opened(sealer: Sealer, name: str, frame: Frame) -> Frame:
+    """A frame of a sealed segment with what it carried; as damaged, if that does not open."""
+    raw = open_batch(sealer, name, frame.first, frame.last, frame.raw)
+    if raw is not None and frame.last:
+        return frame._replace(raw=raw)
+    if raw is not None:  # It was damaged already when it was sealed.
+        return frame._replace(raw=_damaged(raw, 0, len(raw)).raw)
+    return Frame(0, 0, frame.raw, frame.end)
 
 
 def frames_in(raw: bytes, offset: int = 0) -> Iterator[Frame]:
     """The batches of a segment; between sound ones, what does not prove itself, as it is."""
     position = offset
-    if not offset and raw[: _HEAD.size] == _FILE_HEAD:
+    if not offset and raw[: _HEAD.size] == FILE_HEAD:
         position = _HEAD.size
     sound_at = position
     while position < len(raw):
@@ -534,7 +567,7 @@ def _frame_at(raw: bytes, position: int) -> Frame | None:
     head = raw[position : position + _FRAME.size]
     magic, first, last, length, checksum = _FRAME.unpack(head)
     start = position + _FRAME.size
-    if magic != _FRAME_MAGIC or length > BATCH_BYTES_MAX or start + length > len(raw):
+    if magic != _FRAME_MAGIC or length > _FRAME_BODY_BYTES_MAX or start + length > len(raw):
         return None
     if not 1 <= first <= last <= NUMBER_MAX:
         return None

@@ -29,6 +29,7 @@ _TOKEN_FILE_BYTES_MAX: Final = 64 * 1024
 _SHORTCUTS: Final = {
     "node_name": "node.name",
     "data_folder": "node.data_folder",
+    "data_key_file": "node.data_key_file",
     "log_level": "node.log_level",
     "port": "mesh.port",
     "bind": "mesh.bind",
@@ -40,7 +41,7 @@ _SHORTCUTS: Final = {
 
 
 class DaemonGroup(SwarmGroup):
-    """`swarmd` alone runs the daemon; the noun `config` does not."""
+    """`swarmd` alone runs the daemon; the nouns `config` and `data-key` do not."""
 
     command_class = None
 
@@ -62,7 +63,10 @@ class DaemonGroup(SwarmGroup):
 @click.group(
     cls=DaemonGroup,
     invoke_without_command=True,
-    lazy={"config": ("swarmd.cli.swarmd:config", "Show the settings and where they come from.")},
+    lazy={
+        "config": ("swarmd.cli.swarmd:config", "Show the settings and where they come from."),
+        "data-key": ("swarmd.cli.commands.data_key:data_key", "Seal the data folder under a key."),
+    },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     examples=[
         "swarmd --init lab                  # first host",
@@ -70,6 +74,7 @@ class DaemonGroup(SwarmGroup):
         "swarmd --join @token --seed host1  # where multicast does not reach",
         "swarmd --join                      # without a token: an admin approves it",
         "swarmd                             # from then on",
+        "swarmd --data-key-file /mnt/stick/swarmd.key  # seal the data folder",
     ],
 )
 @click.option("--init", "init", metavar="NAME", help="Make a new swarm.")
@@ -91,6 +96,7 @@ class DaemonGroup(SwarmGroup):
 @click.option("--config", "file", type=click.Path(path_type=Path), help="Read this TOML file.")
 @click.option("--node-name", metavar="NAME", help="Name of this node; default: the host's.")
 @click.option("--data-folder", metavar="FOLDER", help="Where keys, journals and blobs are kept.")
+@click.option("--data-key-file", metavar="FILE", help="Seal the data folder under this key.")
 @click.option("--port", type=int, help="Mesh port, TCP and UDP. [7575]")
 @click.option("--bind", multiple=True, metavar="ADDRESS", help="Listen here; may be repeated.")
 @click.option("--seed", multiple=True, metavar="HOST[:PORT]", help="Known member; may be repeated.")

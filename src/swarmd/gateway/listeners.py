@@ -16,13 +16,14 @@ import psutil
 
 from swarmd.base.errors import ConfigError, DataFolderRefused, PortTaken
 from swarmd.base.files import write_atomically
+from swarmd.base.sealed_file import Sealer, open_file, seal_file
 from swarmd.identity.certificates import api_context, fingerprint_of, make_api_certificate
 from swarmd.observe.log import get_logger
 
 _BACKLOG: Final = 128
 _PROBE_TIMEOUT_S: Final = 1.0
 _SOCKET_MODE: Final = 0o660
-_FOLDER: Final = "gateway"
+ROOM: Final = "gateway"
 _CERTIFICATE: Final = "tls.crt"
 _KEY: Final = "tls.key"
 
@@ -170,24 +171,45 @@ class TlsFiles:
         return tuple((one.st_mtime_ns, one.st_ino, one.st_size) for one in found)
 
 
-def open_tls(certificate: str, key: str, data_folder: Path, names: Sequence[str]) -> TlsFiles:
+def open_tls(
+    certificate: str,
+    key: str,
+    data_folder: Path,
+    names: Sequence[str],
+    sealer: Sealer | None = None,
+) -> TlsFiles:
     """The files that the settings name, or ones that this node makes and keeps.
+
+    Args:
+        sealer: of the data folder, if it is sealed; then what the TLS library reads is in memory.
 
     Raises:
         ConfigError: one of two settings is given, or the files cannot be used.
+        CorruptFile: what this node keeps is damaged.
     """
     if bool(certificate) != bool(key):
         raise ConfigError("gateway.tls_certificate and gateway.tls_key go together: give both")
     if certificate:
         return TlsFiles(Path(certificate), Path(key))
-    folder = data_folder / _FOLDER
+    folder = data_folder / ROOM
     made = (folder / _CERTIFICATE, folder / _KEY)
     if not all(path.exists() for path in made):
         folder.mkdir(mode=0o700, exist_ok=True)
-        raw_certificate, raw_key = make_api_certificate(names, _addresses())
-        write_atomically(made[1], raw_key)
-        write_atomically(made[0], raw_certificate, mode=0o644)
-    return TlsFiles(*made)
+        raws = make_api_certificate(names, _addresses())
+        for path, raw, mode in reversed([*zip(made, raws, (0o644, 0o600), strict=True)]):
+            written = raw if sealer is None else seal_file(sealer, ROOM, raw)
+            write_atomically(path, written, mode=mode)
+    if sealer is None:
+        return TlsFiles(*made)
+    opened = [open_file(sealer, ROOM, one.read_bytes(), source=str(one)) for one in made]
+    return TlsFiles(*map(_in_memory, opened))
+
+
+def _in_memory(content: bytes) -> Path:
+    """A file that is on no disk, for as long as this process runs."""
+    fd = os.memfd_create("swarmd", os.MFD_CLOEXEC)
+    os.write(fd, content)
+    return Path(f"/proc/self/fd/{fd}")
 
 
 def _addresses() -> list[str]:

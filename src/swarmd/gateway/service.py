@@ -292,9 +292,8 @@ def _open_tls(config: GatewayConfig, services: Services) -> TlsFiles | None:
     if not config.listen:
         return None
     names = dict.fromkeys(("localhost", socket.gethostname(), services.config.node_name))
-    return open_tls(
-        config.tls_certificate, config.tls_key, services.config.data_folder, list(names)
-    )
+    folder = services.config.data_folder
+    return open_tls(config.tls_certificate, config.tls_key, folder, list(names), services.sealer)
 
 
 @asynccontextmanager

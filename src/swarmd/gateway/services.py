@@ -18,6 +18,7 @@ from swarmd.audit.service import Audit
 from swarmd.base.clock import Clock
 from swarmd.base.errors import NotReady
 from swarmd.base.ids import NodeId, short
+from swarmd.base.sealed_file import Sealer
 from swarmd.gateway.access.service import Access
 from swarmd.gateway.config import GatewayConfig
 from swarmd.identity.authority import Admission
@@ -447,6 +448,8 @@ class Services:
     tasks: Tasks | None = None
     metrics: Callable[[], bytes] | None = None
     listening: Listening = Listening()
+    sealer: Sealer | None = None
+    """Of the data folder; None: it is in clear."""
 
     def need(self, room: Room | None) -> Room:
         """`room`, which must be open by now.

@@ -84,15 +84,23 @@ class SigningKey:
             KeyFileRefused: it cannot be opened, is no plain file, or its mode is not 0600.
             CorruptFile: it holds something else, or is damaged.
         """
-        raw = _read_private_file(path)
-        seed = open_body(_KEY_KIND, _KEY_FORMAT, raw, source=str(path))
+        return cls.from_body(read_private_file(path), source=str(path))
+
+    @classmethod
+    def from_body(cls, raw: bytes, *, source: str) -> SigningKey:
+        """The key that `body` gave the checked file of. Raises CorruptFile; names `source`."""
+        seed = open_body(_KEY_KIND, _KEY_FORMAT, raw, source=source)
         if len(seed) != KEY_BYTES:
-            raise CorruptFile(f"{path} holds a key of {len(seed)} bytes, not {KEY_BYTES}")
+            raise CorruptFile(f"{source} holds a key of {len(seed)} bytes, not {KEY_BYTES}")
         return cls(seed)
+
+    def body(self) -> bytes:
+        """What a file of this key holds."""
+        return seal_body(_KEY_KIND, _KEY_FORMAT, self._seed)
 
     def save(self, path: Path) -> None:
         """Write the key to `path` with mode 0600, atomically. Raises DiskFault."""
-        write_atomically(path, seal_body(_KEY_KIND, _KEY_FORMAT, self._seed), mode=KEY_FILE_MODE)
+        write_atomically(path, self.body(), mode=KEY_FILE_MODE)
 
     def sign(self, data: bytes) -> bytes:
         """A signature of 64 bytes. Sign envelopes (`identity.signing`) rather than bare bytes:
@@ -113,7 +121,17 @@ class SigningKey:
         )
 
 
-def _read_private_file(path: Path) -> bytes:
+def read_private_file(path: Path, *, given: bool = False) -> bytes:
+    """What is in the file of a key.
+
+    Args:
+        given: the file is not ours to write: the service manager (systemd credentials: 0400, or
+            0440 of root with an access list for the service's user) or a person put it there.
+
+    Raises:
+        NotFound: there is no such file.
+        KeyFileRefused: it cannot be opened, is no plain file, or others may read it.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
@@ -125,7 +143,8 @@ def _read_private_file(path: Path) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise KeyFileRefused(f"{path} is not a plain file, so it cannot be a key file")
         mode = stat.S_IMODE(status.st_mode)
-        if mode != KEY_FILE_MODE:
+        roots = mode == 0o440 and status.st_uid == status.st_gid == 0
+        if mode != KEY_FILE_MODE and not (given and (mode == 0o400 or roots)):
             raise KeyFileRefused(
                 f"the key file {path} has mode {mode:04o}, so it may not be secret; "
                 f"if it is, run: chmod 600 {path}"

@@ -10,21 +10,28 @@ from __future__ import annotations
 
 import hashlib
 import os
+from pathlib import Path
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from swarmd.base.errors import BadSignature
+from swarmd.base.disk import open_body, seal_body
+from swarmd.base.errors import BadSignature, CorruptFile
+from swarmd.base.files import write_atomically
 from swarmd.base.ids import digest
-from swarmd.identity.keys import KEY_BYTES, TAG_BYTES
+from swarmd.base.sealed_file import BOX_BYTES_EXTRA, SEALER_ID_BYTES
+from swarmd.identity.keys import KEY_BYTES, KEY_FILE_MODE, TAG_BYTES, read_private_file
 
 SALT_BYTES: Final = 24
 SEAL_ID_BYTES: Final = 16
-# What a box has besides the data.
-BOX_BYTES_EXTRA: Final = SALT_BYTES + TAG_BYTES
 _DERIVING_BYTES: Final = 16
 _PERSON: Final = b"swarmd sealing"
+_FILE_KIND: Final = "datakey"
+_FILE_FORMAT: Final = 1
+
+assert BOX_BYTES_EXTRA == SALT_BYTES + TAG_BYTES
+assert SEALER_ID_BYTES == SEAL_ID_BYTES
 
 
 class SealingKey:
@@ -42,6 +49,26 @@ class SealingKey:
     def generate(cls) -> SealingKey:
         """A new key from the operating system's randomness."""
         return cls(os.urandom(KEY_BYTES))
+
+    @classmethod
+    def load(cls, path: Path) -> SealingKey:
+        """The key in a file that `save` wrote.
+
+        Raises:
+            NotFound: there is no such file.
+            KeyFileRefused: it cannot be opened, is no plain file, or others may read it.
+            CorruptFile: it holds something else, or is damaged.
+        """
+        raw = read_private_file(path, given=True)
+        key = open_body(_FILE_KIND, _FILE_FORMAT, raw, source=str(path))
+        if len(key) != KEY_BYTES:
+            raise CorruptFile(f"{path} holds a key of {len(key)} bytes, not {KEY_BYTES}")
+        return cls(key)
+
+    def save(self, path: Path) -> None:
+        """Write the key to `path` with mode 0600, atomically. Raises DiskFault."""
+        body = seal_body(_FILE_KIND, _FILE_FORMAT, self._raw)
+        write_atomically(path, body, mode=KEY_FILE_MODE)
 
     def raw(self) -> bytes:
         """The key itself, to be kept or handed on."""

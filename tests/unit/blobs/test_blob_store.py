@@ -7,14 +7,26 @@ from pathlib import Path
 import pytest
 
 from swarmd.base.errors import BadRequest, Busy, DiskFault, MalformedMessage
+from swarmd.base.sealed_file import FRAME_BODY_BYTES_MAX
+from swarmd.identity.sealing import SealingKey
 from swarmd.state.blobs.messages import hash_of
 from swarmd.state.blobs.store import BlobFolder
 
 DATA = b"a blob" * 1_000
+KEY = SealingKey(b"k" * 32)
+_sealer: SealingKey | None = None
+
+
+@pytest.fixture(params=[None, KEY], ids=["in clear", "sealed"], autouse=True)
+def sealer(request: pytest.FixtureRequest) -> SealingKey | None:
+    """All of this holds in a sealed data folder, too."""
+    global _sealer
+    _sealer = request.param
+    return _sealer
 
 
 def opened(folder: Path, *, bytes_max: int = 1_000_000, now: float = 0.0) -> BlobFolder:
-    store = BlobFolder(folder, bytes_max=bytes_max)
+    store = BlobFolder(folder, bytes_max=bytes_max, sealer=_sealer)
     store.open_file(now)
     return store
 
@@ -106,3 +118,38 @@ def test_only_what_is_unnamed_and_untouched_counts_as_unused(tmp_path: Path) -> 
     store.drop(name)
     assert (store.count, store.total_bytes) == (0, 0)
     assert not store.touch(name, 6.0)
+
+
+LARGE = bytes(range(256)) * 3_000
+FRAME = FRAME_BODY_BYTES_MAX
+
+
+@pytest.mark.parametrize("size", [0, 1, FRAME - 1, FRAME, FRAME + 1, 2 * FRAME, len(LARGE)])
+def test_pieces_of_any_size_make_a_blob_any_part_of_which_is_read(
+    tmp_path: Path, size: int
+) -> None:
+    blob = LARGE[:size]
+    for piece in (7_000, FRAME, 2 * FRAME):
+        store = opened(tmp_path / str(piece))
+        upload = store.begin_upload(hash_of(blob), size, 0.0)
+        for offset in range(0, max(size, 1), piece):
+            upload.append_file(offset, blob[offset : offset + piece])
+        upload.finish_file(store.path(hash_of(blob)), store.place_file)
+        upload.close()
+        again = opened(tmp_path / str(piece))
+        assert (again.size_of(hash_of(blob)), again.total_bytes) == (size, size)
+        assert again.read_file(hash_of(blob)) == blob
+        for offset in (0, 1, FRAME - 1, FRAME, FRAME + 5_000, size):
+            part = again.read_part_file(hash_of(blob), offset, FRAME + 500)
+            assert part == blob[offset : offset + FRAME + 500]
+
+
+def test_a_sealed_blob_shows_nothing_and_opens_under_its_key_alone(
+    tmp_path: Path, sealer: SealingKey | None
+) -> None:
+    store = filled(tmp_path)
+    raw = store.path(hash_of(DATA)).read_bytes()
+    assert (b"a blob" in raw) == (sealer is None)
+    other = BlobFolder(tmp_path, bytes_max=10**6, sealer=SealingKey(b"o" * 32))
+    assert other.read_file(hash_of(DATA)) is None
+    assert other.read_part_file(hash_of(DATA), 0, 10) is None

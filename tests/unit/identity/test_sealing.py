@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from swarmd.base.errors import BadSignature
-from swarmd.identity.sealing import BOX_BYTES_EXTRA, SEAL_ID_BYTES, SealingKey
+from swarmd.base.sealed_file import BOX_BYTES_EXTRA
+from swarmd.identity.sealing import SEAL_ID_BYTES, SealingKey
 
 KEY = SealingKey(b"k" * 32)
 

@@ -441,10 +441,10 @@ def _count_start(disk: Disk) -> int:
 
 
 def _load_members(disk: Disk) -> list[Remembered]:
-    raw = disk.read(_MEMBERS)
-    if raw is None:
-        return []
     try:
+        raw = disk.read(_MEMBERS)
+        if raw is None:
+            return []
         body = open_body(_MEMBERS, _FORMAT, raw, source=_MEMBERS)
         known: list[Remembered] = decode_struct(list[Remembered], body)
     except (CorruptFile, MalformedMessage) as error:

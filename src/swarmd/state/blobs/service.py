@@ -34,6 +34,7 @@ from swarmd.base.errors import (
 )
 from swarmd.base.ids import NodeId, short
 from swarmd.base.limits import BLOB_BYTES_MAX, BLOB_CHUNK_BYTES, MIB
+from swarmd.base.sealed_file import Sealer
 from swarmd.mesh.link import Inbound, Lane, Link
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.config import BlobsConfig
@@ -498,6 +499,7 @@ async def open_blobs(
     members: Nodes,
     alive: Nodes,
     referenced: Referenced,
+    sealer: Sealer | None = None,
 ) -> AsyncIterator[Blobs]:
     """Keep and serve blobs for as long as the block runs.
 
@@ -507,8 +509,9 @@ async def open_blobs(
         alive: the members that answer.
         referenced: every blob that a record names, read after whatever was acknowledged
             before; None where no copy of the records is. It raises SwarmError if it cannot tell.
+        sealer: of the data folder, if it is sealed.
     """
-    store = BlobFolder(folder, bytes_max=config.bytes_max)
+    store = BlobFolder(folder, bytes_max=config.bytes_max, sealer=sealer)
     await trio.to_thread.run_sync(store.open_file, clock.now())
     blobs = Blobs(
         link,

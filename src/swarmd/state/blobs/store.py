@@ -3,6 +3,8 @@
 A file appears under its name only whole and durable (written aside, fsynced, renamed), so the
 index that is read from names at start holds what was once verified. Reading verifies again: a
 damaged file is deleted and counts as missing, and its blob is fetched anew from others.
+In a sealed data folder a file is one of `base/sealed_file.py` that came at once: how much it holds
+is told by its size, and any part of it is opened by itself. Its name is still the blob's hash.
 
 Functions whose names end in `_file` only touch files and may run in a thread; all others
 touch the index and belong to the event loop.
@@ -19,14 +21,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from swarmd.base.errors import BadRequest, Busy, DiskFault, MalformedMessage
-from swarmd.base.files import sync_folder
+from swarmd.base.errors import BadRequest, Busy, CorruptFile, DiskFault, MalformedMessage
+from swarmd.base.files import FileReader, sync_folder
 from swarmd.base.ids import ID_BYTES, from_text, to_text
+from swarmd.base.sealed_file import (
+    FRAME_BODY_BYTES_MAX,
+    HEADER_BYTES,
+    Sealer,
+    Sealing,
+    open_file,
+    open_part,
+    plain_size,
+    seal_file,
+    sealed_size,
+)
 from swarmd.state.blobs.messages import HASH_BYTES, hash_of
 
 BLOBS_MAX: Final = 1_000_000
 _SHARD_CHARS: Final = 2
 _UPLOADS: Final = "uploads"
+ROOM: Final = "blobs"
 
 assert HASH_BYTES == ID_BYTES
 
@@ -41,7 +55,9 @@ class _Held:
 class Upload:
     """A blob that arrives piece by piece, aside of the blobs until it is whole."""
 
-    def __init__(self, path: Path, blob_hash: bytes, size: int, now: float) -> None:
+    def __init__(
+        self, path: Path, blob_hash: bytes, size: int, now: float, sealer: Sealer | None = None
+    ) -> None:
         self.hash = blob_hash
         self.size = size
         self.received_bytes = 0
@@ -49,6 +65,7 @@ class Upload:
         self.busy = False
         self._path = path
         self._state = hashlib.blake2b(digest_size=HASH_BYTES)
+        self._pieces = _Pieces(sealer, size) if sealer is not None else None
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -60,7 +77,7 @@ class Upload:
             raise BadRequest(f"a piece at {offset}, expected {self.received_bytes}")
         if offset + len(data) > self.size or (not data and self.size):
             raise BadRequest("a piece that does not fit its blob")
-        view = memoryview(data)
+        view = memoryview(data if self._pieces is None else self._pieces.add(data))
         try:
             while view:
                 view = view[os.write(self._fd, view) :]
@@ -87,15 +104,39 @@ class Upload:
             self._path.unlink(missing_ok=True)
 
 
+class _Pieces:
+    """A sealed file of `size` bytes in the making; all but the last frame are full."""
+
+    def __init__(self, sealer: Sealer, size: int) -> None:
+        self._sealing = Sealing(sealer, ROOM)
+        self._whole = sealed_size(size)
+        self._position = 0
+        self._rest = b""
+
+    def add(self, data: bytes) -> bytes:
+        """What is to be written once `data` has come, too."""
+        made = b"" if self._position else self._sealing.header(self._whole)
+        self._position = self._position or HEADER_BYTES
+        pending = self._rest + data
+        ends = self._position + sealed_size(len(pending)) - HEADER_BYTES == self._whole
+        full = len(pending) if ends else len(pending) // FRAME_BODY_BYTES_MAX * FRAME_BODY_BYTES_MAX
+        frames = self._sealing.frames(pending[:full], self._position, self._whole)
+        self._position += len(frames)
+        self._rest = pending[full:]
+        return made + frames
+
+
 class BlobFolder:
     """The folder and its index.
 
     Args:
         bytes_max: bound of all blobs, uploads under way included.
+        sealer: seals what is written; None: it lies there as it is.
     """
 
-    def __init__(self, folder: Path, *, bytes_max: int) -> None:
+    def __init__(self, folder: Path, *, bytes_max: int, sealer: Sealer | None = None) -> None:
         self._folder = folder
+        self._sealer = sealer
         self._bytes_max = bytes_max
         self._held: dict[bytes, _Held] = {}
         self._bytes = 0
@@ -117,11 +158,14 @@ class BlobFolder:
                 continue
             self._durable.add(shard.name)
             for entry in os.scandir(shard):
-                blob_hash = _hash_in(entry.name)
-                if blob_hash is None:
+                blob_hash = hash_in(entry.name)
+                size: int | None = entry.stat().st_size
+                if self._sealer is not None and size is not None:
+                    size = plain_size(size)
+                if blob_hash is None or size is None:
                     os.unlink(entry.path)
                 else:
-                    self._add(blob_hash, entry.stat().st_size, now)
+                    self._add(blob_hash, size, now)
 
     def path(self, blob_hash: bytes) -> Path:
         name = to_text(blob_hash)
@@ -163,12 +207,14 @@ class BlobFolder:
     def begin_upload(self, blob_hash: bytes, size: int, now: float) -> Upload:
         """Room must be reserved already."""
         path = self._folder / _UPLOADS / str(next(self._numbers))
-        return Upload(path, blob_hash, size, now)
+        return Upload(path, blob_hash, size, now, self._sealer)
 
     def write_file(self, blob_hash: bytes, data: bytes) -> None:
         """Put a whole blob in place, durably. Raises DiskFault."""
         aside = self._folder / _UPLOADS / str(next(self._numbers))
         path = self.path(blob_hash)
+        if self._sealer is not None:
+            data = seal_file(self._sealer, ROOM, data)
         try:
             fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
@@ -198,22 +244,26 @@ class BlobFolder:
         """The blob, verified; None if it is missing, damaged or unreadable."""
         try:
             data = self.path(blob_hash).read_bytes()
-        except OSError:
+            if self._sealer is not None:
+                data = open_file(self._sealer, ROOM, data, source="a blob")
+        except (OSError, CorruptFile):
             return None
         return data if hash_of(data) == blob_hash else None
 
     def read_part_file(self, blob_hash: bytes, offset: int, length: int) -> bytes | None:
         """Bytes as they are on disk: who fetches verifies the whole."""
         try:
-            fd = os.open(self.path(blob_hash), os.O_RDONLY | os.O_CLOEXEC)
+            file = FileReader(self.path(blob_hash))
         except OSError:
             return None
         try:
-            return os.pread(fd, length, offset)
-        except OSError:
+            if self._sealer is None:
+                return file.read(offset, length)
+            return open_part(self._sealer, ROOM, file, offset, length, source="a blob")
+        except (DiskFault, CorruptFile):
             return None
         finally:
-            os.close(fd)
+            file.close()
 
     def drop(self, blob_hash: bytes) -> None:
         """Delete a blob."""
@@ -241,7 +291,7 @@ class BlobFolder:
         self._held[blob_hash] = _Held(size, now)
 
 
-def _hash_in(name: str) -> bytes | None:
+def hash_in(name: str) -> bytes | None:
     """The hash that a file is named by; None for a name this module did not write."""
     try:
         raw = from_text(name)

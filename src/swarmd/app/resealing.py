@@ -1,0 +1,225 @@
+"""Seals the files of a data folder, opens them, or seals them under another key.
+
+The daemon is down. Each file is written aside and renamed, and says by itself what it is sealed
+under, so that whoever is killed anywhere in between is taken up again by doing the whole once more:
+files that are done are found to be so. Nothing is lost at any moment, and room is needed for the
+largest file alone. What daemons left half written, and what they can make again, is deleted first,
+as it may lie there in clear.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from swarmd.audit.resealing import reseal_segment
+from swarmd.audit.sealed import ROOM as AUDIT
+from swarmd.audit.store import parse_name
+from swarmd.base.disk import DiskReader
+from swarmd.base.errors import CorruptFile, DataFolderRefused, DiskFault
+from swarmd.base.files import FileReader, remove_tree, sync_folder
+from swarmd.base.limits import KIB
+from swarmd.base.sealed_file import (
+    HEADER_BYTES,
+    SealedReader,
+    Sealer,
+    seal_pieces,
+    sealer_id_in,
+)
+from swarmd.state.blobs.messages import HASH_BYTES
+from swarmd.state.blobs.store import ROOM as BLOBS
+from swarmd.state.blobs.store import hash_in
+
+# The node's own file beside the rooms, and those whose files are any `Disk`'s.
+ROOT: Final = "node"
+ROOT_FILES: Final = ("node.key",)
+DISK_ROOMS: Final = ("mesh", "raft", "secrets", "gateway")
+AGENTS: Final = "agents"
+_ASIDE: Final = ".tmp"
+_PIECE_BYTES: Final = 256 * KIB
+_TELL_EVERY: Final = 100
+
+Tell = Callable[[str], None]
+
+
+class Resealing:
+    """One walk through a folder.
+
+    Args:
+        path: the data folder, which this process holds.
+        sealers: keys that files may be under, by their ids; what is under none is in clear.
+        target: what all files are to be under; None: in clear.
+        tell: is given a line now and then.
+    """
+
+    def __init__(
+        self, path: Path, sealers: Mapping[bytes, Sealer], target: Sealer | None, tell: Tell
+    ) -> None:
+        self._path = path
+        self._sealers = dict(sealers)
+        self._target = target
+        self._tell = tell
+
+    def run(self) -> None:
+        """Do it; all of it is durable on return.
+
+        Raises:
+            DiskFault: the disk refused something. All that was in the folder is still there, and
+                the next try goes on.
+            CorruptFile: a file is damaged, or under a key that is not given; it was not changed.
+        """
+        try:
+            self._delete_leftovers()
+            files = list(self._files())
+            for number, (room, file) in enumerate(files):
+                if number % _TELL_EVERY == 0:
+                    self._tell(f"{number} of {len(files)} files are done")
+                self._file(room, file)
+            for folder in {file.parent for _, file in files}:
+                sync_folder(folder)
+        except OSError as error:
+            raise DiskFault(
+                f"the data folder could not be sealed anew ({error.strerror}: {error.filename}); "
+                "nothing is lost: mend that, and do the same again"
+            ) from error
+        for left in self._unknown():
+            self._tell(f"{left} is none of this program's files and was left as it is")
+
+    # ---- what is there -----------------------------------------------------------------
+
+    def _files(self) -> Iterator[tuple[str, Path]]:
+        for name in ROOT_FILES:
+            if (self._path / name).exists():
+                yield ROOT, self._path / name
+        for room in (*DISK_ROOMS, AUDIT):
+            yield from ((room, file) for file in _files_in(self._path / room))
+        for shard in sorted(_folders_in(self._path / BLOBS)):
+            yield from ((BLOBS, file) for file in _files_in(shard))
+
+    def _unknown(self) -> Iterator[Path]:
+        known = {*ROOT_FILES, *DISK_ROOMS, AUDIT, BLOBS, AGENTS, *CLEAR_FILES, "lost+found"}
+        yield from (one for one in sorted(self._path.iterdir()) if one.name not in known)
+        for room in (*DISK_ROOMS, AUDIT):
+            yield from _folders_in(self._path / room)
+
+    def _delete_leftovers(self) -> None:
+        if not remove_tree(self._path / AGENTS, within_s=60.0):
+            raise DataFolderRefused(
+                f"{self._path / AGENTS}, which holds agents' code in clear, cannot be deleted: "
+                "delete it, then do the same again; nothing else was changed"
+            )
+        rooms = [self._path / room for room in (*DISK_ROOMS, AUDIT)]
+        shards = _folders_in(self._path / BLOBS)
+        for folder in (self._path, *rooms, *shards):
+            for file in _files_in(folder):
+                # What is no blob among blobs goes when a daemon starts, too: uploads, for one.
+                if file.suffix == _ASIDE or (folder in shards and hash_in(file.name) is None):
+                    file.unlink()
+            if folder.exists():
+                sync_folder(folder)
+
+    # ---- one file ----------------------------------------------------------------------
+
+    def _file(self, room: str, file: Path) -> None:
+        if room == AUDIT and parse_name(file.name) is not None:
+            raw = file.read_bytes()
+            made = reseal_segment(raw, file.name, [*self._sealers.values()], self._target)
+            _write(file, [made])
+            return
+        with _reading(file) as reader:
+            key_id = sealer_id_in(reader.read(0, HEADER_BYTES))
+            if room == BLOBS and key_id is not None and _is_named_by(file, reader):
+                key_id = None  # A blob in clear that happens to be what a sealed file looks like.
+            if key_id == (self._target.id if self._target is not None else None):
+                return
+            if key_id is None:
+                self._rewrite(room, file, reader)
+                return
+            if key_id not in self._sealers:
+                raise CorruptFile(
+                    f"{file} is sealed under the key {key_id.hex()[:8]}, which was not given; "
+                    "it was not changed"
+                )
+            try:
+                sealed = SealedReader(self._sealers[key_id], room, reader, source=str(file))
+                self._rewrite(room, file, sealed)
+            except CorruptFile as error:
+                self._damaged(room, file, error)
+
+    def _rewrite(self, room: str, file: Path, reader: DiskReader) -> None:
+        target = self._target
+        _write(file, _plain(reader) if target is None else seal_pieces(target, room, reader))
+
+    def _damaged(self, room: str, file: Path, error: CorruptFile) -> None:
+        """Blobs are had from others; what is damaged of the audit log is evidence; else stop."""
+        if room not in (BLOBS, AUDIT):
+            raise error
+        self._tell(f"{file} is damaged and stays as it is")
+
+
+# In clear always: whose folder it is, who runs, what it is sealed under.
+CLEAR_FILES: Final = ("node", "lock", "sealed")
+
+
+def disk_files(path: Path) -> list[Path]:
+    """The files of the rooms that keep theirs on a `Disk`, but what is half written."""
+    files = [file for room in DISK_ROOMS for file in _files_in(path / room)]
+    return [file for file in files if file.suffix != _ASIDE]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(Path(one.path) for one in os.scandir(folder) if one.is_file())
+    except FileNotFoundError:
+        return []
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        found = sorted(Path(one.path) for one in os.scandir(folder))
+    except FileNotFoundError:
+        return []
+    return [one for one in found if one.is_dir() and not one.is_symlink()]
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[FileReader]:
+    reader = FileReader(file)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def _plain(reader: DiskReader) -> Iterator[bytes]:
+    for offset in range(0, reader.size, _PIECE_BYTES):
+        yield reader.read(offset, _PIECE_BYTES)
+
+
+def _is_named_by(file: Path, reader: DiskReader) -> bool:
+    state = hashlib.blake2b(digest_size=HASH_BYTES)
+    for piece in _plain(reader):
+        state.update(piece)
+    return hash_in(file.name) == state.digest()
+
+
+def _write(file: Path, pieces: Iterable[bytes]) -> None:
+    """New content, with the mode and times of before. Raises OSError: the old one is there."""
+    status = file.stat()
+    aside = file.with_name(file.name + _ASIDE)
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(fd, status.st_mode & 0o777)
+        for piece in pieces:
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(fd, view) :]
+        os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(aside, file)

@@ -1,0 +1,198 @@
+"""Under which key a data folder is sealed, and what is done about it before the daemon starts.
+
+The file `sealed` says it, in clear: the id of the key that all is under, or while that changes, of
+those that files may be under until it is done; an empty id stands for "in clear". A box of the key
+itself is in it, so that nobody else can write one: else a folder that is sealed could be taken for
+one that is still to be, and files that somebody put there in clear be believed. Rules:
+- Before the first file changes, `sealed` names all keys that any file may be under from then on.
+- It names one key alone only once every file is under it, durably.
+- A folder in which it is missing though some file is sealed must be sealed throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from swarmd.app.resealing import ROOT_FILES, Resealing, disk_files
+from swarmd.base.disk import open_body, seal_body
+from swarmd.base.errors import BadSignature, CorruptFile, DataFolderRefused, MalformedMessage
+from swarmd.base.files import sync_folder, write_atomically
+from swarmd.base.sealed_file import BOX_BYTES_EXTRA, HEADER_BYTES, SEALER_ID_BYTES, sealer_id_in
+from swarmd.identity.sealing import SealingKey
+from swarmd.wire.codec import decode_struct, encode_struct
+
+MARK_FILE: Final = "sealed"
+IN_CLEAR: Final = b""
+_KIND: Final = "sealed"
+_FORMAT: Final = 1
+_ABOUT: Final = b"sealed data folder\0"
+
+Tell = Callable[[str], None]
+_KeyId = Annotated[bytes, Meta(max_length=SEALER_ID_BYTES)]
+
+
+class _Mark(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """`target`: what all is to be under. `others`: what files may be under meanwhile."""
+
+    target: _KeyId
+    others: Annotated[tuple[_KeyId, ...], Meta(max_length=4)]
+    box: Annotated[bytes, Meta(max_length=BOX_BYTES_EXTRA)] = b""
+
+
+def settle(path: Path, key: SealingKey | None, tell: Tell) -> None:
+    """Have the folder be what a daemon with `key` can run on: under it, or in clear without one.
+
+    Raises:
+        DataFolderRefused: it is sealed, and this is not its key, or there is none; nothing changed.
+        CorruptFile, DiskFault: see `Resealing.run`.
+    """
+    mark = _read_mark(path)
+    under = mark or _implied(path)
+    if key is None:
+        if under is not None:
+            raise DataFolderRefused(
+                f"the data folder {path} is sealed{_names(under)} and no key was given; nothing "
+                "was changed: start with --data-key-file FILE (node.data_key_file)"
+            )
+        return
+    if under is None:
+        _change(path, _Mark(key.id, (IN_CLEAR,)), {key.id: key}, tell)
+        return
+    _check_given(path, under, {key.id: key})
+    _check_box(path, mark, {key.id: key})
+    if under.target != key.id or under.others:
+        _change(path, _widened(under, key), {key.id: key}, tell)
+    elif mark is None:
+        _write_mark(path, _Mark(key.id, ()), {key.id: key})
+
+
+def change(path: Path, old: SealingKey | None, new: SealingKey | None, tell: Tell) -> None:
+    """Have everything be under `new`, or in clear; the daemon is down, the folder is held.
+
+    Raises:
+        DataFolderRefused: it is under another key than `old`; nothing changed.
+        CorruptFile, DiskFault: see `Resealing.run`.
+    """
+    keys = {key.id: key for key in (old, new) if key is not None}
+    mark = _read_mark(path)
+    under = mark or _implied(path) or _Mark(IN_CLEAR, ())
+    _check_given(path, under, keys)
+    _check_box(path, mark, keys)
+    _change(path, _widened(under, new), keys, tell)
+
+
+def _widened(under: _Mark, target: SealingKey | None) -> _Mark:
+    """All that files may be under while they come to be under `target`."""
+    wanted = target.id if target is not None else IN_CLEAR
+    before = dict.fromkeys((under.target, *under.others))
+    return _Mark(wanted, tuple(one for one in before if one != wanted))
+
+
+def _change(path: Path, mark: _Mark, keys: dict[bytes, SealingKey], tell: Tell) -> None:
+    if not _has_files(path) and mark.target:
+        _write_mark(path, _Mark(mark.target, ()), keys)  # Nobody's yet: all that comes is sealed.
+        return
+    target = keys[mark.target] if mark.target else None
+    if mark.others:
+        tell("sealing the data folder" if target else "opening the data folder")
+        _write_mark(path, mark, keys)
+        Resealing(path, keys, target, tell).run()
+    if target is not None:
+        _write_mark(path, _Mark(mark.target, ()), keys)
+        tell(f"the data folder is sealed under the key {mark.target.hex()[:8]}")
+    else:
+        (path / MARK_FILE).unlink(missing_ok=True)
+        sync_folder(path)
+        tell("the data folder is in clear")
+
+
+def _has_files(path: Path) -> bool:
+    return any((path / name).exists() for name in (*ROOT_FILES, "node"))
+
+
+def _check_given(path: Path, under: _Mark, keys: dict[bytes, SealingKey]) -> None:
+    """Raises DataFolderRefused: a key that files may be under was not given."""
+    missing = [one for one in (under.target, *under.others) if one and one not in keys]
+    if not missing:
+        return
+    given = ", ".join(one.hex()[:8] for one in keys)
+    if under.others:
+        raise DataFolderRefused(
+            f"a change of the data folder {path}{_names(under)} was interrupted, and only "
+            f"{given} was given; nothing was changed: do the same `swarmd data-key` command again"
+        )
+    raise DataFolderRefused(
+        f"the data folder {path} is sealed{_names(under)}, and the key that was given is {given}; "
+        "nothing was changed: give the one it was sealed with"
+    )
+
+
+def _check_box(path: Path, mark: _Mark | None, keys: dict[bytes, SealingKey]) -> None:
+    """Raises CorruptFile: whoever wrote the mark did not have the key."""
+    if mark is None:
+        return
+    key = _key_of(mark, keys)
+    try:
+        key.open(mark.box, _about(mark))
+    except BadSignature as error:
+        raise CorruptFile(
+            f"{path / MARK_FILE} was not written with the key of the data folder; nothing was "
+            "changed: restore it, or delete it if nothing else was touched"
+        ) from error
+
+
+def _key_of(mark: _Mark, keys: dict[bytes, SealingKey]) -> SealingKey:
+    """The key of a mark's box: what all is to be under, or else was."""
+    return keys[next(one for one in (mark.target, *mark.others) if one)]
+
+
+def _about(mark: _Mark) -> bytes:
+    return _ABOUT + encode_struct(_Mark(mark.target, mark.others))
+
+
+def _names(mark: _Mark) -> str:
+    ids = [one.hex()[:8] for one in (mark.target, *mark.others) if one]
+    return " under the key " + " or ".join(ids) if ids else ""
+
+
+def _read_mark(path: Path) -> _Mark | None:
+    file = path / MARK_FILE
+    try:
+        raw = file.read_bytes()
+    except FileNotFoundError:
+        return None
+    mark: _Mark
+    try:
+        mark = decode_struct(_Mark, open_body(_KIND, _FORMAT, raw, source=str(file)))
+    except MalformedMessage as error:
+        raise CorruptFile(f"{file} does not say what the folder is sealed under") from error
+    if not any((mark.target, *mark.others)):
+        raise CorruptFile(f"{file} names no key that the folder is sealed under")
+    return mark
+
+
+def _write_mark(path: Path, mark: _Mark, keys: dict[bytes, SealingKey]) -> None:
+    whole = _Mark(mark.target, mark.others, _key_of(mark, keys).seal(b"", _about(mark)))
+    write_atomically(path / MARK_FILE, seal_body(_KIND, _FORMAT, encode_struct(whole)))
+
+
+def _implied(path: Path) -> _Mark | None:
+    """What some file is sealed under, so that all must be; None: none is.
+
+    Blobs do not count, since anybody may have sent one that looks so; nor does the audit log, where
+    what is damaged is left as it is.
+    """
+    for file in (*(path / name for name in ROOT_FILES), *disk_files(path)):
+        try:
+            with open(file, "rb") as opened:
+                key_id = sealer_id_in(opened.read(HEADER_BYTES))
+        except FileNotFoundError:
+            continue
+        if key_id is not None:
+            return _Mark(key_id, ())
+    return None
