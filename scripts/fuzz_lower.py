@@ -74,7 +74,6 @@ from swarmd.mesh.swim.messages import (
     Meta,
     Ping,
     decode_meta,
-    decode_packet,
     decode_rumour,
     encode_meta,
     encode_statement,
@@ -437,7 +436,12 @@ def mesh() -> Iterator[Target]:
         "mesh.frame", _frames, items, dress=packed, values=[unpacked(raw) for raw in items]
     )
     yield Target("mesh.items", _mux, items, dress=packed, values=[unpacked(raw) for raw in items])
-    carried = [b"\0\0\0\x03abc\0\0\0\x01x", bytes(5), b"\0\0\x01\0" + b"y" * 256]
+    carried = [
+        b"\0\0\0\x03abc\0\0\0\x01x",
+        bytes(7),
+        bytes(4) + b"\1\0\x0c",
+        b"\0\0\x01\0" + b"y" * 256,
+    ]
     yield Target("mesh.carrier", _carrier, carried, refusals=(SwarmError, Ended))
     yield Target(
         "mesh.trust_file",
@@ -481,11 +485,10 @@ def membership() -> Iterator[Target]:
         "swim.packet",
         _swim(lambda raw: PacketIn(peer, raw)),
         pings,
-        covers=("mesh.swim.messages.decode_packet",),
         dress=lambda value: b"\x01" + packed(value),
         values=[unpacked(raw[1:]) for raw in pings],
     )
-    yield Target("swim.packet_alone", always(decode_packet), pings)
+    yield Target("swim.packet_alone", always(PACKETS.decode), pings)
     yield Target(
         "swim.view",
         _swim(lambda raw: SyncIn(peer, (raw, raw[:50]))),

@@ -20,7 +20,6 @@ from swarmd.mesh.swim.messages import (
     Meta,
     Ping,
     Sync,
-    decode_packet,
     decode_rumour,
     encode_meta,
     encode_statement,
@@ -93,7 +92,7 @@ def test_an_altered_rumour_changes_no_view(
 @given(st.binary(max_size=400))
 @settings(deadline=None, max_examples=300)
 def test_decoders_raise_one_error_only(data: bytes) -> None:
-    for decode in (decode_packet, decode_rumour, SWIM.decode):
+    for decode in (PACKETS.decode, decode_rumour, SWIM.decode):
         for raw in (data, b"\1" + data):
             try:
                 decode(raw)
@@ -103,7 +102,7 @@ def test_decoders_raise_one_error_only(data: bytes) -> None:
 
 def test_what_is_nested_without_end_is_malformed() -> None:
     deep = b"\1" + b"\x91" * 1_000
-    for decode in (decode_packet, SWIM.decode):
+    for decode in (PACKETS.decode, SWIM.decode):
         try:
             decode(deep)
         except MalformedMessage:

@@ -29,7 +29,7 @@ import pytest
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect, Send
 from swarmd.mesh.swim.events import Changed, SyncWith
-from swarmd.mesh.swim.messages import Ack, Nack, Ping, PingFor, decode_packet, decode_rumour
+from swarmd.mesh.swim.messages import PACKETS, Ack, Nack, Ping, PingFor, decode_rumour
 from swarmd.sim.network import LinkFaults
 from swarmd.sim.swim import SwimWorld
 
@@ -125,7 +125,7 @@ class Story:
         elif isinstance(effect, SyncWith):
             text = f"exchanges views with {self.names[effect.peer]}"
         elif isinstance(effect, Send) and self.packets:
-            text = f"-> {self.names[effect.peer]} {self.packet(decode_packet(effect.message))}"
+            text = f"-> {self.names[effect.peer]} {self.packet(PACKETS.decode(effect.message))}"
         if text:
             self.said.append(f"{self.sim.world.now - self.began_at:6.3f} {name} {text}")
 

@@ -52,13 +52,12 @@ from swarmd.mesh.trust import Trust
 from swarmd.mesh.trust_spread import serve_trust
 from swarmd.observe.log import get_logger
 from swarmd.wire.envelope import signing_bytes
-from swarmd.wire.version import PROTOCOL_VERSION
+from swarmd.wire.version import PROTOCOL_LOWEST, PROTOCOL_VERSION
 
 HINTS_MAX: Final = 256
 _HINT_TRIES_MAX: Final = 10
 _SLOW_RETRY: Final = 15
 _FAST_TRIES: Final = 5
-_RESTART_QUIET_S: Final = 10.0
 _ADDRESSES_EVERY_S: Final = 30.0
 _RUMOUR_DOMAIN: Final = "rumour"
 _SWIM_HOWS: Final = ("reset", "refused", "idle", "restarting", "leaving")
@@ -214,13 +213,19 @@ class Mesh:
         first = [one for one in seeds if one not in self._own]
         return first, [one for one in told if one not in self._own and one not in seeds]
 
-    async def leave(self, how: Literal["leaving", "restarting"] = "leaving") -> None:
+    async def leave(
+        self, how: Literal["leaving", "restarting"] = "leaving", quiet_s: int = 0
+    ) -> None:
         """Say goodbye: members hold this node `left` and its streams close with a reason.
+
+        Args:
+            quiet_s: for how long it will be away, if it is `restarting`: nobody suspects it
+                meanwhile.
 
         Takes a few seconds at most; end the block of `open_mesh` afterwards.
         """
         await self.membership.leave()
-        await self._streams.goodbye(how)
+        await self._streams.goodbye(how, quiet_s)
 
     # ---- loops ------------------------------------------------------------------------
 
@@ -277,8 +282,7 @@ class Mesh:
         """Tell membership how streams end, until cancelled."""
         async for closed in self._streams.closed:
             if closed.how in _SWIM_HOWS:
-                quiet_s = _RESTART_QUIET_S if closed.how == "restarting" else 0.0
-                self.membership.stream_closed(closed.peer, closed.how, quiet_s)
+                self.membership.stream_closed(closed.peer, closed.how, closed.quiet_s)
             if closed.how == "reset":  # Refused now, its process is gone and not only the stream.
                 self._streams.reconnect(closed.peer)
 
@@ -394,7 +398,14 @@ async def open_mesh(
     desk = _JoinDesk(trust, key, porch)
     roles = _check(config, key, trust)
     bound, told, own = await _listen(config)
-    meta = Meta(name, told, roles, __version__, protocol=PROTOCOL_VERSION)
+    meta = Meta(
+        name,
+        told,
+        roles,
+        __version__,
+        protocol=PROTOCOL_VERSION,
+        protocol_lowest=PROTOCOL_LOWEST,
+    )
     book = AddressBook()
     async with (
         open_datagrams(key, trust, book, bound.datagrams, clock=clock) as datagrams,

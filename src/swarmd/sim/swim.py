@@ -55,6 +55,7 @@ from swarmd.mesh.swim.messages import (
 from swarmd.mesh.swim.suspicion import Suspicion
 from swarmd.sim.network import LinkFaults, Network
 from swarmd.sim.world import World
+from swarmd.wire.version import PROTOCOL_LOWEST, PROTOCOL_VERSION
 
 ALIVE, SUSPECT, DEAD, LEFT = MemberState
 CHAOS_S: Final = 60.0
@@ -162,18 +163,33 @@ class SwimWorld:
             self.world.count("address_change")
         if node.boot > 1:
             self.world.count("restart")
-        node.machine = self._make(
+        node.machine = self.build_of(name)(
             node.node_id,
             self.config,
             self.world.rng_for(f"{name}:{node.boot}"),
             SimSigner(node.node_id),
-            Meta(name, addresses=(node.address,), roles=("worker",), version="1"),
+            self.meta_of(node),
             node.boot,
             self.world.now,
         )
         self.network.attach(name, lambda _, packet: self._arrive(node, packet))
         self.feed(node, Started())
         self.feed(node, Join(tuple(node_id(seed) for seed in seeds)))
+
+    def build_of(self, name: str) -> type[SwimMachine]:
+        """Which machine a host runs."""
+        return self._make
+
+    def meta_of(self, node: SimNode) -> Meta:
+        """What a host says about itself as it starts."""
+        return Meta(
+            node.name,
+            addresses=(node.address,),
+            roles=("worker",),
+            version="1",
+            protocol=PROTOCOL_VERSION,
+            protocol_lowest=PROTOCOL_LOWEST,
+        )
 
     def start_all(self) -> None:
         """Start everyone, joining by the first."""

@@ -4,6 +4,15 @@ A *family* is the set of messages that one protocol speaks. Its messages are fro
 structs with integer tags, encoded as msgpack arrays; the first byte of every encoding is the
 family's format number. Decoding survives any bytes: whatever is wrong comes out as
 `MalformedMessage`, and nothing is ever unpickled or evaluated.
+
+How a family grows, so that builds whose versions differ by one understand each other:
+- A *field* is added at the end of a `Growing` message or struct, with a default. An older build
+  ignores it; a newer one takes the default for what an older one does not send. The family's
+  bound holds for the whole message, ignored fields included. What is signed is passed on as the
+  bytes that came, so that a field which a relay does not know survives it, under its signature.
+- A *message* or another meaning needs a new protocol version (`wire.version`), and is sent only
+  to peers that speak that version.
+- A field is never removed, moved or given another type: that is another format number.
 """
 
 from __future__ import annotations
@@ -20,6 +29,10 @@ from swarmd.base.limits import MESSAGE_BYTES_MAX
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Base of every wire message. Subclass with `tag=<int>`, unique within the family."""
+
+
+class Growing(Message, frozen=True, array_like=True, forbid_unknown_fields=False):
+    """Base of messages to which later versions may add fields; see the rules above."""
 
 
 class Family:

@@ -16,7 +16,6 @@ from swarmd.mesh.swim.messages import (
     MemberState,
     Meta,
     Rumour,
-    decode_packet,
     decode_rumour,
     encode_meta,
     encode_statement,
@@ -110,7 +109,7 @@ class Bench:
     def sent(self, name: str = "") -> list[Any]:
         """The packets of the last step, all or those to one node."""
         return [
-            decode_packet(effect.message)
+            PACKETS.decode(effect.message)
             for effect in self.effects
             if isinstance(effect, Send) and (not name or effect.peer == node(name))
         ]

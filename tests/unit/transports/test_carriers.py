@@ -7,12 +7,20 @@ from typing import Any, cast
 import pytest
 import trio
 import trio.testing
+from trio_websocket import CloseReason
 
 from swarmd.base.errors import MalformedMessage
 from swarmd.base.limits import FRAME_BYTES_MAX
 from swarmd.base.rng import make_rng
 from swarmd.identity.tls import RAFT_ALPN
-from swarmd.mesh.transports.carriers import CLEAN, Carrier, Ended, PlainCarrier, open_carrier
+from swarmd.mesh.transports.carriers import (
+    CLEAN,
+    Carrier,
+    Ended,
+    PlainCarrier,
+    _goodbye,
+    open_carrier,
+)
 
 
 def pair() -> tuple[PlainCarrier, PlainCarrier]:
@@ -91,14 +99,49 @@ async def test_a_goodbye_comes_behind_what_was_sent_and_waits_to_be_heard(how: A
     assert got == [([b"last words"], how)]
 
 
-@pytest.mark.parametrize("cut", ["", "00", "00000003", "000000036162", "00000000"])
+async def test_a_goodbye_says_for_how_long() -> None:
+    for seconds, heard in ((0, 0), (12, 12), (300, 300), (9_999, 300)):
+        here, there = pair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(here.close, "restarting", seconds)
+            with pytest.raises(Ended) as ended:
+                await there.receive()
+            assert (ended.value.how, ended.value.quiet_s) == ("restarting", heard)
+            here.over()
+
+
+@pytest.mark.parametrize(
+    ("reason", "how", "quiet_s"),
+    [
+        ("idle", "idle", 0),
+        ("restarting", "restarting", 0),
+        ("restarting 12", "restarting", 12),
+        ("restarting 12 and more", "restarting", 12),
+        ("restarting 99999", "restarting", 300),
+        ("restarting 999999999999", "restarting", 0),
+        ("restarting -1", "restarting", 0),
+        ("restarting \u0663", "restarting", 0),
+        ("restartings 12", "reset", 0),
+        ("", "reset", 0),
+        (None, "reset", 0),
+    ],
+)
+def test_a_websocket_says_the_same_in_words(reason: Any, how: str, quiet_s: int) -> None:
+    ended = _goodbye(CloseReason(1000, reason))
+    assert (ended.how, ended.quiet_s) == (how, quiet_s)
+    assert _goodbye(CloseReason(1001, reason)).how == "reset"
+
+
+@pytest.mark.parametrize(
+    "cut", ["", "00", "00000003", "000000036162", "00000000", "0000000001", "000000000100"]
+)
 async def test_an_end_within_a_frame_is_a_reset(cut: str) -> None:
     for end in (True, False):
         assert await all_of(of(*([bytes.fromhex(cut)] if cut else []), end=end)) == ([], "reset")
 
 
 async def test_an_unknown_reason_is_a_reset() -> None:
-    assert await all_of(of(b"\0\0\0\0\xff")) == ([], "reset")
+    assert await all_of(of(b"\0\0\0\0\xff\0\0")) == ([], "reset")
 
 
 async def test_a_frame_that_is_too_long_is_refused_before_it_is_there() -> None:
@@ -159,7 +202,7 @@ async def test_any_bytes_are_survived() -> None:
     for _ in range(2_000):
         lengths = (rng.choice((0, 1, 3, 9, 2**31)) for _ in range(rng.randrange(6)))
         raw = b"".join(n.to_bytes(4, "big") + rng.randbytes(n % 10) for n in lengths)
-        raw += rng.choice((b"", b"\0\0\0\0\0", rng.randbytes(7)))
+        raw += rng.choice((b"", b"\0\0\0\0\0\0\0", rng.randbytes(7)))
         cut = rng.randrange(1, 9)
         carrier = of(*[raw[at : at + cut] for at in range(0, len(raw), cut)])
         try:

@@ -262,12 +262,12 @@ async def test_a_goodbye_gives_its_reason_and_what_was_queued_arrives() -> None:
         await a.streams.request(TALK, B.key_id, Say(1), timeout_s=5)
         for number in range(100):
             assert b.streams.send_nowait(Family("late", Say), A.key_id, Say(number))
-        await b.streams.goodbye("restarting")
+        await b.streams.goodbye("restarting", 12)
         with trio.fail_after(5):
             got = [(await inbox.receive()).message.number for _ in range(100)]
             closed = await a.streams.closed.receive()
         assert got == list(range(100))
-        assert (closed.peer, closed.how) == (B.key_id, "restarting")
+        assert (closed.peer, closed.how, closed.quiet_s) == (B.key_id, "restarting", 12)
         assert b.streams.closed.statistics().current_buffer_used == 0
         with pytest.raises(Unreachable, match="leaving"):
             await ask(a, b)

@@ -67,10 +67,11 @@ from swarmd.mesh.swim.messages import (
     Ping,
     PingFor,
     Rumour,
-    decode_packet,
 )
 from swarmd.mesh.swim.probes import Hint, Pending, Pendings, Round
 from swarmd.mesh.swim.suspicion import retransmit_limit, sync_scale
+from swarmd.wire.codec import Family
+from swarmd.wire.version import common_version
 
 _JOIN_AGAIN_S: Final = 1.0
 _JOIN_AGAIN_MAX_S: Final = 60.0
@@ -100,6 +101,7 @@ class SwimMachine:
     """
 
     ledger_type: ClassVar[type[Ledger]] = Ledger
+    packets: ClassVar[Family] = PACKETS
 
     def __init__(
         self,
@@ -183,6 +185,13 @@ class SwimMachine:
         """Where a member says it is; empty if it is unknown."""
         record = self._ledger.members.get(node_id)
         return () if record is None else record.meta.addresses
+
+    def version_with(self, node_id: NodeId) -> int | None:
+        """The protocol version to speak with a member; None if none is common, or it is unknown."""
+        record = self._ledger.members.get(node_id)
+        if record is None:
+            return None
+        return common_version(self._ledger.self_record.meta.speaks, record.meta.speaks)
 
     def view(self) -> list[bytes]:
         """The rumours to put into a push-pull: all, or as many as fit, from a random place on."""
@@ -319,13 +328,13 @@ class SwimMachine:
         pending = self._pendings.get(event.sequence)
         if pending is None or pending.asker is None:
             return []
-        return [Send(pending.asker, PACKETS.encode(Nack(pending.asker_sequence)))]
+        return [Send(pending.asker, self.packets.encode(Nack(pending.asker_sequence)))]
 
     # ---- packets -----------------------------------------------------------------------
 
     def _on_packet(self, event: PacketIn, now: float) -> list[Effect]:
         try:
-            packet = decode_packet(event.data)
+            packet = self.packets.decode(event.data)
         except MalformedMessage:
             return [Refused("malformed")]
         effects: list[Effect] = []
@@ -403,7 +412,7 @@ class SwimMachine:
             # Tell the peer before all else what is said against it: it alone can refute that.
             first = (record.evidence, *first)
         rumours = self._ledger.queue.take(self._retransmits(), first=first)
-        return Send(peer, PACKETS.encode(make(rumours)))
+        return Send(peer, self.packets.encode(make(rumours)))
 
     def _retransmits(self) -> int:
         count = self._ledger.members.present_count

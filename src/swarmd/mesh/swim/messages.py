@@ -8,20 +8,30 @@ neither alter it nor put it in another's mouth.
 
 A *packet* is one probe message with as many rumours as fit PACKET_BYTES_MAX, signatures counted.
 The transport encrypts and authenticates packets: the peer that a packet comes from is known.
+
+All of these may grow by the rules of `wire.codec`, but for what holds a statement and its
+signature together: nobody but the author may add to a rumour. So, when they come:
+- A network coordinate goes to the end of Ping and Ack, as a bounded list of 32-bit floats, empty
+  by default: a build that measures nothing, or an older one, sends none. What it takes is added to
+  PACKET_HEADER_BYTES_MAX, which the assertions below hold against the largest rumour.
+- News that is no rumour about a member (user events, queries) goes behind that, to the end of
+  Ping, PingFor, Ack and Gossip alike, as a bounded list of bytes which only its own room decodes;
+  it takes its room from what the rumours leave. An older build does not pass it on, so whoever
+  has news repeats it to several, as with rumours.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgspec
 
 from swarmd.base.errors import BadRequest, MalformedMessage, TooLarge
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import KIB, MESSAGE_BYTES_MAX, NAME_BYTES_MAX
-from swarmd.wire.codec import Family, Message, decode_struct, encode_struct
+from swarmd.wire.codec import Family, Growing, decode_struct, encode_struct
 
 # What a packet may hold once the transport's header and tag are counted off a datagram.
 PACKET_BYTES_MAX: Final = 1_100
@@ -67,10 +77,11 @@ class MemberState(IntEnum):
         return self.name.lower()
 
 
-class Meta(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Meta(msgspec.Struct, frozen=True, array_like=True):
     """What a member says about itself. Encoded, it has at most META_BYTES_MAX bytes.
 
-    `version` is its build's, for people; `protocol` the protocol version that it speaks.
+    `version` is its build's, for people; `protocol` the highest protocol version that it speaks,
+    `protocol_lowest` the lowest.
     """
 
     name: Annotated[str, msgspec.Meta(max_length=NAME_BYTES_MAX)]
@@ -88,9 +99,15 @@ class Meta(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     version: _Short = ""
     tags: Annotated[tuple[tuple[_Short, _Short], ...], msgspec.Meta(max_length=TAGS_MAX)] = ()
     protocol: Annotated[int, msgspec.Meta(ge=0)] = 0
+    protocol_lowest: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+    @property
+    def speaks(self) -> tuple[int, int]:
+        """The protocol versions that it speaks: lowest, highest."""
+        return self.protocol_lowest, self.protocol
 
 
-class Statement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Statement(msgspec.Struct, frozen=True, array_like=True):
     """One fact. `accuser` is empty when the subject speaks; `body` is its encoded Meta if alive."""
 
     kind: MemberState
@@ -101,7 +118,7 @@ class Statement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
 
 class SignedStatement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """How a rumour travels."""
+    """How a rumour travels. No later fields: what is outside of the signature is nobody's."""
 
     statement: Annotated[bytes, msgspec.Meta(max_length=STATEMENT_BYTES_MAX)]
     signature: Annotated[
@@ -123,7 +140,7 @@ class Rumour:
     raw: bytes
 
 
-class Ping(Message, frozen=True, tag=1):
+class Ping(Growing, frozen=True, tag=1):
     """Are you there? `view` sums up the sender's view of who is alive."""
 
     sequence: _Sequence
@@ -131,7 +148,7 @@ class Ping(Message, frozen=True, tag=1):
     rumours: _Rumours
 
 
-class PingFor(Message, frozen=True, tag=2):
+class PingFor(Growing, frozen=True, tag=2):
     """Ask `target` for me, and send me its Ack under my sequence (SWIM, section 3.1)."""
 
     sequence: _Sequence
@@ -139,23 +156,23 @@ class PingFor(Message, frozen=True, tag=2):
     rumours: _Rumours
 
 
-class Ack(Message, frozen=True, tag=3):
+class Ack(Growing, frozen=True, tag=3):
     sequence: _Sequence
     view: _View
     rumours: _Rumours
 
 
-class Nack(Message, frozen=True, tag=4):
+class Nack(Growing, frozen=True, tag=4):
     """I asked your target and heard nothing, but I hear you (Lifeguard, section IV.A)."""
 
     sequence: _Sequence
 
 
-class Gossip(Message, frozen=True, tag=5):
+class Gossip(Growing, frozen=True, tag=5):
     rumours: _Rumours
 
 
-class Sync(Message, frozen=True, tag=1):
+class Sync(Growing, frozen=True, tag=1):
     """Push-pull over a stream: all that the sender knows, asked and answered alike."""
 
     rumours: Annotated[list[_Raw], msgspec.Meta(max_length=SYNC_RUMOURS_MAX)]
@@ -230,8 +247,3 @@ def decode_rumour(raw: bytes) -> Rumour:
         signature=signed.signature,
         raw=raw,
     )
-
-
-def decode_packet(data: bytes) -> Any:
-    """A Ping, PingFor, Ack, Nack or Gossip. Raises MalformedMessage."""
-    return PACKETS.decode(data)

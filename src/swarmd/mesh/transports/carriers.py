@@ -4,7 +4,11 @@ The mesh's plane speaks WebSocket (RFC 6455), which any tool of the trade can fo
 plane, which every write waits for, puts each frame behind its length and that is all: it takes
 half the processor time, and two turns of the loop less on the way.
 
-    length (4 bytes), frame            length 0, reason (1 byte): a goodbye
+    length (4 bytes), frame            length 0, reason (1 byte), seconds (2 bytes): a goodbye
+
+A goodbye gives its reason and for how many seconds the peer will be away, where it restarts; the
+WebSocket has both as words of its closing reason. What stands behind them is ignored: a later
+version may say more.
 
 Both carry whole frames in order, end with a reason where the peer gave one, and refuse a frame
 above `FRAME_BYTES_MAX` before it is in memory.
@@ -35,18 +39,25 @@ TlsStream = trio.SSLStream[trio.SocketStream]
 
 # Reasons of a goodbye; `PlainCarrier` sends the place in this list.
 CLEAN: Final[tuple[How, ...]] = ("idle", "restarting", "leaving")
+# Nobody is excused for longer than this, whatever it says.
+QUIET_S_MAX: Final = 300
 _BUFFER_BYTES: Final = 64 * KIB
 _LENGTH_BYTES: Final = 4
+_GOODBYE_BYTES: Final = 3
 
 masking.tame()
 
 
 class Ended(Exception):
-    """The peer ended the connection; `how` is `reset` unless it said goodbye."""
+    """The peer ended the connection; `how` is `reset` unless it said goodbye.
 
-    def __init__(self, how: How) -> None:
+    `quiet_s`: for how long it will be away as it says, at most QUIET_S_MAX.
+    """
+
+    def __init__(self, how: How, quiet_s: int = 0) -> None:
         super().__init__(how)
         self.how: How = how
+        self.quiet_s = min(max(quiet_s, 0), QUIET_S_MAX)
 
 
 class Carrier(Protocol):
@@ -70,8 +81,11 @@ class Carrier(Protocol):
         """
         ...
 
-    async def close(self, how: How) -> None:
+    async def close(self, how: How, quiet_s: int = 0) -> None:
         """Say goodbye and wait until the peer has heard it, or is gone; bound it from outside.
+
+        Args:
+            quiet_s: for how long this node will be away, at most QUIET_S_MAX.
 
         Nothing can be sent any more. Never raises Ended: to be over is what was wanted.
         """
@@ -140,11 +154,12 @@ class PlainCarrier:
             self._buffer += more
         return frame
 
-    async def close(self, how: How) -> None:
+    async def close(self, how: How, quiet_s: int = 0) -> None:
         """See `Carrier`. Waits for the peer to hang up: who hangs up first may drop the reason."""
         self._closing = True
+        said = bytes([CLEAN.index(how)]) + min(quiet_s, QUIET_S_MAX).to_bytes(2, "big")
         with suppress(Ended):
-            await self._send(bytes(_LENGTH_BYTES) + bytes([CLEAN.index(how)]))
+            await self._send(bytes(_LENGTH_BYTES) + said)
             await self._over.wait()
 
     def over(self) -> None:
@@ -171,7 +186,10 @@ class PlainCarrier:
             return None
         length = int.from_bytes(buffer[:_LENGTH_BYTES], "big")
         if length == 0:
-            raise Ended(_clean(buffer[_LENGTH_BYTES]))
+            said = buffer[_LENGTH_BYTES : _LENGTH_BYTES + _GOODBYE_BYTES]
+            if len(said) < _GOODBYE_BYTES:
+                return None
+            raise Ended(_clean(said[0]), int.from_bytes(said[1:], "big"))
         if length > FRAME_BYTES_MAX:
             raise MalformedMessage(f"a frame of {length} bytes")
         end = _LENGTH_BYTES + length
@@ -201,12 +219,12 @@ class WebSocketCarrier:
         try:
             raw = await self._socket.get_message()
         except ConnectionClosed as closed:
-            raise Ended(_how(closed.reason)) from closed
+            raise _goodbye(closed.reason) from closed
         return raw if isinstance(raw, bytes) else b""
 
-    async def close(self, how: How) -> None:
+    async def close(self, how: How, quiet_s: int = 0) -> None:
         """See `Carrier`."""
-        await self._socket.aclose(1000, how)
+        await self._socket.aclose(1000, f"{how} {min(quiet_s, QUIET_S_MAX)}" if quiet_s else how)
 
     def over(self) -> None:
         """See `Carrier`. The library's own reader tells `close`."""
@@ -216,11 +234,13 @@ def _clean(place: int) -> How:
     return CLEAN[place] if place < len(CLEAN) else "reset"
 
 
-def _how(reason: CloseReason | None) -> How:
-    for how in CLEAN:
-        if reason is not None and reason.code == 1000 and reason.reason == how:
-            return how
-    return "reset"
+def _goodbye(reason: CloseReason | None) -> Ended:
+    if reason is None or reason.code != 1000:
+        return Ended("reset")
+    word, _, more = (reason.reason or "").partition(" ")
+    seconds = more.partition(" ")[0]
+    quiet_s = int(seconds) if len(seconds) <= 5 and seconds.isascii() and seconds.isdigit() else 0
+    return next((Ended(how, quiet_s) for how in CLEAN if how == word), Ended("reset"))
 
 
 def host_of(tcp: trio.SocketStream) -> str:

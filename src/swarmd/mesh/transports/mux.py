@@ -59,10 +59,12 @@ class StreamClosed:
 
     `how`: `reset` and `refused` hint that the peer's process is gone; `silent` is a connect
     timeout; `untrusted` a failed proof of identity; the others are clean and are no hint.
+    `quiet_s`: for how long a peer that says `restarting` will be away.
     """
 
     peer: NodeId
     how: How
+    quiet_s: int = 0
 
 
 class Kind(IntEnum):
@@ -361,10 +363,10 @@ class MuxLink(ABC):
                 self._refuse(port, item, ShuttingDown("nobody serves this any more"), "no_inbox")
         return True
 
-    def report_closed(self, peer: NodeId, how: How) -> None:
+    def report_closed(self, peer: NodeId, how: How, quiet_s: int = 0) -> None:
         """Tell the reader of `closed`; one that lags loses hints, never more."""
         try:
-            self._closed_in.send_nowait(StreamClosed(peer, how))
+            self._closed_in.send_nowait(StreamClosed(peer, how, quiet_s))
         except trio.WouldBlock:
             DROPPED.labels("closed_events", "full").inc()
 

@@ -167,13 +167,17 @@ class Streams(MuxLink):
         except Unreachable:
             return  # Not a member, or nowhere: nothing to learn.
 
-    async def goodbye(self, how: How) -> None:
-        """Write out what is queued and close every connection with a reason, within 1 s."""
+    async def goodbye(self, how: How, quiet_s: int = 0) -> None:
+        """Write out what is queued and close every connection with a reason, within 1 s.
+
+        Args:
+            quiet_s: for how long this node will be away, if it is `restarting`.
+        """
         self._leaving = True
         with trio.move_on_after(_GOODBYE_S):
             async with trio.open_nursery() as nursery:
                 for port in list(self._ports.values()):
-                    nursery.start_soon(self._close_cleanly, port, how)
+                    nursery.start_soon(self._close_cleanly, port, how, quiet_s)
 
     # ---- reaching a peer ---------------------------------------------------------------
 
@@ -413,7 +417,7 @@ class Streams(MuxLink):
     async def _run(
         self, port: StreamPort, stream: TlsStream, session: Session, *, client: bool
     ) -> None:
-        ended: list[How] = []
+        ended = Ended("reset")
         try:
             async with trio.open_nursery() as nursery:
                 port.stop_running = nursery.cancel_scope.cancel
@@ -424,7 +428,7 @@ class Streams(MuxLink):
                 nursery.start_soon(_write, port, carrier, session.sealer)
                 nursery.start_soon(self._watch_idle, port)
                 try:
-                    ended.append(await self._read(port, carrier, session.opener))
+                    ended = await self._read(port, carrier, session.opener)
                 finally:
                     carrier.over()
                 if port.closing is not None:
@@ -440,10 +444,9 @@ class Streams(MuxLink):
             if not replaced:
                 del self._ports[key]
             if not port.broken:  # Else this side ended it, which is no news.
-                how = (ended or ["reset"])[0]
-                port.break_off(how, _REASONS[how])
+                port.break_off(ended.how, _REASONS[ended.how])
                 if not replaced and port.closing is None and not self._leaving:
-                    self.report_closed(port.peer, how)
+                    self.report_closed(port.peer, ended.how, ended.quiet_s)
             await discard(stream)
 
     async def _carrier(
@@ -455,17 +458,17 @@ class Streams(MuxLink):
         except trio.TooSlowError as error:
             raise trio.BrokenResourceError("no WebSocket upgrade came") from error
 
-    async def _read(self, port: StreamPort, carrier: Carrier, opener: FrameOpener) -> How:
+    async def _read(self, port: StreamPort, carrier: Carrier, opener: FrameOpener) -> Ended:
         received = BYTES.labels("stream", "received")
         while True:
             try:
                 raw = await carrier.receive()
                 items = opener.open(raw)
             except Ended as ended:
-                return port.closing or ended.how
+                return ended if port.closing is None else Ended(port.closing)
             except RemoteError:
                 DROPPED.labels("stream", "bad_frame").inc()
-                return "untrusted"
+                return Ended("untrusted")
             received.inc(len(raw))
             port.last_traffic = trio.current_time()
             for item in items:
@@ -483,7 +486,7 @@ class Streams(MuxLink):
                 return
             await trio.sleep(max(self._config.idle_close_s - idle_s, 1.0))
 
-    async def _close_cleanly(self, port: StreamPort, how: How) -> None:
+    async def _close_cleanly(self, port: StreamPort, how: How, quiet_s: int = 0) -> None:
         carrier = self._carriers.get(port)
         if carrier is None:
             return
@@ -494,7 +497,7 @@ class Streams(MuxLink):
             return  # It ended meanwhile, and says how.
         port.closing = how
         with trio.move_on_after(_GOODBYE_S / 2):
-            await carrier.close(how)
+            await carrier.close(how, quiet_s)
         port.closed_cleanly.set()
         port.break_off(how, _REASONS[how])
 
