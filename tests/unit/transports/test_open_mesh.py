@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -33,6 +34,7 @@ from swarmd.identity.epochs import Chain
 from swarmd.mesh import service
 from swarmd.mesh.addresses import Address
 from swarmd.mesh.config import MeshConfig
+from swarmd.mesh.discovery.interfaces import InterfaceWatch
 from swarmd.mesh.join import join_swarm
 from swarmd.mesh.service import Mesh, find_swarm
 from swarmd.mesh.sockets import bind
@@ -355,7 +357,13 @@ async def test_members_are_told_of_new_addresses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state, _ = chain(2)
-    monkeypatch.setattr(service, "_ADDRESSES_EVERY_S", 0.1)
+    watch = InterfaceWatch()
+
+    @asynccontextmanager
+    async def watched() -> AsyncIterator[InterfaceWatch]:
+        yield watch
+
+    monkeypatch.setattr(service, "watch_interfaces", watched)
     async with meshes(tmp_path, configs(2), state) as nodes:
         (a, _), (b, _) = nodes
         await until(lambda: sees(a) == 2 == sees(b))
@@ -365,6 +373,7 @@ async def test_members_are_told_of_new_addresses(
             return ((host, port),)
 
         monkeypatch.setattr(service, "advertised", moved)
+        watch.announce()
         await until(lambda: ("127.0.0.11", a.port) in b.addresses.lookup(a.link.node_id))
 
 

@@ -19,6 +19,7 @@ from swarmd.gateway.forward import ask_member
 from swarmd.gateway.http import answer
 from swarmd.gateway.services import Mesh
 from swarmd.gateway.status import members, status
+from swarmd.mesh.discovery.adverts import OWN_ECHO
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
 
@@ -192,7 +193,7 @@ def _interfaces(mesh: Mesh) -> tuple[doctor.InterfaceFacts, ...]:
             interface=one.interface,
             announced=one.announced,
             heard=one.heard,
-            refused=one.refused,
+            refused=sum(one.refused.values()) - one.refused.get(OWN_ECHO, 0),
             problem=one.problem,
         )
         for one in mesh.discovery_report()

@@ -19,7 +19,7 @@ from swarmd.base.clock import Clock
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import DATAGRAM_BYTES_MAX, INBOX_MESSAGES_MAX
 from swarmd.identity.keys import SigningKey
-from swarmd.mesh.addresses import Address, AddressBook
+from swarmd.mesh.addresses import Address, AddressBook, address_of
 from swarmd.mesh.transports.roster import Roster
 from swarmd.mesh.transports.sessions import PAYLOAD_BYTES_MAX, Sessions
 from swarmd.observe.metrics import BYTES, DROPPED
@@ -87,7 +87,7 @@ class Datagrams:
                     DROPPED.labels("udp", "socket_error").inc()
                     break
                 self._received.inc(len(raw))
-                self._sessions.receive(raw, (address[0], address[1]), self._clock.now())
+                self._sessions.receive(raw, address_of(address), self._clock.now())
             self._flush()
 
     def _flush(self) -> None:
