@@ -24,7 +24,7 @@ from typing import Final
 import msgspec
 
 from swarmd.base.disk import open_body, seal_body
-from swarmd.base.errors import CorruptFile, DataFolderRefused
+from swarmd.base.errors import CorruptFile, DataFolderRefused, SwarmError
 from swarmd.base.files import FileDisk, write_atomically
 from swarmd.base.ids import NodeId, short
 from swarmd.base.limits import MIB
@@ -79,6 +79,15 @@ def claim(path: Path) -> DataFolder:
     except BaseException:
         os.close(lock_fd)
         raise
+
+
+def owner_of(path: Path) -> NodeId | None:
+    """Whose folder it is, without claiming it; None if there is nothing that tells."""
+    try:
+        body = open_body(_KIND, _FORMAT, (path / "node").read_bytes(), source="node")
+        return NodeId(decode_struct(_Owner, body).node_id)
+    except (OSError, SwarmError):
+        return None
 
 
 def _make(path: Path) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Final, Literal, cast
 
 import trio
@@ -33,11 +32,14 @@ from swarmd.mesh.approval.service import Approvals
 from swarmd.mesh.approval.table import WaitingTable
 from swarmd.mesh.config import DEFAULT_PORT, MeshConfig
 from swarmd.mesh.discovery.adverts import InterfaceFacts
-from swarmd.mesh.discovery.interfaces import InterfaceWatch, watch_interfaces
+from swarmd.mesh.discovery.interfaces import InterfaceWatch, usable_interfaces, watch_interfaces
 from swarmd.mesh.discovery.mdns import Mdns, find, open_mdns, swarm_hint
 from swarmd.mesh.discovery.static import parse_address, resolve
+from swarmd.mesh.facts import MeshFacts, SeedFacts, loopback_names, missing_binds
 from swarmd.mesh.join import Admitter, serve_join, turn_away
 from swarmd.mesh.link import Link
+from swarmd.mesh.reach.knocking import TcpDoor
+from swarmd.mesh.reach.service import ReachService, open_reach
 from swarmd.mesh.sockets import (
     Bound,
     advertised,
@@ -69,15 +71,6 @@ _RUMOUR_DOMAIN: Final = "rumour"
 _SWIM_HOWS: Final = ("reset", "refused", "idle", "restarting", "leaving")
 
 _log = get_logger("mesh")
-
-
-@dataclass(frozen=True, slots=True)
-class SeedReport:
-    """What became of one configured seed. `member` is who answered there."""
-
-    seed: str
-    member: NodeId | None
-    problem: str
 
 
 class RumourSigner:
@@ -164,6 +157,7 @@ class Mesh:
         port: int,
         desk: _JoinDesk,
         approvals: Approvals,
+        reach: ReachService,
     ) -> None:
         self.link: Link = streams
         self.approvals = approvals
@@ -173,6 +167,7 @@ class Mesh:
         self.port = port
         self._config, self._streams, self._datagrams = config, streams, datagrams
         self._mdns, self._own, self._desk = mdns, own, desk
+        self._reach = reach
         self._hints: dict[Address, _Hint] = {}
         self._seeds: dict[str, list[Address]] = {}
         self._seed_problems: dict[str, str] = {}
@@ -183,7 +178,7 @@ class Mesh:
         """What multicast DNS announced, heard and refused, per interface; empty if it is off."""
         return [] if self._mdns is None else self._mdns.report()
 
-    def seed_report(self) -> list[SeedReport]:
+    def seed_report(self) -> list[SeedFacts]:
         """What became of each configured seed."""
         reports = []
         for seed, addresses in self._seeds.items():
@@ -192,8 +187,32 @@ class Mesh:
             problem = self._seed_problems.get(seed, "")
             if not peers and not problem:
                 problem = "this is the node itself" if own else "no member has answered there"
-            reports.append(SeedReport(seed, peers[0] if peers else None, problem))
+            reports.append(SeedFacts(seed, peers[0] if peers else None, problem))
         return reports
+
+    async def facts(self, tried: Sequence[NodeId] = ()) -> MeshFacts:
+        """What keeps nodes apart, or could. Multicast is tried, and members are called anew.
+
+        Args:
+            tried: members to find out about; as many as `ReachService.examine` takes.
+
+        Takes up to 3 s where something is amiss.
+        """
+        async with trio.open_nursery() as nursery:
+            if self._mdns is not None:
+                nursery.start_soon(self._mdns.listen)
+            reach = await self._reach.examine(tried)
+            names = await loopback_names(self._config)
+        present = await trio.to_thread.run_sync(usable_interfaces)
+        return MeshFacts(
+            mdns=self._config.mdns,
+            interfaces=self.discovery_report(),
+            seeds=self.seed_report(),
+            told=self.local_addresses,
+            loopback_names=names,
+            missing_binds=missing_binds(self._config, [a for i in present for a in i.addresses]),
+            reach=reach,
+        )
 
     def serve_joins(self, admit: Admitter) -> None:
         """Admit joiners from now on; until then they are told to try another member.
@@ -450,12 +469,13 @@ async def open_mesh(
         ) as membership,
         _open_discovery(config, key, trust, bound, told) as mdns,
         watch_interfaces() as watch,
+        open_reach(streams, datagrams, trust, TcpDoor(key, trust, book, config.bind)) as reach,
         trio.open_nursery() as nursery,
     ):
         approvals = Approvals(table, trust, streams, membership, clock)
         mesh = Mesh(
             config, streams, datagrams, membership, book, mdns, told, own, bound.port,
-            desk, approvals,
+            desk, approvals, reach,
         )  # fmt: skip
         mesh.start_loops(nursery, trust, watch)
         nursery.start_soon(approvals.serve)

@@ -161,7 +161,9 @@ def test_doctor_reports_every_part(client: Client, services: Services) -> None:
     ]
     services.mesh.link = _NoLink()  # type: ignore[union-attr]
     names = [check.name for check in client.doctor().checks]
-    wanted = "daemon,data folder,port,clock,mDNS lo,members,quorum,credential,firewall"
+    wanted = (
+        "daemon,data folder,port,clock,addresses,mDNS lo,members,version,firewall,quorum,credential"
+    )
     assert names == wanted.split(",")
 
 

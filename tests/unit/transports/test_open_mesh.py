@@ -10,7 +10,18 @@ import msgspec
 import pytest
 import trio
 from certifying import certified, let_count, now_of
-from small_swarm import ADMIN, KEYS, chain, meshes, run_mesh, trust_of, until
+from small_swarm import (
+    ADMIN,
+    KEYS,
+    chain,
+    configs,
+    free_port,
+    meshes,
+    run_mesh,
+    sees,
+    trust_of,
+    until,
+)
 
 from swarmd.base.errors import (
     ConfigError,
@@ -37,7 +48,6 @@ from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.discovery.interfaces import InterfaceWatch
 from swarmd.mesh.join import join_swarm
 from swarmd.mesh.service import Mesh, find_swarm
-from swarmd.mesh.sockets import bind
 from swarmd.mesh.swim.service import MemberState
 from swarmd.mesh.trust import Trust, open_trust
 from swarmd.observe.metrics import REGISTRY
@@ -50,31 +60,6 @@ class Say(Message, frozen=True, tag=1):
 
 
 TALK = Family("talk", Say)
-
-
-def free_port() -> int:
-    bound = bind(MeshConfig(port=0, bind=("127.0.0.1",)))
-    bound.close()
-    return bound.port
-
-
-def configs(count: int = 3) -> list[MeshConfig]:
-    """One port on as many loopback addresses, the first the seed of all."""
-    port = free_port()
-    return [
-        MeshConfig(
-            port=port,
-            bind=(f"127.0.0.{number}",),
-            seeds=("127.0.0.1",),
-            mdns=False,
-            seed_retry_s=0.2,
-        )
-        for number in range(1, count + 1)
-    ]
-
-
-def sees(mesh: Mesh, state: MemberState = MemberState.ALIVE) -> int:
-    return sum(member.state is state for member in mesh.membership.members())
 
 
 def state_of(mesh: Mesh, node_id: NodeId) -> MemberState | None:

@@ -49,6 +49,7 @@ class InterfaceFacts:
     hearing: Hearing | None = None
     """None: not tried yet."""
     problem: str = ""
+    networks: tuple[str, ...] = ()
 
     @property
     def announced(self) -> bool:

@@ -105,6 +105,7 @@ class Mdns:
                 tuple(f"{host}:{self._port}" for host in self._announced if one.holds(host)),
                 hearing=self._hearings.get(one.name),
                 problem=self._problem,
+                networks=one.networks,
             )
             for one in self._interfaces
         ]
