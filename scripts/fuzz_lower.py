@@ -328,6 +328,7 @@ def _datagrams(*, keyed: bool) -> Callable[[], Callable[[bytes], Any]]:
             node.receive(raw[:2_000], PLACE, next(ticks) / 10)
             node.outgoing.clear()
             node.delivered.clear()
+            node.probes.clear()
             node.met.clear()
 
         return take

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SUBNET = "10.77.0"
+SUBNET6 = "fd77:0:0:1:"
 OWN_FOLDERS = ("/var/lib/swarmd", "/etc/swarmd", "/run/swarmd")
 
 
@@ -48,6 +49,18 @@ class Host:
     def enter(self, *command: str) -> list[str]:
         """`command` as it is run on this host."""
         return ["nsenter", "-t", str(self.holder.pid), "-m", "-u", "-n", "--", *command]
+
+    def do(self, command: str) -> None:
+        """Run a command that must succeed, its words divided by spaces."""
+        run(*self.enter(*command.split()))
+
+    def drop(self, hook: str, *rules: str) -> None:
+        """Have the host's firewall drop what meets one of the rules, in or out."""
+        self.do("nft add table inet wall")
+        chain = f"{{ type filter hook {hook} priority 0; }}"
+        run(*self.enter("nft", "add", "chain", "inet", "wall", hook, chain))
+        for rule in rules:
+            run(*self.enter("nft", "add", "rule", "inet", "wall", hook, *rule.split(), "drop"))
 
     def run(
         self, *command: str, cwd: str = "/", env: Mapping[str, str] | None = None
@@ -90,10 +103,17 @@ class NetHosts:
 
     Args:
         own_folders: folders of which each host has its own, and empty, in place of the machine's.
+        families: which IP versions the hosts speak. Over 6 they have fd77:0:0:1::1 and so on, too,
+            and every one a link-local address, as hosts have; without it IPv6 is off.
     """
 
-    def __init__(self, count: int, own_folders: Sequence[str] = OWN_FOLDERS) -> None:
-        self._own_folders = own_folders
+    def __init__(
+        self,
+        count: int,
+        own_folders: Sequence[str] = OWN_FOLDERS,
+        families: Sequence[int] = (4,),
+    ) -> None:
+        self._own_folders, self._families = own_folders, families
         self._made = [folder for folder in own_folders if not os.path.exists(folder)]
         for folder in self._made:
             os.makedirs(folder)
@@ -140,14 +160,42 @@ class NetHosts:
         port = f"port{number}"
         self._in_switch(*f"ip link add {port} type veth peer name eth0 netns {holder.pid}".split())
         self._in_switch("ip", "link", "set", port, "master", "br0", "up")
-        for command in (
-            "ip link set lo up",
-            f"ip addr add {host.address}/24 dev eth0",
-            "ip link set eth0 up multicast on",
-            "ip route add 224.0.0.0/4 dev eth0",
-        ):
-            run(*host.enter(*command.split()))
+        host.do("ip link set lo up")
+        if 6 not in self._families:
+            host.do("sysctl -q -w net.ipv6.conf.all.disable_ipv6=1")
+        if 4 in self._families:
+            host.do(f"ip addr add {host.address}/24 dev eth0")
+        if 6 in self._families:
+            host.do(f"ip -6 addr add {SUBNET6}:{number}/64 dev eth0 nodad")
+        host.do("ip link set eth0 up multicast on")
+        if 4 in self._families:
+            host.do("ip route add 224.0.0.0/4 dev eth0")
         return host
+
+    def plug(self, host: Host, interface: str, address: str) -> None:
+        """Give a host one more interface on the bridge, with an IPv4 address of its own."""
+        port = f"{host.name}{interface}"
+        pair = f"ip link add {port} type veth peer name {interface} netns {host.holder.pid}"
+        self._in_switch(*pair.split())
+        self._in_switch("ip", "link", "set", port, "master", "br0", "up")
+        host.do(f"ip addr add {address}/24 dev {interface}")
+        host.do(f"ip link set {interface} up multicast on")
+
+    def move(self, host: Host, address: str) -> None:
+        """Take the host's IPv4 address away and give it another one."""
+        host.do(f"ip addr del {host.address}/24 dev eth0")
+        host.do(f"ip addr add {address}/24 dev eth0")
+        host.do("ip route replace 224.0.0.0/4 dev eth0")
+        host.address = address
+
+    def keep_multicast(self) -> None:
+        """The switch passes no multicast any more, as many an access point."""
+        for number in range(1, len(self.hosts) + 1):
+            self._in_switch(*f"bridge link set dev port{number} mcast_flood off".split())
+
+    def set_mtu(self, host: Host, mtu_bytes: int) -> None:
+        """What is larger is lost, without a word, at the switch's side of the host's cable."""
+        self._in_switch(*f"ip link set port{host.name[1:]} mtu {mtu_bytes}".split())
 
     def cut(self, one: Iterable[Host], other: Iterable[Host], *, one_way: bool = False) -> None:
         """Nothing passes from `one` to `other` any more, nor back unless `one_way`."""

@@ -20,7 +20,9 @@ from swarmd.identity.keys import SigningKey
 from swarmd.identity.tokens import Token
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.service import Mesh, open_mesh
+from swarmd.mesh.sockets import bind
 from swarmd.mesh.swim.config import SwimConfig
+from swarmd.mesh.swim.messages import MemberState
 from swarmd.mesh.trust import Trust
 
 KEYS = [SigningKey.from_seed(bytes([number]) * 32) for number in range(1, 8)]
@@ -135,3 +137,28 @@ async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
     with trio.fail_after(within_s):
         while not condition():  # noqa: ASYNC110 - nothing to wait on
             await trio.sleep(0.005)
+
+
+def free_port() -> int:
+    bound = bind(MeshConfig(port=0, bind=("127.0.0.1",)))
+    bound.close()
+    return bound.port
+
+
+def configs(count: int = 3) -> list[MeshConfig]:
+    """One port on as many loopback addresses, the first the seed of all."""
+    port = free_port()
+    return [
+        MeshConfig(
+            port=port,
+            bind=(f"127.0.0.{number}",),
+            seeds=("127.0.0.1",),
+            mdns=False,
+            seed_retry_s=0.2,
+        )
+        for number in range(1, count + 1)
+    ]
+
+
+def sees(mesh: Mesh, state: MemberState = MemberState.ALIVE) -> int:
+    return sum(member.state is state for member in mesh.membership.members())

@@ -32,7 +32,7 @@ from swarmd.app.clear_folder import make_clear_folder
 from swarmd.app.resealing import AGENTS, CLEAR_FILES, ROOT
 from swarmd.app.sealed_folder import change, settle
 from swarmd.base.disk import Disk, open_body, seal_body
-from swarmd.base.errors import ConfigError, CorruptFile, DataFolderRefused
+from swarmd.base.errors import ConfigError, CorruptFile, DataFolderRefused, SwarmError
 from swarmd.base.files import FileDisk, remove_tree, write_atomically
 from swarmd.base.ids import NodeId, short
 from swarmd.base.limits import MIB
@@ -72,8 +72,7 @@ class DataFolder:
 
     def disk(self, room: str) -> Disk:
         """The folder of one room."""
-        disk = FileDisk(self.path / room)
-        return disk if self.sealer is None else SealedDisk(disk, self.sealer, room)
+        return room_of(self.path, room, self.sealer)
 
     def let_agents_through(self) -> None:
         """Let other users get through to `agents`, by names they know, and see no names."""
@@ -116,6 +115,12 @@ def claim(
         raise
 
 
+def room_of(path: Path, room: str, sealer: SealingKey | None) -> Disk:
+    """The folder of one room of a data folder, which is made if it is missing."""
+    disk = FileDisk(path / room)
+    return disk if sealer is None else SealedDisk(disk, sealer, room)
+
+
 def load_data_key(file: Path, data_folder: Path) -> SealingKey:
     """The key that a data folder is, or is to be, sealed under.
 
@@ -148,6 +153,15 @@ def reseal(
         change(path, old, new, tell)
     finally:
         os.close(lock_fd)
+
+
+def owner_of(path: Path) -> NodeId | None:
+    """Whose folder it is, without claiming it; None if there is nothing that tells."""
+    try:
+        body = open_body(_KIND, _FORMAT, (path / "node").read_bytes(), source="node")
+        return NodeId(decode_struct(_Owner, body).node_id)
+    except (OSError, SwarmError):
+        return None
 
 
 def _make(path: Path) -> None:

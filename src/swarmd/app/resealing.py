@@ -30,6 +30,7 @@ from swarmd.base.sealed_file import (
     seal_pieces,
     sealer_id_in,
 )
+from swarmd.mesh.standing import LAST_JOIN
 from swarmd.state.blobs.messages import HASH_BYTES
 from swarmd.state.blobs.store import ROOM as BLOBS
 from swarmd.state.blobs.store import hash_in
@@ -161,8 +162,8 @@ class Resealing:
         self._tell(f"{file} is damaged and stays as it is")
 
 
-# In clear always: whose folder it is, who runs, what it is sealed under.
-CLEAR_FILES: Final = ("node", "lock", "sealed")
+# In clear always: whose folder it is, who runs, what it is sealed under, why it could not join.
+CLEAR_FILES: Final = ("node", "lock", "sealed", LAST_JOIN)
 
 
 def disk_files(path: Path) -> list[Path]:

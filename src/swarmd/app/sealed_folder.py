@@ -51,24 +51,32 @@ def settle(path: Path, key: SealingKey | None, tell: Tell) -> None:
         DataFolderRefused: it is sealed, and this is not its key, or there is none; nothing changed.
         CorruptFile, DiskFault: see `Resealing.run`.
     """
+    check(path, key)
     mark = _read_mark(path)
     under = mark or _implied(path)
     if key is None:
-        if under is not None:
-            raise DataFolderRefused(
-                f"the data folder {path} is sealed{_names(under)} and no key was given; nothing "
-                "was changed: start with --data-key-file FILE (node.data_key_file)"
-            )
         return
     if under is None:
         _change(path, _Mark(key.id, (IN_CLEAR,)), {key.id: key}, tell)
-        return
-    _check_given(path, under, {key.id: key})
-    _check_box(path, mark, {key.id: key})
-    if under.target != key.id or under.others:
+    elif under.target != key.id or under.others:
         _change(path, _widened(under, key), {key.id: key}, tell)
     elif mark is None:
         _write_mark(path, _Mark(key.id, ()), {key.id: key})
+
+
+def check(path: Path, key: SealingKey | None) -> None:
+    """Raises DataFolderRefused: it is sealed, and this is not its key, or there is none."""
+    mark = _read_mark(path)
+    under = mark or _implied(path)
+    if under is None:
+        return
+    if key is None:
+        raise DataFolderRefused(
+            f"the data folder {path} is sealed{_names(under)} and no key was given; nothing "
+            "was changed: start with --data-key-file FILE (node.data_key_file)"
+        )
+    _check_given(path, under, {key.id: key})
+    _check_box(path, mark, {key.id: key})
 
 
 def change(path: Path, old: SealingKey | None, new: SealingKey | None, tell: Tell) -> None:

@@ -1,13 +1,16 @@
 """Which swarm: made by this node, joined with a token or by approval, or the one on disk.
 
-Nothing is written before it is sure: a refused token leaves the folder as it was. Making or
-joining the swarm that the node is in already changes nothing; another one is refused.
+Nothing is written before it is sure: a refused token leaves nothing in the folder but, for the
+doctor, how it was refused. Making or joining the swarm that the node is in already changes
+nothing; another one is refused.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +19,7 @@ import trio
 
 from swarmd.app.folder import DataFolder
 from swarmd.base.disk import Disk
-from swarmd.base.errors import AlreadyExists, BadRequest, Forbidden
+from swarmd.base.errors import AlreadyExists, BadRequest, Forbidden, SwarmError
 from swarmd.base.ids import short
 from swarmd.base.names import check_name
 from swarmd.config import Ask, Config, Init, Join, Resume, StartMode
@@ -31,6 +34,7 @@ from swarmd.mesh.approval.joiner import Asking, Meeting, Progress
 from swarmd.mesh.join import JoinResult, join_swarm
 from swarmd.mesh.service import find_swarm
 from swarmd.mesh.sockets import bind
+from swarmd.mesh.standing import forget_join_failure, note_join_failure
 from swarmd.mesh.trust import Trust, has_trust, open_trust
 
 FIRST_TOKEN_USES: Final = 20
@@ -82,7 +86,7 @@ async def begin(
     Raises:
         Forbidden: the folder belongs to another swarm.
         PortTaken: the mesh port, so nothing was made or joined.
-        TokenRefused, Unreachable, ...: the join failed. Nothing was written.
+        TokenRefused, Unreachable, ...: the join failed. Nothing was written but why.
     """
     if has_trust(disk):
         trust = open_trust(disk)
@@ -92,11 +96,32 @@ async def begin(
         bind(config.mesh).close()
     if isinstance(mode, Init):
         return _make_swarm(config, folder, disk, mode.name, say)
-    if isinstance(mode, Join):
-        return await _join(config, folder, disk, decode_token(mode.token), say)
-    if isinstance(mode, Ask):
-        return await _ask(config, folder, disk, mode, say, waits)
+    if isinstance(mode, Join | Ask):
+        return await _enter(config, folder, disk, mode, say, waits)
     return None
+
+
+async def _enter(
+    config: Config,
+    folder: DataFolder,
+    disk: Disk,
+    mode: Join | Ask,
+    say: Say,
+    waits: Callable[[str], None],
+) -> Beginning:
+    """Join, and keep for the doctor how it failed if it does."""
+    try:
+        if isinstance(mode, Join):
+            found = await _join(config, folder, disk, decode_token(mode.token), say)
+        else:
+            found = await _ask(config, folder, disk, mode, say, waits)
+    except SwarmError as error:
+        with suppress(OSError):  # The error itself is what counts.
+            note_join_failure(folder.path, error, time.time_ns() // 1_000_000)
+        raise
+    with suppress(OSError):
+        forget_join_failure(folder.path)
+    return found
 
 
 def _check_same(trust: Trust, mode: StartMode, say: Say) -> None:

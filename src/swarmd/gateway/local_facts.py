@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from swarmd.mesh.standing import JoinFailure, Standing, last_join_failure
+
 # For others to get through it to agents is meant (`agents.accounts`); to see what is in it is not.
 _READ_OR_WRITE: Final = 0o066
 _FIREWALLS: Final = ("ufw", "firewall-cmd", "nft", "iptables")
@@ -33,13 +35,24 @@ class LocalFacts:
     port_is_ours: bool
     clock_synchronised: bool | None
     firewalls: tuple[str, ...]
+    standing: Standing | None = None
+    """None where the disk was not asked, or the node was never in a swarm."""
+    join_failure: JoinFailure | None = None
 
 
-def gather(*, data_folder: Path, port: int, bind: Sequence[str], port_is_ours: bool) -> LocalFacts:
+def gather(
+    *,
+    data_folder: Path,
+    port: int,
+    bind: Sequence[str],
+    port_is_ours: bool,
+    standing: Standing | None = None,
+) -> LocalFacts:
     """Look at this machine.
 
     Args:
         port_is_ours: the daemon that asks holds the port, so nothing is probed.
+        standing: what the data folder says of a node whose daemon does not run.
     """
     return LocalFacts(
         data_folder=str(data_folder),
@@ -50,6 +63,8 @@ def gather(*, data_folder: Path, port: int, bind: Sequence[str], port_is_ours: b
         port_is_ours=port_is_ours,
         clock_synchronised=_clock_synchronised(),
         firewalls=tuple(tool for tool in _FIREWALLS if shutil.which(tool)),
+        standing=standing,
+        join_failure=last_join_failure(data_folder),
     )
 
 

@@ -27,6 +27,7 @@ from swarmd.identity.fingerprints import Fingerprint
 from swarmd.identity.genesis import Genesis
 from swarmd.mesh.approval.messages import Waiting
 from swarmd.mesh.config import MeshConfig
+from swarmd.mesh.facts import MeshFacts
 from swarmd.mesh.link import Link
 from swarmd.mesh.swim.events import Member
 from swarmd.state.blobs.messages import BlobRef
@@ -42,38 +43,6 @@ from swarmd.tasks.spec import JobSpec, TaskRecord, TaskSpec
 class Membership(Protocol):
     def members(self) -> list[Member]: ...
     def get(self, node_id: NodeId) -> Member | None: ...
-
-
-class InterfaceReport(Protocol):
-    """What multicast DNS did on one interface."""
-
-    @property
-    def interface(self) -> str: ...
-    @property
-    def announced(self) -> bool: ...
-    @property
-    def heard(self) -> int:
-        """Other nodes of this swarm heard here."""
-        ...
-
-    @property
-    def refused(self) -> int:
-        """Adverts that were not understood, or of another swarm."""
-        ...
-
-    @property
-    def problem(self) -> str:
-        """Why it does not work here; empty if it does."""
-        ...
-
-
-class SeedReport(Protocol):
-    """What became of one configured seed; `problem` is empty if a member answers there."""
-
-    @property
-    def seed(self) -> str: ...
-    @property
-    def problem(self) -> str: ...
 
 
 class Waiters(Protocol):
@@ -97,8 +66,7 @@ class Mesh(Protocol):
     def link(self) -> Link: ...
     @property
     def membership(self) -> Membership: ...
-    def discovery_report(self) -> Sequence[InterfaceReport]: ...
-    def seed_report(self) -> Sequence[SeedReport]: ...
+    async def facts(self, tried: Sequence[NodeId] = ()) -> MeshFacts: ...
 
 
 class Trust(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import MEMBERS_MAX
@@ -28,6 +28,18 @@ def network_of(host: str) -> str:
     if ":" not in host:
         return host
     return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
+
+
+def address_of(told: tuple[Any, ...]) -> Address:
+    """What a socket tells of its other side. A link-local IPv6 host keeps its scope, as %INDEX."""
+    host, port = str(told[0]), int(told[1])
+    scope = told[3] if len(told) == 4 else 0
+    return (f"{host}%{scope}" if scope and "%" not in host else host), port
+
+
+def is_scoped(address: Address) -> bool:
+    """Does it mean something on this host alone?"""
+    return "%" in address[0]
 
 
 def format_address(address: Address) -> str:

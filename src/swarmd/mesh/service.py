@@ -12,9 +12,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import math
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Final, Literal, cast
 
 import trio
@@ -26,21 +26,27 @@ from swarmd.base.errors import ConfigError, Evicted, Outdated, Unavailable, Untr
 from swarmd.base.ids import NodeId, short
 from swarmd.base.rng import Rng, derive
 from swarmd.identity.keys import SigningKey, verify
-from swarmd.mesh.addresses import Address, AddressBook
+from swarmd.mesh.addresses import Address, AddressBook, is_scoped
 from swarmd.mesh.approval.porch import Porch
 from swarmd.mesh.approval.service import Approvals
 from swarmd.mesh.approval.table import WaitingTable
 from swarmd.mesh.config import DEFAULT_PORT, MeshConfig
-from swarmd.mesh.discovery.mdns import InterfaceReport, Mdns, find, open_mdns, swarm_hint
+from swarmd.mesh.discovery.adverts import InterfaceFacts
+from swarmd.mesh.discovery.interfaces import InterfaceWatch, usable_interfaces, watch_interfaces
+from swarmd.mesh.discovery.mdns import Mdns, find, open_mdns, swarm_hint
 from swarmd.mesh.discovery.static import parse_address, resolve
+from swarmd.mesh.facts import MeshFacts, SeedFacts, loopback_names, missing_binds
 from swarmd.mesh.join import Admitter, serve_join, turn_away
 from swarmd.mesh.link import Link
+from swarmd.mesh.reach.knocking import TcpDoor
+from swarmd.mesh.reach.service import ReachService, open_reach
 from swarmd.mesh.sockets import (
     Bound,
     advertised,
     bind,
     multicast_interfaces,
     own_addresses,
+    scoped_hosts,
 )
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.service import Membership, MemberState, Meta, open_membership
@@ -58,20 +64,12 @@ HINTS_MAX: Final = 256
 _HINT_TRIES_MAX: Final = 10
 _SLOW_RETRY: Final = 15
 _FAST_TRIES: Final = 5
-_ADDRESSES_EVERY_S: Final = 30.0
+# Names in `mesh.advertise` may come to mean other addresses while no interface changes.
+_NAMES_EVERY_S: Final = 30.0
 _RUMOUR_DOMAIN: Final = "rumour"
 _SWIM_HOWS: Final = ("reset", "refused", "idle", "restarting", "leaving")
 
 _log = get_logger("mesh")
-
-
-@dataclass(frozen=True, slots=True)
-class SeedReport:
-    """What became of one configured seed. `member` is who answered there."""
-
-    seed: str
-    member: NodeId | None
-    problem: str
 
 
 class RumourSigner:
@@ -158,6 +156,7 @@ class Mesh:
         port: int,
         desk: _JoinDesk,
         approvals: Approvals,
+        reach: ReachService,
     ) -> None:
         self.link: Link = streams
         self.approvals = approvals
@@ -167,17 +166,18 @@ class Mesh:
         self.port = port
         self._config, self._streams, self._datagrams = config, streams, datagrams
         self._mdns, self._own, self._desk = mdns, own, desk
+        self._reach = reach
         self._hints: dict[Address, _Hint] = {}
         self._seeds: dict[str, list[Address]] = {}
         self._seed_problems: dict[str, str] = {}
         self._hurry = trio.Event()
         desk.seeds = self._member_addresses
 
-    def discovery_report(self) -> list[InterfaceReport]:
+    def discovery_report(self) -> list[InterfaceFacts]:
         """What multicast DNS announced, heard and refused, per interface; empty if it is off."""
         return [] if self._mdns is None else self._mdns.report()
 
-    def seed_report(self) -> list[SeedReport]:
+    def seed_report(self) -> list[SeedFacts]:
         """What became of each configured seed."""
         reports = []
         for seed, addresses in self._seeds.items():
@@ -186,8 +186,32 @@ class Mesh:
             problem = self._seed_problems.get(seed, "")
             if not peers and not problem:
                 problem = "this is the node itself" if own else "no member has answered there"
-            reports.append(SeedReport(seed, peers[0] if peers else None, problem))
+            reports.append(SeedFacts(seed, peers[0] if peers else None, problem))
         return reports
+
+    async def facts(self, tried: Sequence[NodeId] = ()) -> MeshFacts:
+        """What keeps nodes apart, or could. Multicast is tried, and members are called anew.
+
+        Args:
+            tried: members to find out about; as many as `ReachService.examine` takes.
+
+        Takes up to 3 s where something is amiss.
+        """
+        async with trio.open_nursery() as nursery:
+            if self._mdns is not None:
+                nursery.start_soon(self._mdns.listen)
+            reach = await self._reach.examine(tried)
+            names = await loopback_names(self._config)
+        present = await trio.to_thread.run_sync(usable_interfaces)
+        return MeshFacts(
+            mdns=self._config.mdns,
+            interfaces=self.discovery_report(),
+            seeds=self.seed_report(),
+            told=self.local_addresses,
+            loopback_names=names,
+            missing_binds=missing_binds(self._config, [a for i in present for a in i.addresses]),
+            reach=reach,
+        )
 
     def serve_joins(self, admit: Admitter) -> None:
         """Admit joiners from now on; until then they are told to try another member.
@@ -229,10 +253,10 @@ class Mesh:
 
     # ---- loops ------------------------------------------------------------------------
 
-    def start_loops(self, nursery: trio.Nursery, trust: Trust) -> None:
+    def start_loops(self, nursery: trio.Nursery, trust: Trust, watch: InterfaceWatch) -> None:
         """What `open_mesh` keeps running."""
         nursery.start_soon(self.contact_loop)
-        nursery.start_soon(self.address_loop)
+        nursery.start_soon(self.address_loop, watch)
         nursery.start_soon(self.met_loop)
         nursery.start_soon(self.closed_loop)
         nursery.start_soon(self.members_loop)
@@ -256,19 +280,44 @@ class Mesh:
             with trio.move_on_after(self._config.seed_retry_s):
                 await self._hurry.wait()
 
-    async def address_loop(self) -> None:
-        """Tell members when this host's addresses change, until cancelled."""
+    async def address_loop(self, watch: InterfaceWatch) -> None:
+        """Follow this host's interfaces and addresses until cancelled.
+
+        At a change members and the link are told, and everybody is tried anew from there.
+        """
+        version = watch.version
         while True:
-            await trio.sleep(_ADDRESSES_EVERY_S)
+            wait_s = _NAMES_EVERY_S if self._config.advertise else math.inf
+            with trio.move_on_after(wait_s):
+                version = await watch.changed(version)
             try:
                 told = await advertised(self._config, self.port)
             except ConfigError as error:  # A name that resolved at start does not now.
                 _log.warning("addresses", problem=error.message)
                 continue
+            own = await trio.to_thread.run_sync(own_addresses, self._config, self.port, told)
+            if self._mdns is not None:
+                self._mdns.refresh(await _announced(self._config, self.port, told))
+            gone, self._own = self._own - own, own
+            if gone or told != self.local_addresses:
+                _log.info("addresses", now=[host for host, _ in told])
             if told != self.local_addresses:
                 self.local_addresses = told
-                self._own |= own_addresses(self._config, self.port, told)
                 self.membership.set_addresses(told)
+            self._begin_anew({host for host, _ in gone})
+
+    def _begin_anew(self, gone: Collection[str]) -> None:
+        """After a change: let go of connections from addresses that are gone, and try everybody."""
+        for peer in self._streams.drop_from(gone):
+            self._streams.reconnect(peer)
+        for hint in self._hints.values():
+            hint.tries = 0
+        for member in self.membership.members():
+            if member.node_id != self.link.node_id and member.state is not MemberState.LEFT:
+                self._streams.retry_now(member.node_id)
+                for address in self.addresses.lookup(member.node_id)[:1]:
+                    self._note_hint(address, lasting=False)
+        self._hurry.set()
 
     async def met_loop(self) -> None:
         """Exchange views with members whose sessions are new, until cancelled."""
@@ -365,7 +414,8 @@ class Mesh:
         found = list(self.local_addresses)
         for member in self.membership.members():
             if member.state is MemberState.ALIVE and member.node_id != self.link.node_id:
-                found.extend(self.addresses.lookup(member.node_id)[:2])
+                known = self.addresses.lookup(member.node_id)
+                found.extend([one for one in known if not is_scoped(one)][:2])
         return found
 
 
@@ -429,14 +479,16 @@ async def open_mesh(
             rng=derive(rng, "swim"),
         ) as membership,
         _open_discovery(config, key, trust, bound, told) as mdns,
+        watch_interfaces() as watch,
+        open_reach(streams, datagrams, trust, TcpDoor(key, trust, book, config.bind)) as reach,
         trio.open_nursery() as nursery,
     ):
         approvals = Approvals(table, trust, streams, membership, clock)
         mesh = Mesh(
             config, streams, datagrams, membership, book, mdns, told, own, bound.port,
-            desk, approvals,
+            desk, approvals, reach,
         )  # fmt: skip
-        mesh.start_loops(nursery, trust)
+        mesh.start_loops(nursery, trust, watch)
         nursery.start_soon(approvals.serve)
         nursery.start_soon(_serve_trust, trust, streams, membership, derive(rng, "trust"))
         _log.info("listening", port=bound.port, addresses=[host for host, _ in told])
@@ -514,6 +566,12 @@ async def _serve_trust(trust: Trust, link: Link, membership: Membership, rng: Rn
     await serve_trust(trust, link, membership, rng=rng)
 
 
+async def _announced(config: MeshConfig, port: int, told: tuple[Address, ...]) -> tuple[str, ...]:
+    """What multicast DNS shows: what members are told, and what only the link can use."""
+    scoped = await trio.to_thread.run_sync(scoped_hosts, config)
+    return (*(host for host, own_port in told if own_port == port), *scoped)
+
+
 @asynccontextmanager
 async def _open_discovery(
     config: MeshConfig,
@@ -526,7 +584,7 @@ async def _open_discovery(
         yield None
         return
     interfaces = await trio.to_thread.run_sync(multicast_interfaces, config)
-    hosts = tuple(host for host, port in told if port == bound.port)
+    hosts = await _announced(config, bound.port, told)
     async with open_mdns(
         swarm_hint(trust.swarm_id),
         f"swarmd-{short(key.key_id)}",

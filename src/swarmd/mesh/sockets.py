@@ -14,7 +14,7 @@ import trio
 from swarmd.base.errors import ConfigError, PortTaken
 from swarmd.mesh.addresses import Address
 from swarmd.mesh.config import MeshConfig
-from swarmd.mesh.discovery.mdns import usable_interfaces
+from swarmd.mesh.discovery.interfaces import is_link_local, usable_interfaces
 from swarmd.mesh.discovery.static import parse_address, resolve
 from swarmd.mesh.transports.udp import udp_socket
 
@@ -119,14 +119,15 @@ def multicast_interfaces(config: MeshConfig) -> tuple[str, ...]:
     if config.interfaces or not is_loopback_only(config):
         return config.interfaces
     return tuple(
-        interface.name
-        for interface in usable_interfaces(loopback=True)
-        if any(ipaddress.ip_address(a).is_loopback for a in interface.addresses)
+        interface.name for interface in usable_interfaces(loopback=True) if interface.is_loopback
     )
 
 
 def listening_hosts(config: MeshConfig) -> list[str]:
-    """The literal addresses that a wildcard stands for, and the others as they are."""
+    """The literal addresses that a wildcard stands for, and the others as they are.
+
+    Link-local ones of IPv6 mean nothing to who is told of them: see `scoped_hosts`.
+    """
     hosts: dict[str, None] = {}
     for host in config.bind:
         if not ipaddress.ip_address(host).is_unspecified:
@@ -135,9 +136,18 @@ def listening_hosts(config: MeshConfig) -> list[str]:
         for interface in usable_interfaces():
             for found in interface.addresses:
                 same_family = (":" in found) == (":" in host)
-                if same_family and not ipaddress.ip_address(found).is_link_local:
+                if same_family and not is_link_local(found):
                     hosts[found] = None
-    return list(hosts) or ["127.0.0.1"]
+    # IPv4 has link-local addresses, too (RFC 3927): of use where there is nothing better.
+    return sorted(hosts, key=lambda one: ipaddress.ip_address(one).is_link_local)
+
+
+def scoped_hosts(config: MeshConfig) -> list[str]:
+    """Link-local IPv6 addresses listened on, which whoever hears them on the link can use."""
+    if config.advertise or "::" not in config.bind:
+        return []
+    found = [one for interface in usable_interfaces() for one in interface.addresses]
+    return [one for one in found if is_link_local(one)]
 
 
 async def advertised(config: MeshConfig, port: int) -> tuple[Address, ...]:
@@ -159,6 +169,9 @@ async def advertised(config: MeshConfig, port: int) -> tuple[Address, ...]:
 def own_addresses(config: MeshConfig, port: int, told: Sequence[Address]) -> frozenset[Address]:
     """Every address at which this node would meet itself."""
     own = {*told, *((host, port) for host in listening_hosts(config))}
+    for interface in usable_interfaces():
+        scoped = [f"{one}%{interface.index}" for one in interface.addresses if is_link_local(one)]
+        own |= {(host, port) for host in scoped}
     if any(ipaddress.ip_address(host).is_unspecified for host in config.bind):
         own |= {("127.0.0.1", port), ("::1", port)}
     return frozenset(own)

@@ -7,15 +7,9 @@ from dataclasses import dataclass, field
 import trio
 import zeroconf
 
-from swarmd.mesh.discovery.mdns import (
-    HEARD_MAX,
-    SERVICE,
-    Mdns,
-    find,
-    open_mdns,
-    swarm_hint,
-    usable_interfaces,
-)
+from swarmd.mesh.discovery.adverts import HEARD_MAX
+from swarmd.mesh.discovery.interfaces import usable_interfaces
+from swarmd.mesh.discovery.mdns import SERVICE, Mdns, find, open_mdns, swarm_hint
 
 HINT = swarm_hint(b"s" * 32)
 OTHER = swarm_hint(b"o" * 32)
@@ -31,7 +25,7 @@ class Info:
         default_factory=lambda: {b"v": b"1", b"s": HINT.encode()}
     )
 
-    def parsed_addresses(self) -> list[str]:
+    def parsed_scoped_addresses(self) -> list[str]:
         return list(self.hosts)
 
 
@@ -56,10 +50,10 @@ def test_a_hint_names_the_swarm_to_members_only() -> None:
 
 async def test_our_swarm_is_found() -> None:
     m = mdns()
-    m.note("a." + SERVICE, Info(hosts=("127.0.0.9", "fe80::1%eth0")))
-    assert found(m) == [("127.0.0.9", 7575), ("fe80::1", 7575)]
+    m.note("a." + SERVICE, Info(hosts=("127.0.0.9", "fe80::1%2", "fe80::2")))
+    assert found(m) == [("127.0.0.9", 7575), ("fe80::1%2", 7575)], "none whose link is unknown"
     assert m.report()[0].heard == 1
-    assert m.report()[0].refused == 0
+    assert m.report()[0].refused == {}
 
 
 async def test_what_is_refused_is_counted_by_reason_and_found_by_nobody() -> None:
@@ -80,7 +74,9 @@ async def test_what_is_refused_is_counted_by_reason_and_found_by_nobody() -> Non
     assert found(m) == []
     report = m.report()[0]
     assert report.heard == 0
-    assert report.reasons == {
+    assert report.others == (f"{OTHER} at 127.0.0.9:7575",)
+    assert report.old_at == ("127.0.0.9:7575", "127.0.0.9:7575")
+    assert report.refused == {
         "other_swarm": 1,
         "other_version": 2,
         "malformed": 5,
@@ -92,9 +88,9 @@ async def test_a_flood_of_services_keeps_a_bounded_number() -> None:
     m = mdns()
     for number in range(3 * HEARD_MAX):
         m.note(f"n{number}.{SERVICE}", Info())
-    assert len(m._heard) == HEARD_MAX
+    assert len(m._adverts) == HEARD_MAX
     assert len(found(m)) <= HEARD_MAX
-    assert m.report()[0].reasons["too_many"] > 0
+    assert m.report()[0].refused["too_many"] > 0
 
 
 async def test_a_flood_of_names_from_the_thread_is_bounded() -> None:
@@ -104,7 +100,7 @@ async def test_a_flood_of_names_from_the_thread_is_bounded() -> None:
     m.hear_from_thread("x" * 300)
     await trio.sleep(0.05)
     assert m._waiting.statistics().current_buffer_used <= 256
-    assert m._refused["too_many"] >= 1_000 - 256
+    assert m.report()[0].refused["too_many"] >= 1_000 - 256
 
 
 async def test_ones_own_name_is_not_looked_at() -> None:
@@ -133,7 +129,7 @@ async def test_two_nodes_hear_each_other_on_loopback_and_a_joiner_finds_them() -
             seen = await find(HINT, interfaces=("lo",), timeout_s=5)
             assert set(seen) <= {("127.0.0.2", 7001), ("127.0.0.3", 7002)}
             assert seen
-            while "other_swarm" not in c.report()[0].reasons:  # noqa: ASYNC110
+            while "other_swarm" not in c.report()[0].refused:  # noqa: ASYNC110
                 await trio.sleep(0.05)
             assert c.found.statistics().current_buffer_used == 0
 
@@ -156,9 +152,9 @@ async def test_a_hostile_advert_on_the_link_is_refused() -> None:
         await trio.to_thread.run_sync(hostile.register_service, info)
         with trio.fail_after(15):
             async with open_mdns(HINT, "a", 1, interfaces=("lo",), announce=False) as m:
-                while not m._heard:  # noqa: ASYNC110
+                while not len(m._adverts):  # noqa: ASYNC110
                     await trio.sleep(0.05)
-                assert m.report()[0].reasons.get("malformed") == 1
+                assert m.report()[0].refused.get("malformed") == 1
                 assert found(m) == []
     finally:
         await trio.to_thread.run_sync(hostile.close)

@@ -43,6 +43,8 @@ from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.signing import verify_envelope
 from swarmd.mesh.config import MeshConfig
+from swarmd.mesh.discovery.adverts import InterfaceFacts
+from swarmd.mesh.facts import MeshFacts
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.state.blobs.messages import BlobRef, hash_of
@@ -102,14 +104,12 @@ class FakeMembership:
 class FakeMesh:
     membership: FakeMembership
     link: Any = None
-    report: list[Any] = field(default_factory=list)
+    report: list[InterfaceFacts] = field(default_factory=list)
     approvals: Any = None
 
-    def discovery_report(self) -> Sequence[Any]:
-        return self.report
-
-    def seed_report(self) -> Sequence[Any]:
-        return []
+    async def facts(self, tried: Sequence[NodeId] = ()) -> MeshFacts:
+        await trio.lowlevel.checkpoint()
+        return MeshFacts(True, self.report, [], [("127.0.0.1", 7575)], [])
 
 
 class FakeStore:

@@ -53,6 +53,7 @@ from swarmd.gateway.service import open_gateway, open_loopback, open_socket
 from swarmd.gateway.services import Services
 from swarmd.identity.entries import AddAdmin, fresh_nonce, sign_entry
 from swarmd.identity.keys import SigningKey
+from swarmd.mesh.discovery.adverts import InterfaceFacts
 
 
 @pytest.fixture
@@ -156,11 +157,13 @@ def test_a_node_without_a_swarm_answers_status_and_says_both_ways_in(tmp_path: P
 
 def test_doctor_reports_every_part(client: Client, services: Services) -> None:
     services.mesh.report = [  # type: ignore[union-attr]
-        SimpleNamespace(interface="lo", announced=True, heard=2, refused=0, problem="")
+        InterfaceFacts("lo", ("127.0.0.1",), ("127.0.0.1:7575",), heard=2)
     ]
     services.mesh.link = _NoLink()  # type: ignore[union-attr]
     names = [check.name for check in client.doctor().checks]
-    wanted = "daemon,data folder,port,clock,mDNS lo,members,quorum,credential,firewall"
+    wanted = (
+        "daemon,data folder,port,clock,addresses,mDNS lo,members,version,firewall,quorum,credential"
+    )
     assert names == wanted.split(",")
 
 

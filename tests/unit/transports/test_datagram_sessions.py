@@ -396,3 +396,44 @@ def test_the_window_takes_each_counter_once_and_nothing_too_old(counters: list[i
             window.mark(counter)
             seen.add(counter)
             recent.append(counter)
+
+
+def test_probes_come_apart_from_all_else_and_once() -> None:
+    net, a, b, _ = talking()
+    assert a.sessions.probe(digest(b"nobody"), b"x") is None  # type: ignore[arg-type]
+    made = a.sessions.probe(b.id, bytes(PAYLOAD_BYTES_MAX))
+    assert made is not None
+    to, packet = made
+    assert (to, len(packet)) == (b.address, DATAGRAM_BYTES_MAX)
+    assert not a.sessions.outgoing, "whoever asked sends it"
+    b.got()
+    before = dropped("replay")
+    for _ in range(2):
+        b.sessions.receive(packet, a.address, net.now)
+    assert list(b.sessions.probes) == [(a.id, bytes(PAYLOAD_BYTES_MAX))]
+    assert b.got() == []
+    assert dropped("replay") == before + 1
+
+
+def test_no_probe_passes_for_anything_else() -> None:
+    """What a packet is for is under its seal."""
+    net, a, b, _ = talking()
+    made = a.sessions.probe(b.id, b"probe")
+    assert made is not None
+    before = dropped("undecryptable")
+    b.sessions.receive(b"\x03" + made[1][1:], a.address, net.now)
+    assert dropped("undecryptable") == before + 1
+    assert b.got() == []
+
+
+def test_when_a_member_was_heard_last_is_known() -> None:
+    net, a, b, _ = talking()
+    net.now += 50
+    assert b.sessions.heard_at(digest(b"nobody")) == float("-inf")  # type: ignore[arg-type]
+    heard_at = b.sessions.heard_at(a.id)
+    assert heard_at < net.now - 40
+    b.sessions.receive(b"\x03" + bytes(60), a.address, net.now)
+    assert b.sessions.heard_at(a.id) == heard_at, "noise from its address is not it"
+    a.send(b, b"hi")
+    net.settle()
+    assert b.sessions.heard_at(a.id) >= heard_at + 50

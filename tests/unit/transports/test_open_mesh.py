@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
 import trio
 from certifying import certified, let_count, now_of
-from small_swarm import ADMIN, KEYS, chain, meshes, run_mesh, trust_of, until
+from small_swarm import (
+    ADMIN,
+    KEYS,
+    chain,
+    configs,
+    free_port,
+    meshes,
+    run_mesh,
+    sees,
+    trust_of,
+    until,
+)
 
 from swarmd.base.errors import (
     ConfigError,
@@ -33,9 +45,9 @@ from swarmd.identity.epochs import Chain
 from swarmd.mesh import service
 from swarmd.mesh.addresses import Address
 from swarmd.mesh.config import MeshConfig
+from swarmd.mesh.discovery.interfaces import InterfaceWatch
 from swarmd.mesh.join import join_swarm
 from swarmd.mesh.service import Mesh, find_swarm
-from swarmd.mesh.sockets import bind
 from swarmd.mesh.swim.service import MemberState
 from swarmd.mesh.trust import Trust, open_trust
 from swarmd.observe.metrics import REGISTRY
@@ -48,31 +60,6 @@ class Say(Message, frozen=True, tag=1):
 
 
 TALK = Family("talk", Say)
-
-
-def free_port() -> int:
-    bound = bind(MeshConfig(port=0, bind=("127.0.0.1",)))
-    bound.close()
-    return bound.port
-
-
-def configs(count: int = 3) -> list[MeshConfig]:
-    """One port on as many loopback addresses, the first the seed of all."""
-    port = free_port()
-    return [
-        MeshConfig(
-            port=port,
-            bind=(f"127.0.0.{number}",),
-            seeds=("127.0.0.1",),
-            mdns=False,
-            seed_retry_s=0.2,
-        )
-        for number in range(1, count + 1)
-    ]
-
-
-def sees(mesh: Mesh, state: MemberState = MemberState.ALIVE) -> int:
-    return sum(member.state is state for member in mesh.membership.members())
 
 
 def state_of(mesh: Mesh, node_id: NodeId) -> MemberState | None:
@@ -355,7 +342,13 @@ async def test_members_are_told_of_new_addresses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state, _ = chain(2)
-    monkeypatch.setattr(service, "_ADDRESSES_EVERY_S", 0.1)
+    watch = InterfaceWatch()
+
+    @asynccontextmanager
+    async def watched() -> AsyncIterator[InterfaceWatch]:
+        yield watch
+
+    monkeypatch.setattr(service, "watch_interfaces", watched)
     async with meshes(tmp_path, configs(2), state) as nodes:
         (a, _), (b, _) = nodes
         await until(lambda: sees(a) == 2 == sees(b))
@@ -365,6 +358,7 @@ async def test_members_are_told_of_new_addresses(
             return ((host, port),)
 
         monkeypatch.setattr(service, "advertised", moved)
+        watch.announce()
         await until(lambda: ("127.0.0.11", a.port) in b.addresses.lookup(a.link.node_id))
 
 

@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from typing import Any
 
 import msgspec
-import trio
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from swarmd.base.errors import NotReady, SwarmError
-from swarmd.gateway import doctor, local_facts, shapes
+from swarmd.base.errors import NotReady
+from swarmd.gateway import doctor, shapes
 from swarmd.gateway.access.gate import ANYBODY
 from swarmd.gateway.context import ApiRoute, Context
-from swarmd.gateway.forward import ask_member
+from swarmd.gateway.examination import Health, gather_facts
 from swarmd.gateway.http import answer
-from swarmd.gateway.services import Mesh
 from swarmd.gateway.status import members, status
-from swarmd.mesh.swim.events import Member
-from swarmd.mesh.swim.messages import MemberState
-
-_PEERS_ASKED_MAX = 64
 
 
 class LeaveBody(msgspec.Struct, forbid_unknown_fields=True):
     force: bool = False
-
-
-class Health(msgspec.Struct, frozen=True):
-    node: str
-    wall_ms: int
 
 
 class Cluster:
@@ -104,100 +92,8 @@ class Cluster:
         done = shapes.Done(message=message, warnings=list(warnings), pid=os.getpid())
         return answer(request, done)
 
-    # ---- doctor ----------------------------------------------------------------------
-
     async def examine(self, request: Request) -> Response:
-        facts = await self._facts()
+        """What keeps the node from its work or could; asks members, and takes up to 3 s."""
+        facts = await gather_facts(self._services, self._context.config.ask_timeout_s)
         report = shapes.DoctorReport(node=facts.node, checks=doctor.examine(facts))
         return answer(request, report)
-
-    async def _facts(self) -> doctor.NodeFacts:
-        services = self._services
-        config = services.config
-        local = await trio.to_thread.run_sync(
-            partial(
-                local_facts.gather,
-                data_folder=config.data_folder,
-                port=config.mesh.port,
-                bind=config.mesh.bind,
-                port_is_ours=services.mesh is not None,
-            )
-        )
-        mesh = services.mesh
-        found = await status(services)
-        return doctor.NodeFacts(
-            node=config.node_name,
-            not_ready=found.reason,
-            swarm=found.swarm,
-            local=local,
-            mdns=config.mesh.mdns,
-            interfaces=_interfaces(mesh) if mesh is not None else (),
-            seeds=tuple(config.mesh.seeds),
-            seed_problems=_seed_problems(mesh) if mesh is not None else (),
-            peers=await self._ask_peers(mesh) if mesh is not None else (),
-            store_state=found.store.state if found.store else "",
-            voters=tuple(found.store.voters) if found.store else (),
-            coordinator=found.coordinator,
-            may_lose=found.store.may_lose if found.store else 0,
-            next_loss=found.next_loss,
-            credential_left_ms=services.credential_left_ms(services.node_id),
-        )
-
-    async def _ask_peers(self, mesh: Mesh) -> tuple[doctor.PeerFacts, ...]:
-        """Every other member; the living ones are asked for their clock, all at once."""
-        others = [
-            one
-            for one in mesh.membership.members()
-            if one.node_id != self._services.node_id and one.state is not MemberState.LEFT
-        ]
-        skews: dict[bytes, float] = {}
-
-        async def ask(member: Member) -> None:
-            try:
-                skews[member.node_id] = await self._skew_s(mesh, member)
-            except SwarmError:
-                return  # It is reported as one that did not answer.
-
-        async with trio.open_nursery() as nursery:
-            for one in others[:_PEERS_ASKED_MAX]:
-                if one.state is MemberState.ALIVE:
-                    nursery.start_soon(ask, one)
-        return tuple(
-            doctor.PeerFacts(
-                name=one.name,
-                state=one.state.name.lower(),
-                answered=one.node_id in skews or index >= _PEERS_ASKED_MAX,
-                skew_s=skews.get(one.node_id, 0.0),
-            )
-            for index, one in enumerate(others)
-        )
-
-    async def _skew_s(self, mesh: Mesh, member: Member) -> float:
-        """How far the member's wall clock is ahead of ours, half the round trip allowed for."""
-        clock = self._services.clock
-        timeout_s = self._context.config.ask_timeout_s
-        before_ms = clock.wall_ms()
-        raw = await ask_member(mesh.link, member.node_id, "/health", timeout_s=timeout_s)
-        after_ms = clock.wall_ms()
-        try:
-            theirs_ms = msgspec.msgpack.decode(raw, type=Health).wall_ms
-        except msgspec.MsgspecError as error:
-            raise NotReady(f"{member.name} did not tell its clock") from error
-        return (theirs_ms - (before_ms + after_ms) / 2) / 1000
-
-
-def _interfaces(mesh: Mesh) -> tuple[doctor.InterfaceFacts, ...]:
-    return tuple(
-        doctor.InterfaceFacts(
-            interface=one.interface,
-            announced=one.announced,
-            heard=one.heard,
-            refused=one.refused,
-            problem=one.problem,
-        )
-        for one in mesh.discovery_report()
-    )
-
-
-def _seed_problems(mesh: Mesh) -> tuple[str, ...]:
-    return tuple(f"{one.seed}: {one.problem}" for one in mesh.seed_report() if one.problem)

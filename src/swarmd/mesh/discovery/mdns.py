@@ -4,43 +4,54 @@ What is heard is a hint and never trust: it yields addresses to say hello to, no
 An announcement holds a version and eight bytes of an HMAC under the swarm id, so that a
 member knows its own swarm at a glance and a stranger learns no swarm id.
 
+It speaks IPv4 and IPv6, each where the interface has it. When interfaces or addresses change,
+everything is opened anew on what there is, and announced at the addresses of now; so nothing is
+ever announced that this node no longer has.
+
 The DNS machinery runs in threads of its own library and hands over by `run_sync_soon` only.
-Everything kept of what strangers say is bounded: `HEARD_MAX` services, `_WAITING_MAX` names
-that wait to be looked at; a library cache that grew beyond `_CACHE_MAX` is thrown away.
+Everything kept of what strangers say is bounded: see `adverts`, and `_WAITING_MAX` names that
+wait to be looked at; a library cache that grew beyond `_CACHE_MAX` is thrown away.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
-import re
-import socket
-from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any, Final
 
-import psutil
 import trio
 import zeroconf
 
 from swarmd.mesh.addresses import Address
+from swarmd.mesh.discovery.adverts import (
+    OWN_ECHO,
+    TOO_MANY,
+    VERSION,
+    Adverts,
+    InterfaceFacts,
+    judge,
+)
+from swarmd.mesh.discovery.hearing import Hearing, listen, multicast_sources
+from swarmd.mesh.discovery.interfaces import (
+    Interface,
+    is_link_local,
+    usable_interfaces,
+    watch_interfaces,
+)
 from swarmd.observe.log import get_logger
 
 SERVICE: Final = "_swarmd._udp.local."
-HEARD_MAX: Final = 256
 _WAITING_MAX: Final = 256
 _CACHE_MAX: Final = 4_096
 _FOUND_MAX: Final = 256
-_ADDRESSES_MAX: Final = 8
-_VERSION: Final = b"1"
-_HINT: Final = re.compile(rb"[0-9a-f]{16}")
 _LOOK_TIMEOUT_MS: Final = 1_000
 _CHECK_EVERY_S: Final = 10.0
 _CLOSE_TIMEOUT_S: Final = 3.0
 _FIND_SETTLE_S: Final = 0.3
+# Whoever asks again within this gets the same answer.
+_HEARING_LASTS_S: Final = 3.0
 
 _log = get_logger("discovery")
 
@@ -48,70 +59,6 @@ _log = get_logger("discovery")
 def swarm_hint(swarm_id: bytes) -> str:
     """What an announcement shows of a swarm: 16 hex digits."""
     return hmac.new(swarm_id, b"swarmd mdns", hashlib.sha256).hexdigest()[:16]
-
-
-@dataclass(frozen=True, slots=True)
-class Interface:
-    """An interface as multicast uses it: its IPv4 and IPv6 addresses with prefix lengths."""
-
-    name: str
-    addresses: tuple[str, ...]
-    networks: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class InterfaceReport:
-    """What happened on one interface. `reasons` counts what was refused."""
-
-    interface: str
-    addresses: tuple[str, ...]
-    announced_as: tuple[str, ...] = ()
-    heard_at: tuple[str, ...] = ()
-    heard: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)
-    problem: str = ""
-
-    @property
-    def announced(self) -> bool:
-        return bool(self.announced_as)
-
-    @property
-    def refused(self) -> int:
-        return sum(self.reasons.values())
-
-
-@dataclass(frozen=True, slots=True)
-class _Heard:
-    name: str
-    addresses: tuple[Address, ...]
-    refused: str
-
-
-def usable_interfaces(names: Sequence[str] = (), *, loopback: bool = False) -> list[Interface]:
-    """The named interfaces that are up; without names all, loopback left out by default."""
-    stats = psutil.net_if_stats()
-    found = []
-    for name, entries in sorted(psutil.net_if_addrs().items()):
-        if name not in stats or not stats[name].isup:
-            continue
-        addresses, networks = [], []
-        for entry in entries:
-            if entry.family not in (socket.AF_INET, socket.AF_INET6):
-                continue
-            host = entry.address.partition("%")[0]
-            if names or loopback or not ipaddress.ip_address(host).is_loopback:
-                addresses.append(host)
-                networks.append(_network(host, entry.netmask))
-        if addresses and (not names or name in names):
-            found.append(Interface(name, tuple(addresses), tuple(networks)))
-    return found
-
-
-def _network(host: str, netmask: str | None) -> str:
-    try:
-        return str(ipaddress.ip_network(f"{host}/{netmask}", strict=False))
-    except ValueError:  # psutil gives IPv6 masks in full, which the constructor does not take.
-        return str(ipaddress.ip_network(f"{host}/64" if ":" in host else host, strict=False))
 
 
 class Mdns:
@@ -134,133 +81,179 @@ class Mdns:
         self._own_addresses = addresses
         self._own_name = f"{label}.{SERVICE}"
         self._announce = announce
-        self._heard: OrderedDict[str, _Heard] = OrderedDict()
-        self._refused: Counter[str] = Counter()
+        self._adverts = Adverts()
         self._interfaces: list[Interface] = []
-        self._announced = False
+        self._announced: tuple[str, ...] = ()
+        self._registered = False  # Once: then nobody else has our name.
         self._problem = ""
+        self._hearings: dict[str, Hearing] = {}
+        self._heard_at = float("-inf")
+        self._hearing = trio.Lock()
         self._pending = 0
         self._zeroconf: zeroconf.Zeroconf | None = None
+        self._changed = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
         self._names_in, self._waiting = trio.open_memory_channel[str](_WAITING_MAX)
         self._found_in, self.found = trio.open_memory_channel[Address](_FOUND_MAX)
 
-    def report(self) -> list[InterfaceReport]:
-        """What was announced, heard and refused, per interface.
-
-        A node is counted on the interface whose network holds its address, else on the first.
-        """
-        reports = [
-            InterfaceReport(
-                i.name,
-                i.addresses,
-                self._announced_on(i) if self._announced else (),
+    def report(self) -> list[InterfaceFacts]:
+        """What was announced, heard and refused, per interface."""
+        facts = [
+            InterfaceFacts(
+                one.name,
+                one.addresses,
+                tuple(f"{host}:{self._port}" for host in self._announced if one.holds(host)),
+                hearing=self._hearings.get(one.name),
                 problem=self._problem,
+                networks=one.networks,
             )
-            for i in self._interfaces
+            for one in self._interfaces
         ]
-        if not reports:
-            return []
-        reports[0].reasons.update(self._refused)
-        for heard in self._heard.values():
-            report = self._place(heard, reports)
-            if heard.refused:
-                report.reasons[heard.refused] = report.reasons.get(heard.refused, 0) + 1
-            else:
-                report.heard += 1
-                report.heard_at += tuple(f"{host}:{port}" for host, port in heard.addresses)
-        return reports
+        self._adverts.tell(facts, self._interfaces)
+        return facts
 
-    def _announced_on(self, interface: Interface) -> tuple[str, ...]:
-        own = self._own_addresses or interface.addresses
-        return tuple(f"{host}:{self._port}" for host in own if _is_on(interface, host))
+    def refresh(self, addresses: tuple[str, ...]) -> None:
+        """Interfaces or addresses may have changed: look, and announce `addresses` from now on.
+
+        Args:
+            addresses: as for `open_mdns`.
+        """
+        self._own_addresses = addresses
+        self._changed.set()
+
+    async def listen(self) -> None:
+        """Try on each interface whether multicast is heard here, for `report`. Takes a second."""
+        async with self._hearing:
+            if trio.current_time() - self._heard_at < _HEARING_LASTS_S:
+                return
+            tried = self._interfaces
+            hearings = await listen(tried)
+            if tried and tried is self._interfaces:  # Else others were opened meanwhile.
+                self._hearings, self._heard_at = hearings, trio.current_time()
+
+    # ---- what runs --------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Announce and listen until cancelled, following the interfaces as they come and go."""
+        """Announce and listen until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look_loop)
             while True:
+                self._changed = trio.Event()
                 self._interfaces = await trio.to_thread.run_sync(usable_interfaces, self._names)
+                self._adverts.clear()
+                self._hearings, self._heard_at = {}, float("-inf")
                 if self._interfaces:
                     await self._run_once()
                 else:
-                    await trio.sleep(_CHECK_EVERY_S)
+                    await self._pause()
 
     async def _run_once(self) -> None:
-        addresses = [a for i in self._interfaces for a in i.addresses if _multicasts(a)]
         try:
             with trio.CancelScope(shield=True):
-                opened = await trio.to_thread.run_sync(_open, addresses)
-        except OSError as error:
+                opened = await trio.to_thread.run_sync(_open, self._interfaces)
+        except (OSError, RuntimeError) as error:  # The latter: an address went at this moment.
             await self._rest(error)
             return
         self._zeroconf, self._problem = opened, ""
+        failures: list[Exception] = []
         try:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._browse, opened)
-            if self._announce:
-                await self._register(opened, addresses)
-            await self._until_changed(opened)
-        except (OSError, zeroconf.Error) as error:
-            await self._rest(error)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._listen_once)
+                if self._announce:
+                    nursery.start_soon(self._register, opened)
+                await self._until_changed(opened)
+                nursery.cancel_scope.cancel()
+        except* (OSError, zeroconf.Error) as group:
+            failures.extend(group.exceptions)
         finally:
-            self._zeroconf, self._announced = None, False
+            self._zeroconf, self._announced = None, ()
             with trio.move_on_after(_CLOSE_TIMEOUT_S, shield=True):
                 await trio.to_thread.run_sync(opened.close, abandon_on_cancel=True)
+        if failures:
+            await self._rest(failures[0])
+
+    async def _listen_once(self) -> None:
+        """Say in the log where multicast is blocked on this host, once for each opening."""
+        await self.listen()
+        deaf = [name for name, hearing in self._hearings.items() if not hearing.own]
+        if deaf:
+            _log.warning("multicast is not heard here; seeds still work", interfaces=deaf)
 
     async def _rest(self, error: Exception) -> None:
         self._problem = f"multicast DNS does not work here: {error or type(error).__name__}"
         _log.warning("mdns", problem=self._problem)
-        await trio.sleep(_CHECK_EVERY_S)
+        await self._pause()
 
-    async def _register(self, opened: zeroconf.Zeroconf, addresses: list[str]) -> None:
-        info = zeroconf.ServiceInfo(
-            SERVICE,
-            self._own_name,
-            port=self._port,
-            properties={b"v": _VERSION, b"s": self._hint.encode()},
-            parsed_addresses=[*self._own_addresses] or addresses,
-            server=self._own_name,
-        )
+    async def _pause(self) -> None:
+        with trio.move_on_after(_CHECK_EVERY_S):
+            await self._changed.wait()
+
+    async def _register(self, opened: zeroconf.Zeroconf) -> None:
+        info = self._info()
+        if not info.parsed_addresses():
+            return  # What is told is no address of this host, and a name has none in mDNS.
+        probed = self._registered
 
         def register() -> None:
-            opened.register_service(info, allow_name_change=True)
+            opened.register_service(info, allow_name_change=True, cooperating_responders=probed)
 
         await trio.to_thread.run_sync(register, abandon_on_cancel=True)
         self._own_name = info.name
-        self._announced = True
+        self._registered = True
+        self._announced = tuple(info.parsed_addresses())
+
+    def _info(self) -> zeroconf.ServiceInfo:
+        hosts = self._own_addresses or tuple(a for i in self._interfaces for a in i.addresses)
+        return zeroconf.ServiceInfo(
+            SERVICE,
+            self._own_name,
+            port=self._port,
+            properties={b"v": VERSION, b"s": self._hint.encode()},
+            parsed_addresses=[*dict.fromkeys(host.partition("%")[0] for host in hosts)],
+            server=self._own_name,
+        )
 
     def _browse(self, opened: zeroconf.Zeroconf) -> None:
         zeroconf.ServiceBrowser(opened, SERVICE, listener=_Listener(self))
 
     async def _until_changed(self, opened: zeroconf.Zeroconf) -> None:
-        while True:
-            await trio.sleep(_CHECK_EVERY_S)
-            now = await trio.to_thread.run_sync(usable_interfaces, self._names)
-            if now != self._interfaces or len(opened.cache.cache) > _CACHE_MAX:
-                return
+        """Return when there are other interfaces or addresses, or too much is remembered."""
+        told = self._own_addresses
+        while len(opened.cache.cache) <= _CACHE_MAX:
+            with trio.move_on_after(_CHECK_EVERY_S):
+                await self._changed.wait()
+                self._changed = trio.Event()
+                now = await trio.to_thread.run_sync(usable_interfaces, self._names)
+                if now != self._interfaces or told != self._own_addresses:
+                    return
 
     # ---- what is heard ----------------------------------------------------------------
 
-    def hear_from_thread(self, name: str) -> None:
-        """A service name was seen; called by the library's thread."""
+    def hear_from_thread(self, name: str, *, gone: bool = False) -> None:
+        """A service name was seen, or withdrawn; called by the library's thread."""
         if self._pending >= _WAITING_MAX or len(name) > 255:
-            self._refused["too_many"] += 1
+            self._adverts.count(TOO_MANY)
             return
         self._pending += 1
         try:
-            self._token.run_sync_soon(self._hear, name)
+            self._token.run_sync_soon(self._hear, name, gone)
         except trio.RunFinishedError:
             self._pending = _WAITING_MAX  # Nobody is left to hear.
 
-    def _hear(self, name: str) -> None:
+    def _hear(self, name: str, gone: bool) -> None:
         self._pending -= 1
+        if gone:
+            self._adverts.forget(name)
+            return
         if name.lower() == self._own_name.lower():
+            self._adverts.count(OWN_ECHO)
             return
         try:
             self._names_in.send_nowait(name)
         except trio.WouldBlock:
-            self._refused["too_many"] += 1
+            self._adverts.count(TOO_MANY)
 
     async def _look_loop(self) -> None:
         async for name in self._waiting:
@@ -272,44 +265,17 @@ class Mdns:
 
     def note(self, name: str, info: Any) -> None:
         """Judge what a service says of itself; `info` None means that it says nothing."""
-        heard = self._judge(name, info)
-        self._heard.pop(name, None)
-        if len(self._heard) >= HEARD_MAX:
-            self._heard.popitem(last=False)
-        self._heard[name] = heard
-        if not heard.refused:
-            for address in heard.addresses:
-                try:
-                    self._found_in.send_nowait(address)
-                except trio.WouldBlock:
-                    self._refused["too_many"] += 1
-
-    def _judge(self, name: str, info: Any) -> _Heard:
-        if info is None:
-            return _Heard(name, (), "no_answer")
-        port = info.port or 0
-        hosts = info.parsed_addresses()[:_ADDRESSES_MAX]
-        addresses = tuple((host.partition("%")[0], port) for host in hosts)
-        properties = info.properties or {}
-        hint = properties.get(b"s") or b""
-        if properties.get(b"v") != _VERSION:
-            return _Heard(name, addresses, "other_version")
-        if not _HINT.fullmatch(hint) or not addresses or not 0 < port <= 65_535:
-            return _Heard(name, addresses, "malformed")
-        if self._hint and hint != self._hint.encode():
-            return _Heard(name, addresses, "other_swarm")
-        return _Heard(name, addresses, "")
-
-    def _place(self, heard: _Heard, reports: list[InterfaceReport]) -> InterfaceReport:
-        for interface, report in zip(self._interfaces, reports, strict=True):
-            if any(_is_on(interface, host) for host, _ in heard.addresses):
-                return report
-        return reports[0]
-
-
-def _is_on(interface: Interface, host: str) -> bool:
-    address = ipaddress.ip_address(host)
-    return any(address in ipaddress.ip_network(n) for n in interface.networks)
+        advert = judge(info, self._hint)
+        self._adverts.note(name, advert)
+        if advert.refused:
+            return
+        for host, port in advert.addresses:
+            if is_link_local(host) and "%" not in host:
+                continue  # It came over IPv4: nobody knows on which interface it is.
+            try:
+                self._found_in.send_nowait((host, port))
+            except trio.WouldBlock:
+                self._adverts.count(TOO_MANY)
 
 
 class _Listener(zeroconf.ServiceListener):
@@ -323,34 +289,38 @@ class _Listener(zeroconf.ServiceListener):
         self._mdns.hear_from_thread(name)
 
     def remove_service(self, zc: zeroconf.Zeroconf, type_: str, name: str) -> None:
-        return  # Who is gone is for membership to say.
+        # Who is gone is for membership to say; it is only not heard here any more.
+        self._mdns.hear_from_thread(name, gone=True)
 
 
-def _open(addresses: list[str]) -> zeroconf.Zeroconf:
-    """The machinery on all addresses, or on those of them that multicast works on."""
-    v4 = [a for a in addresses if ":" not in a]
-    version = zeroconf.IPVersion.V4Only if v4 else zeroconf.IPVersion.V6Only
-    usable = v4 or addresses
+def _open(interfaces: list[Interface]) -> zeroconf.Zeroconf:
+    """The machinery on all interfaces, or on those of them that multicast works on."""
+    sources = [source for one in interfaces for source in multicast_sources(one)]
     try:
-        return zeroconf.Zeroconf(interfaces=usable, ip_version=version)
+        return _open_on(sources)
     except OSError:
-        working = [a for a in usable if _works(a, version)]
+        working = [source for source in sources if _works(source)]
         if not working:
             raise
-        return zeroconf.Zeroconf(interfaces=working, ip_version=version)
+        return _open_on(working)
 
 
-def _works(address: str, version: zeroconf.IPVersion) -> bool:
+def _open_on(sources: list[str]) -> zeroconf.Zeroconf:
+    if not sources:
+        raise OSError("no interface has an address that multicasts")
+    families = {":" in source for source in sources}
+    version = zeroconf.IPVersion.V6Only if families == {True} else zeroconf.IPVersion.V4Only
+    if len(families) == 2:
+        version = zeroconf.IPVersion.All
+    return zeroconf.Zeroconf(interfaces=sources, ip_version=version)
+
+
+def _works(source: str) -> bool:
     try:
-        zeroconf.Zeroconf(interfaces=[address], ip_version=version).close()
+        _open_on([source]).close()
     except OSError:
         return False
     return True
-
-
-def _multicasts(host: str) -> bool:
-    """An IPv6 interface has several addresses; its link-local one is no use without a scope."""
-    return not ipaddress.ip_address(host).is_link_local or ":" not in host
 
 
 def _look(opened: zeroconf.Zeroconf, name: str) -> zeroconf.ServiceInfo | None:
@@ -375,6 +345,8 @@ async def open_mdns(
 ) -> AsyncIterator[Mdns]:
     """Announce and hear for as long as the block runs; ends with a goodbye on the link.
 
+    Whoever opens it tells by `refresh` when interfaces or addresses changed.
+
     Args:
         hint: `swarm_hint` of the swarm.
         label: this node's name on the link.
@@ -398,10 +370,23 @@ async def find(
     Without a hint, those of any swarm.
     """
     found: dict[Address, None] = {}
-    async with open_mdns(hint or "", "finder", 0, interfaces=interfaces, announce=False) as mdns:
+    async with (
+        open_mdns(hint or "", "finder", 0, interfaces=interfaces, announce=False) as mdns,
+        watch_interfaces() as watch,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def follow() -> None:
+            version = watch.version
+            while True:
+                version = await watch.changed(version)
+                mdns.refresh(())
+
+        nursery.start_soon(follow)
         with trio.move_on_after(timeout_s):
             found[await mdns.found.receive()] = None
             with trio.move_on_after(_FIND_SETTLE_S):
                 while True:
                     found[await mdns.found.receive()] = None
+        nursery.cancel_scope.cancel()
     return list(found)

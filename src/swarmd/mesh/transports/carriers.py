@@ -32,6 +32,7 @@ from wsproto.utilities import ProtocolError
 from swarmd.base.errors import MalformedMessage
 from swarmd.base.limits import FRAME_BYTES_MAX, KIB
 from swarmd.identity.tls import RAFT_ALPN
+from swarmd.mesh.addresses import address_of
 from swarmd.mesh.transports import masking
 from swarmd.mesh.transports.mux import How
 
@@ -246,7 +247,15 @@ def _goodbye(reason: CloseReason | None) -> Ended:
 def host_of(tcp: trio.SocketStream) -> str:
     """Where a connection comes from; empty if it is broken already."""
     try:
-        return cast(str, tcp.socket.getpeername()[0])
+        return address_of(tcp.socket.getpeername())[0]
+    except OSError:
+        return ""
+
+
+def local_host_of(tcp: trio.SocketStream) -> str:
+    """Which address of this host a connection is at; empty if it is broken already."""
+    try:
+        return address_of(tcp.socket.getsockname())[0]
     except OSError:
         return ""
 

@@ -67,6 +67,7 @@ class StreamPort(Port):
         self.stop_running: Callable[[], None] = _nothing
         self.opened_or_broken = trio.Event()
         self.last_traffic = 0.0
+        self.local_host = ""
         self.closing: How | None = None
         self.turned_out = False
         self.closed_cleanly = trio.Event()

@@ -4,6 +4,7 @@
     REPLY   2 | mac | signed(version, receiver, ephemeral key, my session id, digest of the hello)
     DATA    3 | your session id | counter | ChaCha20-Poly1305
     COOKIE  4 | mac | digest of the hello | cookie | padding
+    PROBE   5 | as DATA: what finds out whether packets get through (`mesh.reach`)
 
 The digest of a hello is that of what is signed in it, so it is the same with any cookie.
 
@@ -60,6 +61,7 @@ _HELLO: Final = b"\x01"
 _REPLY: Final = b"\x02"
 _DATA: Final = b"\x03"
 _COOKIE: Final = b"\x04"
+_PROBE: Final = b"\x05"
 _ID_BYTES: Final = 8
 _COUNTER_BYTES: Final = 8
 _HEADER_BYTES: Final = 1 + _ID_BYTES + _COUNTER_BYTES
@@ -162,6 +164,7 @@ class _Peer:
     queue: deque[bytes] = field(default_factory=lambda: deque(maxlen=_QUEUE_MAX))
     handshake: bytes | None = None
     hello_at: float = float("-inf")
+    heard_at: float = float("-inf")
 
 
 class Sessions:
@@ -178,6 +181,7 @@ class Sessions:
         self._gate = HelloGate()
         self.outgoing: deque[tuple[Address, bytes]] = deque()
         self.delivered: deque[tuple[NodeId, bytes]] = deque()
+        self.probes: deque[tuple[NodeId, bytes]] = deque()
         self.met: deque[tuple[NodeId, Address]] = deque()
 
     # ---- sending ----------------------------------------------------------------------
@@ -205,6 +209,23 @@ class Sessions:
             self._greet(peer, state, addresses, now)
         self._seal(session, data)
         return True
+
+    def probe(self, peer: NodeId, data: bytes) -> tuple[Address, bytes] | None:
+        """A packet that is for the caller to send, and where to; None without a session.
+
+        What comes so is left in `probes`.
+        """
+        self._follow_roster()
+        state = self._peers.get(peer)
+        if state is None or state.current is None:
+            return None
+        assert len(data) <= PAYLOAD_BYTES_MAX, f"{len(data)} bytes do not fit a datagram"
+        return state.current.address, self._sealed(state.current, _PROBE, data)
+
+    def heard_at(self, peer: NodeId) -> float:
+        """When a packet came last that is certain to be the member's."""
+        state = self._peers.get(peer)
+        return float("-inf") if state is None else state.heard_at
 
     def hello(self, address: Address, now: float) -> None:
         """Say hello to whoever is at an address; an answer shows up in `met`."""
@@ -268,10 +289,14 @@ class Sessions:
         return name
 
     def _seal(self, session: _Session, data: bytes) -> None:
+        self.outgoing.append((session.address, self._sealed(session, _DATA, data)))
+
+    @staticmethod
+    def _sealed(session: _Session, kind: bytes, data: bytes) -> bytes:
         counter = session.counter
         session.counter += 1
-        header = _DATA + session.theirs + counter.to_bytes(_COUNTER_BYTES, "big")
-        self.outgoing.append((session.address, header + session.sealer.seal(counter, data, header)))
+        header = kind + session.theirs + counter.to_bytes(_COUNTER_BYTES, "big")
+        return header + session.sealer.seal(counter, data, header)
 
     def _signed(self, kind: bytes, domain: str, payload: bytes) -> bytes:
         envelope = sign_envelope(domain, self._roster.swarm_id, payload, self._key)
@@ -301,7 +326,7 @@ class Sessions:
             _dropped("length")
             return
         kind = raw[:1]
-        if kind == _DATA:
+        if kind in (_DATA, _PROBE):
             self._receive_data(raw, address, now)
             return
         if kind not in (_HELLO, _REPLY, _COOKIE):
@@ -346,6 +371,7 @@ class Sessions:
                 _dropped(refusal)
                 return
             session = self._judge_hello(signed, name, address)
+            self._peers[session.peer].heard_at = now
         self.outgoing.append((address, session.reply))
 
     def _judge_hello(self, signed: bytes, name: bytes, address: Address) -> _Session:
@@ -436,6 +462,7 @@ class Sessions:
         moved = counter > session.window.highest and address != session.address
         session.window.mark(counter)
         session.unanswered_since = None
+        self._peers[session.peer].heard_at = now
         if moved:
             session.address = address
             self._addresses.learn(session.peer, [address], proven=True)
@@ -445,7 +472,8 @@ class Sessions:
             del self._pending[session.hello]
             self._confirm(state, session)
         if data:
-            self.delivered.append((session.peer, data))
+            taken = self.probes if raw[:1] == _PROBE else self.delivered
+            taken.append((session.peer, data))
 
     def _forgotten(self, address: Address, now: float) -> None:
         _dropped("unknown_session")

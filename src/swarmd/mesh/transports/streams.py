@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, cast
 
@@ -54,6 +54,7 @@ from swarmd.mesh.transports.carriers import (
     Ended,
     TlsStream,
     host_of,
+    local_host_of,
     open_carrier,
     plane_of,
 )
@@ -150,6 +151,13 @@ class Streams(MuxLink):
         """Break every connection with a peer, as one that is known to be gone."""
         for port in [p for (other, _), p in self._ports.items() if other == peer]:
             port.break_off("reset", reason)
+
+    def drop_from(self, hosts: Collection[str]) -> set[NodeId]:
+        """Break connections that start at addresses this host no longer has; with whom."""
+        dead = [port for port in self._ports.values() if port.local_host in hosts]
+        for port in dead:
+            port.break_off("reset", "this host has another address now")
+        return {port.peer for port in dead}
 
     def retry_now(self, peer: NodeId) -> None:
         """Forget that a peer could not be reached: there is news of it."""
@@ -421,6 +429,7 @@ class Streams(MuxLink):
         try:
             async with trio.open_nursery() as nursery:
                 port.stop_running = nursery.cancel_scope.cancel
+                port.local_host = local_host_of(stream.transport_stream)
                 carrier = await self._carrier(port.alpn, nursery, stream, client=client)
                 self._failures.pop(port.peer, None)
                 self._carriers[port] = carrier

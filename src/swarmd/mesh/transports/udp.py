@@ -6,12 +6,13 @@ datagrams repeats what matters.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import math
 import socket
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
-from typing import Final
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final, Literal
 
 import trio
 
@@ -19,7 +20,7 @@ from swarmd.base.clock import Clock
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import DATAGRAM_BYTES_MAX, INBOX_MESSAGES_MAX
 from swarmd.identity.keys import SigningKey
-from swarmd.mesh.addresses import Address, AddressBook
+from swarmd.mesh.addresses import Address, AddressBook, address_of
 from swarmd.mesh.transports.roster import Roster
 from swarmd.mesh.transports.sessions import PAYLOAD_BYTES_MAX, Sessions
 from swarmd.observe.metrics import BYTES, DROPPED
@@ -27,13 +28,20 @@ from swarmd.observe.metrics import BYTES, DROPPED
 __all__ = ["PAYLOAD_BYTES_MAX", "Datagrams", "open_datagrams", "udp_socket"]
 
 _MET_MAX: Final = 256
+_PROBES_MAX: Final = 256
+# Never in pieces: ip(7) and ipv6(7), whose numbers Python does not name.
+_IP_MTU_DISCOVER: Final = 10
+_IPV6_MTU_DISCOVER: Final = 23
+_PMTUDISC_WANT: Final = 1
+_PMTUDISC_DO: Final = 2
 _BATCH_MAX: Final = 64
 
 
 class Datagrams:
     """Datagrams to and from members. Made by `open_datagrams`.
 
-    `inbox` brings (peer, data); `met` brings (peer, address) of each new session.
+    `inbox` brings (peer, data); `met` brings (peer, address) of each new session; `probes`
+    brings (peer, data) of what was sent by `probe`.
     """
 
     def __init__(self, sessions: Sessions, sockets: Sequence[socket.socket], clock: Clock) -> None:
@@ -42,6 +50,7 @@ class Datagrams:
             INBOX_MESSAGES_MAX
         )
         self._met_in, self.met = trio.open_memory_channel[tuple[NodeId, Address]](_MET_MAX)
+        self._probes_in, self.probes = trio.open_memory_channel[tuple[NodeId, bytes]](_PROBES_MAX)
         self._wake = trio.Event()
         self._sent = BYTES.labels("udp", "sent")
         self._received = BYTES.labels("udp", "received")
@@ -58,6 +67,31 @@ class Datagrams:
         taken = self._sessions.send(peer, addresses, data, self._clock.now())
         self._flush()
         return taken
+
+    def probe(self, peer: NodeId, data: bytes) -> Literal["sent", "too_large", "unsent"]:
+        """Send to a member in one piece, which its `probes` bring; `too_large` for the way there.
+
+        It goes over the session that there is, and is not sent where there is none.
+        """
+        made = self._sessions.probe(peer, data)
+        self._flush()
+        if made is None:
+            return "unsent"
+        address, packet = made
+        sock = _socket_for(self._sockets, address)
+        if sock is None:
+            return "unsent"
+        try:
+            with _whole(sock):
+                sock.sendto(packet, address)
+        except OSError as error:
+            return "too_large" if error.errno == errno.EMSGSIZE else "unsent"
+        self._sent.inc(len(packet))
+        return "sent"
+
+    def heard_s(self, peer: NodeId) -> float:
+        """How long ago a datagram came that is certain to be the member's; infinite if never."""
+        return self._clock.now() - self._sessions.heard_at(peer)
 
     def hello(self, address: Address) -> None:
         """Say hello to whoever is at an address. A member's answer comes through `met`."""
@@ -87,7 +121,7 @@ class Datagrams:
                     DROPPED.labels("udp", "socket_error").inc()
                     break
                 self._received.inc(len(raw))
-                self._sessions.receive(raw, (address[0], address[1]), self._clock.now())
+                self._sessions.receive(raw, address_of(address), self._clock.now())
             self._flush()
 
     def _flush(self) -> None:
@@ -102,6 +136,11 @@ class Datagrams:
                 self._inbox_in.send_nowait(sessions.delivered.popleft())
             except trio.WouldBlock:
                 DROPPED.labels("udp", "inbox_full").inc()
+        while sessions.probes:
+            try:
+                self._probes_in.send_nowait(sessions.probes.popleft())
+            except trio.WouldBlock:
+                DROPPED.labels("udp", "probes_full").inc()
         while sessions.met:
             try:
                 self._met_in.send_nowait(sessions.met.popleft())
@@ -159,6 +198,19 @@ def udp_socket(host: str, port: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+@contextmanager
+def _whole(sock: socket.socket) -> Iterator[None]:
+    """What is sent meanwhile is not cut to pieces, here or on the way, however small an MTU is."""
+    v6 = sock.family == socket.AF_INET6
+    level = socket.IPPROTO_IPV6 if v6 else socket.IPPROTO_IP
+    option = _IPV6_MTU_DISCOVER if v6 else _IP_MTU_DISCOVER
+    sock.setsockopt(level, option, _PMTUDISC_DO)
+    try:
+        yield
+    finally:
+        sock.setsockopt(level, option, _PMTUDISC_WANT)
 
 
 def _socket_for(sockets: Sequence[socket.socket], address: Address) -> socket.socket | None:

@@ -1,0 +1,52 @@
+"""What the doctor goes by: see `swarmd.mesh.facts` for what the mesh knows of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swarmd.gateway.local_facts import LocalFacts
+from swarmd.mesh.facts import MeshFacts
+from swarmd.mesh.reach.service import Reach
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFacts:
+    """One other member: its state here, its clock if it answered, and what gets through to it.
+
+    `skew_s` is how far its clock is ahead; `reach` is None if that was not tried.
+    """
+
+    name: str
+    state: str
+    answered: bool
+    skew_s: float
+    hosts: tuple[str, ...] = ()
+    version: str = ""
+    protocol: int = 0
+    reach: Reach | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What a running daemon knows. `not_ready` is empty if it takes work."""
+
+    node: str
+    not_ready: str
+    swarm: str
+    local: LocalFacts
+    mesh: MeshFacts | None
+    peers: tuple[PeerFacts, ...]
+    store_state: str
+    voters: tuple[str, ...]
+    coordinator: str
+    may_lose: int
+    next_loss: str
+    version: str = ""
+    protocol: int = 0
+    credential_left_ms: int | None = None
+    """In store time; None if it is unknown."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Does it see nobody else alive?"""
+        return not any(peer.state == "alive" for peer in self.peers)
