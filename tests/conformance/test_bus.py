@@ -7,7 +7,8 @@ from functools import partial
 
 import pytest
 import trio
-from bus_nodes import Buses, FixedMembership, open_buses, open_one
+from bus_nodes import Buses, open_buses, open_one
+from fixed_membership import FixedMembership
 from link_nodes import HARNESSES
 
 from swarmd.base.errors import (

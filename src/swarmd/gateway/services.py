@@ -25,6 +25,7 @@ from swarmd.identity.epochs import Chain
 from swarmd.identity.fingerprints import Fingerprint
 from swarmd.identity.genesis import Genesis
 from swarmd.mesh.approval.messages import Waiting
+from swarmd.mesh.bus.service import Bus
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.link import Link
 from swarmd.mesh.swim.events import Member
@@ -442,6 +443,7 @@ class Services:
     secrets: Secrets | None = None
     audit: Audit | None = None
     recipes: Recipes | None = None
+    bus: Bus | None = None
     blobs: Blobs | None = None
     agents: Agents | None = None
     tasks: Tasks | None = None

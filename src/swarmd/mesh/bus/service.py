@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
@@ -84,8 +84,6 @@ class MemberChanges(Protocol):
     lagged: bool
 
     async def receive(self) -> Changed: ...
-    def __enter__(self) -> MemberChanges: ...
-    def __exit__(self, *_: object) -> None: ...
 
 
 class Membership(Protocol):
@@ -93,7 +91,7 @@ class Membership(Protocol):
 
     def members(self) -> list[Member]: ...
     def get(self, node_id: NodeId) -> Member | None: ...
-    def subscribe(self) -> MemberChanges: ...
+    def subscribe(self) -> AbstractContextManager[MemberChanges]: ...
 
 
 class Subscription:
