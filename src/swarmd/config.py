@@ -26,6 +26,7 @@ from swarmd.base import folders
 from swarmd.base.errors import ConfigError
 from swarmd.base.limits import NAME_BYTES_MAX
 from swarmd.gateway.config import GatewayConfig
+from swarmd.mesh.bus.config import BusConfig
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.swim.config import SwimConfig, settle
 from swarmd.state.blobs.config import BlobsConfig
@@ -65,6 +66,7 @@ SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "node": NodeConfig,
     "mesh": MeshConfig,
     "swim": SwimConfig,
+    "bus": BusConfig,
     "raft": RaftConfig,
     "blobs": BlobsConfig,
     "agents": AgentsConfig,
@@ -122,6 +124,7 @@ class Config:
     node: NodeConfig = field(default_factory=NodeConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     swim: SwimConfig = field(default_factory=SwimConfig)
+    bus: BusConfig = field(default_factory=BusConfig)
     raft: RaftConfig = field(default_factory=RaftConfig)
     blobs: BlobsConfig = field(default_factory=BlobsConfig)
     agents: AgentsConfig = field(default_factory=AgentsConfig)

@@ -49,6 +49,7 @@ OTHERS = {
     "gateway.listeners.open_tls": "reads files of this host",
     "mesh.discovery.mdns.open_mdns": "opens a room",
     "mesh.reach.service.open_reach": "opens a room",
+    "mesh.bus.service.open_bus": "opens a room",
     "mesh.service.open_mesh": "opens a room",
     "mesh.swim.service.open_membership": "opens a room",
     "mesh.transports.carriers.open_carrier": "opens a connection",

@@ -9,6 +9,7 @@ from enum import StrEnum
 import msgspec
 
 from swarmd.agents.environment import NO_ENVIRONMENT, Environment
+from swarmd.agents.spec import BusRights
 from swarmd.state.blobs.messages import BlobRef
 
 Progress = Callable[[float, float], None]
@@ -28,8 +29,20 @@ class Cause(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class BusMessage:
+    """A message that leaves with an attempt's result. `data` is one msgpack value."""
+
+    topic: str
+    sender: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptRun:
-    """One attempt at one task. `payload` is one msgpack value; `concurrency` is per node."""
+    """One attempt at one task. `payload` is one msgpack value; `concurrency` is per node.
+
+    `bus` is what the agent may publish and subscribe to; None: nothing.
+    """
 
     task_id: str
     attempt: int
@@ -42,6 +55,7 @@ class AttemptRun:
     timeout_s: float = 300.0
     concurrency: int = 4
     environment: Environment = NO_ENVIRONMENT
+    bus: BusRights | None = None
 
     @property
     def actor(self) -> str:
@@ -63,6 +77,7 @@ class LogLine(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 class Outcome:
     """How an attempt ended. `result` is one msgpack value if `ok`; else `code` and `message`.
 
+    `messages` are to be published once the result is recorded.
     With `not_begun` none of the agent's code ran, and it may go better later or elsewhere.
     """
 
@@ -73,6 +88,7 @@ class Outcome:
     logs: tuple[str, ...] = ()
     ran_s: float = field(default=0.0, compare=False)
     not_begun: bool = False
+    messages: tuple[BusMessage, ...] = ()
 
 
 class InstanceState(StrEnum):

@@ -19,6 +19,7 @@ from msgspec import Meta, Struct
 
 from swarmd.base.errors import BadRequest
 from swarmd.base.names import check_name
+from swarmd.mesh.bus.topics import check_filter
 
 Mode = Literal["default", "exclusive", "at_most_once"]
 
@@ -44,6 +45,23 @@ class Resources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     memory_bytes: Annotated[int, Meta(ge=0)] = 0
 
 
+class BusRights(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Topics of the bus that an agent may publish and subscribe to; none by default.
+
+    One may end with `*`. Single subscribers are `@NAME`, and `@*` all of them.
+    """
+
+    publish: Annotated[tuple[Text, ...], Meta(max_length=32)] = ()
+    subscribe: Annotated[tuple[Text, ...], Meta(max_length=32)] = ()
+
+    def __post_init__(self) -> None:
+        for topic in (*self.publish, *self.subscribe):
+            try:
+                check_filter(topic)
+            except BadRequest as error:
+                raise ValueError(f"`$.bus`: {error.message}") from error
+
+
 class AgentSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An agent as its author describes it. `entry` is `module:function` within the folder."""
 
@@ -64,6 +82,7 @@ class AgentSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         dict[Annotated[str, Meta(pattern=_VARIABLE)], Text], Meta(max_length=ENV_MAX)
     ] = msgspec.field(default_factory=dict)
     resources: Resources = Resources()
+    bus: BusRights = BusRights()
 
     def __post_init__(self) -> None:
         for variable, text in self.env.items():
@@ -100,6 +119,7 @@ _EXPECTED: Final = {
     "version": "a version such as 1.0.0",
     "entry": 'module:function, such as "extractor:run"',
     "capabilities": "a list of lower-case words",
+    "bus": 'a table of lists of topics, such as publish = ["orders/*"]',
     "env": 'a table of NAME = text, or NAME = "secret:NAME-OF-A-SECRET"',
     "runtime": '"python"',
     "mode": '"default", "exclusive" or "at_most_once"',

@@ -46,6 +46,7 @@ from swarmd.base.clock import Clock
 from swarmd.base.errors import Busy, NotReady, ShuttingDown, SwarmError
 from swarmd.base.files import remove_tree
 from swarmd.base.notes import NOBODY, Notes
+from swarmd.mesh.bus.service import Bus
 from swarmd.observe.log import get_logger
 from swarmd.observe.redaction import NOTHING_HIDDEN, Redactor
 from swarmd.state.blobs.messages import BlobRef
@@ -126,8 +127,10 @@ class Supervisor:
         recipes: Recipes | None = None,
         host: str = "",
         notes: Notes = NOBODY,
+        bus: Bus | None = None,
     ) -> None:
         self._config = config
+        self._bus = bus
         self._environments = environments
         self._recipes = recipes
         self._notes = notes
@@ -335,6 +338,7 @@ class Supervisor:
                 line_bytes_max=self._config.log_line_bytes_max,
                 tail_lines_max=self._config.outcome_lines_max,
                 recipes=self._recipes,
+                bus=self._bus,
                 host=self._host,
                 notes=self._notes,
             )
@@ -451,6 +455,7 @@ async def open_supervisor(
     accounts: Accounts | None = None,
     environments: EnvironmentSource | None = None,
     notes: Notes = NOBODY,
+    bus: Bus | None = None,
 ) -> AsyncIterator[Supervisor]:
     """Supervise for as long as the block runs; when it ends every process has ended.
 
@@ -461,6 +466,7 @@ async def open_supervisor(
         accounts: as whom agents run; None is as this process.
         environments: opens what agents find in their environments; None for agents without.
         notes: told of every attempt, and of what agents ask for.
+        bus: what attempts publish to and subscribe to.
     """
     environments = environments or NoSecrets()
     accounts = accounts or Accounts(structs.replace(config, user=AS_DAEMON), folder)
@@ -470,8 +476,9 @@ async def open_supervisor(
         remove_old = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
         nursery.start_soon(remove_old, _remove_old, folder)
         supervisor = Supervisor(
-            config, folder, bundles, clock, nursery, accounts, environments, recipes, host, notes
-        )
+            config, folder, bundles, clock, nursery, accounts, environments, recipes, host, notes,
+            bus,
+        )  # fmt: skip
         nursery.start_soon(supervisor._sweep)
         try:
             yield supervisor

@@ -44,6 +44,7 @@ from swarmd.gateway.service import Gateway, open_gateway
 from swarmd.gateway.services import Services
 from swarmd.identity.entries import Admit, open_entry
 from swarmd.identity.sealing import SealingKey
+from swarmd.mesh.bus.service import open_bus
 from swarmd.mesh.service import Mesh, open_mesh
 from swarmd.mesh.swim.service import MemberState
 from swarmd.observe import log, metrics
@@ -195,7 +196,7 @@ async def _serve(node: _Node, gateway: Gateway, control: NodeControl) -> None:
 
 @asynccontextmanager
 async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh, Store]]:
-    """The lower half: the mesh, and the strong store over it."""
+    """The lower half: the mesh and its bus, and the strong store."""
     config, folder, services = node.config, node.folder, node.services
     services.trust = trust = node.beginning.trust
     async with open_mesh(
@@ -211,17 +212,22 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
         services.mesh = mesh
         gateway.attach(mesh.link)
         mesh.contact(node.beginning.seeds)
-        async with open_store(
-            mesh.link,
-            mesh.membership,
-            trust,
-            folder.disk("raft"),
-            folder.key,
-            config.raft,
-            services.clock,
-            derive(node.rng, "store"),
-            node.beginning.epochs,
-        ) as store:
+        async with (
+            open_bus(
+                mesh.link, mesh.membership, config.bus, services.clock, derive(node.rng, "bus")
+            ) as services.bus,
+            open_store(
+                mesh.link,
+                mesh.membership,
+                trust,
+                folder.disk("raft"),
+                folder.key,
+                config.raft,
+                services.clock,
+                derive(node.rng, "store"),
+                node.beginning.epochs,
+            ) as store,
+        ):
             services.store = store
             async with (
                 open_recipes(
@@ -295,6 +301,7 @@ async def _open_work(
                 accounts=accounts,
                 environments=Environments(secrets, link, services.audit or NOBODY),
                 notes=services.audit or NOBODY,
+                bus=services.bus,
             )
         )
         services.agents = await opened.enter_async_context(
@@ -321,6 +328,7 @@ async def _open_work(
                 config=config.tasks,
                 clock=services.clock,
                 rng=derive(node.rng, "tasks"),
+                bus=services.bus,
             )
         )
         yield tasks

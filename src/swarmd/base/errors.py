@@ -232,6 +232,12 @@ class TimedOut(Unavailable):
     code = "timeout"
 
 
+class DeliveryUnknown(TimedOut):
+    """A message was not acknowledged everywhere: the message says by whom, and how many have it."""
+
+    code = "delivery_unknown"
+
+
 class NoQuorum(Unavailable):
     code = "no_quorum"
 
@@ -264,6 +270,12 @@ class RateLimited(Unavailable):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class InboxFull(Busy):
+    """A subscriber took too little for too long: the message says who, and how many have it."""
+
+    code = "inbox_full"
 
 
 class TooManyWaiters(Busy):

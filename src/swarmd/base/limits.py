@@ -45,6 +45,17 @@ BLOB_CHUNK_BYTES: Final = 256 * KIB
 SUBMIT_TASKS_MAX: Final = 10_000
 IDEMPOTENCY_KEY_BYTES_MAX: Final = 256
 
+# The bus. A lane is a sender's place at its node; an inbox is a subscriber's.
+TOPIC_BYTES_MAX: Final = 200
+BUS_DATA_BYTES_MAX: Final = 64 * KIB
+BUS_FILTERS_MAX: Final = 2_000
+BUS_SUBSCRIBERS_MAX: Final = 2_000
+BUS_LANES_MAX: Final = 1_024
+BUS_LANE_MESSAGES_MAX: Final = 1_024
+BUS_INBOX_BYTES_MAX: Final = 8 * MIB
+# What one node may have waiting at another for inboxes with no room.
+BUS_HELD_BYTES_MAX: Final = 16 * MIB
+
 # Secrets. One is a text of an environment; all that one agent is given fits an answer.
 SECRETS_MAX: Final = 1_000
 SECRET_BYTES_MAX: Final = 32 * KIB
@@ -67,4 +78,5 @@ assert RECIPE_WAITERS_MAX < LEASES_MAX
 assert INLINE_BYTES_MAX < BLOB_BYTES_MAX
 assert SECRET_BYTES_MAX < ENVIRONMENT_BYTES_MAX < MESSAGE_BYTES_MAX
 assert NAME_BYTES_MAX < KEY_BYTES_MAX
+assert BUS_DATA_BYTES_MAX <= INLINE_BYTES_MAX < BUS_INBOX_BYTES_MAX < BUS_HELD_BYTES_MAX
 assert DATAGRAM_BYTES_MAX < MESSAGE_BYTES_MAX

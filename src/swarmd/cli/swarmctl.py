@@ -23,6 +23,7 @@ LAZY: Final = {
     "task": (f"{_COMMANDS}.task:task", "Single tasks."),
     "agent": (f"{_COMMANDS}.agent:agent", "Deploy, list, remove agents; read their logs."),
     "kv": (f"{_COMMANDS}.kv:kv", "The swarm's strongly consistent keys."),
+    "bus": (f"{_COMMANDS}.bus:bus", "Messages between agents and programs, as they come."),
     "lease": (f"{_COMMANDS}.lease:lease", "Rights that end by themselves, and their keys."),
     "raft": (f"{_COMMANDS}.raft:raft", "How the voters' logs are."),
     "voter": (f"{_COMMANDS}.voter:voter", "Who votes, and who is pinned to a seat."),

@@ -26,6 +26,7 @@ from swarmd.identity.epochs import Chain
 from swarmd.identity.fingerprints import Fingerprint
 from swarmd.identity.genesis import Genesis
 from swarmd.mesh.approval.messages import Waiting
+from swarmd.mesh.bus.service import Bus
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.facts import MeshFacts
 from swarmd.mesh.link import Link
@@ -411,6 +412,7 @@ class Services:
     secrets: Secrets | None = None
     audit: Audit | None = None
     recipes: Recipes | None = None
+    bus: Bus | None = None
     blobs: Blobs | None = None
     agents: Agents | None = None
     tasks: Tasks | None = None

@@ -8,10 +8,18 @@ from operator import index
 
 from swarmd.sdk.protocol import ADD, BARRIER, COUNT, LOCK, UNLOCK
 
+TYPE_CHECKING = False  # The module `typing` costs time at every start.
+if TYPE_CHECKING:
+    from swarmd.sdk.bus import Bus, Wire
+
 _PROGRESS_EVERY_S = 0.05
 
 # (what, name, first, second) -> (value, lease); raises the SwarmError that is the answer.
 Ask = Callable[[int, str, int, int], tuple[int, int]]
+
+
+def _no_wire() -> Wire:
+    raise RuntimeError("this context has no swarm to ask")
 
 
 def _nobody_to_ask(what: int, name: str, first: int, second: int) -> tuple[int, int]:
@@ -32,11 +40,13 @@ class Context:
 
     __slots__ = (
         "_ask",
+        "_bus",
         "_cancel_came",
         "_cancelled",
         "_last_progress_s",
         "_send_log",
         "_send_progress",
+        "_wire",
         "attempt",
         "fence",
         "task_id",
@@ -51,6 +61,7 @@ class Context:
         send_progress: Callable[[float, float], None],
         cancel_came: Callable[[], bool],
         ask: Ask = _nobody_to_ask,
+        wire: Callable[[], Wire] = _no_wire,
     ) -> None:
         self.task_id = task_id
         self.attempt = attempt
@@ -61,6 +72,8 @@ class Context:
         self._send_progress = send_progress
         self._cancel_came = cancel_came
         self._ask = ask
+        self._wire = wire
+        self._bus: Bus | None = None
 
     @property
     def idempotency_key(self) -> str:
@@ -75,6 +88,16 @@ class Context:
         if not self._cancelled:
             self._cancelled = self._cancel_came()
         return self._cancelled
+
+    @property
+    def bus(self) -> Bus:
+        """Messages to and from other agents and programs; see `swarmd.sdk.bus`."""
+        if self._bus is None:
+            # Imported when an agent uses it: a worker that does not must start fast.
+            from swarmd.sdk.bus import Bus
+
+            self._bus = Bus(self._wire, self.task_id)
+        return self._bus
 
     def log(self, message: object) -> None:
         """Add a line to the agent's log."""

@@ -15,10 +15,14 @@ import struct
 
 import msgpack
 
-FORMAT = 4
+FORMAT = 5
 RESULT_BYTES_MAX = 64 * 1024 * 1024
 FRAME_BYTES_MAX = RESULT_BYTES_MAX + 64 * 1024
 TEXT_CHARS_MAX = 16 * 1024
+# One message of the bus; that much of one subscription, or this many, are in the channel at most.
+DATA_BYTES_MAX = 64 * 1024
+CREDIT_MESSAGES = 64
+CREDIT_BYTES = 64 * 1024
 # A failure is a line that says what it was, cut at its end, and its story, cut at its beginning;
 # after each it is said whether it was cut.
 STORY_LINE_CHARS_MAX = TEXT_CHARS_MAX // 4
@@ -29,6 +33,7 @@ START = 1  # format, folder, module:function; open files, memory, processes; env
 RUN = 2  # run, task id, attempt, fence, payload
 CANCEL = 3  # run
 ANSWER = 4  # run, ask, code of an error or "", its message, value, lease
+MESSAGE = 5  # run, subscription, topic, sender, data
 # Worker to daemon.
 READY = 16
 REFUSED = 17  # line, cut, story, cut: the agent's code could not be imported
@@ -37,6 +42,10 @@ FAILED = 19  # run, code, line, cut, story, cut
 LOG = 20  # run, text
 PROGRESS = 21  # run, done, total
 ASK = 22  # run, ask, what, name, and what that takes
+PUBLISH = 23  # run, ask, topic, data, immediate, wait ms; the value is who has it, or HELD
+SUBSCRIBE = 24  # run, ask, subscription, topics with newlines between them
+TAKEN = 25  # run, subscription, messages
+UNSUBSCRIBE = 26  # run, subscription
 
 # What an ASK may ask for. Answers come in any order; `ask` numbers those of one run.
 LOCK = 1  # ttl ms, wait ms; the value is the fence
@@ -44,6 +53,9 @@ UNLOCK = 2  # lease
 BARRIER = 3  # count, wait ms; the value is the fence
 ADD = 4  # delta; the value is the new one
 COUNT = 5  # the value is the counter's
+
+# What was published waits for the attempt's result.
+HELD = -1
 
 FIELDS: dict[int, tuple[type, ...]] = {
     START: (int, str, str, int, int, int, dict),
@@ -57,6 +69,11 @@ FIELDS: dict[int, tuple[type, ...]] = {
     LOG: (int, str),
     PROGRESS: (int, float, float),
     ASK: (int, int, int, str, int, int),
+    MESSAGE: (int, int, str, str, bytes),
+    PUBLISH: (int, int, str, bytes, bool, int),
+    SUBSCRIBE: (int, int, int, str),
+    TAKEN: (int, int, int),
+    UNSUBSCRIBE: (int, int),
 }
 _LENGTH = struct.Struct(">I")
 

@@ -24,6 +24,7 @@ import os
 import resource
 import select
 import sys
+import time
 from _thread import allocate_lock
 from collections.abc import Callable
 from types import CodeType
@@ -35,9 +36,11 @@ from swarmd.sdk.protocol import (
     ANSWER,
     ASK,
     CANCEL,
+    CREDIT_MESSAGES,
     FAILED,
     FORMAT,
     LOG,
+    MESSAGE,
     PROGRESS,
     READY,
     REFUSED,
@@ -47,7 +50,10 @@ from swarmd.sdk.protocol import (
     START,
     STORY_CHARS_MAX,
     STORY_LINE_CHARS_MAX,
+    SUBSCRIBE,
+    TAKEN,
     TEXT_CHARS_MAX,
+    UNSUBSCRIBE,
     FrameReader,
     encode_frame,
 )
@@ -60,6 +66,8 @@ _SIGKILL = 9
 _READ_BYTES = 256 * 1024
 # Who waits for an answer that another thread has read sees it this soon.
 _LOOK_AGAIN_MS = 250
+# The daemon is told of messages that were taken at so many, or when none is left.
+_TELL_TAKEN = CREDIT_MESSAGES // 4
 
 
 class _Channel:
@@ -109,6 +117,7 @@ class _Worker:
         self._cancelled = False
         self._asked = 0
         self._answers: dict[int, tuple[object, ...]] = {}
+        self._inboxes: dict[int, _Inbox] = {}
         self._pid = os.getpid()
 
     def serve(self, entry: str) -> None:
@@ -144,9 +153,11 @@ class _Worker:
             lambda done, total: self._channel.send(PROGRESS, run, done, total),
             lambda: self._cancel_came(run),
             lambda *what: self._ask(run, *what),
+            lambda: _Wire(self, run),
         )
         self._cancelled = False
         self._answers.clear()
+        self._inboxes.clear()
         self._run = run
         answer = _attempt(run, function, takes_context, payload, context)
         if os.getpid() != self._pid:
@@ -172,19 +183,24 @@ class _Worker:
                 self._cancelled = True
             elif kind == ANSWER and fields[0] == run:
                 self._answers[fields[1]] = fields  # type: ignore[index]
+            elif kind == MESSAGE and fields[0] == run:
+                inbox = self._inboxes.get(fields[1])  # type: ignore[call-overload]
+                if inbox is not None:
+                    inbox.messages.append(fields[2:])
 
     def _ask(self, run: int, what: int, name: str, first: int, second: int) -> tuple[int, int]:
+        return self.call(run, ASK, what, name, first, second)
+
+    def call(self, run: int, kind: int, *fields: object) -> tuple[int, int]:
         """Ask the daemon and wait for its answer; safe from any thread."""
         with self._reading:
             self._asked += 1
             ask = self._asked
             if self._run == run:
-                self._channel.send(ASK, run, ask, what, name, first, second)
+                self._channel.send(kind, run, ask, *fields)
         while True:
             with self._reading:
-                if self._run != run:
-                    raise RuntimeError("the attempt that this context belongs to has ended")
-                self._read(run)
+                self._look(run)
                 answer = self._answers.pop(ask, None)
             if answer is not None:
                 break
@@ -195,6 +211,85 @@ class _Worker:
 
             raise from_code(str(code), str(message))
         return value, lease  # type: ignore[return-value]
+
+    def _look(self, run: int) -> None:
+        """Take what has come for a run that has not ended; `_reading` is held."""
+        if self._run != run:
+            raise RuntimeError("the attempt that this context belongs to has ended")
+        self._read(run)
+
+    def open_inbox(self, number: int) -> None:
+        with self._reading:
+            self._inboxes[number] = _Inbox()
+
+    def close_inbox(self, run: int, number: int) -> None:
+        with self._reading:
+            if self._inboxes.pop(number, None) is not None and self._run == run:
+                self._channel.send(UNSUBSCRIBE, run, number)
+
+    def take(
+        self, run: int, number: int, deadline_s: float | None
+    ) -> tuple[str, str, bytes] | None:
+        """The next message of a subscription; None when it is late, or the run cancelled."""
+        while True:
+            with self._reading:
+                self._look(run)
+                inbox = self._inboxes.get(number)
+                if inbox is None:
+                    raise RuntimeError("the block of this subscription has ended")
+                if inbox.messages:
+                    found = inbox.messages.pop(0)
+                    inbox.taken += 1
+                    if not inbox.messages or inbox.taken >= _TELL_TAKEN:
+                        self._channel.send(TAKEN, run, number, inbox.taken)
+                        inbox.taken = 0
+                    return found  # type: ignore[return-value]
+                if self._cancelled:
+                    return None
+            wait_ms = _LOOK_AGAIN_MS
+            if deadline_s is not None:
+                left_s = deadline_s - time.monotonic()
+                if left_s <= 0:
+                    return None
+                wait_ms = min(wait_ms, int(left_s * 1_000) + 1)
+            self._channel.wait(wait_ms)
+
+
+class _Inbox:
+    """What has come for one subscription; `taken` is not told to the daemon yet."""
+
+    __slots__ = ("messages", "taken")
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[object, ...]] = []
+        self.taken = 0
+
+
+class _Wire:
+    """See `swarmd.sdk.bus.Wire`."""
+
+    __slots__ = ("_run", "_worker")
+
+    def __init__(self, worker: _Worker, run: int) -> None:
+        self._worker = worker
+        self._run = run
+
+    def call(self, kind: int, *fields: object) -> int:
+        if kind == SUBSCRIBE:
+            number = fields[0]
+            self._worker.open_inbox(number)  # type: ignore[arg-type]
+            try:
+                return self._worker.call(self._run, kind, *fields)[0]
+            except BaseException:
+                self._worker.close_inbox(self._run, number)  # type: ignore[arg-type]
+                raise
+        return self._worker.call(self._run, kind, *fields)[0]
+
+    def take(self, number: int, deadline_s: float | None) -> tuple[str, str, bytes] | None:
+        return self._worker.take(self._run, number, deadline_s)
+
+    def close(self, number: int) -> None:
+        self._worker.close_inbox(self._run, number)
 
 
 def _attempt(

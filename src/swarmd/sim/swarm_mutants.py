@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 from swarmd.mesh.swim.machine import SwimMachine
-from swarmd.sim import raft, swarm, swim, tasks
+from swarmd.sim import bus, raft, swarm, swim, tasks
 from swarmd.sim.raft_rules import SealRule
 from swarmd.state.raft.guards import Guard
 
@@ -124,6 +124,12 @@ _TASKS: Final[dict[str, How]] = {
     "stale_timer": _task("stale_timer"),
     "worker_boot_check": _task("worker_boot_check"),
 }
+_BUS: Final[dict[str, How]] = {
+    **{f"bus.{guard}": BySeed("bus", seed) for guard, seed in bus.BY_SEED.items()},
+    "bus.one_session": ByTest(
+        "tests/unit/bus/test_bus_machine.py::test_without_its_guard_an_ended_session_is_heard"
+    ),
+}
 _SWARM: Final[dict[str, How]] = {
     Guard.W2_PERSIST_FIRST.value: BySeed("all", 0),
     Guard.W2_REWRITE_AFTER_FAULT.value: BySeed("all", 5),
@@ -136,6 +142,7 @@ MUTANTS: Final[Mapping[str, Mapping[str, How]]] = MappingProxyType(
         "swim": _SWIM,
         "raft": {**_RAFT, **_SEAL},
         "tasks": _TASKS,
+        "bus": _BUS,
         "all": {**_SWIM, **_RAFT, **_TASKS, **_SWARM},
     }
 )
@@ -149,6 +156,9 @@ def _violations(sim: str, seed: int, mutant: str) -> list[str]:
     if sim == "raft":
         report = raft.sweep(seeds, removed_guards=removed, stop_at_violation=bool(mutant))
         return [text for _, text in report.violations]
+    if sim == "bus":
+        guards = frozenset(one.removeprefix("bus.") for one in removed)
+        return bus.run_seed(seed, guards).world.violations
     if sim == "tasks":
         return [text for _, text in tasks.sweep(seeds, removed_guards=removed).violations]
     return [text for _, text in swarm.sweep(seeds, removed_guards=removed).violations]
@@ -186,6 +196,11 @@ def _task_seed(seed: int) -> tuple[list[str], Mapping[str, int]]:
     return [text for _, text in report.violations], report.counts
 
 
+def _bus_seed(seed: int) -> tuple[list[str], Mapping[str, int]]:
+    world = bus.run_seed(seed).world
+    return world.violations, world.counts
+
+
 def _swarm_seed(seed: int) -> tuple[list[str], Mapping[str, int]]:
     report = swarm.sweep(range(seed, seed + 1))
     return [text for _, text in report.violations], report.counts
@@ -218,6 +233,7 @@ SIMULATIONS: Final[Mapping[str, Simulation]] = MappingProxyType(
             ),
             ("acknowledged", "coordinator_change", "restart", "attempt"),
         ),
+        "bus": Simulation(_bus_seed, bus.FAULTS, bus.OTHERS),
         "all": Simulation(
             _swarm_seed,
             swarm.FAULTS,

@@ -16,6 +16,7 @@ import msgspec
 import trio
 
 from swarmd.agents.records import AGENT_PREFIX, AgentRecord, decode_agent
+from swarmd.agents.spec import BusRights
 from swarmd.base.clock import Clock
 from swarmd.base.errors import (
     BadRequest,
@@ -647,6 +648,7 @@ def run_of(record: AgentRecord) -> AgentRun:
         spec.retries,
         Mode(spec.mode),
         record.environment,
+        spec.bus if spec.bus != BusRights() else None,
     )
 
 

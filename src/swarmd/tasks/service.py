@@ -31,6 +31,7 @@ from swarmd.base.errors import (
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import INLINE_BYTES_MAX, KIB, SUBMIT_TASKS_MAX
 from swarmd.base.rng import Rng, derive
+from swarmd.mesh.bus.service import Bus
 from swarmd.mesh.link import Inbound, Link
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
@@ -43,6 +44,7 @@ from swarmd.tasks.outbox import Outbox, struct_bytes
 from swarmd.tasks.ports import Blobs, Membership, Store, Supervisor
 from swarmd.tasks.serving import serve
 from swarmd.tasks.spec import Inline, JobSpec, TaskRecord, TaskSpec, check_job, check_task
+from swarmd.tasks.worker.release import Release
 from swarmd.tasks.worker.service import WorkerShell
 
 __all__ = ["Tasks", "open_tasks"]
@@ -79,6 +81,7 @@ class Tasks:
         clock: Clock,
         rng: Rng,
         nursery: trio.Nursery,
+        bus: Bus | None = None,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -104,6 +107,7 @@ class Tasks:
                 blobs=blobs,
                 supervisor=supervisor,
                 gather=self._gather,
+                release=Release(store, bus),
             )
 
     # ---- tasks ------------------------------------------------------------------------
@@ -499,11 +503,13 @@ async def open_tasks(
     config: TasksConfig,
     clock: Clock,
     rng: Rng,
+    bus: Bus | None = None,
 ) -> AsyncIterator[Tasks]:
     """Take part in the swarm's work for as long as the block runs.
 
     Args:
         supervisor: runs attempts here; None: this node runs none.
+        bus: where messages go that attempts publish with their results.
 
     Leaving the block kills what still runs: `drain` first.
     """
@@ -519,6 +525,7 @@ async def open_tasks(
             clock=clock,
             rng=rng,
             nursery=nursery,
+            bus=bus,
         )
         inbox = link.open_inbox(TASK, size=10_000)
         nursery.start_soon(tasks.run, inbox)

@@ -24,6 +24,7 @@ from typing import Final
 import msgspec
 
 from swarmd.agents.environment import NO_ENVIRONMENT, Environment
+from swarmd.agents.spec import BusRights
 from swarmd.base.errors import BadRequest, TooLarge
 from swarmd.base.ids import TaskId, digest, task_id_of
 from swarmd.base.limits import IDEMPOTENCY_KEY_BYTES_MAX, INLINE_BYTES_MAX, NAME_BYTES_MAX
@@ -217,6 +218,7 @@ class AgentRun(_Part, frozen=True):
     retries: int | None = None
     mode: Mode = Mode.DEFAULT
     environment: Environment = NO_ENVIRONMENT
+    bus: BusRights | None = None
 
 
 # ---- jobs -----------------------------------------------------------------------------

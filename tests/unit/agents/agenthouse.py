@@ -17,6 +17,7 @@ from swarmd.agents.spec import AgentSpec
 from swarmd.agents.supervisor import Supervisor, open_supervisor
 from swarmd.base.clock import BootClock
 from swarmd.base.errors import NotFound, Unavailable
+from swarmd.mesh.bus.service import Bus
 from swarmd.state.blobs.messages import BlobRef, hash_of
 from swarmd.state.recipes.service import Recipes
 from swarmd.wire.codec import pack
@@ -129,7 +130,10 @@ def house_in(folder: Path) -> Open:
 
     @asynccontextmanager
     async def open_house(
-        code: str, config: AgentsConfig = CONFIG, recipes: Recipes | None = None
+        code: str,
+        config: AgentsConfig = CONFIG,
+        recipes: Recipes | None = None,
+        bus: Bus | None = None,
     ) -> AsyncIterator[House]:
         place = folder / "code"
         place.mkdir()
@@ -143,6 +147,7 @@ def house_in(folder: Path) -> Open:
             recipes=recipes,
             host="n1",
             environments=environments,
+            bus=bus,
         ) as supervisor:
             yield House(supervisor, source, environments)
 

@@ -96,6 +96,8 @@ WHO: dict[str, set[str]] = {
     "DELETE /api/v1/kv/{key:path}": DO,
     "POST /api/v1/txn": SEE,
     "POST /api/v1/kv-stream": SEE,
+    "GET /api/v1/bus": LOOK,
+    "POST /api/v1/bus/{topic:path}": DO,
     "GET /api/v1/leases": LOOK,
     "POST /api/v1/leases": DO,
     "GET /api/v1/leases/{id}": LOOK,

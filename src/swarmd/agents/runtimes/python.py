@@ -31,8 +31,11 @@ from swarmd.agents.attempts import AttemptRun, Cause, Outcome, Progress
 from swarmd.agents.environment import NOTHING, Opened
 from swarmd.agents.holdings import Holdings
 from swarmd.agents.logs import LineCutter, clean
+from swarmd.agents.messaging import Messaging
+from swarmd.agents.spec import BusRights
 from swarmd.base.files import remove_tree
 from swarmd.base.notes import NOBODY, Notes
+from swarmd.mesh.bus.service import Bus
 from swarmd.observe.redaction import Redactor
 from swarmd.sdk import protocol
 from swarmd.sdk.protocol import FrameReader, ProtocolError, encode_frame
@@ -45,6 +48,9 @@ _FLOOD_FRAMES: Final = 50
 _SECONDS_PER_FRAME: Final = 0.0002
 # Between the end of the channel and the end of the process, when both are on their way.
 _EXIT_GRACE_S: Final = 0.25
+_OF_THE_BUS: Final = (
+    protocol.PUBLISH, protocol.SUBSCRIBE, protocol.TAKEN, protocol.UNSUBSCRIBE,
+)  # fmt: skip
 
 LineSink = Callable[[str, int, str], None]
 
@@ -90,6 +96,7 @@ class PythonInstance:
         redactor: takes the values of the agent's secrets out of what it prints and says.
         on_line: told (task id, attempt, text) of every line it prints or logs.
         recipes: what attempts get their locks from.
+        bus: what they publish to and subscribe to.
         host: the node's name, for those who look who holds a lock.
         notes: told of what the agent asks for.
     """
@@ -104,6 +111,7 @@ class PythonInstance:
         line_bytes_max: int,
         tail_lines_max: int,
         recipes: Recipes | None = None,
+        bus: Bus | None = None,
         host: str = "",
         notes: Notes = NOBODY,
     ) -> None:
@@ -111,6 +119,9 @@ class PythonInstance:
         self._notes = notes
         self._actor = ""
         self._recipes = recipes
+        self._bus = bus
+        self._rights: BusRights | None = None
+        self._messaging: Messaging | None = None
         self._host = host
         self._holdings: Holdings | None = None
         self._lost = ""
@@ -289,6 +300,9 @@ class PythonInstance:
                 if self._holdings is not None:
                     self._holdings.close()
                     self._holdings = None
+                if self._messaging is not None:
+                    self._messaging.close()
+                    self._messaging = None
 
     async def _execute(
         self, attempt: AttemptRun, on_progress: Progress | None, cancel_grace_s: float
@@ -296,6 +310,7 @@ class PythonInstance:
         self.attempts += 1
         self.task_id, self._attempt = attempt.task_id, attempt.attempt
         self._actor = attempt.actor
+        self._rights = attempt.bus
         self._tail.clear()
         self._whole_request_sent = False
         self._lost = ""
@@ -340,7 +355,9 @@ class PythonInstance:
         self._read_output()
         if kind == protocol.RESULT:
             ran_s = trio.current_time() - began_s
-            return Outcome(ok=True, result=fields[1], logs=tuple(self._tail), ran_s=ran_s)
+            held = self._messaging.held if self._messaging is not None else ()
+            logs = tuple(self._tail)
+            return Outcome(ok=True, result=fields[1], logs=logs, ran_s=ran_s, messages=held)
         cause = Cause.RESULT_REFUSED if fields[1] == Cause.RESULT_REFUSED else Cause.RAISED
         return self._failure(cause, self._story_of(*fields[2:]), began_s)
 
@@ -362,6 +379,9 @@ class PythonInstance:
             elif kind == protocol.ASK:
                 if fields[0] == run:
                     await self._holding().ask(*fields[1:])
+            elif kind in _OF_THE_BUS:
+                if fields[0] == run:
+                    await self._converse_on_the_bus(kind, fields[1:])
             else:
                 raise ProtocolError(f"a frame of kind {kind} in run {run}")
             frames += 1
@@ -380,6 +400,34 @@ class PythonInstance:
             )  # fmt: skip
         return self._holdings
 
+    async def _converse_on_the_bus(self, kind: int, fields: Any) -> None:
+        messaging = self._messages()
+        if kind == protocol.PUBLISH:
+            await messaging.publish(*fields)
+        elif kind == protocol.SUBSCRIBE:
+            await messaging.subscribe(*fields)
+        elif kind == protocol.TAKEN:
+            messaging.taken(*fields)
+        else:
+            messaging.unsubscribe(*fields)
+
+    def _messages(self) -> Messaging:
+        """What the present attempt says and is told on the bus."""
+        if self._messaging is None:
+            assert self._nursery is not None, "a process is watched before it runs anything"
+            run = self.attempts
+            self._messaging = Messaging(
+                self._bus, self._rights, f"@{self.task_id}",
+                f"task {self.task_id} of {self.launch.agent}", self._nursery,
+                partial(self._answer_ask, run), partial(self._push, run),
+                partial(self._notes.note, "agent.call", self._actor),
+            )  # fmt: skip
+        return self._messaging
+
+    async def _push(self, run: int, number: int, topic: str, sender: str, data: bytes) -> None:
+        with contextlib.suppress(_Gone):
+            await self._send(encode_frame(protocol.MESSAGE, run, number, topic, sender, data))
+
     async def _answer_ask(
         self, run: int, ask: int, code: str, message: str, value: int, lease: int
     ) -> None:
@@ -396,6 +444,8 @@ class PythonInstance:
         with trio.CancelScope(shield=True):
             if self._holdings is not None:
                 self._holdings.cancel()
+            if self._messaging is not None:
+                self._messaging.cancel()
             if self._whole_request_sent and not self.exited.is_set():
                 try:
                     with trio.move_on_after(grace_s):

@@ -8,10 +8,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from swarmd.agents.spec import check_spec
+from swarmd.agents.spec import BusRights, check_spec
 from swarmd.base.ids import to_text
 from swarmd.gateway import shapes
 from swarmd.gateway.access.gate import caller_of
+from swarmd.gateway.access.rules import Caller
 from swarmd.gateway.context import ApiRoute, Context, query_flag
 from swarmd.gateway.http import Items, Stream, answer
 from swarmd.gateway.services import AgentRecord
@@ -49,6 +50,7 @@ class AgentRoutes:
         caller.require("agent:deploy", spec.name)
         for name in spec.secrets:
             caller.require("secret:use", name)
+        _require_bus(caller, spec.bus)
         with self._context.noted(request, "agent.deployed", f"{spec.name} {spec.version}"):
             record = await agents.deploy(spec, body.bundle, replace=body.replace)
         return answer(request, _shape(record), status=201)
@@ -116,6 +118,19 @@ class AgentRoutes:
                 task=line.task_id,
                 wall_ms=line.wall_ms,
             )
+
+
+def _require_bus(caller: Caller, rights: BusRights) -> None:
+    """Nobody deploys an agent that may do on the bus what they may not themselves."""
+    for permission, topics in (
+        ("bus:publish", rights.publish),
+        ("bus:read", rights.subscribe),
+    ):
+        for topic in topics:
+            if topic.endswith("*"):
+                caller.require_below(permission, topic[:-1])
+            else:
+                caller.require(permission, topic)
 
 
 def _shape(record: AgentRecord) -> shapes.AgentInfo:

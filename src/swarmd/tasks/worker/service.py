@@ -32,6 +32,7 @@ from swarmd.tasks.worker.machine import (
     Start,
     WorkerMachine,
 )
+from swarmd.tasks.worker.release import Release
 
 _log = get_logger("tasks")
 _STORE_TRIES: Final = 20
@@ -43,7 +44,10 @@ GatherRows = Callable[[str, int], Awaitable[Sequence[Row]]]
 
 
 class WorkerShell:
-    """Runs one `WorkerMachine`. `gather(job_id, stage)` asks the coordinator for rows."""
+    """Runs one `WorkerMachine`.
+
+    `gather(job_id, stage)` asks the coordinator for rows; `release` has what attempts published.
+    """
 
     def __init__(
         self,
@@ -56,12 +60,14 @@ class WorkerShell:
         blobs: Blobs,
         supervisor: Supervisor,
         gather: GatherRows,
+        release: Release,
     ) -> None:
         self.machine = WorkerMachine(me, boot, config)
         self._outbox = outbox
         self._blobs = blobs
         self._supervisor = supervisor
         self._gather = gather
+        self._release = release
         self._scopes: dict[int, trio.CancelScope] = {}
         self._drained = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -91,12 +97,15 @@ class WorkerShell:
             self._driver.feed(FromCoordinator(peer, message))
         except Busy:
             DROPPED.labels("worker", "busy").inc()
+        if isinstance(message, Settled) and self._nursery is not None:
+            self._release.settled(message.items, self._nursery)
 
     async def drain(self, timeout_s: float) -> bool:
         """Take nothing more; wait until nothing is left. True if so within `timeout_s`."""
         self._driver.feed(Drain(max(0.0, timeout_s - 1.0)))
         with trio.move_on_after(timeout_s):
             await self._drained.wait()
+            await self._release.finished()
         return self._drained.is_set()
 
     # ---- attempts ---------------------------------------------------------------------
@@ -141,12 +150,15 @@ class WorkerShell:
                 timeout_s=item.timeout_s,
                 concurrency=run.concurrency,
                 environment=run.environment,
+                bus=run.bus,
             )
         )
         if outcome.not_begun:
             _log.warning("an attempt is handed back", agent=run.name, why=outcome.message)
             return None
-        return await self._report(item, outcome)
+        result = await self._report(item, outcome)
+        self._release.hold(item.task_id, item.fence, outcome.messages)
+        return result
 
     async def _payload(self, item: AssignItem) -> bytes:
         payload = item.payload

@@ -1,0 +1,1 @@
+"""Topics, direct messages and broadcast between subscribers on any nodes."""

@@ -1,0 +1,310 @@
+"""The receiving side: from posts that come in order to the subscribers' inboxes. Pure.
+
+Rules:
+- Posts of a lane are taken in the order of their numbers, each once. One that came before is
+  answered with the result it had; one that comes too early is not taken, and it is said how far
+  the lane has come.
+- The first post of a lane goes to every subscriber that asks for its topic. Where an inbox has no
+  room the lane waits, and with it whatever the same sender publishes next: nobody else does. After
+  the sender's patience, counted from when the post came, it is settled without that inbox.
+- A subscriber that ends is waited for no more.
+- A result is kept until the sender has said that it knows it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from swarmd.base.ids import NodeId
+from swarmd.base.limits import BUS_HELD_BYTES_MAX, BUS_INBOX_BYTES_MAX, BUS_LANE_MESSAGES_MAX
+from swarmd.base.machine import Effect, SetTimer
+from swarmd.mesh.bus.events import Arrival, Deliver, PatienceOver, Subscribe
+from swarmd.mesh.bus.messages import (
+    POSTS_MAX,
+    SLOW_NAMED_MAX,
+    Held,
+    Post,
+    Posts,
+    Probe,
+    Result,
+    Results,
+    Standing,
+)
+from swarmd.mesh.bus.topics import Filters
+
+GUARDS: Final = frozenset({"take_once", "take_in_order", "wait_for_room", "one_session"})
+_MATCHES_MAX: Final = 1_000
+
+_LaneKey = tuple[NodeId, int]
+
+
+@dataclass(slots=True)
+class _Subscriber:
+    """`messages` and `size` are of its inbox; `blocked` are the lanes that wait for it."""
+
+    name: str
+    asked: tuple[str, ...]
+    filters: Filters
+    inbox_max: int
+    messages: int = 0
+    size: int = 0
+    blocked: dict[_LaneKey, None] = field(default_factory=dict)
+
+    def has_room(self, size: int) -> bool:
+        if self.messages == 0:
+            return True
+        return self.messages < self.inbox_max and self.size + size <= BUS_INBOX_BYTES_MAX
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A post that is not settled. `left` are those that still lack it, once it was begun."""
+
+    post: Post
+    deadline: float
+    reached: int = 0
+    left: tuple[int, ...] | None = None
+    timed: bool = False
+
+
+@dataclass(slots=True)
+class _Lane:
+    got: int = 0
+    queue: deque[_Waiting] = field(default_factory=deque)
+    results: dict[int, Result] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Source:
+    """A node that posts come from."""
+
+    session: int = 0
+    lanes: dict[int, _Lane] = field(default_factory=dict)
+    held_bytes: int = 0
+    results: list[Result] = field(default_factory=list)
+    standing: dict[int, None] = field(default_factory=dict)
+
+
+class Inflow:
+    """`out` takes effects. Without a guard one of the promises breaks; for trials only."""
+
+    def __init__(
+        self, life: int, out: list[Effect], *, removed_guards: frozenset[str] = frozenset()
+    ) -> None:
+        assert removed_guards <= GUARDS, removed_guards - GUARDS
+        self._life = life
+        self._out = out
+        self._guards = GUARDS - removed_guards
+        self._subscribers: dict[int, _Subscriber] = {}
+        self._sources: dict[NodeId, _Source] = {}
+        self._matches: dict[str, tuple[int, ...]] = {}
+        # Nodes that are to be told something.
+        self._telling: dict[NodeId, None] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits for an inbox."""
+        return not any(
+            lane.queue for source in self._sources.values() for lane in source.lanes.values()
+        )
+
+    # ---- subscribers -----------------------------------------------------------------------
+
+    def add(self, event: Subscribe) -> None:
+        self._subscribers[event.number] = _Subscriber(
+            event.name, event.filters, Filters(event.filters), event.inbox_max
+        )
+        self._matches.clear()
+
+    def remove(self, number: int, now: float) -> tuple[str, ...]:
+        """What it had asked for; lanes that waited for it go on."""
+        subscriber = self._subscribers.pop(number, None)
+        if subscriber is None:
+            return ()
+        self._matches.clear()
+        for node, lane in subscriber.blocked:
+            self._go_on(node, lane, now)
+        return subscriber.asked
+
+    def taken(self, number: int, count: int, size: int, now: float) -> None:
+        subscriber = self._subscribers.get(number)
+        if subscriber is None:
+            return
+        subscriber.messages -= count
+        subscriber.size -= size
+        assert subscriber.messages >= 0
+        assert subscriber.size >= 0
+        for node, lane in list(subscriber.blocked):
+            if subscriber.messages >= subscriber.inbox_max:
+                return
+            del subscriber.blocked[node, lane]
+            self._go_on(node, lane, now)
+
+    # ---- what other nodes say ----------------------------------------------------------------
+
+    def take_posts(self, node: NodeId, message: Posts, now: float) -> None:
+        source = self._source(node, message.session)
+        if source is None:
+            return
+        touched: dict[int, None] = {}
+        for post in message.posts:
+            if self._take(source, post, now):
+                touched[post.lane] = None
+        for number in touched:
+            self._run(node, source, number, now)
+
+    def take_probe(self, node: NodeId, message: Probe) -> None:
+        source = self._source(node, message.session)
+        if source is None:
+            return
+        for asked in message.lanes:
+            lane = source.lanes.setdefault(asked.lane, _Lane())
+            known = (number for number in lane.results if asked.first <= number <= asked.last)
+            source.results.extend(lane.results[number] for number in known)
+            if lane.queue or lane.got < asked.last:
+                source.standing[asked.lane] = None
+
+    def new_life(self, node: NodeId) -> None:
+        """Another process is there: what the former one had waiting goes nowhere any more."""
+        self._sources.pop(node, None)
+        for subscriber in self._subscribers.values():
+            for key in [key for key in subscriber.blocked if key[0] == node]:
+                del subscriber.blocked[key]
+
+    def _source(self, node: NodeId, session: int) -> _Source | None:
+        """Where a node stands; None if it says this of a session that is over."""
+        source = self._sources.get(node)
+        if source is None:
+            source = self._sources[node] = _Source(session)
+        if session < source.session and "one_session" in self._guards:
+            return None
+        if session > source.session:
+            self.new_life(node)
+            source = self._sources[node] = _Source(session)
+        self._telling[node] = None
+        return source
+
+    def _take(self, source: _Source, post: Post, now: float) -> bool:
+        lane = source.lanes.setdefault(post.lane, _Lane())
+        while lane.results and (first := next(iter(lane.results))) <= post.done:
+            del lane.results[first]
+        if post.number <= lane.got and "take_once" in self._guards:
+            result = lane.results.get(post.number)
+            if result is not None:
+                source.results.append(result)
+            return False
+        early = post.number > lane.got + 1 and "take_in_order" in self._guards
+        if early or not self._has_room(source, lane, len(post.data)):
+            source.standing[post.lane] = None
+            return False
+        lane.got = post.number
+        source.held_bytes += len(post.data)
+        lane.queue.append(_Waiting(post, now + post.patience_ms / 1_000))
+        return True
+
+    def _has_room(self, source: _Source, lane: _Lane, size: int) -> bool:
+        if len(lane.queue) + len(lane.results) >= BUS_LANE_MESSAGES_MAX:
+            return False
+        return not source.held_bytes or source.held_bytes + size <= BUS_HELD_BYTES_MAX
+
+    # ---- from lanes to inboxes -----------------------------------------------------------------
+
+    def _go_on(self, node: NodeId, number: int, now: float) -> None:
+        source = self._sources.get(node)
+        if source is not None and number in source.lanes:
+            self._run(node, source, number, now)
+
+    def patience_over(self, event: PatienceOver, now: float) -> None:
+        source = self._sources.get(event.peer)
+        lane = source.lanes.get(event.lane) if source is not None else None
+        if source is None or lane is None or not lane.queue:
+            return
+        if lane.queue[0].post.number == event.number:
+            self._run(event.peer, source, event.lane, now)
+
+    def _run(self, node: NodeId, source: _Source, number: int, now: float) -> None:
+        """Settle posts of a lane from the first on, until one must wait."""
+        lane = source.lanes[number]
+        self._telling[node] = None
+        while lane.queue:
+            waiting = lane.queue[0]
+            left = self._deliver(waiting)
+            if left and now < waiting.deadline:
+                self._wait(node, waiting, now)
+                return
+            lane.queue.popleft()
+            post = waiting.post
+            source.held_bytes -= len(post.data)
+            slow = tuple(self._subscribers[one].name for one in left[:SLOW_NAMED_MAX])
+            result = Result(number, post.number, waiting.reached, len(left), slow)
+            for one in left:
+                self._subscribers[one].blocked.pop((node, number), None)
+            lane.results[post.number] = result
+            source.results.append(result)
+
+    def _deliver(self, waiting: _Waiting) -> tuple[int, ...]:
+        """Put a post into each inbox that has room; the subscribers that still lack it."""
+        post = waiting.post
+        size = len(post.data)
+        asked = waiting.left if waiting.left is not None else self._match(post.topic)
+        left = []
+        for number in asked:
+            subscriber = self._subscribers.get(number)
+            if subscriber is None:
+                continue
+            if not subscriber.has_room(size) and "wait_for_room" in self._guards:
+                left.append(number)
+                continue
+            subscriber.messages += 1
+            subscriber.size += size
+            waiting.reached += 1
+            arrival = Arrival(post.topic, post.sender, post.data)
+            self._out.append(Deliver(number, arrival))
+        waiting.left = tuple(left)
+        return waiting.left
+
+    def _wait(self, node: NodeId, waiting: _Waiting, now: float) -> None:
+        lane = waiting.post.lane
+        for number in waiting.left or ():
+            self._subscribers[number].blocked[node, lane] = None
+        if not waiting.timed:
+            waiting.timed = True
+            due = PatienceOver(node, lane, waiting.post.number)
+            self._out.append(SetTimer(waiting.deadline - now, due))
+
+    def _match(self, topic: str) -> tuple[int, ...]:
+        found = self._matches.get(topic)
+        if found is None:
+            if len(self._matches) >= _MATCHES_MAX:
+                self._matches.clear()
+            found = self._matches[topic] = tuple(
+                number for number, one in self._subscribers.items() if one.filters.fit(topic)
+            )
+        return found
+
+    # ---- answering -----------------------------------------------------------------------------
+
+    def flush(self, lives: Callable[[NodeId], int]) -> list[tuple[NodeId, Results | Standing]]:
+        """What nodes are to be told; `lives` tells whose life is what, 0 if it is not known."""
+        if not self._telling:
+            return []
+        telling, self._telling = self._telling, {}
+        found: list[tuple[NodeId, Results | Standing]] = []
+        for node in telling:
+            source, life = self._sources.get(node), lives(node)
+            if source is None:
+                continue
+            results, source.results = source.results, []
+            standing, source.standing = source.standing, {}
+            if not life:
+                continue
+            for begin in range(0, len(results), POSTS_MAX):
+                batch = tuple(results[begin : begin + POSTS_MAX])
+                found.append((node, Results(self._life, life, source.session, batch)))
+            if standing:
+                lanes = tuple(Held(number, source.lanes[number].got) for number in standing)
+                found.append((node, Standing(self._life, life, source.session, lanes)))
+        return found

@@ -1,0 +1,102 @@
+"""Messages that attempts published with their results: they leave once the result is recorded.
+
+The coordinator says that an attempt is over, and not which way; the task's record does. Only if it
+has succeeded under this very fence do the messages leave, in order. So an attempt that failed, or
+was replaced, has said nothing, whoever coordinates by now. They are in memory until then: if this
+node dies between the record and the messages they are gone, and the record stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import trio
+
+from swarmd.agents.attempts import BusMessage
+from swarmd.base.errors import SwarmError
+from swarmd.mesh.bus.service import Bus, Sender
+from swarmd.observe.log import get_logger
+from swarmd.observe.metrics import DROPPED
+from swarmd.state.raft.messages import Entry
+from swarmd.tasks.spec import State, decode_task, task_key
+
+_log = get_logger("tasks")
+_LOOK_TRIES: Final = 30
+_LOOK_PAUSE_S: Final = 1.0
+
+
+class Records(Protocol):
+    async def get(self, key: bytes, *, stale: bool = False) -> Entry | None: ...
+
+
+class Release:
+    """A worker's; `bus` is None on a node without one, where no attempt has any messages."""
+
+    def __init__(self, records: Records, bus: Bus | None) -> None:
+        self._records, self._bus = records, bus
+        self._held: dict[int, tuple[str, tuple[BusMessage, ...]]] = {}
+        self._leaving = 0
+        self._idle = trio.Event()
+
+    def hold(self, task_id: str, fence: int, messages: tuple[BusMessage, ...]) -> None:
+        """Keep what an attempt published until it is `settled`."""
+        if messages:
+            self._held[fence] = task_id, messages
+
+    def settled(self, fences: Sequence[int], nursery: trio.Nursery) -> None:
+        """The coordinator is done with these attempts."""
+        for fence in fences:
+            held = self._held.pop(fence, None)
+            if held is not None:
+                self._leaving += 1
+                nursery.start_soon(self._release, fence, *held)
+
+    async def finished(self) -> None:
+        """Wait until what may leave has left."""
+        while self._leaving:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+    async def _release(self, fence: int, task_id: str, messages: tuple[BusMessage, ...]) -> None:
+        try:
+            if await self._is_recorded(task_id, fence):
+                await self._publish(task_id, messages)
+            else:
+                DROPPED.labels("bus", "no_result").inc(len(messages))
+        finally:
+            self._leaving -= 1
+            self._idle.set()
+
+    async def _is_recorded(self, task_id: str, fence: int) -> bool:
+        """Whether the attempt's result is the task's."""
+        for _ in range(_LOOK_TRIES):
+            try:
+                entry = await self._records.get(task_key(task_id))
+            except SwarmError as error:
+                if not error.retryable:
+                    raise
+                await trio.sleep(_LOOK_PAUSE_S)
+                continue
+            if entry is None:
+                return False
+            record = decode_task(entry.value)
+            return record.state is State.SUCCEEDED and record.fence == fence
+        _log.warning("messages of an attempt are dropped: its record cannot be read", task=task_id)
+        return False
+
+    async def _publish(self, task_id: str, messages: tuple[BusMessage, ...]) -> None:
+        assert self._bus is not None, "without a bus nothing is held"
+        try:
+            with self._bus.open_sender(messages[0].sender) as sender:
+                for one in messages:
+                    await self._publish_one(sender, task_id, one)
+        except SwarmError as error:  # No lane is free.
+            _log.warning("messages of an attempt are dropped", task=task_id, why=error.message)
+
+    async def _publish_one(self, sender: Sender, task_id: str, message: BusMessage) -> None:
+        topic = message.topic
+        try:
+            await sender.publish(topic, message.data)
+        except SwarmError as error:
+            _log.warning("a message of an attempt", task=task_id, topic=topic, why=error.message)
