@@ -19,10 +19,12 @@ from swarmd.audit.records import (
     decode_record,
     decode_seal,
 )
+from swarmd.audit.resealing import reseal_segment
 from swarmd.audit.store import frame_of, frames_in, name_of, parse_name
 from swarmd.audit.verify import CopyCheck
 from swarmd.base.ids import to_text
 from swarmd.cli.audit_log import read_chain
+from swarmd.identity.sealing import SealingKey
 from swarmd.identity.signing import sign_envelope
 from swarmd.wire.envelope import encode_envelope
 
@@ -74,6 +76,20 @@ def audits() -> Iterator[Target]:
         values=[unpacked(decode_floor(floor)[0].payload)],
     )
     yield Target("audit.segment", always(check), [frame_of(sealed) * 3])
+    name, one, other = name_of(writer.chain, 1), SealingKey(b"1" * 32), SealingKey(b"2" * 32)
+
+    def reseal(raw: bytes) -> None:
+        """Whatever it is: sealed it stays what it was shown as, and it is given back as it was."""
+        made = reseal_segment(raw, name, [], other)
+        assert reseal_segment(made, name, [other], None) == raw
+
+    yield Target("audit.resealed", always(reseal), [frame_of(sealed) * 3])
+    yield Target(
+        "audit.sealed",
+        always(lambda raw: reseal_segment(raw, name, [one], other)),
+        [frame_of(sealed, name, one) * 3],
+        covers=("audit.sealed.open_batch", "audit.sealed.open_any"),
+    )
     yield Target(
         "audit.name",
         text(parse_name),

@@ -28,6 +28,8 @@ OTHERS = {
     "agents.spec.load_agent_file": "reads a file for parse_agent",
     "agents.supervisor.open_supervisor": "opens a room",
     "audit.anchors.read_anchors": "asks the store; the seals are judged by open_seal",
+    "app.folder.load_data_key": "reads a file of this host; open_body judges what it holds",
+    "audit.sealed.read_small": "reads a file for open_file",
     "audit.service.open_audit": "opens a room",
     "cli.authority_log.read_asked": "asks a daemon, by read_log",
     "cli.authority_log.read_history": "asks a daemon; what it shows is judged by identity",

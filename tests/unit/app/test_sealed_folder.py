@@ -27,6 +27,7 @@ from swarmd.base.errors import (
 from swarmd.base.files import FileDisk
 from swarmd.base.rng import make_rng
 from swarmd.base.sealed_file import seal_file
+from swarmd.gateway.listeners import open_tls
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.sealing import SealingKey
 from swarmd.state.blobs.messages import hash_of
@@ -347,6 +348,16 @@ def test_a_file_in_clear_in_a_sealed_folder_is_refused(
     with pytest.raises(CorruptFile, match="keyring is not sealed"):
         folder.disk("secrets").read("keyring")
     folder.close()
+    # Nor can another node's key and a missing mark have all be taken for in clear.
+    key, mark = (path / "node.key").read_bytes(), (path / "sealed").read_bytes()
+    (path / "sealed").unlink()
+    SigningKey.generate().save(path / "node.key")
+    with pytest.raises(CorruptFile, match=r"node\.key is not sealed"):
+        claim(path, ONE)
+    with pytest.raises(DataFolderRefused, match="no key was given"):
+        claim(path)
+    (path / "node.key").write_bytes(key)
+    (path / "sealed").write_bytes(mark)
     # A key that is sealed, but another file's.
     (path / "node.key").write_bytes((path / "raft" / "raft.e1.log.journal").read_bytes())
     with pytest.raises(CorruptFile, match="does not open"):
@@ -434,6 +445,16 @@ def test_without_a_tmpfs_a_sealed_folder_is_refused(
     )
     assert clear_folder._may_not_run(Path("/dev/shm"))
     claim(tmp_path / "data", ONE).close()
+
+
+def test_the_apis_own_key_is_kept_sealed(tmp_path: Path) -> None:
+    made = open_tls("", "", tmp_path, ["localhost"], ONE)
+    again = open_tls("", "", tmp_path, ["localhost"], ONE)
+    assert made.fingerprint() == again.fingerprint()
+    for file in (tmp_path / "gateway").iterdir():
+        assert b"BEGIN" not in file.read_bytes()
+    with pytest.raises(CorruptFile, match="under another key"):
+        open_tls("", "", tmp_path, ["localhost"], OTHER)
 
 
 def test_disks_are_bare_without_a_key(tmp_path: Path) -> None:
