@@ -39,12 +39,16 @@ class InterfaceFacts:
 
 @dataclass(frozen=True, slots=True)
 class PeerFacts:
-    """One other member: its state here, and its clock if it answered."""
+    """One other member: its state here, and its clock if it answered.
+
+    `stream_only`: it answers over TCP, and not over UDP.
+    """
 
     name: str
     state: str
     answered: bool
     skew_s: float
+    stream_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +274,15 @@ def _peers(facts: NodeFacts) -> Check:
             verdict=FAIL,
             finding=f"alive but not reached over TCP: {_names(silent)}",
             advice=f"open TCP port {facts.local.port} on those hosts and on this one",
+        )
+    deaf = [peer for peer in facts.peers if peer.stream_only]
+    if deaf:
+        return Check(
+            name="members",
+            verdict=WARN,
+            finding=f"reached over TCP and not over UDP: {_names(deaf)}",
+            advice=f"open UDP port {facts.local.port} on those hosts and on this one, in both "
+            "directions; membership works meanwhile, but slower and at the cost of connections",
         )
     if away:
         return Check(

@@ -162,12 +162,14 @@ class Cluster:
             for one in others[:_PEERS_ASKED_MAX]:
                 if one.state is MemberState.ALIVE:
                     nursery.start_soon(ask, one)
+        stream_only = set(mesh.membership.stream_only())
         return tuple(
             doctor.PeerFacts(
                 name=one.name,
                 state=one.state.name.lower(),
                 answered=one.node_id in skews or index >= _PEERS_ASKED_MAX,
                 skew_s=skews.get(one.node_id, 0.0),
+                stream_only=one.node_id in stream_only,
             )
             for index, one in enumerate(others)
         )
