@@ -15,6 +15,7 @@ outcome anew: read the difference before you believe it.
     leave b              say goodbye
     cut a b | heal       cut these off from the others | undo it
     deaf a b             what a sends does not reach the others named; one way
+    block a b            no datagram of a's reaches b, but streams do
     view a               whom a holds how
 """
 
@@ -28,7 +29,7 @@ import pytest
 
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect, Send
-from swarmd.mesh.swim.events import Changed, SyncWith
+from swarmd.mesh.swim.events import Changed, StreamProbe, SyncWith
 from swarmd.mesh.swim.messages import PACKETS, Ack, Nack, Ping, PingFor, decode_rumour
 from swarmd.sim.network import LinkFaults
 from swarmd.sim.swim import SwimWorld
@@ -110,6 +111,9 @@ class Story:
     def do_deaf(self, source: str, *targets: str) -> None:
         self.sim.network.cut([source], targets, one_way=True)
 
+    def do_block(self, source: str, target: str) -> None:
+        self.sim.block_datagrams(source, target)
+
     def do_heal(self) -> None:
         self.sim.heal()
 
@@ -124,6 +128,8 @@ class Story:
             text = self.change(effect)
         elif isinstance(effect, SyncWith):
             text = f"exchanges views with {self.names[effect.peer]}"
+        elif isinstance(effect, StreamProbe):
+            text = f"asks {self.names[effect.peer]} over a stream"
         elif isinstance(effect, Send) and self.packets:
             text = f"-> {self.names[effect.peer]} {self.packet(PACKETS.decode(effect.message))}"
         if text:
@@ -182,7 +188,7 @@ def test_the_story_goes_as_told(file: Path) -> None:
 
 
 def test_the_stories_are_there() -> None:
-    assert len(FILES) >= 7
+    assert len(FILES) >= 11
     assert NodeId(b"") is not None
 
 

@@ -9,9 +9,17 @@ import sys
 import pytest
 
 from swarmd.mesh.swim.config import SwimConfig
-from swarmd.mesh.swim.messages import MemberState
+from swarmd.mesh.swim.events import SyncIn
+from swarmd.mesh.swim.messages import (
+    MemberState,
+    Meta,
+    encode_meta,
+    encode_statement,
+    make_rumour,
+)
 from swarmd.sim.network import LinkFaults
-from swarmd.sim.swim import EXPECTED, MUTANTS, SwimWorld, first_catch, node_id, run_seed, sweep
+from swarmd.sim.swim import EXPECTED, SimSigner, SwimWorld, node_id, run_seed, sweep
+from swarmd.sim.swim_mutants import MUTANTS, first_catch
 
 # Seeds that found a bug once: 156 and 173 a member that moved while cut off and was never
 # found again, because nobody told the others where it was now.
@@ -103,15 +111,72 @@ def test_a_killed_process_is_known_dead_to_ten_nodes_within_a_second(seed: int) 
     assert {sim.view(node.name)["n4"] for node in sim.running()} == {"dead"}
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_an_unplugged_host_is_known_dead_within_the_longest_suspicion(seed: int) -> None:
-    sim = joined(5, seed)
-    sim.crash("n4")
+def test_an_unplugged_host_is_known_dead_two_and_a_half_seconds_after_the_least() -> None:
+    """To all ten, in all but one of a hundred seeds; that one is not far off."""
     config = SwimConfig()
     shortest_s = config.suspicion_mult * config.probe_interval_s
-    # A round over all, the suspicion, and some intervals for the news; others confirm it soon.
-    sim.run_for(10 * config.probe_interval_s + 2 * shortest_s)
-    assert {sim.view(node.name)["n4"] for node in sim.running()} == {"dead"}
+    late = 0
+    for seed in range(100):
+        sim = joined(10, seed)
+        sim.run_for(seed % 17 / 10)
+        sim.crash("n4")
+        sim.run_for(shortest_s + 2.5)
+        late += {sim.view(node.name)["n4"] for node in sim.running()} != {"dead"}
+        sim.run_for(1.0)
+        assert {sim.view(node.name)["n4"] for node in sim.running()} == {"dead"}
+        assert all(node.machine.health == 0 for node in sim.running() if node.machine)
+    assert late <= 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_hundred_that_start_at_once_know_each_other_in_one_and_a_half_seconds(seed: int) -> None:
+    sim = SwimWorld(seed, names(100))
+    sim.start_all()
+    sim.run_for(1.5)
+    assert not sim.disagreements()
+
+
+def test_where_datagrams_do_not_pass_streams_answer_and_nobody_is_suspected() -> None:
+    sim = joined(4)
+    sim.block_datagrams("n1", "n2")
+    sim.run_for(120.0)
+    assert sim.world.counts["suspicion"] == 0
+    assert sim.world.counts["stream_probe"] > 20
+    for name, peer in (("n1", "n2"), ("n2", "n1")):
+        machine = sim.nodes[name].machine
+        assert machine is not None
+        assert machine.stream_only() == [node_id(peer)]
+    sim.heal()
+    sim.run_for(60.0)
+    assert all(not node.machine.stream_only() for node in sim.running() if node.machine)
+
+
+@pytest.mark.parametrize("cut", [1, 3])
+def test_a_partition_heals_in_a_minute_though_a_thousand_others_are_dead(cut: int) -> None:
+    """They died after the partition began: the recent are not those who come back."""
+    sim = joined(6)
+    some = names(6)[:cut]
+    sim.cut(some)
+    sim.run_for(60.0)
+    stale = []
+    for number in range(1_000):
+        gone = node_id(f"gone{number}")
+        body = encode_meta(Meta(f"gone{number}"))
+        for kind in (MemberState.ALIVE, MemberState.DEAD):
+            # A node that was there for a moment, and is long gone.
+            author = gone if kind is MemberState.ALIVE else node_id("n0")
+            said = encode_statement(
+                kind, gone, 1, author=author, body=body if kind is MemberState.ALIVE else b""
+            )
+            stale.append(make_rumour(said, SimSigner(author).sign_rumour(said)).raw)
+    for node in sim.running():
+        sim.feed(node, SyncIn(node_id("n0"), tuple(stale), answer=True))
+        assert len(sim.view(node.name)) == 1_006
+    sim.heal()
+    sim.run_for(60.0)
+    for node in sim.running():
+        view = sim.view(node.name)
+        assert [view[name] for name in names(6)] == ["alive"] * 6
 
 
 @pytest.mark.parametrize("cut_s", [40.0, 600.0])

@@ -31,6 +31,8 @@ class NodeControl:
     def __init__(self) -> None:
         self._reason = "it is still starting"
         self._stopping = trio.Event()
+        self.leaves = False
+        """True if the node gives its seat up and is not expected back."""
         self.store: Store | None = None
         self.blobs: Blobs | None = None
 
@@ -54,18 +56,17 @@ class NodeControl:
             SwarmError: something could not be handed on and not `force`. The node stays.
         """
         warnings: list[str] = []
-        leaves = False
         try:
             await self._hand_over()
-            leaves = True
+            self.leaves = True
         except SwarmError as error:
             if not force:
                 raise
-            leaves = True
+            self.leaves = True
             warnings.append(f"left by force, with what it held: {error.message}")
             _log.warning("leaving by force", why=error.message)
         finally:
-            if not leaves and self.store is not None:
+            if not self.leaves and self.store is not None:
                 self.store.stay()
         self.stop()
         return warnings

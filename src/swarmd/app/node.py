@@ -59,6 +59,8 @@ from swarmd.tasks.service import Tasks, open_tasks
 
 DRAIN_S: Final = 8.0
 GOODBYE_S: Final = 2.0
+# For how long a node that was stopped asks not to be suspected.
+RESTART_QUIET_S: Final = 10
 SETTLE_S: Final = 1.0
 FIRST_ENTRY_TIMEOUT_S: Final = 30.0
 # Longest time between two lines of progress while the data folder is sealed.
@@ -191,7 +193,7 @@ async def _serve(node: _Node, gateway: Gateway, control: NodeControl) -> None:
             _log.info("ready", swarm=node.beginning.trust.genesis.name)
             _notify("READY=1")
             await control.wait_stop()
-            await _wind_down(gateway, tasks, store, mesh, node.services)
+            await _wind_down(gateway, tasks, store, mesh, node.services, control.leaves)
 
 
 @asynccontextmanager
@@ -384,8 +386,13 @@ async def _hand_out_first_token(store: Store, beginning: Beginning, notes: Notes
 
 
 async def _wind_down(
-    gateway: Gateway, tasks: Tasks, store: Store, mesh: Mesh, services: Services
+    gateway: Gateway, tasks: Tasks, store: Store, mesh: Mesh, services: Services, leaves: bool
 ) -> None:
+    """End in order: members hold the node `left` at once and send it nothing.
+
+    A node that keeps its seat is expected back, so its connections close as for a restart: whom
+    the goodbye does not reach does not suspect it, and asks again in a few seconds.
+    """
     _notify("STOPPING=1")
     _log.info("stopping")
     gateway.end_streams()
@@ -393,7 +400,10 @@ async def _wind_down(
     await tasks.drain(DRAIN_S)
     await _settle_audit(services)
     with trio.move_on_after(GOODBYE_S):
-        await mesh.leave("leaving")
+        if leaves:
+            await mesh.leave("leaving")
+        else:
+            await mesh.leave("restarting", RESTART_QUIET_S)
     _log.info("said goodbye")
 
 

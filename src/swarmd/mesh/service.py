@@ -66,6 +66,7 @@ _SLOW_RETRY: Final = 15
 _FAST_TRIES: Final = 5
 # Names in `mesh.advertise` may come to mean other addresses while no interface changes.
 _NAMES_EVERY_S: Final = 30.0
+_WATCH_EVERY_S: Final = 1.0
 _RUMOUR_DOMAIN: Final = "rumour"
 _SWIM_HOWS: Final = ("reset", "refused", "idle", "restarting", "leaving")
 
@@ -259,6 +260,7 @@ class Mesh:
         nursery.start_soon(self.address_loop, watch)
         nursery.start_soon(self.met_loop)
         nursery.start_soon(self.closed_loop)
+        nursery.start_soon(self.watch_loop)
         nursery.start_soon(self.members_loop)
         nursery.start_soon(self.trust_loop, trust)
         if self._mdns is not None:
@@ -334,6 +336,14 @@ class Mesh:
                 self.membership.stream_closed(closed.peer, closed.how, closed.quiet_s)
             if closed.how == "reset":  # Refused now, its process is gone and not only the stream.
                 self._streams.reconnect(closed.peer)
+
+    async def watch_loop(self) -> None:
+        """Keep the connections that membership wants, until cancelled."""
+        self._streams.keeps = self.membership.keeps
+        while True:
+            await trio.sleep(_WATCH_EVERY_S)
+            for peer in self.membership.watched():
+                self._streams.keep(peer)
 
     async def members_loop(self) -> None:
         """Tell the transports what membership knows, until cancelled."""

@@ -33,8 +33,8 @@ from swarmd.sim.swarm_host import Host
 from swarmd.sim.swarm_office import Office
 from swarmd.sim.swarm_voter import VoterNode
 from swarmd.sim.swarm_watch import Runs, Watch, WatchedState
-from swarmd.sim.swim import MUTANTS as SWIM_MUTANTS
 from swarmd.sim.swim import SimSigner, node_id
+from swarmd.sim.swim_mutants import MUTANTS as SWIM_MUTANTS
 from swarmd.sim.world import World
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.state.raft.config import RaftConfig

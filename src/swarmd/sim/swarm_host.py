@@ -20,7 +20,9 @@ from swarmd.mesh.swim.events import (
     PacketIn,
     Refused,
     Started,
+    StreamAnswered,
     StreamClosed,
+    StreamProbe,
     SyncFailed,
     SyncIn,
     SyncWith,
@@ -187,6 +189,8 @@ class Host(VoterNode):
             self.around.network.send(self.name, name, ("swim", effect.message))
         elif isinstance(effect, SyncWith):
             self._sync_with(self.around.names[effect.peer])
+        elif isinstance(effect, StreamProbe):
+            self._stream_probe(effect)
         elif isinstance(effect, Changed):
             self._member_changed(effect)
         elif isinstance(effect, Departed):
@@ -229,6 +233,14 @@ class Host(VoterNode):
         answer = SyncIn(node_id(peer), tuple(other.view()), answer=True)
         self.after(delay_s, self.feed_swim, answer)
         self.around.network.send(self.name, peer, ("sync", asked))
+
+    def _stream_probe(self, effect: StreamProbe) -> None:
+        """Over a stream, which answers where neither side is down, frozen or cut off."""
+        peer = self.around.names[effect.peer]
+        broken = self.around.swim_of(peer) is None or self.around.stream_broken(self.name, peer)
+        delay_s = effect.timeout_s if broken else self._rng.uniform(0.0006, 0.004)
+        answer = StreamAnswered(effect.peer, effect.sequence, not broken)
+        self.after(delay_s, self.feed_swim, answer)
 
     # ---- attempts -------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 from swarmd.mesh.swim.machine import SwimMachine
-from swarmd.sim import bus, raft, swarm, swim, tasks
+from swarmd.sim import bus, raft, swarm, swim, swim_mutants, tasks
 from swarmd.sim.raft_rules import SealRule
 from swarmd.state.raft.guards import Guard
 
@@ -151,7 +151,7 @@ MUTANTS: Final[Mapping[str, Mapping[str, How]]] = MappingProxyType(
 def _violations(sim: str, seed: int, mutant: str) -> list[str]:
     seeds, removed = range(seed, seed + 1), frozenset({mutant} if mutant else ())
     if sim == "swim":
-        machine = swim.MUTANTS[mutant] if mutant else SwimMachine
+        machine = swim_mutants.MUTANTS[mutant] if mutant else SwimMachine
         return [text for _, text in swim.sweep(seeds, machine).violations]
     if sim == "raft":
         report = raft.sweep(seeds, removed_guards=removed, stop_at_violation=bool(mutant))

@@ -15,13 +15,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from swarmd.base.ids import NodeId, digest
 from swarmd.base.machine import Effect, Event, Send, SetTimer
-from swarmd.base.rng import Rng
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.events import (
     Changed,
@@ -32,27 +31,23 @@ from swarmd.mesh.swim.events import (
     Member,
     PacketIn,
     Refused,
-    RetryTick,
     Started,
+    StreamAnswered,
     StreamClosed,
+    StreamProbe,
     SuspicionDue,
     SyncFailed,
     SyncIn,
-    SyncTick,
     SyncWith,
 )
-from swarmd.mesh.swim.ledger import TRANSITIONS, Ledger, Signer
 from swarmd.mesh.swim.machine import SwimMachine
-from swarmd.mesh.swim.members import Record
 from swarmd.mesh.swim.messages import (
     PACKET_BYTES_MAX,
     START_SHIFT,
     Address,
     MemberState,
     Meta,
-    Rumour,
 )
-from swarmd.mesh.swim.suspicion import Suspicion
 from swarmd.sim.network import LinkFaults, Network
 from swarmd.sim.world import World
 from swarmd.wire.version import PROTOCOL_LOWEST, PROTOCOL_VERSION
@@ -144,6 +139,7 @@ class SwimWorld:
         }
         self._by_id = {node.node_id: node for node in self.nodes.values()}
         self._refused: dict[tuple[str, str], float] = {}
+        self._no_datagrams: set[tuple[str, str]] = set()
         self._make = machine
         self._watch = watch
 
@@ -203,9 +199,11 @@ class SwimWorld:
         self._stop(node)
         self.world.count("crash")
         others = self.running()
-        if hint and others:
+        if not hint or not others:
+            return
+        keepers = [n for n in others if n.machine is not None and n.machine.keeps(node.node_id)]
+        for witness in keepers or [self.rng.choice(others)]:
             self.world.count("reset")
-            witness = self.rng.choice(others)
             self.hint(witness.name, name, "reset")
             self.hint(witness.name, name, "refused")
 
@@ -244,7 +242,13 @@ class SwimWorld:
         self._trouble(*self.nodes.values())
         self.network.cut(inside, outside, one_way=one_way)
 
+    def block_datagrams(self, source: str, target: str) -> None:
+        """Let no datagram pass from one host to another; streams do."""
+        self.world.count("datagrams_blocked")
+        self._no_datagrams.add((source, target))
+
     def heal(self) -> None:
+        self._no_datagrams.clear()
         self._trouble(*self.nodes.values())
         self.network.heal()
 
@@ -301,6 +305,8 @@ class SwimWorld:
             self._sync(node, self._by_id[effect.peer])
         elif isinstance(effect, Changed):
             self._changed(node, effect)
+        elif isinstance(effect, StreamProbe):
+            self._stream_probe(node, effect)
         elif isinstance(effect, Departed):
             self._stop(node)
         elif isinstance(effect, Refused):
@@ -316,12 +322,17 @@ class SwimWorld:
         if len(data) > PACKET_BYTES_MAX:
             self.world.violate(f"{node.name} sent a packet of {len(data)} bytes")
         assert node.machine is not None
-        target = self._by_id[effect.peer]
+        target = self._by_id.get(effect.peer)
+        if target is None:
+            self.world.count("no_host")  # It was told of members that are no hosts here.
+            return
         # As the transport does: where the peer was heard from last, and where it says it is.
         heard = node.heard_from.get(effect.peer)
         to = (*([heard] if heard else []), *node.machine.addresses(effect.peer))
         if not to:
             self.world.count("no_address")
+            return
+        if (node.name, target.name) in self._no_datagrams:
             return
         self.network.send(node.name, target.name, _Packet(to, node.address, data))
 
@@ -356,6 +367,20 @@ class SwimWorld:
         node.heard_from[peer.node_id] = peer.address
         self.world.after(delay_s, self._fire, node, boot, answer)
         self.feed(peer, SyncIn(node.node_id, asked))
+
+    def _stream_probe(self, node: SimNode, effect: StreamProbe) -> None:
+        """Over a stream; a cut stops it, loss does not."""
+        self.world.count("stream_probe")
+        peer = self._by_id[effect.peer]
+        broken = self.network.is_cut(node.name, peer.name) or peer.machine is None or peer.paused
+        reached = not broken and not self.network.is_cut(peer.name, node.name)
+        delay_s = 2 * self.rng.uniform(
+            self.network.faults.delay_min_s, self.network.faults.delay_max_s
+        )
+        answer = StreamAnswered(effect.peer, effect.sequence, reached)
+        self.world.after(
+            delay_s if reached else effect.timeout_s, self._fire, node, node.boot, answer
+        )
 
     def _stop(self, node: SimNode) -> None:
         self._trouble(node)
@@ -527,72 +552,3 @@ def _make_peace(sim: SwimWorld) -> None:
     for node in sim.nodes.values():
         if node.paused:
             sim.resume(node.name)
-
-
-# ---- mutants ----------------------------------------------------------------------------
-
-
-class _NoRefutation(Ledger):
-    def _answer_for_self(self, rumour: Rumour, now: float) -> list[Effect]:
-        return []
-
-
-class _StaleTimers(Ledger):
-    def is_due(self, suspicion: Suspicion, now: float) -> bool:
-        return True
-
-
-class _AnyIncarnation(Ledger):
-    def outranks(self, record: Record, rumour: Rumour) -> bool:
-        return (record.state, rumour.kind) in TRANSITIONS
-
-
-class _NoRetry(SwimMachine):
-    def _on_retry_tick(self, event: RetryTick, now: float) -> list[Effect]:
-        return []
-
-
-class _NoViews(SwimMachine):
-    def _compare_views(self, peer: NodeId, view: bytes, now: float) -> list[Effect]:
-        return []
-
-    def _on_sync_tick(self, event: SyncTick, now: float) -> list[Effect]:
-        return []
-
-
-class _ForgetfulStart(SwimMachine):
-    def __init__(
-        self,
-        me: NodeId,
-        config: SwimConfig,
-        rng: Rng,
-        signer: Signer,
-        meta: Meta,
-        start_counter: int,
-        now: float,
-    ) -> None:
-        super().__init__(me, config, rng, signer, meta, min(start_counter, 1), now)
-
-
-def _with_ledger(ledger: type[Ledger]) -> type[SwimMachine]:
-    return type(f"With{ledger.__name__}", (SwimMachine,), {"ledger_type": ledger})
-
-
-# Each takes one guard away; a sweep must catch it.
-MUTANTS: Final[Mapping[str, type[SwimMachine]]] = {
-    "swim.refutation": _with_ledger(_NoRefutation),
-    "swim.stale_timer": _with_ledger(_StaleTimers),
-    "swim.incarnation_order": _with_ledger(_AnyIncarnation),
-    "swim.retry_of_the_dead": _NoRetry,
-    "swim.comparing_views": _NoViews,
-    "swim.start_counter": _ForgetfulStart,
-}
-
-
-def first_catch(mutant: str, seeds: range) -> tuple[int, str] | None:
-    """The first of `seeds` in which the mutant breaks a promise, and which; None if it survives."""
-    for seed in seeds:
-        violations = run_seed(seed, MUTANTS[mutant]).world.violations
-        if violations:
-            return seed, violations[0]
-    return None

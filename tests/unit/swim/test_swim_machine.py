@@ -528,6 +528,7 @@ def test_who_restarts_is_excused_for_as_long_as_it_said(bench: Bench) -> None:
     assert bench.state("x") == (ALIVE, 1)
     bench.now += 6.0
     bench.handle(ProbeTick(2))
+    elapse(bench, ProbeTick)
     assert bench.state("x") == (SUSPECT, 1)
 
 

@@ -21,7 +21,8 @@ class SwimConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     # proportionally more packets.
     probe_interval_s: float = 1.0
     # How long a direct answer may take before others are asked to try, in seconds. Must leave
-    # room for the indirect answer within the interval.
+    # room for the indirect answer within the interval. A timer that is later than this shows
+    # that the process stood still, and answers are waited for once more.
     probe_timeout_s: float = 0.5
     # How many others are asked to try. More tolerates more loss and sends more on each miss.
     indirect_probes: int = 3
@@ -49,8 +50,8 @@ class SwimConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     sync_min_interval_s: float = 1.0
     # How long such an exchange may take, in seconds.
     sync_timeout_s: float = 5.0
-    # Dead members are tried again this often for ever, in seconds: a partition heals within a
-    # few of these, and each costs `retry_dead` packets.
+    # Dead members are tried again this often for ever, in seconds, and more often the more of them
+    # there are: a partition heals within five of these. Each time costs `retry_dead` packets.
     retry_interval_s: float = 10.0
     # How many dead members each time.
     retry_dead: int = 3

@@ -114,6 +114,30 @@ class RelayTimeout(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class CheckDue(Event):
+    """Time to look for oneself whether a member that others suspect answers."""
+
+    subject: NodeId
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundDue(Event):
+    """A probe out of turn is over."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAnswered(Event):
+    """What became of a `StreamProbe`."""
+
+    peer: NodeId
+    sequence: int
+    answered: bool
+
+
+@dataclass(frozen=True, slots=True)
 class GossipTick(Event):
     pass
 
@@ -154,6 +178,11 @@ class JoinAgain(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class GrowTick(Event):
+    """A new node asks somebody else, too."""
+
+
+@dataclass(frozen=True, slots=True)
 class LeaveDue(Event):
     pass
 
@@ -167,6 +196,15 @@ class SyncWith(Effect):
     """Exchange views with `peer` over a stream; feed back `SyncIn` or `SyncFailed`."""
 
     peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class StreamProbe(Effect):
+    """Ask `peer` over a stream whether it is there; feed back `StreamAnswered` within the time."""
+
+    peer: NodeId
+    sequence: int
+    timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ from swarmd.mesh.swim.suspicion import (
     confirmations_wanted,
     suspicion_min_s,
 )
+from swarmd.wire.version import common_version
 
 ALIVE, SUSPECT, DEAD, LEFT = MemberState
 # By how much an incarnation must exceed the known one: an accusation may equal it.
@@ -207,6 +208,18 @@ class Ledger:
         waiting, self._unverified = self._unverified, {}
         return [effect for rumour in waiting.values() for effect in self.judge(rumour, now)]
 
+    def is_present(self, node_id: NodeId) -> bool:
+        """Alive or suspect."""
+        record = self.members.get(node_id)
+        return record is not None and record.state in PRESENT
+
+    def version_with(self, node_id: NodeId) -> int | None:
+        """The protocol version to speak with a member; None if none is common, or it is unknown."""
+        record = self.members.get(node_id)
+        if record is None:
+            return None
+        return common_version(self.self_record.meta.speaks, record.meta.speaks)
+
     # ---- saying -----------------------------------------------------------------------
 
     def accuse(self, record: Record, now: float, *, within_s: float | None = None) -> list[Effect]:
@@ -229,6 +242,12 @@ class Ledger:
         record = self.members.get(event.subject)
         if record is None or record.suspicion is None or not self.is_due(record.suspicion, now):
             return []
+        grace_s = self._config.probe_timeout_s
+        if now - record.suspicion.due_at() > grace_s:
+            # The timer came late: this process stood still, and what the suspect has answered
+            # meanwhile may be waiting behind it.
+            record.suspicion.hold(now + grace_s)
+            return [self._suspicion_timer(record, now)]
         return self._end(record, self._say(DEAD, record.node_id, record.incarnation), now)
 
     def is_due(self, suspicion: Suspicion, now: float) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left, insort
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from swarmd.base.ids import NodeId, digest
@@ -16,6 +17,8 @@ from swarmd.mesh.swim.suspicion import Suspicion
 # heal, the left so that late news does not bring them back.
 DEAD_MAX: Final = 1_024
 _VIEW_BYTES: Final = 8
+# A pool of this many is looked at as a whole.
+_SCAN_MAX: Final = 32
 PRESENT: Final = (MemberState.ALIVE, MemberState.SUSPECT)
 
 
@@ -87,9 +90,14 @@ class MemberTable:
         self._me = me
         self._rng = rng
         self._records: dict[NodeId, Record] = {}
-        self._present = 0
         self._view = 0
-        self._probe_order: list[NodeId] = []
+        # Sorted, so that members of one view agree on it.
+        self._present: list[NodeId] = []
+        # The dead and the left, each in the order in which they became so.
+        self._gone: dict[MemberState, dict[NodeId, None]] = {
+            MemberState.DEAD: {},
+            MemberState.LEFT: {},
+        }
 
     def __len__(self) -> int:
         return len(self._records)
@@ -103,7 +111,19 @@ class MemberTable:
     @property
     def present_count(self) -> int:
         """Members alive or suspect, this node included."""
+        return len(self._present)
+
+    def present(self) -> Sequence[NodeId]:
+        """Members alive or suspect, this node included, sorted. Not to be changed."""
         return self._present
+
+    def dead(self) -> list[NodeId]:
+        """The dead, the most recent first."""
+        return list(reversed(self._gone[MemberState.DEAD]))
+
+    @property
+    def dead_count(self) -> int:
+        return len(self._gone[MemberState.DEAD])
 
     def view_digest(self) -> bytes:
         """Equal where the same members are held present at the same incarnations."""
@@ -113,60 +133,104 @@ class MemberTable:
         return len(self._records) >= MEMBERS_MAX
 
     def add(self, record: Record) -> None:
-        """Add a new record; a member to probe takes a random place in the current round."""
+        """Add a new record."""
         assert record.node_id not in self._records
         self._records[record.node_id] = record
-        self._count(record, 1)
-        if record.state in PRESENT and record.node_id != self._me:
-            place = self._rng.randint(0, len(self._probe_order))
-            self._probe_order.insert(place, record.node_id)
+        self._enter(record)
 
     def change(self, record: Record, apply: Callable[[Record], None]) -> None:
         """Run `apply` on a record of this table, keeping count and digest right."""
-        self._count(record, -1)
+        self._leave(record)
         apply(record)
-        self._count(record, 1)
+        self._enter(record)
 
     def remove(self, record: Record) -> None:
         """Remove a record of this table; a probe of it that is under way finds nobody."""
         del self._records[record.node_id]
-        self._count(record, -1)
+        self._leave(record)
 
     def forget_surplus(self, state: MemberState) -> Record | None:
         """Remove the member longest in `state` (dead or left) if there are too many of them."""
-        held = [record for record in self._records.values() if record.state is state]
+        held = self._gone[state]
         if len(held) <= DEAD_MAX:
             return None
-        oldest = min(held, key=lambda record: record.changed_at)
-        del self._records[oldest.node_id]
+        oldest = self._records[next(iter(held))]
+        self.remove(oldest)
         return oldest
 
-    def next_to_probe(self) -> Record | None:
-        """Round-robin over a random order, drawn anew after each round (SWIM, section 4.3)."""
-        for _ in range(2):
-            while self._probe_order:
-                record = self._records.get(self._probe_order.pop())
-                if record is not None and record.state in PRESENT:
-                    return record
-            self._probe_order = [
-                node_id
-                for node_id, record in self._records.items()
-                if record.state in PRESENT and node_id != self._me
-            ]
-            self._rng.shuffle(self._probe_order)
-        return None
+    # ---- choosing ---------------------------------------------------------------------
 
-    def pick(self, count: int, wanted: Callable[[Record], bool]) -> list[NodeId]:
-        """Up to `count` random other members for which `wanted` holds."""
-        fit = [
-            node_id
-            for node_id, record in self._records.items()
-            if node_id != self._me and wanted(record)
-        ]
-        return fit if len(fit) <= count else self._rng.sample(fit, count)
+    def probed_in(self, turn: int) -> Record | None:
+        """Whom this node probes in a turn; None if it is alone.
 
-    def _count(self, record: Record, by: int) -> None:
+        In each turn all members are shifted against each other by one number that follows from
+        the turn: where views agree each is probed by exactly one, and by another in the next turn.
+        Drawn at random, one in five would be asked by nobody for one and a half intervals (SWIM,
+        section 4.3, bounds the time by a round of all members instead).
+        """
+        count = len(self._present)
+        mine = bisect_left(self._present, self._me)
+        if count < 2 or self._present[mine] != self._me:
+            return None
+        drawn = int.from_bytes(digest(b"turn", turn.to_bytes(8, "big"))[:_VIEW_BYTES], "big")
+        return self._records[self._present[(mine + 1 + drawn % (count - 1)) % count]]
+
+    def pick_present(self, count: int) -> list[NodeId]:
+        """Up to `count` random other members, alive or suspect."""
+        return self._sample(self._present, count, lambda node_id: node_id != self._me)
+
+    def pick_alive(self, count: int, *, but: NodeId | None = None) -> list[NodeId]:
+        """Up to `count` random other members that are held alive, but for one."""
+        records, alive = self._records, MemberState.ALIVE
+        return self._sample(
+            self._present,
+            count,
+            lambda n: n != self._me and n != but and records[n].state is alive,
+        )
+
+    def pick_hearers(self, count: int, dead_since: float) -> list[NodeId]:
+        """Up to `count` random others that are present, or died later than `dead_since`."""
+        dead: list[NodeId] = []
+        for node_id in reversed(self._gone[MemberState.DEAD]):
+            if self._records[node_id].changed_at <= dead_since:
+                break
+            dead.append(node_id)
+        pool = [*self._present, *dead] if dead else self._present
+        return self._sample(pool, count, lambda node_id: node_id != self._me)
+
+    def _sample(
+        self, pool: Sequence[NodeId], count: int, wanted: Callable[[NodeId], bool]
+    ) -> list[NodeId]:
+        """Drawn one by one from a large pool: to look at all of it would cost more than a packet.
+
+        From a large pool in which few are wanted it may return fewer than there are.
+        """
+        if len(pool) <= _SCAN_MAX + 4 * count:
+            fit = [node_id for node_id in pool if wanted(node_id)]
+            return fit if len(fit) <= count else self._rng.sample(fit, count)
+        chosen: list[NodeId] = []
+        for _ in range(8 * count):
+            node_id = pool[self._rng.randrange(len(pool))]
+            if len(chosen) < count and node_id not in chosen and wanted(node_id):
+                chosen.append(node_id)
+        return chosen
+
+    # ---- keeping the indexes --------------------------------------------------------------
+
+    def _enter(self, record: Record) -> None:
         if record.state in PRESENT:
-            self._present += by
-            mark = digest(record.node_id, record.incarnation.to_bytes(8, "big"))
-            self._view ^= int.from_bytes(mark[:_VIEW_BYTES], "big")
+            insort(self._present, record.node_id)
+            self._mark(record)
+        else:
+            self._gone[record.state][record.node_id] = None
+
+    def _leave(self, record: Record) -> None:
+        if record.state in PRESENT:
+            del self._present[bisect_left(self._present, record.node_id)]
+            self._mark(record)
+        else:
+            del self._gone[record.state][record.node_id]
+
+    def _mark(self, record: Record) -> None:
+        mark = digest(record.node_id, record.incarnation.to_bytes(8, "big"))
+        self._view ^= int.from_bytes(mark[:_VIEW_BYTES], "big")

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 
 import msgspec
 
@@ -51,6 +51,9 @@ TAGS_MAX: Final = 16
 # Incarnations are start_counter * 2**32 + n.
 START_SHIFT: Final = 32
 INCARNATION_MAX: Final = 2**62
+# One turn a second reaches this in millions of years; a false one cannot wear the numbers out.
+TURN_FOLLOWED_MAX: Final = 2**48
+TURN_MAX: Final = 2**62
 
 assert PACKET_HEADER_BYTES_MAX + RUMOUR_BYTES_MAX + 3 <= PACKET_BYTES_MAX
 assert SYNC_BYTES_MAX + 16 * KIB < MESSAGE_BYTES_MAX
@@ -59,6 +62,7 @@ Address = tuple[str, int]
 
 _Id = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 _Sequence = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+_Turn = Annotated[int, msgspec.Meta(ge=0, le=TURN_MAX)]
 _View = Annotated[bytes, msgspec.Meta(max_length=8)]
 _Raw = Annotated[bytes, msgspec.Meta(max_length=RUMOUR_BYTES_MAX)]
 _Rumours = Annotated[list[_Raw], msgspec.Meta(max_length=PACKET_RUMOURS_MAX)]
@@ -141,11 +145,16 @@ class Rumour:
 
 
 class Ping(Growing, frozen=True, tag=1):
-    """Are you there? `view` sums up the sender's view of who is alive."""
+    """Are you there? `view` sums up the sender's view of who is alive.
+
+    `turn` is the number of the turn in which it is asked, 0 for a ping out of turn: members
+    follow the highest, so that in each turn everybody is asked once (`MemberTable.probed_in`).
+    """
 
     sequence: _Sequence
     view: _View
     rumours: _Rumours
+    turn: _Turn = 0
 
 
 class PingFor(Growing, frozen=True, tag=2):
@@ -178,10 +187,16 @@ class Sync(Growing, frozen=True, tag=1):
     rumours: Annotated[list[_Raw], msgspec.Meta(max_length=SYNC_RUMOURS_MAX)]
 
 
+class StreamPing(Growing, frozen=True, tag=2):
+    """Are you there? Asked over a stream where datagrams stay unanswered, and answered alike."""
+
+    since: ClassVar[int] = 1
+
+
 PACKETS: Final = Family(
     "swim-packet", Ping, PingFor, Ack, Nack, Gossip, message_bytes_max=PACKET_BYTES_MAX
 )
-SWIM: Final = Family("swim", Sync)
+SWIM: Final = Family("swim", Sync, StreamPing)
 
 _OWN_WORDS: Final = (MemberState.ALIVE, MemberState.LEFT)
 

@@ -1,4 +1,4 @@
-"""What is being asked of whom: the probe of the current round, and probes on others' behalf."""
+"""What is being asked of whom: probes of this node's own, and pings outside of them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,35 @@ PENDING_MAX: Final = 1_024
 
 @dataclass(slots=True)
 class Round:
-    """The probe of one interval. `incarnation` is the life of the target that is asked."""
+    """One probe: a ping, then helpers and a stream, until `due_at`.
+
+    `incarnation` is the life of the target that is asked. `check`: it is made out of turn, because
+    another doubts the target. `stream`: what is known of the attempt over a stream.
+    """
 
     target: NodeId
     incarnation: int
     sequence: int
+    due_at: float
+    check: bool = False
     answered: bool = False
+    asked: bool = False
+    stream: Literal["none", "waiting", "silent"] = "none"
     helpers: list[NodeId] = field(default_factory=list)
     nacks: list[NodeId] = field(default_factory=list)
+
+    def hopeless(self) -> bool:
+        """Every way was tried, and whoever could answer for the target has refused."""
+        return (
+            self.asked
+            and bool(self.helpers)
+            and self.stream != "waiting"
+            and len(self.nacks) == len(self.helpers)
+        )
+
+    def nobody_hears_us(self) -> bool:
+        """Helpers were asked, and not even one refused: likelier the fault is ours."""
+        return bool(self.helpers) and not self.nacks
 
     def health_delta(self) -> int:
         """What its outcome says about this node's own health (Lifeguard, section IV.A).
@@ -43,7 +64,7 @@ class Hint:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A ping outside the rounds: for `asker` under its sequence, of the dead, or after a hint."""
+    """A ping outside the probes: for `asker` under its sequence, of the dead, or after a hint."""
 
     why: Literal["relay", "retry", "hint"]
     target: NodeId

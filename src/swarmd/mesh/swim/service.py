@@ -37,7 +37,9 @@ from swarmd.mesh.swim.events import (
     Refused,
     SetMeta,
     Started,
+    StreamAnswered,
     StreamClosed,
+    StreamProbe,
     SyncFailed,
     SyncIn,
     SyncWith,
@@ -45,7 +47,15 @@ from swarmd.mesh.swim.events import (
 )
 from swarmd.mesh.swim.ledger import Signer
 from swarmd.mesh.swim.machine import SwimMachine
-from swarmd.mesh.swim.messages import SWIM, Address, MemberState, Meta, Sync, encode_meta
+from swarmd.mesh.swim.messages import (
+    SWIM,
+    Address,
+    MemberState,
+    Meta,
+    StreamPing,
+    Sync,
+    encode_meta,
+)
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED, MEMBERS
 from swarmd.wire.codec import decode_struct, encode_struct
@@ -193,6 +203,7 @@ class Membership:
             {
                 Send: self._perform_send,
                 SyncWith: self._perform_sync,
+                StreamProbe: self._perform_stream_probe,
                 Changed: self._perform_changed,
                 Departed: lambda _: self._departed.set(),
                 Refused: lambda effect: DROPPED.labels("swim", effect.reason).inc(),
@@ -228,6 +239,18 @@ class Membership:
         changes = MemberChanges(self)
         self._subscribers.append(changes)
         return changes
+
+    def watched(self) -> list[NodeId]:
+        """Members to whom a connection is to be kept, so that the end of their process shows."""
+        return self._machine.watched()
+
+    def keeps(self, peer: NodeId) -> bool:
+        """True if a connection with `peer` is kept even where it has nothing to say."""
+        return self._machine.keeps(peer)
+
+    def stream_only(self) -> list[NodeId]:
+        """Members that answer a stream and no datagram; see `SwimMachine.stream_only`."""
+        return self._machine.stream_only()
 
     async def changed(self) -> None:
         """Wait until anything of a member changes next."""
@@ -302,6 +325,13 @@ class Membership:
         self._syncs += 1
         self._nursery.start_soon(self._sync, effect.peer)
 
+    def _perform_stream_probe(self, effect: StreamProbe) -> None:
+        if self._syncs >= _SYNCS_MAX:
+            self._feed(StreamAnswered(effect.peer, effect.sequence, False))
+            return
+        self._syncs += 1
+        self._nursery.start_soon(self._stream_probe, effect)
+
     def _perform_changed(self, change: Changed) -> None:
         self._changed.set()
         self._changed = trio.Event()
@@ -336,15 +366,20 @@ class Membership:
 
     async def _serve_syncs(self, inbox: trio.MemoryReceiveChannel[Inbound]) -> None:
         async for inbound in inbox:
+            asked = isinstance(inbound.message, StreamPing)
+            answer = StreamPing() if asked else Sync(self._machine.view())
             with trio.move_on_after(self._config.sync_timeout_s):
-                await inbound.answer(Sync(self._machine.view()))
-            self._feed(SyncIn(inbound.peer, tuple(inbound.message.rumours)))
+                await inbound.answer(answer)
+            if not asked:
+                self._feed(SyncIn(inbound.peer, tuple(inbound.message.rumours)))
 
     async def _sync(self, peer: NodeId) -> None:
         try:
-            answer: Sync = await self._link.request(
+            answer = await self._link.request(
                 SWIM, peer, Sync(self._machine.view()), timeout_s=self._config.sync_timeout_s
             )
+            if not isinstance(answer, Sync):
+                raise MalformedMessage("a view was answered with something else")
         except SwarmError as error:
             _log.debug("sync failed", peer=short(peer), error=error.message)
             self._feed(SyncFailed(peer))
@@ -352,6 +387,20 @@ class Membership:
             self._feed(SyncIn(peer, tuple(answer.rumours), answer=True))
         finally:
             self._syncs -= 1
+
+    async def _stream_probe(self, effect: StreamProbe) -> None:
+        peer, answered = effect.peer, False
+        try:
+            with trio.fail_after(effect.timeout_s):
+                answer = await self._link.request(
+                    SWIM, peer, StreamPing(), timeout_s=effect.timeout_s
+                )
+            answered = isinstance(answer, StreamPing)
+        except (SwarmError, trio.TooSlowError) as error:
+            _log.debug("stream probe failed", peer=short(peer), error=str(error))
+        finally:
+            self._syncs -= 1
+        self._feed(StreamAnswered(peer, effect.sequence, answered))
 
     async def _remember(self) -> None:
         while True:

@@ -55,7 +55,7 @@ class Suspicion:
         wanted: how many confirmations shorten it fully (k).
     """
 
-    __slots__ = ("_accusers", "_max_s", "_min_s", "_wanted", "started_at")
+    __slots__ = ("_accusers", "_max_s", "_min_s", "_not_before", "_wanted", "started_at")
 
     def __init__(
         self, accuser: NodeId, now: float, *, wanted: int, min_s: float, max_s: float
@@ -65,6 +65,7 @@ class Suspicion:
         self._wanted = wanted
         self._min_s = min_s
         self._max_s = max_s
+        self._not_before = now
 
     @property
     def confirmed(self) -> int:
@@ -85,10 +86,14 @@ class Suspicion:
         self._min_s = min(self._min_s, max_s)
         self._max_s = min(self._max_s, max_s)
 
+    def hold(self, until: float) -> None:
+        """Let it not become certainty before `until`."""
+        self._not_before = max(self._not_before, until)
+
     def due_at(self) -> float:
         """When it becomes certainty, in monotonic seconds."""
         lasts = suspicion_s(self.confirmed, self._wanted, self._min_s, self._max_s)
-        return self.started_at + lasts
+        return max(self.started_at + lasts, self._not_before)
 
 
 class LocalHealth:

@@ -40,6 +40,15 @@ TlsStream = trio.SSLStream[trio.SocketStream]
 
 # Reasons of a goodbye; `PlainCarrier` sends the place in this list.
 CLEAN: Final[tuple[How, ...]] = ("idle", "restarting", "leaving")
+REASONS: Final[dict[How, str]] = {
+    "reset": "the connection was reset",
+    "refused": "nobody listens there",
+    "silent": "it does not answer",
+    "untrusted": "it is not trusted any more",
+    "idle": "the connection was closed for being idle",
+    "restarting": "it is restarting",
+    "leaving": "it is leaving",
+}
 # Nobody is excused for longer than this, whatever it says.
 QUIET_S_MAX: Final = 300
 _BUFFER_BYTES: Final = 64 * KIB

@@ -73,12 +73,15 @@ async def dial_tcp(
 
 
 def set_options(stream: trio.SocketStream) -> None:
-    """A peer that stays silent about what we sent is gone; idle ones are asked now and then."""
+    """A peer that stays silent about what we sent is gone; idle ones are asked now and then.
+
+    Seldom, for connections are kept that have nothing to say, and membership asks more often.
+    """
     sock = stream.socket
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENT_PEER_MS)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3)
 
 

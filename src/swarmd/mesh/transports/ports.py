@@ -33,6 +33,10 @@ from swarmd.mesh.link import Lane
 from swarmd.mesh.transports.mux import How, Item, Port
 
 LANE_BYTES_MAX: Final = 8 * MIB
+# Who is turned out is heard no more at once, and cut off after this. The record that says why
+# leaves meanwhile.
+_TURN_OUT_S: Final = 0.1
+_TURN_OUT_MAX_S: Final = 0.5
 # What frees room elsewhere may exceed a lane by this, which its senders bound themselves.
 _FORCED_MESSAGES_MAX: Final = 20_000
 # A batch stops growing here; its first item may be larger.
@@ -134,6 +138,14 @@ class StreamPort(Port):
         self.fail_calls(reason)
         self.stop_dialing()
         self.stop_running()
+
+    async def turn_out(self, why: str) -> None:
+        """Break the connection off; what is said to the peer until then is why."""
+        with trio.move_on_after(_TURN_OUT_MAX_S):
+            await trio.sleep(_TURN_OUT_S)
+            while self.queued:  # noqa: ASYNC110 - the writer owns the lanes' events
+                await trio.sleep(0.005)
+        self.break_off("untrusted", why)
 
     async def wait_filled(self) -> None:
         """Return when there is something to write."""

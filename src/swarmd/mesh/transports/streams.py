@@ -27,7 +27,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final, cast
 
 import trio
@@ -50,6 +50,7 @@ from swarmd.identity.tls import (
 from swarmd.mesh.addresses import AddressBook
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.transports.carriers import (
+    REASONS,
     Carrier,
     Ended,
     TlsStream,
@@ -91,10 +92,6 @@ _RETRY_MAX_S: Final = 1.0
 _RECONNECT_EVERY_S: Final = 2.0
 _YIELD_WAIT_S: Final = 1.0
 _GOODBYE_S: Final = 1.0
-# Who is turned out is heard no more at once, and cut off after this. The record that says why
-# leaves meanwhile.
-_TURN_OUT_S: Final = 0.1
-_TURN_OUT_MAX_S: Final = 0.5
 _CONNECTION_ERRORS: Final = (
     trio.BrokenResourceError,
     trio.ClosedResourceError,
@@ -142,6 +139,8 @@ class Streams(MuxLink):
         self._unproven = Places(config.unproven_connections_max, config.unproven_per_address_max)
         self._joiners = Places(_JOINERS_MAX, _JOINERS_PER_ADDRESS_MAX)
         self._leaving = False
+        # Of which peers the connection is kept though it has nothing to say.
+        self.keeps: Callable[[NodeId], bool] = lambda peer: False
 
     def connected(self) -> list[NodeId]:
         """See `mesh.link.Link`."""
@@ -162,6 +161,12 @@ class Streams(MuxLink):
     def retry_now(self, peer: NodeId) -> None:
         """Forget that a peer could not be reached: there is news of it."""
         self._failures.pop(peer, None)
+
+    def keep(self, peer: NodeId) -> None:
+        """Open a connection in the background if there is none, unless that failed just now."""
+        if not self._leaving:
+            with suppress(Unreachable):
+                self._port_nowait(peer, MESH_ALPN)
 
     def reconnect(self, peer: NodeId) -> None:
         """Try one connection now; if it is refused, `closed` tells. Every 2 s at most."""
@@ -453,7 +458,7 @@ class Streams(MuxLink):
             if not replaced:
                 del self._ports[key]
             if not port.broken:  # Else this side ended it, which is no news.
-                port.break_off(ended.how, _REASONS[ended.how])
+                port.break_off(ended.how, REASONS[ended.how])
                 if not replaced and port.closing is None and not self._leaving:
                     self.report_closed(port.peer, ended.how, ended.quiet_s)
             await discard(stream)
@@ -490,7 +495,8 @@ class Streams(MuxLink):
         while True:
             idle_s = trio.current_time() - port.last_traffic
             in_use = port.queued or port.calls or len(port.asked)
-            if idle_s >= self._config.idle_close_s and not in_use:
+            kept = port.alpn == MESH_ALPN and self.keeps(port.peer)
+            if idle_s >= self._config.idle_close_s and not in_use and not kept:
                 await self._close_cleanly(port, "idle")
                 return
             await trio.sleep(max(self._config.idle_close_s - idle_s, 1.0))
@@ -508,7 +514,7 @@ class Streams(MuxLink):
         with trio.move_on_after(_GOODBYE_S / 2):
             await carrier.close(how, quiet_s)
         port.closed_cleanly.set()
-        port.break_off(how, _REASONS[how])
+        port.break_off(how, REASONS[how])
 
     async def watch_roster(self) -> None:
         """Break connections of members as they are evicted, are outdated, or lose their role."""
@@ -521,7 +527,7 @@ class Streams(MuxLink):
                     why = "it is no longer a member" if admission is None else "it is outdated"
                     if not port.turned_out:
                         port.turned_out = True
-                        self._nursery.start_soon(_turn_out, port, why)
+                        self._nursery.start_soon(port.turn_out, why)
                 elif not _may_use(port.alpn, admission):
                     port.break_off("untrusted", "it is no voter any more")
             await self._roster.changed(version)
@@ -590,26 +596,6 @@ async def _write(port: StreamPort, carrier: Carrier, sealer: FrameSealer) -> Non
             return
         sent.inc(len(frame))
         port.last_traffic = trio.current_time()
-
-
-async def _turn_out(port: StreamPort, why: str) -> None:
-    """Break a connection off; what is said to the peer until then is why."""
-    with trio.move_on_after(_TURN_OUT_MAX_S):
-        await trio.sleep(_TURN_OUT_S)
-        while port.queued:  # noqa: ASYNC110 - the writer owns the lanes' events
-            await trio.sleep(0.005)
-    port.break_off("untrusted", why)
-
-
-_REASONS: Final[dict[How, str]] = {
-    "reset": "the connection was reset",
-    "refused": "nobody listens there",
-    "silent": "it does not answer",
-    "untrusted": "it is not trusted any more",
-    "idle": "the connection was closed for being idle",
-    "restarting": "it is restarting",
-    "leaving": "it is leaving",
-}
 
 
 def _may_use(alpn: str, admission: Admission) -> bool:

@@ -1,0 +1,93 @@
+"""What is put into packets: one matter, and as many rumours as fit beside it.
+
+Whoever gets a packet while it is held suspect or dead is told so in it before all else: it alone
+can refute that (Lifeguard's buddy, section IV.C, for every kind of packet).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from swarmd.base.ids import NodeId
+from swarmd.base.machine import Effect, Send
+from swarmd.mesh.swim.config import SwimConfig
+from swarmd.mesh.swim.ledger import Ledger
+from swarmd.mesh.swim.messages import Ack, Gossip, Nack, Ping, PingFor, Rumour
+from swarmd.mesh.swim.suspicion import retransmit_limit
+from swarmd.wire.codec import Family
+
+# To how many at once a node says what it says itself.
+ANNOUNCE_FANOUT: Final = 16
+
+
+class Post:
+    """Makes packets. `packets` is the codec of this build."""
+
+    def __init__(self, ledger: Ledger, config: SwimConfig, packets: Family) -> None:
+        self._ledger = ledger
+        self._config = config
+        self._packets = packets
+
+    def decode(self, data: bytes) -> Any:
+        """A Ping, PingFor, Ack, Nack or Gossip. Raises MalformedMessage."""
+        return self._packets.decode(data)
+
+    def ping(self, peer: NodeId, sequence: int, turn: int = 0) -> Effect:
+        view = self._ledger.members.view_digest()
+        return self._packet(peer, lambda rumours: Ping(sequence, view, rumours, turn))
+
+    def ping_for(self, helper: NodeId, sequence: int, target: NodeId) -> Effect:
+        return self._packet(helper, lambda rumours: PingFor(sequence, target, rumours))
+
+    def ack(self, peer: NodeId, sequence: int, peer_view: bytes = b"") -> Effect:
+        view = self._ledger.members.view_digest()
+        # A peer with another view may hold us dead, or at an address that we left.
+        differs = bool(peer_view) and peer_view != view
+        return self._packet(peer, lambda rumours: Ack(sequence, view, rumours), differs)
+
+    def nack(self, peer: NodeId, sequence: int) -> Effect:
+        return Send(peer, self._packets.encode(Nack(sequence)))
+
+    def gossip(self, peers: Sequence[NodeId], first: tuple[Rumour, ...] = ()) -> list[Effect]:
+        """What waits, to each of `peers` as long as there is any; `first` to all of them."""
+        queue = self._ledger.queue
+        return [self._packet(peer, Gossip, first=first) for peer in peers if first or len(queue)]
+
+    def announce(self) -> list[Effect]:
+        """What this node has just said itself, to as many as all of a small swarm."""
+        said = self._ledger.announcements()
+        if not said:
+            return []
+        return self.gossip(self._ledger.members.pick_present(ANNOUNCE_FANOUT), said)
+
+    def say_goodbye(self) -> list[Effect]:
+        """The same as it leaves, also to the dead: it may be that only a partition made them so."""
+        said, members = self._ledger.announcements(), self._ledger.members
+        peers = members.pick_present(ANNOUNCE_FANOUT)
+        return self.gossip([*peers, *members.dead()[: ANNOUNCE_FANOUT - len(peers)]], said)
+
+    def spread(self, now: float) -> list[Effect]:
+        """What waits, to some members and those who died so recently that they may answer."""
+        config = self._config
+        dead_since = now - config.gossip_to_dead_s
+        return self.gossip(self._ledger.members.pick_hearers(config.gossip_fanout, dead_since))
+
+    def _packet(
+        self,
+        peer: NodeId,
+        make: Callable[[list[bytes]], Any],
+        introduce: bool = False,
+        first: tuple[Rumour, ...] = (),
+    ) -> Effect:
+        record = self._ledger.members.get(peer)
+        if record is None or introduce:
+            first = (self._ledger.self_record.alive, *first)
+        if record is not None and record.evidence is not None and record.evidence not in first:
+            first = (record.evidence, *first)
+        rumours = self._ledger.queue.take(self._retransmits(), first=first)
+        return Send(peer, self._packets.encode(make(rumours)))
+
+    def _retransmits(self) -> int:
+        count = self._ledger.members.present_count
+        return max(1, retransmit_limit(self._config.retransmit_mult, count))
