@@ -10,7 +10,16 @@ data folder  other users may read it              here
 data folder  is no folder, not writable           here, tests/unit/gateway/test_gateway_doctor.py
 data folder  little room, none                    tests/unit/gateway/test_gateway_doctor.py
 port         taken over TCP, over UDP             here
-clock        not synchronised, ahead, behind      tests/unit/gateway/test_gateway_doctor.py
+clock        not synchronised                     tests/unit/gateway/test_gateway_doctor.py
+clock        this node's or another's is off      tests/e2e/test_doctor_causes.py
+swarm        evicted                              tests/e2e/test_doctor_causes.py
+join         token expired                        tests/e2e/test_doctor_causes.py
+version      another one is spoken, too old       tests/e2e/test_doctor_causes.py
+other swarms announced beside this one            tests/e2e/test_doctor_causes.py
+addresses    names of loopback, gone addresses    tests/hosts/test_doctor_hosts.py
+mDNS         blocked here, blocked beyond         tests/hosts/test_doctor_hosts.py
+firewall     one direction, TCP, UDP, both        tests/hosts/test_doctor_hosts.py
+MTU          too small on the way, here           tests/hosts/test_doctor_hosts.py
 mDNS         off and no seeds                     here
 mDNS         no such interface, none at all       here, tests/unit/gateway/test_gateway_doctor.py
 mDNS         announced, and nobody heard          here

@@ -106,6 +106,7 @@ async def _ask(
             version=one.version,
             protocol=one.protocol,
             reach=found[0].reach.get(one.node_id),
+            state_s=services.clock.now() - one.changed_at,
         )
         for one in others
     )

@@ -22,11 +22,15 @@ HOST_NAME: Final = "host name"
 
 @dataclass(frozen=True, slots=True)
 class SeedFacts:
-    """What became of one configured seed. `member` is who answered there."""
+    """What became of one configured seed. `member` is who answered there.
+
+    All hosts may be given one list of seeds: that one of them is the node itself (`own`) is fine.
+    """
 
     seed: str
     member: NodeId | None
     problem: str
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,7 +187,7 @@ class Mesh:
             problem = self._seed_problems.get(seed, "")
             if not peers and not problem:
                 problem = "this is the node itself" if own else "no member has answered there"
-            reports.append(SeedFacts(seed, peers[0] if peers else None, problem))
+            reports.append(SeedFacts(seed, peers[0] if peers else None, problem, own))
         return reports
 
     async def facts(self, tried: Sequence[NodeId] = ()) -> MeshFacts:

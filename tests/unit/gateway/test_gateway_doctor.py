@@ -181,6 +181,13 @@ def test_a_node_in_no_swarm_is_checked_for_what_it_can_be() -> None:
     assert names == ["daemon", "data folder", "port", "clock", "firewall"]
 
 
+def test_a_seed_that_is_the_node_itself_is_nothing_to_complain_about() -> None:
+    own = SeedFacts("h1", None, "this is the node itself", own=True)
+    assert complaints(mesh=mesh(seeds=[own])) == {}
+    found = check("seeds", mesh=mesh(seeds=[own, SeedFacts("h2", None, "")]))
+    assert (found.verdict, found.finding) == ("ok", "answered: h2")
+
+
 def test_seeds_are_enough_without_mdns() -> None:
     found = check("mDNS", mesh=mesh(mdns=False, seeds=seeds("")))
     assert (found.verdict, found.finding) == ("ok", "off; seeds: h1")
@@ -299,7 +306,6 @@ def blocked(**changes: Any) -> tuple[PeerFacts, ...]:
             Reach("silent", called=True, heard_s=1, answer=Answer(0, 0, "silent"), relayed=True),
             "UDP and TCP from this host to n2 is dropped", "on n2",
         ),
-        (Reach("silent", heard_s=1), "UDP and TCP from this host to n2 is dropped", "on n2"),
         (
             Reach("ok", True, True, heard_s=1, answer=Answer(4, 4, "silent")),
             "TCP from n2 to this host is dropped", "on this host",
@@ -353,6 +359,15 @@ def test_large_packets_that_are_lost_are_the_mtu_s_fault_alone(reach: Reach) -> 
     assert set(found) == {"MTU", "members"}
     own = complaints(peers=blocked(reach=replace(reach, too_large=True)))
     assert "this host itself sends no larger ones" in own["MTU"].finding
+
+
+def test_who_is_heard_since_it_was_missed_does_not_hear_this_node() -> None:
+    """With nobody to ask: a host that is off was heard before, and not since."""
+    heard = peer("n2", "dead", False, reach=Reach("silent", heard_s=3), state_s=20)
+    found = complaints(peers=(heard, peer("n3")))
+    assert "UDP and TCP from this host to n2 is dropped" in found["firewall"].finding
+    off = peer("n2", "dead", False, reach=Reach("silent", heard_s=23), state_s=20)
+    assert set(complaints(peers=(off, peer("n3")))) == {"members"}
 
 
 def test_who_is_off_is_blamed_on_no_firewall() -> None:
@@ -409,7 +424,7 @@ def test_names_that_mean_each_host_itself_are_named() -> None:
     assert "mesh.advertise names host1, which is 127.0.1.1 here" in found["addresses"].finding
     assert "/etc/hosts" in found["addresses"].advice
     name = NameFacts("mesh.seeds", "h1", "127.0.1.1")
-    found = complaints(mesh=mesh(loopback_names=[name], seeds=seeds("this is the node itself")))
+    found = complaints(mesh=mesh(loopback_names=[name], seeds=seeds("no member has answered")))
     assert set(found) == {"addresses"}, "the seed is not blamed twice"
     own = check("addresses", mesh=mesh(loopback_names=[NameFacts(HOST_NAME, "h1", "127.0.1.1")]))
     assert own.verdict == "ok"

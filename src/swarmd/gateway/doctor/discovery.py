@@ -197,10 +197,13 @@ def _seeds(facts: NodeFacts, mesh: MeshFacts) -> list[Check]:
         return []
     # Names that mean this host are told of above.
     known = {one.name for one in mesh.loopback_names}
-    wrong = [one for one in mesh.seeds if one.problem and one.seed not in known]
+    found = [one for one in mesh.seeds if one.seed not in known and not one.own]
+    wrong = [one for one in found if one.problem]
+    if not found:
+        return [ok("seeds", f"none but this node itself ({listed([x.seed for x in mesh.seeds])})")]
     if not wrong:
-        return [ok("seeds", f"answered: {', '.join(one.seed for one in mesh.seeds)}")]
-    all_silent = len(wrong) == len(mesh.seeds)
+        return [ok("seeds", f"answered: {', '.join(one.seed for one in found)}")]
+    all_silent = len(wrong) == len(found)
     give = fail if all_silent and not mesh.mdns else warn
     return [
         give(

@@ -13,7 +13,8 @@ from swarmd.mesh.reach.service import Reach
 class PeerFacts:
     """One other member: its state here, its clock if it answered, and what gets through to it.
 
-    `skew_s` is how far its clock is ahead; `reach` is None if that was not tried.
+    `skew_s` is how far its clock is ahead; `state_s` for how long its state has been what it is;
+    `reach` is None if that was not tried.
     """
 
     name: str
@@ -24,6 +25,7 @@ class PeerFacts:
     version: str = ""
     protocol: int = 0
     reach: Reach | None = None
+    state_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,10 @@ from swarmd.gateway.doctor.facts import NodeFacts, PeerFacts
 from swarmd.gateway.doctor.local import clock_of_kernel, firewall_lines, opening
 from swarmd.gateway.doctor.verdicts import fail, listed, ok, warn
 from swarmd.gateway.shapes import Check
-from swarmd.mesh.reach.service import Reach
+from swarmd.mesh.reach.service import TRIAL_S, Reach
 
 SKEW_WARN_S: Final = 2.0
 SKEW_FAIL_S: Final = 60.0
-# Of a living node that does not hear us something comes within this: it looks for us.
-_HEARD_S: Final = 12.0
 # IPv4 and UDP headers.
 _PACKET_BYTES: Final = DATAGRAM_BYTES_MAX + 28
 
@@ -75,13 +73,14 @@ def hindrance(peer: PeerFacts) -> Hindrance | None:
     if reach.small and not reach.full:
         where = "this host itself sends no larger ones" if reach.too_large else ""
         return Hindrance("mtu", finding=where)
-    datagrams = _datagrams(reach)
+    heard = _is_heard(peer, reach)
+    datagrams = _datagrams(reach, heard)
     calls = _calls(reach)
     if datagrams is None and calls is None:
         return Hindrance("other") if reach.tcp == "other" else None
     if datagrams is None:
         return Hindrance("wall", calls, "TCP") if calls is not None else None
-    if _is_gone(reach):
+    if _is_gone(reach, heard):
         return Hindrance("gone", finding=reach.tcp)
     if calls is None:
         return Hindrance("wall", datagrams, "UDP")
@@ -90,13 +89,19 @@ def hindrance(peer: PeerFacts) -> Hindrance | None:
     return Hindrance("wall", way, "UDP and TCP")
 
 
-def _datagrams(reach: Reach) -> Way | None:
+def _is_heard(peer: PeerFacts, reach: Reach) -> bool:
+    """Do packets of it come by now, and not only from before it was missed?"""
+    missed_s = peer.state_s if peer.state in ("suspect", "dead") else 0.0
+    return reach.called or reach.heard_s < max(missed_s, TRIAL_S)
+
+
+def _datagrams(reach: Reach, heard: bool) -> Way | None:
     """Which way datagrams are lost; None if they get through."""
     back = reach.answer
     if reach.small:
         return None
     if back is None:
-        return Way.OUT if reach.heard_s < _HEARD_S else Way.BOTH
+        return Way.OUT if heard else Way.BOTH
     if back.small and not reach.called:
         return Way.IN
     if reach.called and not back.small:
@@ -116,10 +121,9 @@ def _calls(reach: Reach) -> Way | None:
     return Way.IN if into else None
 
 
-def _is_gone(reach: Reach) -> bool:
+def _is_gone(reach: Reach, heard: bool) -> bool:
     """Does nothing at all show that its daemon runs?"""
-    nothing = reach.answer is None and not reach.called and reach.heard_s >= _HEARD_S
-    return (reach.tcp == "refused" and reach.answer is None) or (nothing and reach.tcp == "silent")
+    return reach.answer is None and not heard and reach.tcp in ("refused", "silent", "nowhere")
 
 
 def _firewall(facts: NodeFacts, hindered: dict[str, Hindrance]) -> Check:
