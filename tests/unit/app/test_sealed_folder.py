@@ -317,6 +317,7 @@ def test_a_full_disk_loses_nothing(
         patch.setattr(os, "fsync", full)
         with pytest.raises(DiskFault, match="No space left"):
             claim(path, ONE)
+    assert not [*path.rglob("*.tmp")], "what was half written makes room again"
     assert opened(path, ONE) == whole
 
 
@@ -438,8 +439,10 @@ def test_without_a_tmpfs_a_sealed_folder_is_refused(
     mounts = tmp_path / "mountinfo"
     mounts.write_text("30 25 0:27 / / rw,relatime - ext4 /dev/vda rw\nnonsense\n")
     monkeypatch.setattr(clear_folder, "_MOUNTS", mounts)
+    claim(tmp_path / "data").close()
     with pytest.raises(DataFolderRefused, match="neither /dev/shm nor"):
         claim(tmp_path / "data", ONE)
+    assert not (tmp_path / "data" / "sealed").exists()
     mounts.write_text(
         "1 1 0:1 / /dev/shm rw,noexec - tmpfs tmpfs rw\n31 1 0:2 / / rw - ext4 a rw\n"
     )
