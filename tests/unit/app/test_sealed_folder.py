@@ -182,8 +182,9 @@ def test_without_its_key_or_with_another_a_sealed_folder_is_refused(
 def test_the_key_is_changed_and_done_away_with(filled: tuple[Path, dict[str, Any]]) -> None:
     path, whole = filled
     claim(path, ONE).close()
-    with pytest.raises(DataFolderRefused, match="nothing was changed"):
-        reseal(path, OTHER, None, print)
+    for key, given in ((OTHER, OTHER.id.hex()[:8]), (None, "none")):
+        with pytest.raises(DataFolderRefused, match=f"given is {given}; nothing was changed"):
+            reseal(path, key, None, print)
     reseal(path, ONE, OTHER, print)
     assert in_clear(path) == []
     with pytest.raises(DataFolderRefused, match="nothing was changed"):
