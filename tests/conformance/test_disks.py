@@ -10,6 +10,7 @@ import pytest
 from swarmd.base.disk import Disk
 from swarmd.base.errors import CorruptFile, DiskFault
 from swarmd.base.files import FileDisk
+from swarmd.base.rng import make_rng
 from swarmd.base.sealed_disk import SealedDisk
 from swarmd.base.sealed_file import (
     FRAME_BODY_BYTES_MAX,
@@ -23,6 +24,7 @@ from swarmd.base.sealed_file import (
 from swarmd.identity.sealing import SealingKey
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
+from swarmd.state.raft.journal import Journal
 
 KEY = SealingKey(bytes(range(32)))
 LARGE = bytes(range(256)) * (FRAME_BODY_BYTES_MAX // 128)
@@ -328,3 +330,39 @@ def test_another_key_another_room_and_clear_files_are_refused() -> None:
     bent = SEALED_MAGIC + (9).to_bytes(2, "big") + raw[6:]
     with pytest.raises(CorruptFile, match="format 9"):
         read(bent)
+
+
+# ---- the journal within ---------------------------------------------------------------------
+
+
+def test_a_journal_loses_no_more_than_in_clear() -> None:
+    """Goal: whatever one byte or cut does to its file, what was proven durable is there or missed.
+
+    Method: five groups of entries, each synced; every byte bent, every length. In clear the mark
+    of a group comes with the next one, so that damage to the last alone passes for a torn tail.
+    """
+    sim = SimDisk(World(1), "d")
+    journal = Journal(sealed(sim), make_rng(1))
+    ends = []
+    for index in range(1, 11):
+        journal.add(b"entry %d" % index, index, 1)
+        if index % 2 == 0:
+            journal.sync()
+            ends.append(len(sim.read("journal") or b""))
+    raw = sim.read("journal") or b""
+    bent = [raw[:at] + bytes([raw[at] ^ 16]) + raw[at + 1 :] for at in range(len(raw))]
+    torn = [raw[:at] for at in range(len(raw))]
+    for number, content in enumerate(bent + torn):
+        place = SimDisk(World(1), "d")
+        place.replace("journal", content)
+        at = number % len(raw)
+        try:
+            found = len(Journal(sealed(place), make_rng(2)))
+        except CorruptFile:
+            found = -1
+        if found < 0:
+            assert number < len(raw) or at < ends[0], "a torn tail is no damage"
+            continue
+        whole = [2 * (group + 1) for group, end in enumerate(ends) if end <= at]
+        assert found == max(whole, default=0)
+        assert number >= len(raw) or found == 8

@@ -102,15 +102,17 @@ def claim(
         CorruptFile, DiskFault: it could not be sealed; the next try goes on.
     """
     _make(path)
-    lock_fd = _lock(path)
+    lock_fd, around = _lock(path), path
     try:
         _check_room(path)
         _check_ours(path)
+        if sealer is not None:
+            around = make_clear_folder(path)
         settle(path, sealer, tell)
-        key = _identify(path, sealer)
-        agents = path / AGENTS if sealer is None else make_clear_folder(path) / AGENTS
-        return DataFolder(path, key, agents, sealer, lock_fd)
+        return DataFolder(path, _identify(path, sealer), around / AGENTS, sealer, lock_fd)
     except BaseException:
+        if around is not path:
+            remove_tree(around)
         os.close(lock_fd)
         raise
 

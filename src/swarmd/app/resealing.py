@@ -221,6 +221,10 @@ def _write(file: Path, pieces: Iterable[bytes]) -> None:
                 view = view[os.write(fd, view) :]
         os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
         os.fsync(fd)
+    except OSError:
+        with contextlib.suppress(OSError):
+            aside.unlink()  # It may be what fills the disk.
+        raise
     finally:
         os.close(fd)
     os.rename(aside, file)

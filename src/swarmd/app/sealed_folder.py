@@ -128,7 +128,7 @@ def _check_given(path: Path, under: _Mark, keys: dict[bytes, SealingKey]) -> Non
     missing = [one for one in (under.target, *under.others) if one and one not in keys]
     if not missing:
         return
-    given = ", ".join(one.hex()[:8] for one in keys)
+    given = ", ".join(one.hex()[:8] for one in keys) or "none"
     if under.others:
         raise DataFolderRefused(
             f"a change of the data folder {path}{_names(under)} was interrupted, and only "

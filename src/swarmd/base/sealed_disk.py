@@ -65,7 +65,8 @@ class SealedDisk:
         pending.clear()
         try:
             self._add(name, data)
-        except DiskFault:
+        except BaseException:
+            # Whatever it was: how far the file goes now is not known any more.
             self._failed.add(name)
             self._ends.pop(name, None)
             raise

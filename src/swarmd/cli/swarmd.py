@@ -48,7 +48,8 @@ class DaemonGroup(SwarmGroup):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # The daemon is no client: none of the options that name one.
-        self.params = [one for one in self.params if one.name not in ("json", "node", "socket")]
+        of_clients = ("json", "node", "socket", "api_key_file", "fingerprint")
+        self.params = [one for one in self.params if one.name not in of_clients]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -182,8 +182,9 @@ def test_without_its_key_or_with_another_a_sealed_folder_is_refused(
 def test_the_key_is_changed_and_done_away_with(filled: tuple[Path, dict[str, Any]]) -> None:
     path, whole = filled
     claim(path, ONE).close()
-    with pytest.raises(DataFolderRefused, match="nothing was changed"):
-        reseal(path, OTHER, None, print)
+    for key, given in ((OTHER, OTHER.id.hex()[:8]), (None, "none")):
+        with pytest.raises(DataFolderRefused, match=f"given is {given}; nothing was changed"):
+            reseal(path, key, None, print)
     reseal(path, ONE, OTHER, print)
     assert in_clear(path) == []
     with pytest.raises(DataFolderRefused, match="nothing was changed"):
@@ -317,6 +318,7 @@ def test_a_full_disk_loses_nothing(
         patch.setattr(os, "fsync", full)
         with pytest.raises(DiskFault, match="No space left"):
             claim(path, ONE)
+    assert not [*path.rglob("*.tmp")], "what was half written makes room again"
     assert opened(path, ONE) == whole
 
 
@@ -438,8 +440,10 @@ def test_without_a_tmpfs_a_sealed_folder_is_refused(
     mounts = tmp_path / "mountinfo"
     mounts.write_text("30 25 0:27 / / rw,relatime - ext4 /dev/vda rw\nnonsense\n")
     monkeypatch.setattr(clear_folder, "_MOUNTS", mounts)
+    claim(tmp_path / "data").close()
     with pytest.raises(DataFolderRefused, match="neither /dev/shm nor"):
         claim(tmp_path / "data", ONE)
+    assert not (tmp_path / "data" / "sealed").exists()
     mounts.write_text(
         "1 1 0:1 / /dev/shm rw,noexec - tmpfs tmpfs rw\n31 1 0:2 / / rw - ext4 a rw\n"
     )
