@@ -215,7 +215,7 @@ class Simulation:
     others: tuple[str, ...]
 
 
-_SWIM_OTHERS: Final = ("restart", "suspicion", "refutation", "death", "sync")
+_SWIM_OTHERS: Final = ("restart", "suspicion", "refutation", "death", "sync", "stream_probe")
 SIMULATIONS: Final[Mapping[str, Simulation]] = MappingProxyType(
     {
         "swim": Simulation(

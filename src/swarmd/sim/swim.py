@@ -472,6 +472,7 @@ NAMES: Final = ("n0", "n1", "n2", "n3", "n4")
 EXPECTED: Final = (
     "loss", "duplicate", "delay", "partition", "one_way_cut", "crash", "restart", "reset",
     "pause", "leave", "address_change", "suspicion", "refutation", "death", "sync",
+    "datagrams_blocked", "stream_probe",
 )  # fmt: skip
 
 
@@ -509,7 +510,9 @@ def _disturb(sim: SwimWorld) -> None:
     paused = [n for n in running if n.paused]
     awake = [n for n in running if not n.paused]
     rng = sim.rng
-    choice = rng.choice(("crash", "restart", "restart", "cut", "one_way", "heal", "pause", "leave"))
+    choice = rng.choice(
+        ("crash", "restart", "restart", "cut", "one_way", "block", "heal", "pause", "leave")
+    )
     if choice == "crash" and len(running) > 2:
         sim.crash(rng.choice(running).name, hint=rng.random() < 0.5)
     elif choice == "restart" and down:
@@ -517,6 +520,8 @@ def _disturb(sim: SwimWorld) -> None:
     elif choice in ("cut", "one_way"):
         some = rng.sample(list(sim.nodes), rng.choice((1, 2)))
         sim.cut(some, one_way=choice == "one_way")
+    elif choice == "block":
+        sim.block_datagrams(*rng.sample(list(sim.nodes), 2))
     elif choice == "heal":
         sim.heal()
     elif choice == "pause" and paused:

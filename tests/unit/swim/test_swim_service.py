@@ -19,6 +19,7 @@ from swarmd.mesh.swim.service import CHANGES_MAX, Membership, open_membership
 from swarmd.mesh.transports.memory import MemoryNetwork
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
+from swarmd.wire.version import PROTOCOL_LOWEST, PROTOCOL_VERSION
 
 CONFIG = SwimConfig(profile="local")
 
@@ -52,6 +53,7 @@ class Air:
     def __init__(self) -> None:
         self.inboxes: dict[NodeId, trio.MemorySendChannel[tuple[NodeId, bytes]]] = {}
         self.silent: list[NodeId] = []
+        self.blocked: list[tuple[NodeId, NodeId]] = []
 
 
 class AirDatagrams:
@@ -67,6 +69,8 @@ class AirDatagrams:
         target = self._air.inboxes.get(peer)
         if target is None or peer in self._air.silent or self._me in self._air.silent:
             return False
+        if (self._me, peer) in self._air.blocked:
+            return True
         target.send_nowait((self._me, data))
         return True
 
@@ -90,7 +94,14 @@ class Town:
             datagrams=AirDatagrams(self.air, node(name)),
             disk=disk,
             signer=OpenSigner(),
-            meta=Meta(name, addresses=(("127.0.0.1", 7575),), roles=("worker",), version="1"),
+            meta=Meta(
+                name,
+                addresses=(("127.0.0.1", 7575),),
+                roles=("worker",),
+                version="1",
+                protocol=PROTOCOL_VERSION,
+                protocol_lowest=PROTOCOL_LOWEST,
+            ),
             config=CONFIG,
             clock=TrioClock(),
             rng=make_rng(name),
@@ -273,3 +284,28 @@ async def test_damaged_files(autojump_clock: trio.testing.MockClock) -> None:
         with pytest.raises(CorruptFile):
             async with t._open("a"):
                 raise AssertionError("opened")
+
+
+async def test_where_datagrams_do_not_come_through_a_stream_answers(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """One direction is enough to stop both pings and acks."""
+    async with town() as t:
+        a = await t.start("a")
+        b = await t.start("b", "a")
+        await all_alive([a, b])
+        t.air.blocked = [(node("a"), node("b"))]
+        with a.subscribe() as changes:
+            await trio.sleep(30 * CONFIG.probe_interval_s)
+            with pytest.raises(trio.WouldBlock):
+                changes.receive_nowait()
+        assert a.stream_only() == [node("b")]
+        assert b.stream_only() == [node("a")]
+        assert a.watched() == [node("b")]
+        assert a.keeps(node("b"))
+        t.air.blocked = []
+        await trio.sleep(10 * CONFIG.probe_interval_s)
+        assert a.stream_only() == b.stream_only() == []
+        t.network.stop(node("b"))
+        t.air.blocked = [(node("a"), node("b"))]
+        await a.seen(node("b"), MemberState.DEAD)

@@ -741,3 +741,17 @@ async def test_what_a_stranger_opened_is_freed_at_once_and_not_by_the_collector(
             gc.enable()
     assert after <= before
     assert b.streams.connected() == []
+
+
+async def test_a_kept_connection_is_not_closed_for_being_idle() -> None:
+    async with two(config=MeshConfig(idle_close_s=0.1)) as (a, b):
+        a.streams.keeps = lambda peer: peer == B.key_id
+        b.streams.keeps = lambda peer: peer == A.key_id
+        a.streams.keep(B.key_id)
+        a.streams.keep(C.key_id)  # Whose address nobody knows: nothing to keep.
+        await until(lambda: a.streams.connected() == [B.key_id])
+        await trio.sleep(1.5)
+        assert a.streams.connected() == [B.key_id]
+        b.streams.keeps = lambda peer: False
+        await until(lambda: not a.streams.connected())
+        assert (await a.streams.closed.receive()).how == "idle"
