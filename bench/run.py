@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("tasks", "cli", "raft")
+NAMES = ("tasks", "cli", "raft", "bus")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from swarmd.agents.holdings import Answer
 from swarmd.agents.spec import BusRights
 from swarmd.base.errors import AgentCancelled, BadRequest, Busy, Forbidden, NotReady, SwarmError
 from swarmd.base.limits import BUS_DATA_BYTES_MAX, MIB
-from swarmd.mesh.bus.service import Bus, Sender, Subscription
+from swarmd.mesh.bus.service import Bus, Receipt, Sender, Subscription
 from swarmd.mesh.bus.topics import DIRECT, EVERYBODY, check_topic
 from swarmd.sdk.protocol import CREDIT_BYTES, CREDIT_MESSAGES, HELD
 
@@ -120,23 +120,21 @@ class Messaging:
                 self._hold(topic, data)
                 await self._answer(ask, "", "", HELD, 0)
                 return
-            sender = self._sender_of()
+            # It is on its way before anything else is done: who listens waits for it.
+            receipt = await self._sender_of().post(topic, data, timeout_s=max(wait_ms, 1) / 1_000)
         except SwarmError as error:
             await self._answer(ask, error.code, error.message, 0, 0)
             return
         await self._room.acquire()
-        self._nursery.start_soon(self._publish, sender, ask, topic, data, wait_ms / 1_000)
+        self._nursery.start_soon(self._acknowledge, ask, receipt)
 
-    async def _publish(
-        self, sender: Sender, ask: int, topic: str, data: bytes, wait_s: float
-    ) -> None:
+    async def _acknowledge(self, ask: int, receipt: Receipt) -> None:
         answer: tuple[str, str, int, int] = (AgentCancelled.code, "cancelled", 0, 0)
         try:
             with trio.CancelScope() as scope:
                 self._scopes[scope] = None
                 try:
-                    reached = await sender.publish(topic, data, timeout_s=max(wait_s, 0.001))
-                    answer = ("", "", reached, 0)
+                    answer = ("", "", await receipt.wait(), 0)
                 finally:
                     del self._scopes[scope]
         except SwarmError as error:

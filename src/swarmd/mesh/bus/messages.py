@@ -124,4 +124,7 @@ class Probe(Message, frozen=True, tag=5):
     lanes: Annotated[tuple[Asked, ...], Meta(max_length=BUS_LANES_MAX)]
 
 
-BUS: Final = Family("bus", Interest, Posts, Results, Standing, Probe)
+# A plane of its own: a flood of messages holds up nothing that runs the swarm. It is the name in
+# `identity.tls`, which nothing pure may import.
+BUS_PLANE: Final = "swarmd-bus/1"
+BUS: Final = Family("bus", Interest, Posts, Results, Standing, Probe, alpn=BUS_PLANE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
@@ -53,10 +53,10 @@ from swarmd.mesh.bus.events import (
     Unsubscribe,
 )
 from swarmd.mesh.bus.machine import BusMachine
-from swarmd.mesh.bus.messages import BUS, PATIENCE_MS_MAX, Posts
+from swarmd.mesh.bus.messages import BUS, PATIENCE_MS_MAX
 from swarmd.mesh.bus.topics import DIRECT, check_filter, check_topic
 from swarmd.mesh.driver import Driver
-from swarmd.mesh.link import Inbound, Lane, Link
+from swarmd.mesh.link import Inbound, Link
 from swarmd.mesh.swim.events import Changed, Member
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.observe.metrics import DROPPED
@@ -200,19 +200,37 @@ class Sender:
         Raises:
             BadName, TooLarge, Busy: see `publish`. Nothing was handed over.
         """
-        check_topic(topic)
-        if len(data) > BUS_DATA_BYTES_MAX:
-            raise TooLarge(
-                f"a message has {len(data)} bytes, and at most {BUS_DATA_BYTES_MAX} fit: put them "
-                "into a blob or a key, and publish where they are"
-            )
-        wait_s = self._bus.timeout_s if timeout_s is None else min(timeout_s, _TIMEOUT_MAX_S)
+        with suppress(trio.WouldBlock):
+            return self.post_nowait(topic, data, timeout_s=timeout_s)
+        wait_s = self._wait_s(timeout_s)
         with trio.move_on_after(wait_s + _OUTCOME_S) as scope:
             await self._room.acquire()
             await self._bus._take_room(len(data))
         if scope.cancelled_caught:
             raise Busy(f"{WINDOW} messages of one publisher are on their way: nothing was sent")
         return self._bus._publish(self._lane, self._name, topic, data, wait_s, self._room)
+
+    def post_nowait(self, topic: str, data: bytes, *, timeout_s: float | None = None) -> Receipt:
+        """Hand a message over at once.
+
+        Raises:
+            trio.WouldBlock: as many as may are on their way. Nothing was handed over.
+            BadName, TooLarge: see `publish`.
+        """
+        check_topic(topic)
+        if len(data) > BUS_DATA_BYTES_MAX:
+            raise TooLarge(
+                f"a message has {len(data)} bytes, and at most {BUS_DATA_BYTES_MAX} fit: put them "
+                "into a blob or a key, and publish where they are"
+            )
+        if not self._bus._has_room(len(data)):
+            raise trio.WouldBlock
+        self._room.acquire_nowait()
+        wait_s = self._wait_s(timeout_s)
+        return self._bus._publish(self._lane, self._name, topic, data, wait_s, self._room)
+
+    def _wait_s(self, timeout_s: float | None) -> float:
+        return self._bus.timeout_s if timeout_s is None else min(timeout_s, _TIMEOUT_MAX_S)
 
 
 class Bus:
@@ -279,10 +297,13 @@ class Bus:
             return await one.publish(topic, data, timeout_s=timeout_s)
 
     async def _take_room(self, size: int) -> None:
-        while len(self._receipts) >= _OPEN_MAX or (
-            self._open_bytes and self._open_bytes + size > _OPEN_BYTES_MAX
-        ):
+        while not self._has_room(size):
             await self._room.wait()
+
+    def _has_room(self, size: int) -> bool:
+        if len(self._receipts) >= _OPEN_MAX:
+            return False
+        return not self._open_bytes or self._open_bytes + size <= _OPEN_BYTES_MAX
 
     def _publish(
         self, lane: int, sender: str, topic: str, data: bytes, wait_s: float, room: trio.Semaphore
@@ -388,7 +409,7 @@ class Bus:
     def _perform_send(self, effect: Send) -> None:
         outbox = self._outboxes.get(effect.peer)
         if outbox is None:
-            if self._link.send_nowait(BUS, effect.peer, effect.message, lane=_lane(effect.message)):
+            if self._link.send_nowait(BUS, effect.peer, effect.message):
                 return
             outbox = self._outboxes[effect.peer] = deque()
             self._nursery.start_soon(self._empty, effect.peer, outbox)
@@ -402,7 +423,7 @@ class Bus:
         try:
             while outbox:
                 message = outbox[0]
-                await self._link.send(BUS, peer, message, lane=_lane(message))
+                await self._link.send(BUS, peer, message)
                 outbox.popleft()
         except SwarmError:
             DROPPED.labels("bus", "unreachable").inc(len(outbox))
@@ -456,11 +477,6 @@ class Bus:
 def _start_of(member: Member) -> int:
     """Which start of its daemon an incarnation belongs to."""
     return member.incarnation >> 32
-
-
-def _lane(message: Message) -> Lane:
-    """Posts keep out of the way of what runs the swarm; all of them go one way, and in order."""
-    return Lane.BULK if isinstance(message, Posts) else Lane.CONTROL
 
 
 @asynccontextmanager

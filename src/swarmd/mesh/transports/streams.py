@@ -4,7 +4,8 @@ A connection is made on demand, one per peer and plane (the ALPN of RFC 7301):
 
     TCP -> TLS, both certificates admitted -> signed hellos -> carrier -> frames
 
-The carrier is a WebSocket, or for the log's plane nothing but lengths; see `carriers`.
+The carrier is a WebSocket, or for the log's and the bus's planes nothing but lengths; see
+`carriers`.
 
 The rules:
 - Nobody is trusted before the hello: unproven connections are few, in all and from one
@@ -40,6 +41,7 @@ from swarmd.base.rng import Rng
 from swarmd.identity.authority import Admission
 from swarmd.identity.keys import Exchange, SigningKey
 from swarmd.identity.tls import (
+    BUS_ALPN,
     JOIN_ALPN,
     MESH_ALPN,
     RAFT_ALPN,
@@ -81,7 +83,7 @@ from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import BYTES, DROPPED
 from swarmd.wire.version import PROTOCOL_VERSION
 
-PLANES: Final = (MESH_ALPN, RAFT_ALPN)
+PLANES: Final = (MESH_ALPN, RAFT_ALPN, BUS_ALPN)
 ALPNS: Final = (*PLANES, JOIN_ALPN)
 _JOINERS_MAX: Final = 16
 _JOINERS_PER_ADDRESS_MAX: Final = 8
@@ -191,6 +193,10 @@ class Streams(MuxLink):
             async with trio.open_nursery() as nursery:
                 for port in list(self._ports.values()):
                     nursery.start_soon(self._close_cleanly, port, how, quiet_s)
+
+    def open_no_more(self) -> None:
+        """From now on no peer is reached that is not reached already."""
+        self._leaving = True
 
     # ---- reaching a peer ---------------------------------------------------------------
 
@@ -578,6 +584,7 @@ async def open_streams(
         try:
             yield streams
         finally:
+            streams.open_no_more()
             nursery.cancel_scope.cancel()
 
 
