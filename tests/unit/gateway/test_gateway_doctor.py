@@ -96,6 +96,16 @@ def test_a_healthy_node_has_nothing_to_complain_about() -> None:
             {"peers": (PeerFacts("n2", "alive", False, 0), PeerFacts("n3", "alive", True, 0))},
             "fail", "not reached over TCP: n2", "TCP port 7575",
         ),
+        (
+            "members",
+            {
+                "peers": (
+                    PeerFacts("n2", "alive", True, 0, stream_only=True),
+                    PeerFacts("n3", "dead", False, 0),
+                )
+            },
+            "warn", "not over UDP: n2", "UDP port 7575",
+        ),
         ("members", {"peers": (PeerFacts("n2", "dead", False, 0),)}, "warn", "heard: n2", "UDP"),
         (
             "seeds",
