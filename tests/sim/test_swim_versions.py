@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from swarmd.base.errors import TooLarge
+from swarmd.mesh.swim.events import StreamProbe
 from swarmd.mesh.swim.ledger import Ledger
 from swarmd.mesh.swim.machine import SwimMachine
 from swarmd.mesh.swim.messages import (
@@ -28,6 +29,7 @@ from swarmd.mesh.swim.messages import (
     encode_meta,
     make_rumour,
 )
+from swarmd.sim.network import LinkFaults
 from swarmd.sim.swim import CHAOS_FAULTS, SimNode, SwimWorld
 from swarmd.wire.codec import Family, encode_struct
 from swarmd.wire.version import PROTOCOL_VERSION, common_version
@@ -177,6 +179,40 @@ def test_builds_that_differ_by_one_version_are_one_swarm(seed: int, newer: tuple
     assert not world.world.violations
     assert NextMachine.packets.later
     assert NextMachine.packets.earlier
+
+
+class PastWorld(SwimWorld):
+    """Two members run the version before: they do not know what a `StreamPing` is."""
+
+    older = NAMES[:2]
+
+    def meta_of(self, node: SimNode) -> Meta:
+        meta = super().meta_of(node)
+        highest = PROTOCOL_VERSION - (node.name in self.older)
+        fields = msgspec.structs.asdict(meta)
+        return Meta(**fields | {"protocol": highest, "protocol_lowest": PROTOCOL_VERSION - 1})
+
+    def _stream_probe(self, node: SimNode, effect: StreamProbe) -> None:
+        if {node.name, self._by_id[effect.peer].name} & set(self.older):
+            self.world.violate(f"{node.name} sent what an older build does not know")
+        super()._stream_probe(node, effect)
+
+
+def test_an_older_build_is_sent_no_message_that_it_does_not_know() -> None:
+    world = PastWorld(3, NAMES, faults=CHAOS_FAULTS)
+    world.start_all()
+    world.run_for(10.0)
+    for name in (NAMES[1], NAMES[4]):
+        world.crash(name)
+        world.run_for(30.0)
+        world.start(name, NAMES[2])
+        world.run_for(30.0)
+    assert not world.world.violations
+    assert world.world.counts["stream_probe"]
+    assert world.world.counts["death"]
+    world.network.faults = LinkFaults()
+    world.run_for(30.0)
+    assert not world.disagreements()
 
 
 def test_what_a_relay_does_not_know_survives_it_under_its_signature() -> None:

@@ -93,6 +93,9 @@ def member(name: str, state: MemberState = MemberState.ALIVE) -> Member:
 class FakeMembership:
     found: list[Member]
 
+    def stream_only(self) -> list[NodeId]:
+        return []
+
     def members(self) -> list[Member]:
         return self.found
 

@@ -211,8 +211,10 @@ class MemberTable:
         chosen: list[NodeId] = []
         for _ in range(8 * count):
             node_id = pool[self._rng.randrange(len(pool))]
-            if len(chosen) < count and node_id not in chosen and wanted(node_id):
+            if node_id not in chosen and wanted(node_id):
                 chosen.append(node_id)
+                if len(chosen) == count:
+                    break
         return chosen
 
     # ---- keeping the indexes --------------------------------------------------------------

@@ -501,10 +501,11 @@ class Streams(MuxLink):
         while True:
             idle_s = trio.current_time() - port.last_traffic
             in_use = port.queued or port.calls or len(port.asked)
-            kept = port.alpn == MESH_ALPN and self.keeps(port.peer)
-            if idle_s >= self._config.idle_close_s and not in_use and not kept:
-                await self._close_cleanly(port, "idle")
-                return
+            if idle_s >= self._config.idle_close_s and not in_use:
+                if port.alpn != MESH_ALPN or not self.keeps(port.peer):
+                    await self._close_cleanly(port, "idle")
+                    return
+                idle_s = 0.0  # Look again as late as if there had been traffic.
             await trio.sleep(max(self._config.idle_close_s - idle_s, 1.0))
 
     async def _close_cleanly(self, port: StreamPort, how: How, quiet_s: int = 0) -> None:
