@@ -41,6 +41,10 @@ from swarmd.tasks.spec import JobSpec, TaskRecord, TaskSpec
 
 class Membership(Protocol):
     def members(self) -> list[Member]: ...
+    async def changed(self) -> None:
+        """Wait until anything of a member changes next."""
+        ...
+
     def get(self, node_id: NodeId) -> Member | None: ...
 
 
