@@ -370,6 +370,10 @@ def test_who_is_heard_since_it_was_missed_does_not_hear_this_node() -> None:
     assert set(complaints(peers=(off, peer("n3")))) == {"members"}
 
 
+def test_a_build_that_knows_no_probes_is_blamed_on_no_firewall() -> None:
+    assert complaints(peers=(peer("n2", reach=Reach("ok", heard_s=1, unasked=True)),)) == {}
+
+
 def test_who_is_off_is_blamed_on_no_firewall() -> None:
     found = complaints(peers=(peer("n2", "dead", False, reach=SILENT), peer("n3")))
     assert set(found) == {"members"}
