@@ -421,6 +421,21 @@ def test_another_swarm_on_the_link_is_named() -> None:
     assert beside.verdict == "ok"
 
 
+def test_a_seed_of_another_swarm_is_named_as_such() -> None:
+    other = SeedFacts("h1", None, "no member has answered there", swarm="attic")
+    found = complaints(mesh=mesh(seeds=[other]), peers=())
+    assert "answer at seeds of this one: h1: attic" in found["other swarms"].finding
+    assert "name members of lab in mesh.seeds" in found["other swarms"].advice
+    assert set(found) == {"other swarms"}
+    found = complaints(mesh=mesh(seeds=[other, SeedFacts("h2", None, "no member")]))
+    assert found["seeds"].finding == "h2: no member"
+
+
+def test_a_member_may_say_that_it_is_anywhere() -> None:
+    odd = (peer("n2", hosts=("no address", "")), peer("n3", hosts=("10.9.9.9",)))
+    assert complaints(mesh=eth0(heard=0, hearing=Hearing(True)), peers=odd) == {}
+
+
 def test_names_that_mean_each_host_itself_are_named() -> None:
     name = NameFacts("mesh.advertise", "host1", "127.0.1.1")
     found = complaints(mesh=mesh(loopback_names=[name], told=[("127.0.1.1", 7575)]))

@@ -15,7 +15,7 @@ from small_swarm import KEYS, FixedRoster, chain, configs, meshes, sees, until
 
 from swarmd.base.errors import Busy, MalformedMessage, SwarmError, Unreachable
 from swarmd.base.ids import NodeId
-from swarmd.mesh.addresses import AddressBook
+from swarmd.mesh.addresses import Address, AddressBook
 from swarmd.mesh.reach import service
 from swarmd.mesh.reach.knocking import TcpDoor
 from swarmd.mesh.reach.messages import (
@@ -72,6 +72,9 @@ class AirDoor:
         if outcome in ("silent", "stalled"):
             await trio.sleep(timeout_s)
         return outcome
+
+    async def foreign_swarm(self, address: Address, timeout_s: float) -> str:
+        raise AssertionError("nobody asks for it here")
 
 
 @dataclass

@@ -102,7 +102,7 @@ def _fingerprint_of(digits: str) -> str:
 
 @click.command(cls=SwarmCommand, examples=["swarmctl doctor", "swarmctl --node host2 doctor"])
 def doctor() -> int:
-    """Check daemon, data folder, port, clock, discovery, quorum and firewall.
+    """Check daemon, data folder, port, clock, discovery, what gets through, and quorum.
 
     Works without a daemon too: then it checks what can be seen from outside. Exit code 1 if
     any check fails.

@@ -24,6 +24,7 @@ import trio
 from swarmd.base.errors import Busy, MalformedMessage, SwarmError, Unavailable, Unreachable
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import MEMBERS_MAX
+from swarmd.mesh.addresses import Address
 from swarmd.mesh.link import Inbound, Link
 from swarmd.mesh.reach.knocking import Door
 from swarmd.mesh.reach.messages import (
@@ -145,6 +146,10 @@ class ReachService:
             for peer, reach in found.items():
                 nursery.start_soon(self._try, peer, reach)
         return found
+
+    async def foreign_swarm(self, address: Address) -> str:
+        """The name of the other swarm whose node answers at an address; empty if none does."""
+        return await self._door.foreign_swarm(address, TRIAL_S)
 
     async def _try(self, peer: NodeId, reach: Reach) -> None:
         nonce = os.urandom(NONCE_BYTES)
