@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -229,6 +230,48 @@ def test_a_whole_swarm_is_well(lab: LocalSwarm) -> None:
     assert check(lab[1], "clock")["verdict"] in ("ok", "warn")
     assert check(lab[1], "quorum")["verdict"] == "ok"
     assert check(lab[1], "port")["finding"] == f"{lab[1].port} is open here, TCP and UDP"
+
+
+def test_who_keeps_streams_to_whom_is_the_same_from_everywhere(lab: LocalSwarm) -> None:
+    """Three voters, which talk to each other all the time."""
+    for daemon in lab.daemons:
+        found = daemon.json("node", "topology")
+        assert [one["node"] for one in found["nodes"]] == ["n1", "n2", "n3"]
+        ids = {one["node_id"] for one in found["nodes"]}
+        for one in found["nodes"]:
+            assert one["problem"] == ""
+            assert set(one["peers"]) == ids - {one["node_id"]}
+    text = lab[0].ctl("node", "topology").stdout
+    assert text.count("coordinator") == 1
+    assert text.count("──") == 6
+    assert "only this side" not in text
+    assert lab[0].ctl("node", "topology", "--dot").stdout.count(" -- ") == 3
+
+
+def test_members_are_watched_as_they_go_and_come(lab: LocalSwarm) -> None:
+    first, _, third = lab.daemons
+    watching = subprocess.Popen(
+        [str(BIN / "swarmctl"), "members", "--watch"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "SWARMCTL_SOCKET": str(first.socket)},
+    )
+    assert watching.stdout is not None
+    for _ in lab.daemons:
+        assert "alive at 127.0.0." in watching.stdout.readline()
+    third.kill()
+    seen = ""
+    while "dead" not in seen:
+        seen += watching.stdout.readline()
+    assert "n3  alive -> " in seen
+    lab.restart(third)
+    while "-> alive" not in seen:
+        seen += watching.stdout.readline()
+    watching.send_signal(signal.SIGINT)
+    _, err = watching.communicate(timeout=10)
+    assert (watching.returncode, "Traceback" in err) == (130, False)
+    lab.wait_whole()
 
 
 def test_members_and_voters_that_are_away_are_named(lab: LocalSwarm) -> None:

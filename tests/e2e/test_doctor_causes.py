@@ -103,6 +103,17 @@ def test_another_swarm_on_the_wire_is_named(folder: Path) -> None:
             assert set(complaints(ours[0])) == {"other swarms", "mDNS lo", "quorum"}
 
 
+def test_a_seed_that_belongs_to_another_swarm_is_named(folder: Path) -> None:
+    with LocalSwarm(folder / "a", 1) as other:
+        other.form()
+        place = f"{other[0].address}:{other[0].port}"
+        with LocalSwarm(folder / "b", 1, settings={"mesh": {"seeds": [place]}}) as ours:
+            ours.form()
+            found = complaints(ours[0])
+            assert f"answer at seeds of this one: {place}: lab" in found["other swarms"]["finding"]
+            assert set(found) == {"other swarms", "quorum"}
+
+
 def test_who_speaks_another_version_is_named_and_who_is_too_old_finds_out(folder: Path) -> None:
     newer = folder / "newer"
     newer.mkdir()

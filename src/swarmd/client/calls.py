@@ -13,6 +13,7 @@ import msgspec
 from swarmd.base.errors import SwarmError, Unreachable
 from swarmd.base.limits import SUBMIT_TASKS_MAX
 from swarmd.client.bus import BusCalls
+from swarmd.client.members import MemberCalls
 from swarmd.client.recipes import RecipeCalls
 from swarmd.client.requests import RETRY_PAUSE_S, segment
 from swarmd.gateway import shapes
@@ -26,7 +27,7 @@ REQUEST_BYTES: Final = 16 * 1024 * 1024
 _SNAPSHOT_ITEM: Any = shapes.SnapshotItem
 
 
-class Client(RecipeCalls, BusCalls):
+class Client(RecipeCalls, MemberCalls, BusCalls):
     """Talks to one daemon, or to the first of several that answers.
 
     Args:
@@ -158,9 +159,6 @@ class Client(RecipeCalls, BusCalls):
 
     def status(self) -> shapes.Status:
         return self._get("/status", shapes.Status)
-
-    def members(self) -> list[shapes.MemberInfo]:
-        return self._get("/members", list[shapes.MemberInfo])
 
     def doctor(self) -> shapes.DoctorReport:
         return self._get("/doctor", shapes.DoctorReport)

@@ -23,6 +23,7 @@ from swarmd.gateway.routes.jobs import JobRoutes
 from swarmd.gateway.routes.keystream import KeyStreams
 from swarmd.gateway.routes.kv import Kv
 from swarmd.gateway.routes.leases import LeaseRoutes
+from swarmd.gateway.routes.members import Members
 from swarmd.gateway.routes.raft import RaftRoutes
 from swarmd.gateway.routes.recipes import RecipeRoutes
 from swarmd.gateway.routes.secrets import SecretRoutes
@@ -48,6 +49,7 @@ class Api:
         self.routes: list[ApiRoute] = [
             *TaskRoutes(context).routes(),
             *Cluster(context).routes(),
+            *Members(context).routes(),
             *Authority(context).routes(),
             *ApprovalRoutes(context).routes(),
             *Kv(context).routes(),

@@ -31,6 +31,8 @@ class SeedFacts:
     member: NodeId | None
     problem: str
     own: bool = False
+    swarm: str = ""
+    """The name of another swarm, whose node answers there."""
 
 
 @dataclass(frozen=True, slots=True)

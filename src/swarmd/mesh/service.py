@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Final, Literal, cast
 
 import trio
@@ -62,6 +63,7 @@ from swarmd.wire.version import PROTOCOL_LOWEST, PROTOCOL_VERSION
 
 HINTS_MAX: Final = 256
 _HINT_TRIES_MAX: Final = 10
+_SEEDS_CALLED_MAX: Final = 16
 _SLOW_RETRY: Final = 15
 _FAST_TRIES: Final = 5
 # Names in `mesh.advertise` may come to mean other addresses while no interface changes.
@@ -201,18 +203,28 @@ class Mesh:
         async with trio.open_nursery() as nursery:
             if self._mdns is not None:
                 nursery.start_soon(self._mdns.listen)
+            seeds = self.seed_report()
+            for number, seed in enumerate(seeds[:_SEEDS_CALLED_MAX]):
+                if seed.problem and not seed.own:
+                    nursery.start_soon(self._find_stranger, seeds, number)
             reach = await self._reach.examine(tried)
             names = await loopback_names(self._config)
         present = await trio.to_thread.run_sync(usable_interfaces)
         return MeshFacts(
             mdns=self._config.mdns,
             interfaces=self.discovery_report(),
-            seeds=self.seed_report(),
+            seeds=seeds,
             told=self.local_addresses,
             loopback_names=names,
             missing_binds=missing_binds(self._config, [a for i in present for a in i.addresses]),
             reach=reach,
         )
+
+    async def _find_stranger(self, seeds: list[SeedFacts], number: int) -> None:
+        """Note whether a node of another swarm answers where no member does."""
+        for address in self._seeds.get(seeds[number].seed, ())[:1]:
+            swarm = await self._reach.foreign_swarm(address)
+            seeds[number] = replace(seeds[number], swarm=swarm)
 
     def serve_joins(self, admit: Admitter) -> None:
         """Admit joiners from now on; until then they are told to try another member.

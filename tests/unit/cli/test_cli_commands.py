@@ -39,6 +39,7 @@ from swarmd.identity.epochs import Chain
 from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.tokens import decode_token
+from swarmd.mesh.discovery.adverts import InterfaceFacts
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.mesh.transports.memory import MemoryNetwork
 from swarmd.mesh.trust import open_trust
@@ -120,7 +121,7 @@ def test_members_is_a_table_of_at_most_80_columns(ctl: Run) -> None:
 def test_doctor_prints_findings_and_fails_if_one_does(ctl: Run, live: LiveGateway) -> None:
     live.services.mesh.membership.found = live.services.mesh.membership.members()[:1]  # type: ignore
     live.services.mesh.report = [  # type: ignore[union-attr]
-        SimpleNamespace(interface="lo", announced=False, heard=0, refused=0, problem="no multicast")
+        InterfaceFacts("lo", ("127.0.0.1",), problem="no multicast")
     ]
     ran = ctl("doctor")
     assert ran.code == 1

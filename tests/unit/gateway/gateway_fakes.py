@@ -92,6 +92,16 @@ def member(name: str, state: MemberState = MemberState.ALIVE) -> Member:
 @dataclass
 class FakeMembership:
     found: list[Member]
+    wake: trio.Event = field(default_factory=trio.Event)
+
+    def become(self, *found: Member) -> None:
+        """Call it in the gateway's loop."""
+        self.found = list(found)
+        self.wake.set()
+        self.wake = trio.Event()
+
+    async def changed(self) -> None:
+        await self.wake.wait()
 
     def stream_only(self) -> list[NodeId]:
         return []

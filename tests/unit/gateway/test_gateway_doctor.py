@@ -370,6 +370,10 @@ def test_who_is_heard_since_it_was_missed_does_not_hear_this_node() -> None:
     assert set(complaints(peers=(off, peer("n3")))) == {"members"}
 
 
+def test_a_build_that_knows_no_probes_is_blamed_on_no_firewall() -> None:
+    assert complaints(peers=(peer("n2", reach=Reach("ok", heard_s=1, unasked=True)),)) == {}
+
+
 def test_who_is_off_is_blamed_on_no_firewall() -> None:
     found = complaints(peers=(peer("n2", "dead", False, reach=SILENT), peer("n3")))
     assert set(found) == {"members"}
@@ -415,6 +419,21 @@ def test_another_swarm_on_the_link_is_named() -> None:
         "other swarms", mesh=replace(other, interfaces=[replace(other.interfaces[0], heard=2)])
     )
     assert beside.verdict == "ok"
+
+
+def test_a_seed_of_another_swarm_is_named_as_such() -> None:
+    other = SeedFacts("h1", None, "no member has answered there", swarm="attic")
+    found = complaints(mesh=mesh(seeds=[other]), peers=())
+    assert "answer at seeds of this one: h1: attic" in found["other swarms"].finding
+    assert "name members of lab in mesh.seeds" in found["other swarms"].advice
+    assert set(found) == {"other swarms"}
+    found = complaints(mesh=mesh(seeds=[other, SeedFacts("h2", None, "no member")]))
+    assert found["seeds"].finding == "h2: no member"
+
+
+def test_a_member_may_say_that_it_is_anywhere() -> None:
+    odd = (peer("n2", hosts=("no address", "")), peer("n3", hosts=("10.9.9.9",)))
+    assert complaints(mesh=eth0(heard=0, hearing=Hearing(True)), peers=odd) == {}
 
 
 def test_names_that_mean_each_host_itself_are_named() -> None:

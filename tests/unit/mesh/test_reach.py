@@ -15,7 +15,7 @@ from small_swarm import KEYS, FixedRoster, chain, configs, meshes, sees, until
 
 from swarmd.base.errors import Busy, MalformedMessage, SwarmError, Unreachable
 from swarmd.base.ids import NodeId
-from swarmd.mesh.addresses import AddressBook
+from swarmd.mesh.addresses import Address, AddressBook
 from swarmd.mesh.reach import service
 from swarmd.mesh.reach.knocking import TcpDoor
 from swarmd.mesh.reach.messages import (
@@ -72,6 +72,9 @@ class AirDoor:
         if outcome in ("silent", "stalled"):
             await trio.sleep(timeout_s)
         return outcome
+
+    async def foreign_swarm(self, address: Address, timeout_s: float) -> str:
+        raise AssertionError("nobody asks for it here")
 
 
 @dataclass
@@ -203,6 +206,24 @@ async def test_one_question_a_second_is_answered(autojump_clock: trio.abc.Clock)
                 await net.links[C].request(REACH, B, Question(NONCE, A, B), timeout_s=5)
         assert len(net.air.nodes[B].sent) == 2
         await ask(REACH, B, Question(NONCE, A, B), timeout_s=5)
+
+
+async def test_who_asks_twice_within_a_second_waits(autojump_clock: trio.abc.Clock) -> None:
+    async with three() as net:
+        net.connect(A, B)
+        assert [r.is_whole for r in await net.try_from(A, B)] == [True]
+        assert [r.is_whole for r in await net.try_from(A, B)] == [True]
+
+
+async def test_a_build_of_before_is_blamed_for_nothing(autojump_clock: trio.abc.Clock) -> None:
+    air, network = Air(blocks=lambda source, target, size: True), MemoryNetwork()
+    links = {one: network.link(one) for one in (A, B)}
+    network.connect(links[A], B)
+    AirDatagrams(air, B)
+    roster = FixedRoster(*KEYS[:3])
+    async with open_reach(links[A], AirDatagrams(air, A), roster, AirDoor(air, A)) as asks:
+        found = await asks.examine([B])
+    assert found[B].unasked
 
 
 async def test_no_echo_is_larger_than_its_probe_and_floods_bring_few(

@@ -20,8 +20,8 @@ from swarmd.cli.common import (
     wants_json,
     warn,
 )
-from swarmd.cli.tables import ago, colour, facts, table, time_left
-from swarmd.gateway.shapes import Check, Done, MemberInfo, Status
+from swarmd.cli.tables import ago, colour, facts
+from swarmd.gateway.shapes import Check, Done, Status
 
 if TYPE_CHECKING:
     from swarmd.client import Client
@@ -31,33 +31,28 @@ _STOP_TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.05
 
 
-@click.command(cls=SwarmCommand, examples=["swarmctl members", "swarmctl members --json"])
-def members() -> None:
-    """List the members of the swarm, as this node sees them."""
+@click.command(
+    cls=SwarmCommand,
+    examples=["swarmctl members", "swarmctl members --watch", "swarmctl members --json"],
+)
+@click.option("--watch", is_flag=True, help="Go on showing them as they change, until Ctrl-C.")
+def members(watch: bool) -> None:
+    """List the members of the swarm, as this node sees them.
+
+    With --watch a terminal shows the list of now; elsewhere each change is a line, or with --json
+    a document.
+    """
+    from swarmd.cli.member_views import members_table, watch_members
+
     with open_client() as client:
+        if watch:
+            watch_members(client)
+            return
         found = client.members()
     if wants_json():
         print_json(found)
-        return
-    rows = [
-        [
-            one.name,
-            ", ".join(one.addresses[:1]) or "-",
-            one.state,
-            _roles(one),
-            one.version or "-",
-            "-" if one.credential_left_s is None else time_left(one.credential_left_s * 1000),
-        ]
-        for one in found
-    ]
-    click.echo(table(["NAME", "ADDRESS", "STATE", "ROLES", "VERSION", "EXPIRES"], rows))
-
-
-def _roles(member: MemberInfo) -> str:
-    roles = [role for role in member.roles if role != "voter"]
-    if member.coordinator:
-        return ",".join(["coordinator", *roles])
-    return ",".join(["voter", *roles] if member.voter else roles) or "-"
+    else:
+        click.echo(members_table(found))
 
 
 @click.command(cls=SwarmCommand, examples=["swarmctl status", "swarmctl --node host2 status"])
@@ -107,7 +102,7 @@ def _fingerprint_of(digits: str) -> str:
 
 @click.command(cls=SwarmCommand, examples=["swarmctl doctor", "swarmctl --node host2 doctor"])
 def doctor() -> int:
-    """Check daemon, data folder, port, clock, discovery, quorum and firewall.
+    """Check daemon, data folder, port, clock, discovery, what gets through, and quorum.
 
     Works without a daemon too: then it checks what can be seen from outside. Exit code 1 if
     any check fails.

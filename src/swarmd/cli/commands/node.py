@@ -30,6 +30,7 @@ _ROLES = ("voter", "worker", "observer")
         "swarmctl node list",
         "swarmctl node roles n3 worker",
         "swarmctl node evict n3",
+        "swarmctl node topology",
         "swarmctl node pending",
         "swarmctl node approve 1a2b3c4d5e",
     ],
@@ -76,6 +77,22 @@ def list_() -> None:
         for one in found
     ]
     click.echo(table(["ID", "NAME", "MAY BE", "EXPIRES"], rows, whole=1))
+
+
+@node.command(
+    examples=["swarmctl node topology", "swarmctl node topology --dot | dot -Tsvg > swarm.svg"]
+)
+@click.option("--dot", is_flag=True, help="Print a graph for Graphviz.")
+def topology(dot: bool) -> None:
+    """Show who keeps streams to whom, as each living node says."""
+    from swarmd.cli.member_views import topology_dot, topology_tree
+
+    with open_client() as client:
+        found = client.topology()
+    if wants_json():
+        print_json(found)
+    else:
+        click.echo(topology_dot(found) if dot else topology_tree(found))
 
 
 @node.command(examples=["swarmctl node roles n3 worker", "swarmctl node roles n3 voter worker"])

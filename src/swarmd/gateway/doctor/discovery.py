@@ -161,21 +161,34 @@ def _refused(one: InterfaceFacts) -> str:
 def _near(one: InterfaceFacts, peers: Sequence[PeerFacts]) -> list[PeerFacts]:
     """Living members at an address of a network that the interface is in."""
     networks = [ipaddress.ip_network(network) for network in one.networks]
-    return [
-        peer
-        for peer in peers
-        if peer.state == "alive"
-        and any(
-            ipaddress.ip_address(host) in network for host in peer.hosts for network in networks
-        )
-    ]
+
+    def holds(host: str) -> bool:
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:  # Members say of themselves what they like.
+            return False
+        return any(address in network for network in networks)
+
+    return [peer for peer in peers if peer.state == "alive" and any(map(holds, peer.hosts))]
 
 
 def _other_swarms(facts: NodeFacts, mesh: MeshFacts) -> list[Check]:
+    name = "other swarms"
+    foreign = [f"{one.seed}: {one.swarm}" for one in mesh.seeds if one.swarm]
+    if foreign:
+        return [
+            warn(
+                name,
+                f"nodes of another swarm answer at seeds of this one: {listed(foreign)}",
+                f"name members of {facts.swarm} in mesh.seeds; if the two should be one swarm, one "
+                "of them was made with --init by mistake: join there with a token and an empty "
+                "data folder",
+            )
+        ]
     others = [other for one in mesh.interfaces for other in one.others]
     if not others:
         return []
-    name, finding = "other swarms", f"nodes of another swarm are announced: {listed(others)}"
+    finding = f"nodes of another swarm are announced: {listed(others)}"
     if not facts.is_alone:
         return [ok(name, f"{finding}; they are left alone")]
     return [
@@ -197,9 +210,11 @@ def _seeds(facts: NodeFacts, mesh: MeshFacts) -> list[Check]:
         return []
     # Names that mean this host are told of above.
     known = {one.name for one in mesh.loopback_names}
-    found = [one for one in mesh.seeds if one.seed not in known and not one.own]
+    found = [one for one in mesh.seeds if one.seed not in known and not one.own and not one.swarm]
     wrong = [one for one in found if one.problem]
     if not found:
+        if any(one.swarm for one in mesh.seeds):
+            return []  # Told of above.
         return [ok("seeds", f"none but this node itself ({listed([x.seed for x in mesh.seeds])})")]
     if not wrong:
         return [ok("seeds", f"answered: {', '.join(one.seed for one in found)}")]

@@ -68,7 +68,7 @@ def peer_checks(facts: NodeFacts) -> list[Check]:
 def hindrance(peer: PeerFacts) -> Hindrance | None:
     """The one cause that explains what was found of a member; None if all is well."""
     reach = peer.reach
-    if reach is None or reach.is_whole:
+    if reach is None or reach.is_whole or reach.unasked:
         return None
     if reach.small and not reach.full:
         where = "this host itself sends no larger ones" if reach.too_large else ""

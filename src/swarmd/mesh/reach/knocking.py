@@ -7,22 +7,34 @@ it is one more connection that proved nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 import trio
 
-from swarmd.base.errors import Untrusted
+from swarmd.base.errors import SwarmError, Untrusted
 from swarmd.base.ids import NodeId, node_id_of
+from swarmd.identity.fingerprints import door_of
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.tls import MESH_ALPN, ContextCache, discard, peer_public_key
-from swarmd.mesh.addresses import AddressBook
+from swarmd.mesh import join_frames
+from swarmd.mesh.addresses import Address, AddressBook
 from swarmd.mesh.reach.messages import Outcome
 from swarmd.mesh.transports.dial import dial_tcp
 from swarmd.mesh.transports.roster import Roster
+from swarmd.mesh.visitor import Visitor, calling
+
+_NAME_CHARS_MAX: Final = 64
 
 
 class Door(Protocol):
     async def knock(self, peer: NodeId, timeout_s: float) -> Outcome: ...
+    async def foreign_swarm(self, address: Address, timeout_s: float) -> str: ...
+
+
+class _Stranger(Visitor):
+    async def ask(self) -> join_frames.Door:
+        """What is told to whoever knocks where strangers are heard."""
+        return await self._knock()
 
 
 class TcpDoor:
@@ -35,6 +47,7 @@ class TcpDoor:
     def __init__(
         self, key: SigningKey, roster: Roster, addresses: AddressBook, sources: Sequence[str]
     ) -> None:
+        self._key, self._roster = key, roster
         self._contexts = ContextCache(key, roster)
         self._addresses, self._sources = addresses, sources
 
@@ -54,6 +67,23 @@ class TcpDoor:
             outcome = "stalled"
             return await self._greet(tcp, peer)
         return outcome
+
+    async def foreign_swarm(self, address: Address, timeout_s: float) -> str:
+        """The name of the other swarm whose node answers at an address; empty if none does.
+
+        It is what a stranger says of itself, shortened to what can be shown.
+        """
+        told = ""
+        with trio.move_on_after(timeout_s):
+            try:
+                async with calling(address) as stream:
+                    door = await _Stranger(stream, self._key).ask()
+            except SwarmError:
+                return ""
+            if door.door != door_of(self._roster.swarm_id):
+                shown = "".join(c if c.isprintable() else "?" for c in door.swarm)
+                told = shown[:_NAME_CHARS_MAX] or "without a name"
+        return told
 
     async def _greet(self, tcp: trio.SocketStream, peer: NodeId) -> Outcome:
         stream = trio.SSLStream(tcp, self._contexts.client((MESH_ALPN,)))

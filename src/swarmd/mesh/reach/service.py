@@ -21,9 +21,10 @@ from typing import Final, Protocol, TypeVar
 
 import trio
 
-from swarmd.base.errors import Busy, MalformedMessage, SwarmError, Unreachable
+from swarmd.base.errors import Busy, MalformedMessage, SwarmError, Unavailable, Unreachable
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import MEMBERS_MAX
+from swarmd.mesh.addresses import Address
 from swarmd.mesh.link import Inbound, Link
 from swarmd.mesh.reach.knocking import Door
 from swarmd.mesh.reach.messages import (
@@ -51,6 +52,7 @@ _POLL_S: Final = 0.02
 _RELAYS_MAX: Final = 2
 # The target answers within a trial, and the question and its answer are on their way meanwhile.
 _ANSWER_TIMEOUT_S: Final = 2 * TRIAL_S
+_ASK_S: Final = 2 * _ANSWER_TIMEOUT_S
 _QUESTIONS_MAX: Final = 16
 _QUESTION_EVERY_S: Final = 1.0
 _SEEN_MAX: Final = 256
@@ -90,6 +92,8 @@ class Reach:
     heard_s: float = float("inf")
     answer: Answer | None = None
     relayed: bool = False
+    unasked: bool = False
+    """It is of a build that knows no such questions, nor probes: nothing follows from silence."""
 
     @property
     def is_whole(self) -> bool:
@@ -130,7 +134,10 @@ class ReachService:
     # ---- asking -----------------------------------------------------------------------
 
     async def examine(self, peers: Sequence[NodeId]) -> Mapping[NodeId, Reach]:
-        """Try to reach members, PEERS_MAX of them at most; takes two trials at most.
+        """Try to reach members, PEERS_MAX of them at most.
+
+        It is over at once where all gets through, after a trial where somebody is away, and after
+        `_ASK_S` where members that should answer do not.
 
         One examination runs at a time: another one waits for it.
         """
@@ -139,6 +146,10 @@ class ReachService:
             for peer, reach in found.items():
                 nursery.start_soon(self._try, peer, reach)
         return found
+
+    async def foreign_swarm(self, address: Address) -> str:
+        """The name of the other swarm whose node answers at an address; empty if none does."""
+        return await self._door.foreign_swarm(address, TRIAL_S)
 
     async def _try(self, peer: NodeId, reach: Reach) -> None:
         nonce = os.urandom(NONCE_BYTES)
@@ -171,16 +182,30 @@ class ReachService:
 
     async def _ask(self, peer: NodeId, nonce: bytes, reach: Reach) -> None:
         """Ask it, over the stream there is, or else through members that have one to it."""
+        with trio.move_on_after(_ASK_S):
+            await self._ask_each_way(peer, nonce, reach)
+
+    async def _ask_each_way(self, peer: NodeId, nonce: bytes, reach: Reach) -> None:
         question = Question(nonce, self._link.node_id, peer)
         connected = self._link.connected()
-        ways = [peer] if peer in connected else []
+        ways = [peer] * 2 if peer in connected else []
         ways += [one for one in connected if one != peer][:_RELAYS_MAX]
+        failed: set[NodeId] = set()
         for way in ways:
+            if way in failed:
+                continue
             try:
                 reach.answer = await self._link.request(
                     REACH, way, question, timeout_s=_ANSWER_TIMEOUT_S
                 )
-            except SwarmError:
+            except Busy:  # It has just answered another question of ours.
+                await trio.sleep(_QUESTION_EVERY_S)
+                continue
+            except SwarmError as error:
+                if way == peer and type(error) is Unavailable:
+                    reach.unasked = True
+                    return
+                failed.add(way)
                 continue
             reach.relayed = way != peer
             return

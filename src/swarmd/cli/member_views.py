@@ -1,0 +1,158 @@
+"""Members as people look at them: a table, changes as they come, who keeps streams to whom."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+import click
+import msgspec
+
+from swarmd.cli.common import Failed, print_json, wants_json
+from swarmd.cli.tables import colour, printable, table, time_left
+from swarmd.gateway.mesh_shapes import MembersNews, Topology, TopologyNode
+from swarmd.gateway.shapes import MemberInfo
+
+if TYPE_CHECKING:
+    from swarmd.client import Client
+
+_HEADS: Final = ["NAME", "ADDRESS", "STATE", "ROLES", "VERSION", "EXPIRES"]
+# Moves to the first line and clears what is below (ECMA-48).
+_CLEAR: Final = "\x1b[H\x1b[J"
+_SHORT_ID_CHARS: Final = 8
+
+
+def members_table(found: list[MemberInfo]) -> str:
+    rows = [
+        [
+            one.name,
+            ", ".join(one.addresses[:1]) or "-",
+            one.state,
+            _roles(one),
+            one.version or "-",
+            "-" if one.credential_left_s is None else time_left(one.credential_left_s * 1000),
+        ]
+        for one in found
+    ]
+    return table(_HEADS, rows)
+
+
+def _roles(member: MemberInfo) -> str:
+    roles = [role for role in member.roles if role != "voter"]
+    if member.coordinator:
+        return ",".join(["coordinator", *roles])
+    return ",".join(["voter", *roles] if member.voter else roles) or "-"
+
+
+# ---- as they change -------------------------------------------------------------------------
+
+
+def watch_members(client: Client) -> None:
+    """Show changes until Ctrl-C. Raises Failed: the daemon ended."""
+    known: dict[str, MemberInfo] = {}
+    for news in client.members_watch():
+        if wants_json():
+            print_json(news)
+        elif sys.stdout.isatty():
+            _take(known, news)
+            found = sorted(known.values(), key=lambda one: (one.name, one.node_id))
+            click.echo(_CLEAR + members_table(found))
+            click.echo(f"\n{time.strftime('%H:%M:%S')}, Ctrl-C ends")
+        else:
+            for line in change_lines(known, news):
+                click.echo(f"{time.strftime('%H:%M:%S')}  {line}")
+            _take(known, news)
+        sys.stdout.flush()
+    raise Failed("the daemon ended: watch another one")
+
+
+def _take(known: dict[str, MemberInfo], news: MembersNews) -> None:
+    for node_id in news.gone:
+        known.pop(node_id, None)
+    for one in news.members:
+        known[one.node_id] = one
+
+
+def change_lines(known: Mapping[str, MemberInfo], news: MembersNews) -> list[str]:
+    """What changed, a line for each member."""
+    lines = [f"{_name(known, node_id)}  forgotten" for node_id in news.gone]
+    for one in news.members:
+        before = known.get(one.node_id)
+        lines.append(f"{printable(one.name)}  {'; '.join(_changes(before, one))}")
+    return lines
+
+
+def _changes(before: MemberInfo | None, now: MemberInfo) -> list[str]:
+    if before is None:
+        where = ", ".join(now.addresses) or "no address"
+        return [f"{now.state} at {where}, {_roles(now)}, {now.version or 'unknown version'}"]
+    found = [] if before.state == now.state else [f"{before.state} -> {now.state}"]
+    if before.name != now.name:
+        found.append(f"was called {printable(before.name)}")
+    if before.addresses != now.addresses:
+        found.append(f"at {', '.join(now.addresses) or 'no address'}")
+    if _roles(before) != _roles(now):
+        found.append(f"{_roles(before)} -> {_roles(now)}")
+    if before.version != now.version:
+        found.append(f"version {now.version}")
+    return found or [f"incarnation {now.incarnation}"]
+
+
+def _name(known: Mapping[str, MemberInfo], node_id: str) -> str:
+    one = known.get(node_id)
+    return node_id[:_SHORT_ID_CHARS] if one is None else printable(one.name)
+
+
+# ---- who keeps streams to whom --------------------------------------------------------------
+
+
+def topology_tree(found: Topology) -> str:
+    """Each node, and below it the nodes that it has a stream with."""
+    names = {one.node_id: printable(one.node) for one in found.nodes}
+    told = {one.node_id: set(one.peers) for one in found.nodes if not one.problem}
+    lines = []
+    for one in sorted(found.nodes, key=lambda one: (one.node, one.node_id)):
+        lines.append(_head(one))
+        peers = sorted(one.peers, key=lambda peer: names.get(peer, peer))
+        below = [(peer, _one_sided(told, one.node_id, peer)) for peer in peers]
+        rows = [f"{names.get(peer, peer[:_SHORT_ID_CHARS])}{mark}" for peer, mark in below]
+        if one.problem:
+            rows = [f"unknown: {printable(one.problem)}"]
+        elif not rows:
+            rows = ["no streams"]
+        lines += [f"├── {row}" for row in rows[:-1]]
+        lines.append(f"└── {rows[-1]}")
+    return "\n".join(lines)
+
+
+def _head(one: TopologyNode) -> str:
+    more = ", coordinator" if one.coordinator else ""
+    return f"{printable(one.node)}  {colour(one.state)}{more}"
+
+
+def _one_sided(told: Mapping[str, set[str]], node_id: str, peer: str) -> str:
+    """What to add where only one side says that there is a stream."""
+    return "  (only this side says so)" if peer in told and node_id not in told[peer] else ""
+
+
+def topology_dot(found: Topology) -> str:
+    """A graph in the language of Graphviz; a stream that one side alone tells of is dashed."""
+    told = {one.node_id: set(one.peers) for one in found.nodes if not one.problem}
+    known = {one.node_id for one in found.nodes}
+    lines = [f"graph {_quoted(found.swarm)} {{", "  node [shape=box];"]
+    for one in sorted(found.nodes, key=lambda one: (one.node, one.node_id)):
+        what = f"{one.state}, coordinator" if one.coordinator else one.state
+        label = f"label={_quoted(one.node + chr(10) + what)}"
+        style = "" if one.state == "alive" else ", style=dashed"
+        lines.append(f"  {_quoted(one.node_id)} [{label}{style}];")
+    edges = {(min(a, b), max(a, b)) for a, peers in told.items() for b in peers if b in known}
+    for a, b in sorted(edges):
+        both = all(x not in told or y in told[x] for x, y in ((a, b), (b, a)))
+        lines.append(f"  {_quoted(a)} -- {_quoted(b)}{'' if both else ' [style=dashed]'};")
+    return "\n".join([*lines, "}"])
+
+
+def _quoted(text: str) -> str:
+    return msgspec.json.encode(text).decode()

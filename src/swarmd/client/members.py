@@ -1,0 +1,25 @@
+"""What can be asked about the members of the swarm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from swarmd.client.requests import Requests
+from swarmd.gateway.mesh_shapes import MembersNews, Topology
+from swarmd.gateway.shapes import MemberInfo
+
+
+class MemberCalls(Requests):
+    """The members as they are, as they change, and who keeps streams to whom."""
+
+    def members(self) -> list[MemberInfo]:
+        """Every member as the node sees it."""
+        return self._get("/members", list[MemberInfo])
+
+    def members_watch(self) -> Iterator[MembersNews]:
+        """All members, and then those that change, until the daemon ends."""
+        return self._stream("GET", "/members/watch", None, MembersNews)
+
+    def topology(self) -> Topology:
+        """Who keeps streams to whom, as each living member says."""
+        return self._get("/topology", Topology)
