@@ -43,7 +43,7 @@ from swarmd.state.recipes.service import Recipes
 
 _READ_BYTES: Final = 64 * 1024
 _UMASK: Final = 0o077
-# A flood of lines or progress is read at 5,000 a second: the agent waits, not the daemon.
+# A flood of frames or lines is read at 5,000 a second: the agent waits, not the daemon.
 _FLOOD_FRAMES: Final = 50
 _SECONDS_PER_FRAME: Final = 0.0002
 # Between the end of the channel and the end of the process, when both are on their way.
@@ -363,7 +363,7 @@ class PythonInstance:
 
     async def _answer(self, run: int, on_progress: Progress | None) -> tuple[int, Any]:
         """The frame that ends `run`; lines and progress are passed on meanwhile."""
-        frames = 0
+        frames, since = 0, trio.current_time()
         while True:
             kind, fields = await self._receive()
             if kind == protocol.LOG:
@@ -386,7 +386,8 @@ class PythonInstance:
                 raise ProtocolError(f"a frame of kind {kind} in run {run}")
             frames += 1
             if frames % _FLOOD_FRAMES == 0:
-                await trio.sleep(_FLOOD_FRAMES * _SECONDS_PER_FRAME)
+                await trio.sleep_until(since + _FLOOD_FRAMES * _SECONDS_PER_FRAME)
+                since = trio.current_time()
 
     def _holding(self) -> Holdings:
         """What the present attempt asks for and holds."""

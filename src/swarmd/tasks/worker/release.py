@@ -8,6 +8,7 @@ node dies between the record and the messages they are gone, and the record stan
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -24,6 +25,7 @@ from swarmd.tasks.spec import State, decode_task, task_key
 _log = get_logger("tasks")
 _LOOK_TRIES: Final = 30
 _LOOK_PAUSE_S: Final = 1.0
+_EARLY_MAX: Final = 4_096
 
 
 class Records(Protocol):
@@ -36,21 +38,33 @@ class Release:
     def __init__(self, records: Records, bus: Bus | None) -> None:
         self._records, self._bus = records, bus
         self._held: dict[int, tuple[str, tuple[BusMessage, ...]]] = {}
+        # Settled before there was anything to hold: an attempt may end a moment too late.
+        self._early: OrderedDict[int, None] = OrderedDict()
         self._leaving = 0
         self._idle = trio.Event()
 
-    def hold(self, task_id: str, fence: int, messages: tuple[BusMessage, ...]) -> None:
+    def hold(
+        self, task_id: str, fence: int, messages: tuple[BusMessage, ...], nursery: trio.Nursery
+    ) -> None:
         """Keep what an attempt published until it is `settled`."""
         if messages:
             self._held[fence] = task_id, messages
+            if fence in self._early:
+                self._start(fence, nursery)
 
     def settled(self, fences: Sequence[int], nursery: trio.Nursery) -> None:
         """The coordinator is done with these attempts."""
         for fence in fences:
-            held = self._held.pop(fence, None)
-            if held is not None:
-                self._leaving += 1
-                nursery.start_soon(self._release, fence, *held)
+            if fence in self._held:
+                self._start(fence, nursery)
+            else:
+                self._early[fence] = None
+        while len(self._early) > _EARLY_MAX:
+            self._early.popitem(last=False)
+
+    def _start(self, fence: int, nursery: trio.Nursery) -> None:
+        self._leaving += 1
+        nursery.start_soon(self._release, fence, *self._held.pop(fence))
 
     async def finished(self) -> None:
         """Wait until what may leave has left."""

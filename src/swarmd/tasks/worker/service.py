@@ -157,7 +157,8 @@ class WorkerShell:
             _log.warning("an attempt is handed back", agent=run.name, why=outcome.message)
             return None
         result = await self._report(item, outcome)
-        self._release.hold(item.task_id, item.fence, outcome.messages)
+        assert self._nursery is not None
+        self._release.hold(item.task_id, item.fence, outcome.messages, self._nursery)
         return result
 
     async def _payload(self, item: AssignItem) -> bytes:
