@@ -11,15 +11,21 @@ from pathlib import Path
 import pytest
 from localswarm import Daemon, LocalSwarm, wait_until
 
+from swarmd.mesh.swim.watching import WATCHED
+
 pytestmark = pytest.mark.long
 
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT[\d:.]+Z)")
 _COUNT = 10
+_IDLE_CLOSE_S = 2.0
+_ESTABLISHED = "01"
 
 
 @pytest.fixture
 def ten(folder: Path) -> Iterator[LocalSwarm]:
-    with LocalSwarm(folder, _COUNT) as swarm:
+    """What has nothing to say is closed after two seconds, unless it is kept."""
+    settings = {"mesh": {"idle_close_s": _IDLE_CLOSE_S}}
+    with LocalSwarm(folder, _COUNT, settings=settings) as swarm:
         swarm.form(timeout_s=120)
         yield swarm
 
@@ -46,9 +52,40 @@ def suspicions(swarm: LocalSwarm, since: float) -> list[str]:
     ]
 
 
+def connected_to(daemon: Daemon, swarm: LocalSwarm) -> set[str]:
+    """The other daemons that this one has a connection with."""
+    names = {packed(other.address): other.name for other in swarm.daemons}
+    found: set[str] = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        words = line.split()
+        ends = [word.split(":")[0] for word in words[1:3]]
+        ports = {int(word.split(":")[1], 16) for word in words[1:3]}
+        if words[3] == _ESTABLISHED and daemon.port in ports and packed(daemon.address) in ends:
+            found |= {names[end] for end in ends if end in names}
+    return found - {daemon.name}
+
+
+def packed(address: str) -> str:
+    """An IPv4 address as the kernel lists it."""
+    return "".join(f"{int(part):02X}" for part in reversed(address.split(".")))
+
+
+def test_idle_connections_are_closed_and_four_are_kept_and_nobody_is_suspected(
+    ten: LocalSwarm,
+) -> None:
+    began_at = time.time()
+    time.sleep(6 * _IDLE_CLOSE_S)
+    connected = [connected_to(daemon, ten) for daemon in ten.daemons]
+    assert min(map(len, connected)) >= WATCHED
+    assert sum(map(len, connected)) < _COUNT * (_COUNT - 1), "nothing was closed"
+    assert suspicions(ten, began_at) == []
+
+
 def test_a_killed_daemon_is_known_dead_to_all_in_a_second(ten: LocalSwarm) -> None:
     """Three times, for the host may be busy just then: twice within the second."""
-    time.sleep(5)  # Each has found whom it watches by now, and goes on having nothing to say.
+    time.sleep(
+        4 * _IDLE_CLOSE_S
+    )  # Each has found whom it watches by now, and goes on having nothing to say.
     took: list[float] = []
     for victim in (ten[7], ten[4], ten[9]):
         killed_at = time.time()

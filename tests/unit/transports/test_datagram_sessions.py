@@ -270,6 +270,19 @@ def test_a_member_that_restarted_elsewhere_is_found_again() -> None:
     assert (a.id, b"hello?") in moved.got()
 
 
+def test_seldom_talk_in_which_all_is_answered_needs_no_new_session() -> None:
+    net, a, b, _ = talking()
+    captured = len(net.captured)
+    for _ in range(10):
+        for one, other in ((a, b), (b, a)):
+            one.send(other, b"ask")
+            net.settle()
+            other.send(one, b"answer")
+            net.settle()
+            net.wait(5.0)
+    assert {c[2][:1] for c in net.captured[captured:]} == {b"\x03"}
+
+
 def test_a_member_may_move_with_its_session() -> None:
     net, a, b, _ = talking()
     net.nodes.pop(a.address)

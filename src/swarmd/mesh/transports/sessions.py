@@ -137,6 +137,7 @@ class _Session:
     hello: bytes = b""  # Digest of the hello that it answers, while pending.
     reply: bytes = b""
     unanswered_since: float | None = None
+    unanswered: int = 0
     counter: int = 0
     window: ReplayWindow = field(default_factory=ReplayWindow)
 
@@ -204,9 +205,11 @@ class Sessions:
             return True
         if session.unanswered_since is None:
             session.unanswered_since = now
-        elif now - session.unanswered_since > _QUIET_S:  # It restarted, or is elsewhere.
+        elif session.unanswered > 1 and now - session.unanswered_since > _QUIET_S:
+            # It restarted, or is elsewhere. One packet proves nothing: to answers nobody answers.
             session.unanswered_since = now
             self._greet(peer, state, addresses, now)
+        session.unanswered += 1
         self._seal(session, data)
         return True
 
@@ -463,6 +466,7 @@ class Sessions:
         session.window.mark(counter)
         session.unanswered_since = None
         self._peers[session.peer].heard_at = now
+        session.unanswered = 0
         if moved:
             session.address = address
             self._addresses.learn(session.peer, [address], proven=True)
