@@ -13,7 +13,7 @@ from swarmd.base.errors import BadSignature, MalformedMessage
 from swarmd.base.rng import make_rng
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.signing import sign_envelope, verify_envelope
-from swarmd.mesh.service import RumourSigner
+from swarmd.mesh.rumours import RumourSigner
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.events import PacketIn, SyncIn
 from swarmd.mesh.swim.machine import SwimMachine

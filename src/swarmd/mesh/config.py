@@ -18,14 +18,15 @@ class MeshConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     # name some to keep the swarm off others.
     bind: tuple[str, ...] = ("0.0.0.0", "::")  # nosec B104
     # Addresses told to others, HOST or HOST:PORT. Empty: those of the interfaces listened on,
-    # which is right unless this host is behind a port forwarding.
+    # as they change, which is right unless this host is behind a port forwarding.
     advertise: tuple[str, ...] = ()
     # Members to contact at start, HOST or HOST:PORT. Needed only where multicast does not
     # reach; one living seed is enough.
     seeds: tuple[str, ...] = ()
     # Announce and look for the swarm by multicast DNS. Off, only seeds and known members help.
     mdns: bool = True
-    # Interfaces for multicast DNS, by name. Empty: all that are up, loopback left out.
+    # Interfaces for multicast DNS, by name. Empty: all that are up, loopback left out. They are
+    # followed as they come and go, over IPv4 and IPv6.
     interfaces: tuple[str, ...] = ()
     # Longest wait for a connection to a member, handshakes included. Shorter fails over
     # faster; longer suits slow machines. At most 5.

@@ -26,7 +26,7 @@ from swarmd.base.disk import Disk
 from swarmd.base.errors import ConfigError, Evicted, Outdated, Unavailable, Untrusted
 from swarmd.base.ids import NodeId, short
 from swarmd.base.rng import Rng, derive
-from swarmd.identity.keys import SigningKey, verify
+from swarmd.identity.keys import SigningKey
 from swarmd.mesh.addresses import Address, AddressBook, is_scoped
 from swarmd.mesh.approval.porch import Porch
 from swarmd.mesh.approval.service import Approvals
@@ -41,6 +41,7 @@ from swarmd.mesh.join import Admitter, serve_join, turn_away
 from swarmd.mesh.link import Link
 from swarmd.mesh.reach.knocking import TcpDoor
 from swarmd.mesh.reach.service import ReachService, open_reach
+from swarmd.mesh.rumours import RumourSigner
 from swarmd.mesh.sockets import (
     Bound,
     advertised,
@@ -52,13 +53,11 @@ from swarmd.mesh.sockets import (
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.service import Membership, MemberState, Meta, open_membership
 from swarmd.mesh.transports.carriers import TlsStream, host_of
-from swarmd.mesh.transports.roster import admitted
 from swarmd.mesh.transports.streams import Streams, open_streams
 from swarmd.mesh.transports.udp import Datagrams, open_datagrams
 from swarmd.mesh.trust import Trust
 from swarmd.mesh.trust_spread import serve_trust
 from swarmd.observe.log import get_logger
-from swarmd.wire.envelope import signing_bytes
 from swarmd.wire.version import PROTOCOL_LOWEST, PROTOCOL_VERSION
 
 HINTS_MAX: Final = 256
@@ -69,31 +68,9 @@ _FAST_TRIES: Final = 5
 # Names in `mesh.advertise` may come to mean other addresses while no interface changes.
 _NAMES_EVERY_S: Final = 30.0
 _WATCH_EVERY_S: Final = 1.0
-_RUMOUR_DOMAIN: Final = "rumour"
 _SWIM_HOWS: Final = ("reset", "refused", "idle", "restarting", "leaving")
 
 _log = get_logger("mesh")
-
-
-class RumourSigner:
-    """Signs and checks rumours, by this node's key and the admitted keys."""
-
-    def __init__(self, key: SigningKey, trust: Trust) -> None:
-        self._key, self._trust = key, trust
-
-    def sign_rumour(self, statement: bytes) -> bytes:
-        return self._key.sign(signing_bytes(_RUMOUR_DOMAIN, self._trust.swarm_id, statement))
-
-    def verify_rumour(self, author: NodeId, statement: bytes, signature: bytes) -> bool:
-        admission = admitted(self._trust, author)
-        if admission is None:
-            return False
-        covered = signing_bytes(_RUMOUR_DOMAIN, self._trust.swarm_id, statement)
-        return verify(admission.public, signature, covered)
-
-    def may_be(self, node_id: NodeId) -> tuple[str, ...]:
-        admission = admitted(self._trust, node_id)
-        return () if admission is None else admission.roles
 
 
 class _JoinDesk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -206,7 +207,7 @@ async def test_a_joiner_is_admitted_through_a_mesh_and_becomes_a_member_at_once(
 
 async def test_a_mesh_is_found_by_multicast_on_loopback(tmp_path: Path) -> None:
     """No seeds: nodes that listen on loopback alone announce themselves there."""
-    state, _ = chain(2)
+    state, _ = chain(2, nonce=os.urandom(16))  # Others may try the same on this loopback.
     port = free_port()
     wanted = [
         MeshConfig(port=port, bind=(f"127.0.0.{n}",), interfaces=("lo",), seed_retry_s=0.2)

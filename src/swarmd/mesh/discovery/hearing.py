@@ -5,7 +5,7 @@ firewall as what others send. So a question that does not come back is blocked o
 one that comes back while nobody answers is blocked beyond it, or nobody is there. Other nodes
 answer the question to the group (RFC 6762, section 6), which tells who is heard right now.
 
-Costs nothing until it is asked for, and lasts `LISTEN_S`.
+Costs nothing until it is asked for, and lasts `LISTEN_S`, or less where somebody was heard.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from swarmd.mesh.discovery.interfaces import Interface
 
 PORT: Final = 5353
 LISTEN_S: Final = 1.3
+_LISTEN_LEAST_S: Final = 0.3
+_POLL_S: Final = 0.05
 _GROUP_V4: Final = "224.0.0.251"
 _GROUP_V6: Final = "ff02::fb"
 _IP_MULTICAST_ALL: Final = 49
@@ -115,11 +117,23 @@ async def listen(interfaces: Sequence[Interface]) -> dict[str, Hearing]:
             async with trio.open_nursery() as nursery:
                 for ear in ears:
                     nursery.start_soon(ear.listen)
-                await trio.sleep(LISTEN_S)
+                await trio.sleep(_LISTEN_LEAST_S)
+                while not all(_works(_of(one, ears)) for one in interfaces):  # noqa: ASYNC110
+                    await trio.sleep(_POLL_S)
+                nursery.cancel_scope.cancel()
     finally:
         for ear in ears:
             ear.close()
-    return {one.name: _sum([ear for ear in ears if ear.interface is one]) for one in interfaces}
+    return {one.name: _sum(_of(one, ears)) for one in interfaces}
+
+
+def _of(interface: Interface, ears: Sequence[_Ear]) -> list[_Ear]:
+    return [ear for ear in ears if ear.interface is interface]
+
+
+def _works(ears: Sequence[_Ear]) -> bool:
+    """Is there nothing left to wait for?"""
+    return any(ear.own for ear in ears) and any(ear.hosts for ear in ears)
 
 
 def multicast_sources(interface: Interface) -> list[str]:
