@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from typing import Final
 
+import trio
+
+from swarmd.base.limits import MIB
+
 _COLLECT_OBJECTS: Final = 20_000
 _COLLECT_OLDER: Final = (20, 50)
+# How often it is looked at, and how much must lie idle for it to be worth a millisecond or four.
+GIVE_BACK_S: Final = 30.0
+FREE_BYTES_MIN: Final = 4 * MIB
 
 
 def calm_collector() -> None:
@@ -19,3 +27,38 @@ def calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_COLLECT_OBJECTS, *_COLLECT_OLDER)
+
+
+class _MallInfo(ctypes.Structure):
+    """What glibc's `mallinfo2` returns; see mallinfo(3)."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks",
+                     "uordblks", "fordblks", "keepcost")
+    )  # fmt: skip
+
+
+def give_back(free_bytes_min: int = FREE_BYTES_MIN) -> bool:
+    """Have the C library return free pages to the system, if at least so much lies idle in it.
+
+    By itself it returns only what is free at the end of its heap; what lies between live blocks
+    stays with the process for good. False: it was not worth it, or this is no glibc.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2") or not hasattr(libc, "malloc_trim"):
+        return False
+    libc.mallinfo2.restype = _MallInfo
+    if libc.mallinfo2().fordblks < free_bytes_min:
+        return False
+    return bool(libc.malloc_trim(0))
+
+
+async def keep_giving_back() -> None:
+    """Do so now and then, in a thread; never ends.
+
+    A start leaves some 8 MB behind of the log that it read and applied, a busy hour a few.
+    """
+    while True:
+        await trio.sleep(GIVE_BACK_S)
+        await trio.to_thread.run_sync(give_back)

@@ -29,6 +29,7 @@ from swarmd.agents.service import open_agents
 from swarmd.agents.supervisor import open_supervisor
 from swarmd.app.control import WAYS_IN, NodeControl
 from swarmd.app.folder import DataFolder, claim, load_data_key
+from swarmd.app.memory import keep_giving_back
 from swarmd.app.renewal import Renewal
 from swarmd.app.start import Beginning, begin, check_mode
 from swarmd.app.watch import watch_events
@@ -133,6 +134,7 @@ async def _main(config: Config, folder: DataFolder, accounts: Accounts, start: S
     trio.lowlevel.add_instrument(LoopWatch())
     async with trio.open_nursery() as nursery:
         await nursery.start(_watch_signals, control)
+        nursery.start_soon(keep_giving_back)
         async with open_gateway(config.gateway, services) as gateway:
             beginning = await _settle(config, folder, start, control)
             if beginning is None and control.is_stopping:
