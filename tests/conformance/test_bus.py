@@ -23,7 +23,6 @@ from swarmd.base.errors import (
 )
 from swarmd.base.limits import BUS_DATA_BYTES_MAX
 from swarmd.mesh.bus.service import WINDOW, Bus, Subscription
-from swarmd.mesh.swim.messages import MemberState
 
 
 @pytest.fixture(params=sorted(HARNESSES))
@@ -202,8 +201,7 @@ async def test_what_a_dead_node_has_not_acknowledged_is_unknown(
         assert await a.publish("t", b"1") == 2
         call = Call(nursery, a, "t", b"2")
         await trio.sleep(0.1)
-        buses.nodes.kill(1)
-        buses.membership.tell(buses.id_of(1), MemberState.DEAD)
+        buses.kill(1)
         error = await call.outcome()
         assert isinstance(error, DeliveryUnknown)
         assert error.message.startswith("n2 did not acknowledge what was published to t")
@@ -256,6 +254,8 @@ async def test_who_waits_when_the_bus_closes_is_told(nursery: trio.Nursery) -> N
             call = Call(nursery, a, "t", b"2")
             await trio.sleep(0.05)
         assert isinstance(await call.outcome(), ShuttingDown)
+        with pytest.raises(ShuttingDown):
+            await a.publish("t", b"3")
 
 
 async def test_one_publisher_has_so_many_messages_on_their_way_and_no_more() -> None:

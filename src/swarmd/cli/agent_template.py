@@ -24,6 +24,11 @@ retries = 3
 # [env]
 # API_URL = "https://example.org"
 # API_KEY = "secret:api-key"
+
+# Topics of the bus that it may publish and subscribe to, by context.bus.
+# [bus]
+# publish = ["words/*"]
+# subscribe = ["texts/*"]
 """
 
 _CODE: Final = '''\

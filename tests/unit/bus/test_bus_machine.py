@@ -350,6 +350,18 @@ def test_one_node_cannot_make_another_grow() -> None:
     assert len(lane.results) + len(lane.queue) <= BUS_LANE_MESSAGES_MAX
 
 
+def test_a_node_that_never_knows_its_results_has_so_many_kept() -> None:
+    bench = listening(inbox_max=1_000_000)
+    for lane in range(80):
+        for number in range(1, 1_001):
+            bench.hear(number, lane=lane, data=b"1")
+    source = bench.machine._inflow._sources[B]
+    kept = sum(len(lane.results) for lane in source.lanes.values())
+    assert kept == source.results_kept == 65_536
+    assert not source.lanes[0].results, "the oldest go"
+    assert len(source.lanes[79].results) == 1_000
+
+
 def test_an_ended_session_is_not_heard() -> None:
     bench = listening()
     bench.hear(1, 2, session=2)

@@ -110,6 +110,6 @@ def _print(message: BusMessage) -> None:
 
 
 def _parse(text: str) -> Any:
-    from swarmd.cli.commands.run import parse_value
+    from swarmd.cli.commands.run import json_value
 
-    return parse_value(text)
+    return json_value(text)

@@ -87,7 +87,7 @@ def _inputs(files: tuple[Path, ...], values: tuple[str, ...]) -> list[tuple[str,
     if bool(files) == bool(values):
         raise click.UsageError("give files, or --input with a JSON value (null for none)")
     if values:
-        return [("", parse_value(text)) for text in values]
+        return [("", json_value(text)) for text in values]
     from swarmd.cli.inputs import read_inputs
 
     for path in files:
@@ -100,7 +100,7 @@ def _inputs(files: tuple[Path, ...], values: tuple[str, ...]) -> list[tuple[str,
     return [(one.name, one.value) for one in found]
 
 
-def parse_value(text: str) -> Any:
+def json_value(text: str) -> Any:
     """The value of --input: JSON, or - for what comes from standard input. Raises BadInput."""
     raw = sys.stdin.read() if text == "-" else text
     try:

@@ -8,7 +8,7 @@ Rules:
   room the lane waits, and with it whatever the same sender publishes next: nobody else does. After
   the sender's patience, counted from when the post came, it is settled without that inbox.
 - A subscriber that ends is waited for no more.
-- A result is kept until the sender has said that it knows it.
+- A result is kept until the sender has said that it knows it; of a node that never does, so many.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from swarmd.mesh.bus.topics import Filters
 
 GUARDS: Final = frozenset({"take_once", "take_in_order", "wait_for_room", "one_session"})
 _MATCHES_MAX: Final = 1_000
+# A sender knows most results at once, and says so with what it publishes next.
+_RESULTS_MAX: Final = 65_536
 
 _LaneKey = tuple[NodeId, int]
 
@@ -84,6 +86,8 @@ class _Source:
     session: int = 0
     lanes: dict[int, _Lane] = field(default_factory=dict)
     held_bytes: int = 0
+    # Of all lanes together.
+    results_kept: int = 0
     results: list[Result] = field(default_factory=list)
     standing: dict[int, None] = field(default_factory=dict)
 
@@ -191,6 +195,7 @@ class Inflow:
         lane = source.lanes.setdefault(post.lane, _Lane())
         while lane.results and (first := next(iter(lane.results))) <= post.done:
             del lane.results[first]
+            source.results_kept -= 1
         if post.number <= lane.got and "take_once" in self._guards:
             result = lane.results.get(post.number)
             if result is not None:
@@ -242,8 +247,16 @@ class Inflow:
             result = Result(number, post.number, waiting.reached, len(left), slow)
             for one in left:
                 self._subscribers[one].blocked.pop((node, number), None)
-            lane.results[post.number] = result
-            source.results.append(result)
+            self._keep(source, lane, result)
+
+    def _keep(self, source: _Source, lane: _Lane, result: Result) -> None:
+        lane.results[result.number] = result
+        source.results.append(result)
+        source.results_kept += 1
+        if source.results_kept > _RESULTS_MAX:
+            oldest = next(one for one in source.lanes.values() if one.results)
+            del oldest.results[next(iter(oldest.results))]
+            source.results_kept -= 1
 
     def _deliver(self, waiting: _Waiting) -> tuple[int, ...]:
         """Put a post into each inbox that has room; the subscribers that still lack it."""

@@ -187,7 +187,7 @@ class Sender:
 
         Raises:
             BadName, TooLarge: nothing was published.
-            Busy: too much waits already; nothing was published.
+            Busy, ShuttingDown: too much waits already, or this node ends; nothing was published.
             NotFound, InboxFull, DeliveryUnknown: see `Receipt.wait`.
 
         Cancelled, the message may get to subscribers all the same.
@@ -206,6 +206,7 @@ class Sender:
         with trio.move_on_after(wait_s + _OUTCOME_S) as scope:
             await self._room.acquire()
             await self._bus._take_room(len(data))
+        self._bus._check_open()
         if scope.cancelled_caught:
             raise Busy(f"{WINDOW} messages of one publisher are on their way: nothing was sent")
         return self._bus._publish(self._lane, self._name, topic, data, wait_s, self._room)
@@ -223,6 +224,7 @@ class Sender:
                 f"a message has {len(data)} bytes, and at most {BUS_DATA_BYTES_MAX} fit: put them "
                 "into a blob or a key, and publish where they are"
             )
+        self._bus._check_open()
         if not self._bus._has_room(len(data)):
             raise trio.WouldBlock
         self._room.acquire_nowait()
@@ -317,9 +319,10 @@ class Bus:
         return receipt
 
     def _perform_outcome(self, effect: Outcome) -> None:
-        receipt = self._receipts.pop(effect.token)
-        receipt.reach = effect.reach
-        self._settle(receipt)
+        receipt = self._receipts.pop(effect.token, None)
+        if receipt is not None:  # Else it was told that this node ends.
+            receipt.reach = effect.reach
+            self._settle(receipt)
 
     def _settle(self, receipt: Receipt) -> None:
         receipt.settled.set()
@@ -371,6 +374,7 @@ class Bus:
             BadName: a filter is none.
             Busy: there are too many subscribers, or filters, here.
         """
+        self._check_open()
         asked = tuple(dict.fromkeys(map(check_filter, filters)))
         many = self._machine.filters_count + len(asked) > BUS_FILTERS_MAX
         if many or len(self._subscriptions) >= BUS_SUBSCRIBERS_MAX:
@@ -437,9 +441,12 @@ class Bus:
             except Busy:
                 DROPPED.labels("bus", "busy").inc()  # It is asked for, and sent again.
 
-    async def _watch_members(self) -> None:
+    async def _watch_members(
+        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         with self._membership.subscribe() as changes:
             self._look_around()
+            task_status.started()
             while True:
                 change = await changes.receive()
                 if changes.lagged:
@@ -462,6 +469,10 @@ class Bus:
             self._feed(PeerGone(after.node_id))
         elif change.joined or before is None or _start_of(before) != _start_of(after):
             self._feed(PeerUp(after.node_id))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ShuttingDown("this node is stopping: nothing was sent; ask another one")
 
     def _close(self) -> None:
         """Nobody is left waiting for an outcome."""
@@ -488,12 +499,12 @@ async def open_bus(
     Publishers that still wait when it ends are told `shutting_down`.
     """
     machine = BusMachine(link.node_id, rng.getrandbits(62) + 1)
-    inbox = link.open_inbox(BUS)
-    async with trio.open_nursery() as nursery:
+    async with link.open_inbox(BUS) as inbox, trio.open_nursery() as nursery:
         bus = Bus(machine, link, membership, config, clock, nursery)
         nursery.start_soon(bus._driver.run)
         nursery.start_soon(partial(bus._receive, inbox))
-        nursery.start_soon(bus._watch_members)
+        # Whoever publishes first does so knowing who is there.
+        await nursery.start(bus._watch_members)
         try:
             yield bus
         finally:
