@@ -165,9 +165,9 @@ def test_what_an_attempt_says_leaves_with_its_result_and_not_without(swarm: Loca
 
 def test_an_agent_may_only_what_its_file_permits(swarm: LocalSwarm) -> None:
     client = Client(str(swarm[0].socket))
-    [task] = client.submit([TaskInput(agent="talker", input={"do": "forbidden"}, retries=0)])
+    [task] = client.submit([TaskInput(agent="talker", input={"do": "forbidden"}, retries=2)])
     [ended] = client.results([task.id])
-    assert ended.state == "failed"
+    assert ended.state == "dead"
     assert "does not permit it to publish to other" in str(ended.error)
 
 

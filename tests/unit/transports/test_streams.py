@@ -755,3 +755,17 @@ async def test_a_kept_connection_is_not_closed_for_being_idle() -> None:
         b.streams.keeps = lambda peer: False
         await until(lambda: not a.streams.connected())
         assert (await a.streams.closed.receive()).how == "idle"
+
+
+async def test_a_connection_to_keep_that_fails_is_tried_less_and_less() -> None:
+    async with two() as (a, b):
+        b.scope.cancel()
+        await trio.sleep(0.05)
+        tried = 0
+        for _ in range(150):
+            a.streams.keep(B.key_id)
+            await trio.sleep(0.02)
+            with contextlib.suppress(trio.WouldBlock):
+                while a.streams.closed.receive_nowait().how == "refused":
+                    tried += 1
+        assert 2 <= tried <= 5

@@ -136,18 +136,24 @@ class MemberTable:
         """Add a new record."""
         assert record.node_id not in self._records
         self._records[record.node_id] = record
-        self._enter(record)
+        self._index(record.node_id, record.state)
+        self._mark(record)
 
     def change(self, record: Record, apply: Callable[[Record], None]) -> None:
         """Run `apply` on a record of this table, keeping count and digest right."""
-        self._leave(record)
+        before = record.state
+        self._mark(record)
         apply(record)
-        self._enter(record)
+        self._mark(record)
+        if record.state is not before and {before, record.state} != set(PRESENT):
+            self._take_out(record.node_id, before)
+            self._index(record.node_id, record.state)
 
     def remove(self, record: Record) -> None:
         """Remove a record of this table; a probe of it that is under way finds nobody."""
         del self._records[record.node_id]
-        self._leave(record)
+        self._take_out(record.node_id, record.state)
+        self._mark(record)
 
     def forget_surplus(self, state: MemberState) -> Record | None:
         """Remove the member longest in `state` (dead or left) if there are too many of them."""
@@ -219,20 +225,20 @@ class MemberTable:
 
     # ---- keeping the indexes --------------------------------------------------------------
 
-    def _enter(self, record: Record) -> None:
-        if record.state in PRESENT:
-            insort(self._present, record.node_id)
-            self._mark(record)
+    def _index(self, node_id: NodeId, state: MemberState) -> None:
+        if state in PRESENT:
+            insort(self._present, node_id)
         else:
-            self._gone[record.state][record.node_id] = None
+            self._gone[state][node_id] = None
 
-    def _leave(self, record: Record) -> None:
-        if record.state in PRESENT:
-            del self._present[bisect_left(self._present, record.node_id)]
-            self._mark(record)
+    def _take_out(self, node_id: NodeId, state: MemberState) -> None:
+        if state in PRESENT:
+            del self._present[bisect_left(self._present, node_id)]
         else:
-            del self._gone[record.state][record.node_id]
+            del self._gone[state][node_id]
 
     def _mark(self, record: Record) -> None:
-        mark = digest(record.node_id, record.incarnation.to_bytes(8, "big"))
-        self._view ^= int.from_bytes(mark[:_VIEW_BYTES], "big")
+        """Put a member into the digest if it is present, or take it out again."""
+        if record.state in PRESENT:
+            mark = digest(record.node_id, record.incarnation.to_bytes(8, "big"))
+            self._view ^= int.from_bytes(mark[:_VIEW_BYTES], "big")

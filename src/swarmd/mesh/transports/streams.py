@@ -92,6 +92,8 @@ _TURN_AWAY_S: Final = 2.0
 _RETRY_FIRST_S: Final = 0.05
 _RETRY_MAX_S: Final = 1.0
 _RECONNECT_EVERY_S: Final = 2.0
+# A connection that is only kept is tried again after this, doubled with each failure.
+_KEEP_FIRST_S: Final = 0.1
 _YIELD_WAIT_S: Final = 1.0
 _GOODBYE_S: Final = 1.0
 _CONNECTION_ERRORS: Final = (
@@ -165,10 +167,12 @@ class Streams(MuxLink):
         self._failures.pop(peer, None)
 
     def keep(self, peer: NodeId) -> None:
-        """Open a connection in the background if there is none, unless that failed just now."""
-        if not self._leaving:
+        """Open a connection in the background if there is none; ever less often where it fails."""
+        failures, paused_until = self._failures.get(peer, (0, 0.0))
+        patience_s = _KEEP_FIRST_S * 2**failures if failures else 0.0
+        if not self._leaving and trio.current_time() >= paused_until + patience_s:
             with suppress(Unreachable):
-                self._port_nowait(peer, MESH_ALPN)
+                self._port(peer, MESH_ALPN)
 
     def reconnect(self, peer: NodeId) -> None:
         """Try one connection now; if it is refused, `closed` tells. Every 2 s at most."""
