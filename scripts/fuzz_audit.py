@@ -20,7 +20,7 @@ from swarmd.audit.records import (
     decode_seal,
 )
 from swarmd.audit.resealing import reseal_segment
-from swarmd.audit.store import frame_of, frames_in, name_of, parse_name
+from swarmd.audit.segments import frame_of, frames_in, name_of, parse_name
 from swarmd.audit.verify import CopyCheck
 from swarmd.base.ids import to_text
 from swarmd.cli.audit_log import read_chain
@@ -94,7 +94,7 @@ def audits() -> Iterator[Target]:
         "audit.name",
         text(parse_name),
         [name_of(writer.chain, 7).encode()],
-        covers=("audit.store.parse_name",),
+        covers=("audit.segments.parse_name",),
     )
     chain = f"{to_text(writer.chain.node)}.security.{to_text(writer.chain.life)}"
     yield Target(

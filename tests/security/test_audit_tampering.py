@@ -15,7 +15,7 @@ from localswarm import Daemon, LocalSwarm, wait_until
 
 from swarmd.audit.chain import Sealed
 from swarmd.audit.records import Batch, decode_batch, decode_seal, hashes_of, links_of
-from swarmd.audit.store import frame_of, frames_in
+from swarmd.audit.segments import frame_of, frames_in
 from swarmd.client import Client
 from swarmd.wire.codec import encode_struct
 

@@ -18,7 +18,7 @@ from typing import Final
 
 from swarmd.audit.resealing import reseal_segment
 from swarmd.audit.sealed import ROOM as AUDIT
-from swarmd.audit.store import parse_name
+from swarmd.audit.segments import parse_name
 from swarmd.base.disk import DiskReader
 from swarmd.base.errors import CorruptFile, DataFolderRefused, DiskFault
 from swarmd.base.files import FileReader, remove_tree, sync_folder

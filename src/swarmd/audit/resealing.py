@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from swarmd.audit.sealed import open_any, seal_batch
-from swarmd.audit.store import FILE_HEAD, frame_with, frames_in
+from swarmd.audit.segments import FILE_HEAD, frame_with, frames_in
 from swarmd.base.sealed_file import Sealer
 
 

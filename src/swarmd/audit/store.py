@@ -1,14 +1,8 @@
 """Audit records on disk: a folder of segments, the oldest of which go when there is no room.
 
-A segment is named by its chain and its first record, and holds batches of one life, in order:
-
-    magic, kind, format    4 + 8 + 2 bytes
-    then for each batch:   magic 4, first 8, last 8, length 4, CRC-32 4, and the batch
-
-A batch is durable when `append_file` returned. Each start begins new segments, so nothing is ever
-written behind what a crash may have left. What a crash left torn at the end of a life is cut off
-when the folder is opened; anywhere else a frame that does not fit its checksum is damage, which is
-shown to whoever reads, as it is, and is never cut off or hidden: the seals tell what it was.
+What is in a segment: `segments.py`. A batch is durable when `append_file` returned. Each start
+begins new segments, so nothing is ever written behind what a crash may have left. What a crash left
+torn at the end of a life is cut off when the folder is opened; damage anywhere else stays as it is.
 
 In a sealed data folder what a frame carries is sealed, and so are floors and forks (`sealed.py`).
 
@@ -19,24 +13,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import struct
-import zlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from swarmd.audit.chain import Sealed
 from swarmd.audit.machine import FLOORS_MAX
 from swarmd.audit.records import (
-    ACCESS,
     BATCH_BYTES_MAX,
-    LIFE_BYTES,
-    NUMBER_MAX,
-    SECURITY,
-    WORK,
     ChainId,
     Floor,
     Seal,
@@ -46,13 +33,23 @@ from swarmd.audit.records import (
     decode_seal,
     hashes_of,
 )
-from swarmd.audit.sealed import open_batch, read_small, seal_batch, write_small
+from swarmd.audit.sealed import read_small, write_small
+from swarmd.audit.segments import (
+    FILE_HEAD,
+    Frame,
+    chain_name,
+    frame_of,
+    frames_in,
+    name_of,
+    opened,
+    parse_name,
+)
 from swarmd.base.disk import open_body, seal_body
 from swarmd.base.errors import BadRequest, DiskFault, SwarmError
 from swarmd.base.files import sync_folder
-from swarmd.base.ids import ID_BYTES, from_text, to_text
+from swarmd.base.ids import from_text
 from swarmd.base.limits import MIB
-from swarmd.base.sealed_file import BOX_BYTES_EXTRA, Sealer
+from swarmd.base.sealed_file import Sealer
 from swarmd.observe.log import get_logger
 
 SEGMENT_BYTES: Final = 1 * MIB
@@ -62,12 +59,6 @@ SEGMENTS_MAX: Final = 3_072
 GAPS_MAX: Final = 64
 # That are read at once, whatever their size.
 BATCHES_MAX: Final = 1_024
-_HEAD: Final = struct.Struct(">4s8sH")
-FILE_HEAD: Final = _HEAD.pack(b"SWRM", b"audit   ", 1)
-_FRAME: Final = struct.Struct(">4sQQII")
-_FRAME_MAGIC: Final = b"SWAF"
-_FRAME_BODY_BYTES_MAX: Final = BATCH_BYTES_MAX + BOX_BYTES_EXTRA
-_SUFFIX: Final = ".log"
 _FLOOR_SUFFIX: Final = ".floor"
 _GAP_SUFFIX: Final = ".gap"
 _FLOOR_KIND: Final = "auditflr"
@@ -75,19 +66,8 @@ _FORK_SUFFIX: Final = ".fork"
 _FORK_KIND: Final = "auditfrk"
 # Of a node; each is of a life of its own.
 FORKS_MAX: Final = 100
-_LETTERS: Final[dict[str, Stream]] = {"s": SECURITY, "a": ACCESS, "w": WORK}
 
 _log = get_logger("audit")
-
-
-class Frame(NamedTuple):
-    """A batch as it lies on the disk; `first` and `last` are 0 if its frame is damaged."""
-
-    first: int
-    last: int
-    raw: bytes
-    end: int
-    """Where it ends in its file."""
 
 
 @dataclass(slots=True)
@@ -418,7 +398,7 @@ class AuditFolder:
     def _drop_gaps_file(self, chain: ChainId, number: int) -> None:
         gaps = self.gaps.get(chain, {})
         for one in [one for one in gaps if one <= number]:
-            self._unlink(f"{_chain_name(chain)}.{one:019d}{_GAP_SUFFIX}")
+            self._unlink(f"{chain_name(chain)}.{one:019d}{_GAP_SUFFIX}")
             del gaps[one]
         if not gaps:
             self.gaps.pop(chain, None)
@@ -427,7 +407,7 @@ class AuditFolder:
         """Write a floor down. Raises DiskFault."""
         floor = decode_floor(raw)[1]
         suffix = _FLOOR_SUFFIX if floor.dropped else f".{floor.number:019d}{_GAP_SUFFIX}"
-        path = self._path / (_chain_name(floor.chain) + suffix)
+        path = self._path / (chain_name(floor.chain) + suffix)
         write_small(path, seal_body(_FLOOR_KIND, 1, raw), self._sealer)
         self._remember_floor(floor, raw)
 
@@ -442,7 +422,7 @@ class AuditFolder:
         for chain in list(self.gaps):
             if chain not in needed:
                 for number in self.gaps.pop(chain):
-                    self._unlink(f"{_chain_name(chain)}.{number:019d}{_GAP_SUFFIX}")
+                    self._unlink(f"{chain_name(chain)}.{number:019d}{_GAP_SUFFIX}")
         counts: Counter[tuple[bytes, Stream]] = Counter()
         for floor, _ in sorted(self.floors.values(), key=lambda one: -one[0].wall_ms):
             chain = floor.chain
@@ -450,7 +430,7 @@ class AuditFolder:
                 continue
             counts[chain.node, chain.stream] += 1
             if counts[chain.node, chain.stream] > FLOORS_MAX:
-                self._unlink(_chain_name(chain) + _FLOOR_SUFFIX)
+                self._unlink(chain_name(chain) + _FLOOR_SUFFIX)
                 del self.floors[chain]
 
     def _unlink(self, name: str) -> None:
@@ -464,7 +444,7 @@ class AuditFolder:
 
         False: one is kept already, or as many of its node as are needed to show it up.
         """
-        path = self._path / (_chain_name(chain) + _FORK_SUFFIX)
+        path = self._path / (chain_name(chain) + _FORK_SUFFIX)
         if path.exists() or self._forks.get(chain.node, 0) >= FORKS_MAX:
             return False
         write_small(path, seal_body(_FORK_KIND, 1, raw), self._sealer)
@@ -490,109 +470,3 @@ class AuditFolder:
             except (OSError, SwarmError) as error:
                 _log.error("evidence of a fork is unreadable", file=path.name, why=str(error))
         return found
-
-
-# ---- names and frames ----------------------------------------------------------------------
-
-
-def name_of(chain: ChainId, first: int) -> str:
-    """The name of the segment of `chain` that begins with the record `first`."""
-    return f"{_chain_name(chain)}.{first:019d}{_SUFFIX}"
-
-
-def _chain_name(chain: ChainId) -> str:
-    return f"{to_text(chain.node)}.{chain.stream[0]}.{to_text(chain.life)}"
-
-
-def parse_name(name: str) -> tuple[ChainId, int] | None:
-    """What `name_of` was given; None for any other name."""
-    parts = name.removesuffix(_SUFFIX).split(".")
-    if not name.endswith(_SUFFIX) or len(parts) != 4 or parts[1] not in _LETTERS:
-        return None
-    try:
-        node, life = from_text(parts[0]), from_text(parts[2])
-    except BadRequest:
-        return None
-    if not (parts[3].isascii() and parts[3].isdigit() and len(parts[3]) == 19):
-        return None
-    first = int(parts[3])
-    if len(node) != ID_BYTES or len(life) != LIFE_BYTES or not 1 <= first <= NUMBER_MAX:
-        return None
-    chain = ChainId(node, _LETTERS[parts[1]], life)
-    return (chain, first) if name_of(chain, first) == name else None
-
-
-def frame_of(sealed: Sealed, name: str = "", sealer: Sealer | None = None) -> bytes:
-    """A batch as it is written into the segment `name`."""
-    first, last, raw = sealed.seal.first, sealed.seal.last, sealed.raw
-    if sealer is not None:
-        raw = seal_batch(sealer, name, first, last, raw)
-    return frame_with(first, last, raw)
-
-
-def frame_with(first: int, last: int, raw: bytes) -> bytes:
-    head = _FRAME.pack(_FRAME_MAGIC, first, last, len(raw), 0)
-    return head[:-4] + _checksum(head, raw).to_bytes(4, "big") + raw
-
-
-def opened(sealer: Sealer, name: str, frame: Frame) -> Frame:
-    """A frame of a sealed segment with what it carried; as damaged, if that does not open."""
-    raw = open_batch(sealer, name, frame.first, frame.last, frame.raw)
-    if raw is not None and frame.last:
-        return frame._replace(raw=raw)
-    if raw is not None:  # It was damaged already when it was sealed.
-        return frame._replace(raw=_damaged(raw, 0, len(raw)).raw)
-    return Frame(0, 0, frame.raw, frame.end)
-
-
-def frames_in(raw: bytes, offset: int = 0) -> Iterator[Frame]:
-    """The batches of a segment; between sound ones, what does not prove itself, as it is."""
-    position = offset
-    if not offset and raw[: _HEAD.size] == FILE_HEAD:
-        position = _HEAD.size
-    sound_at = position
-    while position < len(raw):
-        frame = _frame_at(raw, position) if position >= sound_at else None
-        if frame is None:
-            if position >= sound_at:
-                sound_at = _next_sound(raw, position + 1)
-            frame = _damaged(raw, position, sound_at)
-        yield frame
-        position = frame.end
-
-
-def _frame_at(raw: bytes, position: int) -> Frame | None:
-    if len(raw) - position < _FRAME.size:
-        return None
-    head = raw[position : position + _FRAME.size]
-    magic, first, last, length, checksum = _FRAME.unpack(head)
-    start = position + _FRAME.size
-    if magic != _FRAME_MAGIC or length > _FRAME_BODY_BYTES_MAX or start + length > len(raw):
-        return None
-    if not 1 <= first <= last <= NUMBER_MAX:
-        return None
-    body = raw[start : start + length]
-    return Frame(first, last, body, start + length) if _checksum(head, body) == checksum else None
-
-
-def _next_sound(raw: bytes, position: int) -> int:
-    while (position := raw.find(_FRAME_MAGIC, position)) >= 0:
-        if _frame_at(raw, position) is not None:
-            return position
-        position += 1
-    return len(raw)
-
-
-def _damaged(raw: bytes, position: int, end: int) -> Frame:
-    """What stands where a frame should: as a batch, if the length in its head may be right."""
-    start = position + _FRAME.size
-    if raw[position : position + 4] == _FRAME_MAGIC and start <= end:
-        length = _FRAME.unpack_from(raw, position)[3]
-        if start + length <= end:
-            end = start + length
-        return Frame(0, 0, raw[start:end], end)
-    return Frame(0, 0, raw[position:end], end)
-
-
-def _checksum(head: bytes, raw: bytes) -> int:
-    return zlib.crc32(raw, zlib.crc32(head[:-4]))

@@ -8,7 +8,8 @@ import pytest
 from audit_swarm import writer, written
 
 from swarmd.audit.resealing import reseal_segment
-from swarmd.audit.store import AuditFolder, frame_of, frames_in
+from swarmd.audit.segments import frame_of, frames_in
+from swarmd.audit.store import AuditFolder
 from swarmd.identity.sealing import SealingKey
 
 ONE, OTHER = SealingKey(b"1" * 32), SealingKey(b"2" * 32)

@@ -12,7 +12,8 @@ from audit_swarm import KEY, judged, opened, writer, written
 from swarmd.audit import store
 from swarmd.audit.chain import Place, Sealed
 from swarmd.audit.records import ChainId
-from swarmd.audit.store import AuditFolder, frames_in, name_of, parse_name
+from swarmd.audit.segments import frames_in, name_of, parse_name
+from swarmd.audit.store import AuditFolder
 from swarmd.base.errors import DiskFault
 
 NODE = bytes(KEY.key_id)
