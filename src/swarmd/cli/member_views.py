@@ -12,8 +12,8 @@ import msgspec
 
 from swarmd.cli.common import Failed, print_json, wants_json
 from swarmd.cli.tables import colour, printable, table, time_left
-from swarmd.gateway.mesh_shapes import MembersNews, Topology, TopologyNode
 from swarmd.gateway.shapes import MemberInfo
+from swarmd.gateway.shapes_members import MembersNews, Topology, TopologyNode
 
 if TYPE_CHECKING:
     from swarmd.client import Client

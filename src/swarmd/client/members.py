@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from swarmd.client.requests import Requests
-from swarmd.gateway.mesh_shapes import MembersNews, Topology
 from swarmd.gateway.shapes import MemberInfo
+from swarmd.gateway.shapes_members import MembersNews, Topology
 
 
 class MemberCalls(Requests):

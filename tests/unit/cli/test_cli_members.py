@@ -20,8 +20,8 @@ from gateway_fakes import FakeMesh, LiveGateway, make_services, member, node_id
 
 from swarmd.base.ids import to_text
 from swarmd.cli.member_views import change_lines, topology_dot, topology_tree
-from swarmd.gateway.mesh_shapes import MembersNews, Topology, TopologyNode
 from swarmd.gateway.shapes import MemberInfo
+from swarmd.gateway.shapes_members import MembersNews, Topology, TopologyNode
 from swarmd.mesh.swim.messages import MemberState
 
 BIN = Path(sys.executable).parent

@@ -15,9 +15,9 @@ from swarmd.base.ids import NodeId, to_text
 from swarmd.gateway.context import ApiRoute, Context
 from swarmd.gateway.forward import ask_member
 from swarmd.gateway.http import Items, Stream, answer
-from swarmd.gateway.mesh_shapes import MembersNews, NodeLinks, Topology, TopologyNode
 from swarmd.gateway.services import Mesh
 from swarmd.gateway.shapes import MemberInfo
+from swarmd.gateway.shapes_members import MembersNews, NodeLinks, Topology, TopologyNode
 from swarmd.gateway.status import members
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
