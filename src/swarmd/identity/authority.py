@@ -383,13 +383,19 @@ class AuthorityState:
         """
         taken = vote_taken_by(entry)
         left = [voter for voter in voters if not self.may_not_vote(voter)]
-        if taken in left and 2 * (len(left) - 1) <= len(voters):
+        if taken not in left or 2 * (len(left) - 1) > len(voters):
+            return
+        name = self.admissions[taken].name
+        if len(voters) == 1:
             raise NoMajorityLeft(
-                f"without {self.admissions[taken].name}, {len(left) - 1} of {len(voters)} voters "
-                "would be left, which is no majority, and nothing changed: wait until seats were "
-                "given on (`swarmctl voter list`), or let another node vote first, with "
-                "`swarmctl node roles`"
+                f"{name} is the only voter, and nothing changed: let another node vote first "
+                f"(`swarmctl node roles`), then hand its seat on with `swarmctl --node {name} leave`"
             )
+        raise NoMajorityLeft(
+            f"without {name}, {len(left) - 1} of {len(voters)} voters would be left, which is no "
+            "majority, and nothing changed: wait until seats were given on (`swarmctl voter list`), "
+            "or let another node vote first, with `swarmctl node roles`"
+        )
 
     def _check_roles(self, roles: tuple[str, ...]) -> None:
         unknown = sorted(set(roles) - MEMBER_ROLES)

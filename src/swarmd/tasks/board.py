@@ -10,6 +10,7 @@ import heapq
 import struct
 import sys
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -36,6 +37,8 @@ from swarmd.tasks.workflow.machine import JobMachine
 
 # Of an ended task: when it was created and ended, in milliseconds, and what its record takes.
 _NUMBERS: Final = struct.Struct(">qqI")
+# A queue is sifted for dead rows when it has so many rows, or twice as many as it had then.
+_SIFT_ROWS: Final = 1_000
 
 
 def bytes_of(record: TaskRecord) -> int:
@@ -172,12 +175,21 @@ class Job:
 
 
 class Desk:
-    """One agent's queue and its seats at all workers."""
+    """One agent's queue and its seats at all workers.
 
-    def __init__(self, name: str) -> None:
+    A row of the heap names a task, and holds nothing of it: who ended while it waited behind others
+    that nobody has room for leaves a row that is found to be dead later.
+
+    Args:
+        live: the task of an id, if it goes on.
+    """
+
+    def __init__(self, name: str, live: Callable[[str], Entry | None]) -> None:
         self.name = name
         self.run: AgentRun | None = None
-        self.heap: list[tuple[int, int, int, int, Entry]] = []
+        self.heap: list[tuple[int, int, int, int, str]] = []
+        self._live = live
+        self._sift_at = _SIFT_ROWS
         self.seats: dict[NodeId, Seat] = {}
         self.ran_s: float | None = None
         self.turn = 0
@@ -200,17 +212,28 @@ class Desk:
         """Later stages of a job go first, so that items come through instead of piling up."""
         record = entry.record
         stage = entry.place.stage if entry.place is not None else 0
-        row = (-record.spec.priority, -stage, entry.order, entry.round, entry)
+        row = (-record.spec.priority, -stage, entry.order, entry.round, entry.task_id)
         heapq.heappush(self.heap, row)
+        if len(self.heap) > self._sift_at:
+            self.heap = [row for row in self.heap if self._waiting(row) is not None]
+            heapq.heapify(self.heap)
+            self._sift_at = max(_SIFT_ROWS, 2 * len(self.heap))
 
     def pop(self) -> Entry | None:
         """The next task that really waits; what was overtaken by events is dropped."""
         while self.heap:
-            _, _, _, round_number, entry = heapq.heappop(self.heap)
-            waits = entry.state is State.PENDING and entry.round == round_number
-            if waits and not entry.busy and not entry.cancelling:
+            entry = self._waiting(heapq.heappop(self.heap))
+            if entry is not None and not entry.busy and not entry.cancelling:
                 return entry
         return None
+
+    def _waiting(self, row: tuple[int, int, int, int, str]) -> Entry | None:
+        """The task of a row, if it still waits by that row."""
+        _, _, order, round_number, task_id = row
+        entry = self._live(task_id)
+        if entry is None or (entry.order, entry.round) != (order, round_number):
+            return None
+        return entry if entry.state is State.PENDING else None
 
 
 class Board:
@@ -333,7 +356,7 @@ class Board:
     def desk(self, agent: str) -> Desk:
         found = self.desks.get(agent)
         if found is None:
-            found = self.desks[agent] = Desk(agent)
+            found = self.desks[agent] = Desk(agent, self.live)
         return found
 
     def knows(self, agent: str) -> bool:

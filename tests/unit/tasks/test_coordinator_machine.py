@@ -603,3 +603,18 @@ def test_a_jobs_task_that_has_not_begun_can_be_cancelled_by_itself() -> None:
     assert record is not None
     assert record.state is State.CANCELLED
     assert bench.machine.board.jobs[JOB].machine.failed_items == 1
+
+
+def test_who_is_cancelled_in_a_queue_that_stands_still_leaves_little_behind() -> None:
+    bench = Bench()  # Nobody has room.
+    bench.submit(spec("first"))
+    desk = bench.machine.board.desk("quick")
+    for number in range(3_000):
+        bench.submit(spec(f"k{number}"))
+        bench.feed(CancelAsked(2, (id_of(f"k{number}"),)))
+    assert bench.machine.board.open_tasks == 1
+    assert len(desk.heap) <= 1_001
+    assert all(isinstance(part, int | str) for row in desk.heap for part in row)
+    bench.beat()
+    assert bench.fence("first") > 0
+    assert bench.fence("k2999") == 0

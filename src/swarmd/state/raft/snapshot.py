@@ -26,7 +26,7 @@ TAKEN_FILE: Final = "snapshot.new"
 RECEIVED_FILE: Final = "snapshot.in"
 KIND: Final = "raftsnap"
 # Rises whenever the state's own frames change, too: an old file is then named as one.
-FORMAT: Final = 4
+FORMAT: Final = 5
 # A slice ends with the frame that reaches this; takes about a millisecond.
 SLICE_BYTES: Final = 32 * KIB
 # Written bytes that may wait for a sync.
