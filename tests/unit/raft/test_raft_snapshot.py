@@ -225,7 +225,7 @@ def test_a_leader_whose_snapshot_rotted_stops_by_name_when_it_sends_it() -> None
 
 def test_the_formats_of_the_file_are_what_they_were() -> None:
     """A change needs another number."""
-    assert (KIND, FORMAT) == ("raftsnap", 4)
+    assert (KIND, FORMAT) == ("raftsnap", 5)
     assert snapshot_of(5, 1, b"x").hex() == GOLDEN
 
 
