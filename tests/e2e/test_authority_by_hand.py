@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from localswarm import Daemon, LocalSwarm, wait_until
+
+from swarmd.base.errors import SwarmError
+from swarmd.cli.authority_log import read_log
+from swarmd.client import Client
+from swarmd.identity.entries import Evict, fresh_nonce, sign_entry
+from swarmd.identity.keys import SigningKey
 
 EVICTED_S = 2.0
 
@@ -67,6 +75,39 @@ def test_an_evicted_node_is_cut_off_everywhere_and_told_why(swarm: LocalSwarm) -
     assert f"{victim.name} evicted" in says(others[-1], "authority", "list", "--last", "2")
     for daemon in others:
         assert "3, and 1 evicted" in says(daemon, "authority", "verify")
+
+
+def test_of_two_evictions_at_once_one_counts(trio_swarm: LocalSwarm) -> None:
+    """Two admins, who know nothing of each other, leave the swarm a majority of its voters."""
+    first, *victims = trio_swarm.daemons
+    [path] = (first.folder / "keys").glob("*admin*")
+    admin = SigningKey.load(path)
+    start = Barrier(len(victims))
+
+    def evict(victim: Daemon) -> str | None:
+        with Client(first.socket) as client:
+            log = read_log(client, client.authority_head()["swarm_id"])
+            node_id = next(x.node_id for x in log.admissions.values() if x.name == victim.name)
+            entry = sign_entry(Evict(node_id, fresh_nonce()), log.swarm_id, admin)
+            start.wait(10)
+            try:
+                client.authority_propose(entry)
+            except SwarmError as error:
+                return error.code
+            return None
+
+    with ThreadPoolExecutor() as pool:
+        codes = list(pool.map(evict, victims))
+    assert sorted(map(str, codes)) == ["None", "no_majority_left"]
+    gone, kept = victims if codes[0] is None else reversed(victims)
+    assert "would be left, which is no majority" in says(
+        first, "node", "evict", kept.name, "--yes", kept.name, code=1
+    )
+    process = gone.process
+    assert process is not None
+    wait_until("its daemon ends", lambda: process.poll() is not None)
+    assert "is at revision" in says(kept, "kv", "put", "after", "it")
+    assert "2, and 1 evicted" in says(first, "authority", "verify")
 
 
 def test_roles_are_given_and_taken_without_a_restart(swarm: LocalSwarm) -> None:

@@ -99,6 +99,14 @@ class WouldLoseData(Conflict):
     code = "would_lose_data"
 
 
+class NoMajorityLeft(Conflict):
+    """Too few voters of the running epoch would keep their vote to decide anything, not even who
+    else may have one. Nothing changed: give the seat on first, or give another node the role.
+    """
+
+    code = "no_majority_left"
+
+
 class VersionExists(Conflict):
     code = "version_exists"
 

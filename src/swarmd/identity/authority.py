@@ -20,7 +20,7 @@ is for whoever hands it over to prove.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
 
@@ -29,6 +29,7 @@ from swarmd.base.errors import (
     BadSignature,
     Conflict,
     MalformedMessage,
+    NoMajorityLeft,
     NotFound,
     TokenRefused,
     TooLarge,
@@ -142,12 +143,21 @@ class AuthorityState:
         """Is the life of a credential over at store time `now_ms`?"""
         return admission.expires_ms <= now_ms and len(self._records) < RENEWALS_UP_TO
 
-    def apply(self, raw_entry: bytes, store_time_ms: int) -> Record:
+    def may_not_vote(self, node_id: NodeId) -> bool:
+        """Was this node evicted, or has it lost the role of a voter? One never admitted has not."""
+        admission = self.admissions.get(node_id)
+        return admission is not None and (admission.evicted or "voter" not in admission.roles)
+
+    def apply(
+        self, raw_entry: bytes, store_time_ms: int, voters: Collection[NodeId] = ()
+    ) -> Record:
         """Judge an entry and, if it passes, append it.
 
         Args:
             raw_entry: a signed entry, as `entries.sign_entry` makes it.
             store_time_ms: now, in store time; it never falls, so a lower one counts as the last.
+            voters: those of the running epoch, a majority of whom keeps its vote. Records that
+                are replayed were judged so when they were applied: then none are given.
 
         Returns:
             The record that now holds it; an older one if it had been applied before.
@@ -168,6 +178,7 @@ class AuthorityState:
         if len(self._records) >= RECORDS_MAX:
             raise TooLarge(f"the authority log is full: it holds {RECORDS_MAX} records")
         change = self._judge[type(entry)](self, entry, now_ms)
+        self._keep_a_majority(entry, voters)
         # Nothing below fails: from here on the entry is in.
         height, previous = self.head
         record = Record(height + 1, previous, now_ms, raw_entry)
@@ -365,6 +376,21 @@ class AuthorityState:
 
         return change
 
+    def _keep_a_majority(self, entry: Entry, voters: Collection[NodeId]) -> None:
+        """Raise NoMajorityLeft if an entry takes a vote without which there is no majority.
+
+        Who is dead has its vote here: this log does not know who lives.
+        """
+        taken = vote_taken_by(entry)
+        left = [voter for voter in voters if not self.may_not_vote(voter)]
+        if taken in left and 2 * (len(left) - 1) <= len(voters):
+            raise NoMajorityLeft(
+                f"without {self.admissions[taken].name}, {len(left) - 1} of {len(voters)} voters "
+                "would be left, which is no majority, and nothing changed: wait until seats were "
+                "given on (`swarmctl voter list`), or let another node vote first, with "
+                "`swarmctl node roles`"
+            )
+
     def _check_roles(self, roles: tuple[str, ...]) -> None:
         unknown = sorted(set(roles) - MEMBER_ROLES)
         if unknown:
@@ -412,6 +438,13 @@ class AuthorityState:
         Approve: _judge_approve,
         Renew: _judge_renew,
     }
+
+
+def vote_taken_by(entry: Entry) -> NodeId | None:
+    """The node that may not vote once this entry is applied; None if it takes nobody's vote."""
+    if isinstance(entry, Evict) or (isinstance(entry, SetRoles) and "voter" not in entry.roles):
+        return NodeId(entry.node_id)
+    return None
 
 
 def check_token(token: LoggedToken, now_ms: int) -> None:

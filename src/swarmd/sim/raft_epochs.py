@@ -2,8 +2,9 @@
 
 Checked whenever it happens:
 - every node that learns of an epoch learns of the same one: one successor each;
-- an epoch begins only on a disk that has a seat there, and never again once it has ended
-  there: who told others of its successor never votes in it again;
+- an epoch begins only on a disk that has a seat there, with a state that knows who votes there,
+  and never again once it has ended there: who told others of its successor never votes in it
+  again;
 - a node deletes what is left of old epochs only after a majority of the newest epoch's
   voters held its first state durably.
 """
@@ -135,6 +136,8 @@ class EpochWatch:
         seat = m.Voter(node.key.public, node.storage)
         if epoch.seat_of(node.node_id) != seat:
             self._world.violate(f"{node.name} begins epoch {epoch.number} without a seat there")
+        if node.room is not None and node.room.state.voters != epoch.node_ids:
+            self._world.violate(f"{node.name} begins epoch {epoch.number} as one of other voters")
         if node.flipped is not None and node.flipped.startswith(f"raft.e{epoch.number}.log."):
             self._world.violate(f"{node.name} started on a damaged {node.flipped}")
 

@@ -508,7 +508,7 @@ class Node(Voter):
         state = copy_with(genesis, room.state, room.machine.unapplied())
         state.begin_generation()
         number = recovery_number(head)
-        body = encode_state(state.first_snapshot(number))
+        body = encode_state(state.first_snapshot(number, (self.machine.me,)))
         self.files.write_state(number, body)
         self.near.installed(number, self.machine.me)
         statement = encode_struct(recovery_of(head, state_digest(body), self.machine.me))

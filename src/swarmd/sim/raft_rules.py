@@ -3,7 +3,8 @@
 `state.raft.guards` names what makes one epoch's log safe; these are the rules by which epochs
 follow each other (Lamport, Malkhi and Zhou, *Reconfiguring a State Machine*, 2010). Production
 code has no switch for them: the simulated shell leaves out what it does for one, or puts a
-machine in place that does. `swarm_mutants.py` says how each absence is noticed.
+machine in place that does; two are for tests alone. `swarm_mutants.py` says how each absence is
+noticed.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class SealRule(StrEnum):
     STATE_BEFORE_VOTE = "seal-state-before-vote"
     # What is left of old epochs goes only when a majority of the new voters can do without.
     KEEP_UNTIL_INSTALLED = "seal-keep-until-installed"
+    # Entries of authority leave a majority of the voters, or the epoch would never end.
+    MAJORITY_STAYS = "seal-majority-stays"
     # A disk that lost its files is another voter.
     NEW_DISK_NEW_VOTER = "seal-new-disk-new-voter"
     # So is a disk put back from a copy, which has forgotten votes: others know its later life.

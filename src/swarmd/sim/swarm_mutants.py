@@ -98,6 +98,10 @@ _SEAL: Final[dict[str, How]] = {
     ),
     SealRule.STATE_BEFORE_VOTE: ByTest(f"{_EPOCHS}test_new_voters_would_forget_without_the_rule"),
     SealRule.KEEP_UNTIL_INSTALLED: BySeed("raft", 2),
+    # Nobody is evicted in simulation.
+    SealRule.MAJORITY_STAYS: ByTest(
+        "tests/unit/store/test_store_majority.py::test_nothing_could_be_decided_without_the_rule"
+    ),
     SealRule.NEW_DISK_NEW_VOTER: ByTest(
         f"{_EPOCHS}test_a_lost_disk_would_break_promises_without_the_rule"
     ),

@@ -187,22 +187,25 @@ def test_what_is_wrong_is_a_result(applier: Applier, op: Operation, code: str) -
 def test_no_epoch_begins_with_who_may_not_vote(applier: Applier) -> None:
     """The choice was made before the entry that takes the right away, and is proposed after it."""
     swarm_id, nonce = applier.state.genesis.swarm_id, b"o" * 16
+    other = Voter(SigningKey.generate().public, b"v" * 16)
+    applier.do(Seal(2, (other,)))
+    following = Applier()  # The founder has no seat there, so that it may lose its vote.
+    restore(following.state, whole(applier.state.sealed_snapshot()))
     for entry in (
         SetRoles(NODE_KEY.key_id, ("worker",), nonce),
         SetRoles(NODE_KEY.key_id, ("worker", "voter"), b"p" * 16),
         Evict(NODE_KEY.key_id, b"q" * 16),
     ):
-        [result] = applier.do(AuthorityEntry(sign_entry(entry, swarm_id, ADMIN_KEY)))
+        [result] = following.do(AuthorityEntry(sign_entry(entry, swarm_id, ADMIN_KEY)))
         assert result.ok
         if entry.nonce == b"p" * 16:
             continue
-        before = whole(applier.state.snapshot())
-        [refused] = applier.do(Seal(2, (VOTER,)))
-        assert (refused.code, applier.state.sealed) == (Conflict.code, None)
+        before = whole(following.state.snapshot())
+        [refused] = following.do(Seal(3, (VOTER,)))
+        assert (refused.code, following.state.sealed) == (Conflict.code, None)
         assert short(NODE_KEY.key_id) in refused.message
-        assert whole(applier.state.snapshot()) == before
-    other = Voter(SigningKey.generate().public, b"v" * 16)
-    assert applier.do(Seal(2, (other,)))[0].ok
+        assert whole(following.state.snapshot()) == before
+    assert following.do(Seal(3, (other,)))[0].ok
 
 
 def test_junk_is_a_result(applier: Applier) -> None:

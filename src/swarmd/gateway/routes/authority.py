@@ -2,8 +2,9 @@
 
 Whoever reads it verifies it: the log is given as it is, from the genesis on. Whoever writes it
 signs with a key that no daemon sees. All that is judged here is what only the running swarm
-knows: an entry that takes a voter away is refused while that would leave no majority, since
-without one nothing could be decided any more, not even who else may vote.
+knows: an entry that takes a voter away is refused while that would leave no majority of *living*
+ones, since without one nothing could be decided, not even who else may vote. That a majority is
+left at all, whatever comes at once from elsewhere, is judged where the entry is applied.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import trio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from swarmd.base.errors import BadRequest, Conflict, NoQuorum, NotReady
+from swarmd.base.errors import BadRequest, NoMajorityLeft, NoQuorum, NotReady
 from swarmd.base.ids import NodeId, node_id_of, short
 from swarmd.gateway import shapes
 from swarmd.gateway.context import ApiRoute, Context
 from swarmd.gateway.http import answer
+from swarmd.identity.authority import vote_taken_by
 from swarmd.identity.entries import (
     AddAdmin,
     AddToken,
@@ -176,24 +178,20 @@ class Authority:
         )
 
     def _keep_a_majority(self, entry: Entry) -> None:
-        if isinstance(entry, Evict):
-            what = "evicted"
-        elif isinstance(entry, SetRoles) and "voter" not in entry.roles:
-            what = "without the role of a voter"
-        else:
-            return
+        taken = vote_taken_by(entry)
         voters = self._services.need(self._services.store).status().voters
-        if entry.node_id not in voters:
+        if taken is None or taken not in voters:
             return
-        name = self._services.name_of(entry.node_id)
-        left = [v for v in voters if v != entry.node_id and self._is_there(v)]
+        what = "evicted" if isinstance(entry, Evict) else "without the role of a voter"
+        name = self._services.name_of(taken)
+        left = [v for v in voters if v != taken and self._is_there(v)]
         if len(voters) == 1:
-            raise Conflict(
+            raise NoMajorityLeft(
                 f"{name} is the only voter: let another node vote first (`swarmctl node roles`), "
                 f"then hand its seat on with `swarmctl --node {name} leave`"
             )
         if len(left) <= len(voters) // 2:
-            raise Conflict(
+            raise NoMajorityLeft(
                 f"with {name} {what}, {len(left)} of {len(voters)} voters would be left, which is "
                 "no majority: start the others, wait until their seats were given on, or let "
                 "another node vote first, with `swarmctl node roles`"

@@ -270,10 +270,9 @@ class Keeper:
             return False
         return True
 
-    def keep_recovered(self, number: int, body: bytes) -> m.Voter:
-        """Keep the state that a recovery would go on with; this node's seat then."""
+    def keep_recovered(self, number: int, body: bytes) -> None:
+        """Keep the state that a recovery would go on with. Raises DiskFault."""
         self._files.write_state(number, body)
-        return self._machine.me
 
     def recover(self, certificate: bytes) -> None:
         """Take a checked certificate of a recovery, and tell everybody."""
@@ -515,7 +514,7 @@ class Keeper:
             for frame in self._files.state_frames(epoch.number):
                 restoring.take(frame)
             restoring.finish()
-        return Replica(
+        replica = Replica(
             epoch,
             state,
             self._files.log_disk(epoch),
@@ -528,6 +527,9 @@ class Keeper:
             on_applied=self._on_applied,
             stand_at_once=self._led == epoch.number - 1,
         )
+        if state.voters != epoch.node_ids:
+            raise CorruptFile(f"the state of epoch {epoch.number} is one of other voters")
+        return replica
 
     async def _run_replica(
         self, replica: Replica, scope: trio.CancelScope, ended: trio.Event

@@ -456,8 +456,8 @@ class Packet(Message, frozen=True, tag=1):
     data: bytes
 
 
-# Format 2: entries of the log may hold leases and counters, which format 1 does not know.
-RAFT: Final = Family("raft", Packet, alpn="swarmd-raft/1", format_number=2)
+# Format 3: an entry of authority that leaves no majority is refused, where format 2 applies it.
+RAFT: Final = Family("raft", Packet, alpn="swarmd-raft/1", format_number=3)
 
 assert PIECE_BYTES < WHOLE_BYTES_MAX
 assert BATCH_OPERATIONS_MAX <= TXN_OPERATIONS_MAX

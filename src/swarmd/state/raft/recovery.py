@@ -87,9 +87,9 @@ class Recovery:
         revision = state.revision
         self._planned = state.authority.head
         state.begin_generation()
-        number = recovery_number(head)
-        body = encode_state(state.first_snapshot(number))
-        seat = self._keeper.keep_recovered(number, body)
+        number, seat = recovery_number(head), self._keeper.seat
+        body = encode_state(state.first_snapshot(number, (seat,)))
+        self._keeper.keep_recovered(number, body)
         statement = encode_struct(recovery_of(head, state_digest(body), seat))
         return RecoveryPlan(source, head.number, revision, len(state), statement)
 

@@ -13,15 +13,17 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator
 from heapq import merge
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 from sortedcontainers import SortedList
 
 from swarmd.base.errors import CorruptFile, SwarmError
+from swarmd.base.ids import ID_BYTES, NodeId
 from swarmd.base.limits import KIB, LEASES_MAX, SESSIONS_MAX
 from swarmd.identity.authority import RECORDS_MAX, AuthorityState
-from swarmd.identity.voter import Voter
+from swarmd.identity.voter import VOTERS_MAX, Voter
 from swarmd.state.raft.digests import bucket_of, checksum_of, sums_of_nothing
 from swarmd.state.raft.frames import FrameReader, pack, unpack
 from swarmd.state.raft.history import History
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from swarmd.state.raft.statemachine import StateMachine
 
 STATE_KIND: Final = "state"
-STATE_FORMAT: Final = 7
+STATE_FORMAT: Final = 8
 # A frame ends with the item, or the run of changes, that reaches one of these; making or reading
 # it takes about 1 ms.
 FRAME_BYTES: Final = 64 * KIB
@@ -55,13 +57,23 @@ class _Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     """What one frame holds."""
 
 
+_VoterId = Annotated[bytes, Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
+
+
 class _Head(_Body, tag=0, frozen=True):
+    """`voters` are those of the epoch, sorted."""
+
     epoch: int
+    voter_ids: Annotated[tuple[_VoterId, ...], Meta(min_length=1, max_length=VOTERS_MAX)]
     revision: int
     time_ms: int
     office: tuple[bytes, int]
     sealed: Sealed | None
     compacted: int
+
+    @property
+    def voters(self) -> tuple[NodeId, ...]:
+        return tuple(map(NodeId, self.voter_ids))
 
 
 class _Sessions(_Body, tag=1, frozen=True):
@@ -103,10 +115,22 @@ _DECODER: Final[msgspec.msgpack.Decoder[Any]] = msgspec.msgpack.Decoder(
 class Frozen(Iterator[bytes]):
     """The frames of `state` as it is now. Whoever changes an entry calls `note` first."""
 
-    def __init__(self, state: StateMachine, epoch: int, sealed: Sealed | None) -> None:
+    def __init__(
+        self,
+        state: StateMachine,
+        epoch: int,
+        voters: tuple[NodeId, ...],
+        sealed: Sealed | None,
+    ) -> None:
         self._state = state
         self._head = _Head(
-            epoch, state.revision, state.time_ms, state.office, sealed, state.history.compacted
+            epoch,
+            voters,
+            state.revision,
+            state.time_ms,
+            state.office,
+            sealed,
+            state.history.compacted,
         )
         self._sessions = [
             (name, s.used_ms, s.low, s.results.copy()) for name, s in state.sessions.items()

@@ -12,6 +12,9 @@ Rules:
 - A group with (session, first) that was applied before answers its first results (Ongaro,
   *Consensus: Bridging Theory and Practice*, section 6.3). One below the session's `low`, or of a
   session that ended, answers `session_expired` and changes nothing.
+- An entry of authority that would leave no majority of the epoch's voters is refused, who else
+  agreed to it or not: of two that come at once only the first counts. The voters are state, from
+  the seal that named them on; whether they live is not known here.
 - After a seal nothing changes any more, time included: every operation answers `moved` and
   leaves no trace, so that it can be repeated in the next epoch (Lamport, Malkhi and Zhou,
   *Reconfiguring a State Machine*, 2010). So the state that the next epoch begins with can be
@@ -22,7 +25,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 from zlib import crc32
 
@@ -30,7 +33,7 @@ import msgspec
 from sortedcontainers import SortedList
 
 from swarmd.base.errors import SwarmError
-from swarmd.base.ids import short
+from swarmd.base.ids import NodeId, node_id_of, short
 from swarmd.base.limits import LEASE_KEYS_MAX, LEASES_MAX, SESSIONS_MAX
 from swarmd.identity.authority import AuthorityState
 from swarmd.identity.entries import encode_record
@@ -93,6 +96,8 @@ class StateMachine:
     def __init__(self, genesis: Genesis) -> None:
         self.genesis = genesis
         self.epoch = 1
+        # Of this epoch, sorted.
+        self.voters: tuple[NodeId, ...] = (node_id_of(genesis.first_node_public),)
         self.revision = 0
         self.time_ms = 0
         self.office: tuple[bytes, int] = (b"", 0)
@@ -127,6 +132,7 @@ class StateMachine:
         """What the digest of the state covers besides its entries."""
         return (
             self.epoch,
+            self.voters,
             self.revision,
             self.time_ms,
             self.office,
@@ -410,7 +416,7 @@ class StateMachine:
 
     def _apply_authority(self, op: AuthorityEntry) -> OpResult:
         try:
-            record = self.authority.apply(op.envelope, self.time_ms)
+            record = self.authority.apply(op.envelope, self.time_ms, self.voters)
         except SwarmError as error:
             return self._refused(error.code, error.message)
         self.revision += 1
@@ -435,17 +441,13 @@ class StateMachine:
             return self._refused(
                 "conflict", f"epoch {self.epoch} cannot be followed by {op.number}"
             )
-        unfit = [one for one in op.voters if self._may_not_vote(one)]
+        # Evicted, or without the role, while they were being chosen.
+        unfit = [one for one in op.voters if self.authority.may_not_vote(one.node_id)]
         if unfit:
             named = ", ".join(short(one.node_id) for one in unfit)
             return self._refused("conflict", f"the next voters name who may not vote: {named}")
         self.sealed = Sealed(op.number, op.voters, index)
         return OpResult(True, self.revision)
-
-    def _may_not_vote(self, voter: Voter) -> bool:
-        """It was evicted, or lost the role, while it was being chosen."""
-        admission = self.authority.admissions.get(voter.node_id)
-        return admission is not None and (admission.evicted or "voter" not in admission.roles)
 
     # ---- leases ----------------------------------------------------------------------
 
@@ -508,16 +510,16 @@ class StateMachine:
 
     def snapshot(self) -> Frozen:
         """The frames of the state as it is now, whatever is applied while they are made."""
-        return Frozen(self, self.epoch, self.sealed)
+        return Frozen(self, self.epoch, self.voters, self.sealed)
 
     def sealed_snapshot(self) -> Frozen:
         """The state that the next epoch begins with; only after the seal."""
         assert self.sealed is not None, "the epoch is not sealed"
-        return self.first_snapshot(self.sealed.number)
+        return self.first_snapshot(self.sealed.number, self.sealed.voters)
 
-    def first_snapshot(self, number: int) -> Frozen:
-        """This state as the one that epoch `number` begins with."""
-        return Frozen(self, number, None)
+    def first_snapshot(self, number: int, voters: Iterable[Voter]) -> Frozen:
+        """This state as the one that epoch `number` begins with, of these voters."""
+        return Frozen(self, number, tuple(sorted(one.node_id for one in voters)), None)
 
     def begin_generation(self) -> None:
         """Leave out the revisions that voters who are given up may have given, or may yet give.
@@ -536,7 +538,8 @@ class StateMachine:
         """Take the place of what is held. Called by `Restoring.finish`."""
         head = made.head
         self._graves.append(self._entries)
-        self.epoch, self.revision, self.time_ms = head.epoch, head.revision, head.time_ms
+        self.epoch, self.voters = head.epoch, head.voters
+        self.revision, self.time_ms = head.revision, head.time_ms
         self.office, self.sealed = head.office, head.sealed
         self.authority = made.authority
         self._entries, self.keys = made.entries, made.keys
