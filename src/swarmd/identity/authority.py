@@ -388,8 +388,8 @@ class AuthorityState:
         name = self.admissions[taken].name
         if len(voters) == 1:
             raise NoMajorityLeft(
-                f"{name} is the only voter, and nothing changed: let another node vote first (`swarmctl "
-                f"node roles`), then hand its seat on with `swarmctl --node {name} leave`"
+                f"{name} is the only voter, and nothing changed: let another node vote first "
+                f"(`swarmctl node roles`), then hand its seat on: `swarmctl --node {name} leave`"
             )
         raise NoMajorityLeft(
             f"without {name}, {len(left) - 1} of {len(voters)} voters would be left, which is no "
