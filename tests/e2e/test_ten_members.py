@@ -52,6 +52,16 @@ def suspicions(swarm: LocalSwarm, since: float) -> list[str]:
     ]
 
 
+def wait_all_see_all(swarm: LocalSwarm) -> None:
+    """Whoever votes: that changes once ten members have been there for a minute."""
+    for daemon in swarm.daemons:
+        wait_until(
+            f"{daemon.name} sees all",
+            lambda d=daemon: (d.try_json("status") or {}).get("alive") == _COUNT,
+            timeout_s=60,
+        )
+
+
 def connected_to(daemon: Daemon, swarm: LocalSwarm) -> set[str]:
     """The other daemons that this one has a connection with."""
     names = {packed(other.address): other.name for other in swarm.daemons}
@@ -83,9 +93,7 @@ def test_idle_connections_are_closed_and_four_are_kept_and_nobody_is_suspected(
 
 def test_a_killed_daemon_is_known_dead_to_all_in_a_second(ten: LocalSwarm) -> None:
     """Three times, for the host may be busy just then: twice within the second."""
-    time.sleep(
-        4 * _IDLE_CLOSE_S
-    )  # Each has found whom it watches by now, and goes on having nothing to say.
+    time.sleep(4 * _IDLE_CLOSE_S)  # Each has found whom it watches by now.
     took: list[float] = []
     for victim in (ten[7], ten[4], ten[9]):
         killed_at = time.time()
@@ -99,7 +107,7 @@ def test_a_killed_daemon_is_known_dead_to_all_in_a_second(ten: LocalSwarm) -> No
         times = [told(daemon, victim.name, "dead", killed_at) for daemon in others]
         took.append(max(at - killed_at for at in times if at is not None))
         victim.start()
-        ten.wait_whole(voters=len(ten[0].json("status")["store"]["voters"]), timeout_s=60)
+        wait_all_see_all(ten)
     assert sorted(took)[1] < 1.0, took
     assert max(took) < 6.5, took
 
@@ -109,10 +117,5 @@ def test_a_rolling_restart_suspects_nobody(ten: LocalSwarm) -> None:
     for daemon in ten.daemons:
         assert daemon.terminate(timeout_s=30) == 0
         daemon.start()
-        for other in ten.daemons:
-            wait_until(
-                f"{other.name} sees all",
-                lambda d=other: (d.try_json("status") or {}).get("alive") == _COUNT,
-                timeout_s=60,
-            )
+        wait_all_see_all(ten)
     assert suspicions(ten, began_at) == []
