@@ -20,7 +20,15 @@ from swarmd.mesh.swim.events import (
     StreamClosed,
     TrustChanged,
 )
-from swarmd.mesh.swim.messages import Ack, Gossip, MemberState, Meta, Nack, Ping, PingFor
+from swarmd.mesh.swim.messages import (
+    Ack,
+    Gossip,
+    MemberState,
+    Meta,
+    Nack,
+    Ping,
+    PingFor,
+)
 from swarmd.mesh.swim.probes import Pending, Pendings
 
 START = 1 << 32
@@ -176,6 +184,18 @@ def test_nobody_is_asked_about_who_was_evicted_meanwhile(bench: Bench) -> None:
     assert bench.sent() == []
     bench.handle(ProbeTick(1))
     assert [change.after for change in bench.changes] == [None]
+
+
+def test_who_says_goodbye_during_its_probe_is_let_go(bench: Bench) -> None:
+    """Nobody is asked about it, and its silence is no sign of ill health."""
+    bench.know("x")
+    ping = bench.probe()
+    bench.know("a", "b")
+    bench.tell(rumour(LEFT, "x", 1))
+    assert bench.handle(ProbeTimeout(ping.sequence)) == []
+    bench.handle(ProbeTick(1))
+    assert bench.machine.health == 0
+    assert bench.state("x") == (LEFT, 1)
 
 
 @pytest.mark.parametrize("kind", [DEAD, LEFT])
