@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from swarmd.base.ids import NodeId, digest
-from swarmd.base.machine import Effect, Send
+from swarmd.base.machine import Effect, Event, Send, SetTimer
 from swarmd.base.rng import make_rng
 from swarmd.mesh.swim.config import SwimConfig
-from swarmd.mesh.swim.events import Changed, PacketIn
+from swarmd.mesh.swim.events import Changed, PacketIn, ProbeTick, Started
 from swarmd.mesh.swim.machine import SwimMachine
 from swarmd.mesh.swim.messages import (
     PACKETS,
     Gossip,
     MemberState,
     Meta,
+    Ping,
     Rumour,
     decode_rumour,
     encode_meta,
@@ -77,6 +78,32 @@ class Bench:
         self.effects = self.machine.handle(event, self.now)
         self.changes += [effect for effect in self.effects if isinstance(effect, Changed)]
         return self.effects
+
+    def get(self, peer: str, packet: Any) -> list[Effect]:
+        """Let a packet come from a peer."""
+        return self.handle(PacketIn(node(peer), PACKETS.encode(packet)))
+
+    def timer(self, kind: type[Event]) -> SetTimer:
+        """The timer of that kind which the last step set."""
+        [found] = self.timers(kind)
+        return found
+
+    def timers(self, kind: type[Event]) -> list[SetTimer]:
+        return [e for e in self.effects if isinstance(e, SetTimer) and isinstance(e.event, kind)]
+
+    def elapse(self, kind: type[Event]) -> list[Effect]:
+        """Let the timer of that kind fire."""
+        found = self.timer(kind)
+        self.now += found.delay_s
+        return self.handle(found.event)
+
+    def probe(self) -> Ping:
+        """Start the machine and let it probe; the ping."""
+        self.handle(Started())
+        self.elapse(ProbeTick)
+        [ping] = self.sent()
+        assert isinstance(ping, Ping)
+        return ping
 
     def clear(self) -> None:
         """Forget what is queued, and the changes so far."""

@@ -213,6 +213,10 @@ class Ledger:
         record = self.members.get(node_id)
         return record is not None and record.state in PRESENT
 
+    def has_left(self, node_id: NodeId) -> bool:
+        record = self.members.get(node_id)
+        return record is not None and record.state is LEFT
+
     def version_with(self, node_id: NodeId) -> int | None:
         """The protocol version to speak with a member; None if none is common, or it is unknown."""
         record = self.members.get(node_id)

@@ -125,7 +125,7 @@ class Probing:
     def on_timeout(self, event: ProbeTimeout, now: float) -> list[Effect]:
         """No answer in time: let others try, and try a stream."""
         probe = self._rounds.get(event.sequence)
-        if probe is None or probe.answered or probe.asked:
+        if probe is None or probe.answered or probe.asked or self._ledger.has_left(probe.target):
             return []
         probe.asked = True
         members, target = self._ledger.members, probe.target
@@ -190,6 +190,8 @@ class Probing:
             self._in_turn = None
         if probe is None:
             return []
+        if self._ledger.has_left(probe.target):
+            return []  # It said goodbye meanwhile: its silence says nothing about it or us.
         if not probe.check:
             self._ledger.health.adjust(probe.health_delta())
         if probe.answered or (probe.check and probe.nobody_hears_us()):
