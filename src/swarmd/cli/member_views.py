@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -25,9 +26,10 @@ _SHORT_ID_CHARS: Final = 8
 
 
 def members_table(found: list[MemberInfo]) -> str:
+    names = Counter(one.name for one in found)
     rows = [
         [
-            one.name,
+            _with_id(one) if names[one.name] > 1 else one.name,
             ", ".join(one.addresses[:1]) or "-",
             one.state,
             _roles(one),
@@ -36,7 +38,14 @@ def members_table(found: list[MemberInfo]) -> str:
         ]
         for one in found
     ]
-    return table(_HEADS, rows)
+    lines = [table(_HEADS, rows)]
+    shared = sorted({printable(one.name) for one in found if one.namesakes})
+    lines += [f"{name}: several members carry this name; name one by its id" for name in shared]
+    return "\n".join(lines)
+
+
+def _with_id(member: MemberInfo) -> str:
+    return f"{member.name} {member.node_id[:_SHORT_ID_CHARS]}"
 
 
 def _roles(member: MemberInfo) -> str:
@@ -95,6 +104,9 @@ def _changes(before: MemberInfo | None, now: MemberInfo) -> list[str]:
         found.append(f"at {', '.join(now.addresses) or 'no address'}")
     if _roles(before) != _roles(now):
         found.append(f"{_roles(before)} -> {_roles(now)}")
+    if before.namesakes != now.namesakes:
+        ids = ", ".join(one[:_SHORT_ID_CHARS] for one in now.namesakes)
+        found.append(f"its name is also that of {ids}" if ids else "its name is its own again")
     if before.version != now.version:
         found.append(f"version {now.version}")
     return found or [f"incarnation {now.incarnation}"]

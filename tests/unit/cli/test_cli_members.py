@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "gateway"))
 from gateway_fakes import FakeMesh, LiveGateway, make_services, member, node_id
 
 from swarmd.base.ids import to_text
-from swarmd.cli.member_views import change_lines, topology_dot, topology_tree
+from swarmd.cli.member_views import change_lines, members_table, topology_dot, topology_tree
 from swarmd.gateway.mesh_shapes import MembersNews, Topology, TopologyNode
 from swarmd.gateway.shapes import MemberInfo
 from swarmd.mesh.swim.messages import MemberState
@@ -124,11 +124,26 @@ def test_each_kind_of_change_is_told() -> None:
     assert said(coordinator=True) == "n1  - -> coordinator"
     assert said(version="0.2.0", incarnation=4) == "n1  version 0.2.0"
     assert said(name="n9\x1b[2J") == "n9\\x1b[2J  was called n1"
+    assert said(namesakes=["bbbbbbbbbb"]) == "n1  its name is also that of bbbbbbbb"
     assert said(incarnation=4) == "n1  incarnation 4"
 
 
 def _fields(one: MemberInfo) -> dict[str, object]:
     return {name: getattr(one, name) for name in one.__struct_fields__}
+
+
+def test_a_name_of_several_is_shown_with_ids() -> None:
+    def one(name: str, node_id: str, *namesakes: str) -> MemberInfo:
+        return MemberInfo(node_id=node_id, name=name, state="alive", namesakes=list(namesakes))
+
+    shown = members_table([one("n1", "a" * 52, "b" * 52), one("n1", "b" * 52), one("n2", "c" * 52)])
+    assert [line.split("  ")[0] for line in shown.splitlines()[1:4]] == [
+        "n1 aaaaaaaa",
+        "n1 bbbbbbbb",
+        "n2",
+    ]
+    assert shown.endswith("n1: several members carry this name; name one by its id")
+    assert "several" not in members_table([one("n1", "a" * 52)])
 
 
 # ---- who keeps streams to whom ------------------------------------------------------------

@@ -107,7 +107,8 @@ def roles(member: str, role: tuple[str, ...], admin_key: Path | None) -> None:
     wanted = tuple(dict.fromkeys(role))
     with open_client(local=True) as client:
         head, log = read_own(client)
-        found = find_node(log, member)
+        alive = [one.node_id for one in client.members() if one.state in ("alive", "suspect")]
+        found = find_node(log, member, alive)
         if found.evicted:
             raise BadInput(f"{found.name} was evicted: it may be nothing any more")
         entry = SetRoles(found.node_id, wanted, fresh_nonce())

@@ -33,6 +33,7 @@ from swarmd.mesh.swim.events import (
     Join,
     Leave,
     Member,
+    NameConflict,
     PacketIn,
     Refused,
     SetMeta,
@@ -205,6 +206,7 @@ class Membership:
                 SyncWith: self._perform_sync,
                 StreamProbe: self._perform_stream_probe,
                 Changed: self._perform_changed,
+                NameConflict: self._perform_name_conflict,
                 Departed: lambda _: self._departed.set(),
                 Refused: lambda effect: DROPPED.labels("swim", effect.reason).inc(),
             },
@@ -346,6 +348,14 @@ class Membership:
             _log.info("member", node=member.name, id=short(member.node_id), was=was, now=now)
         for subscriber in self._subscribers:
             subscriber._push(change)
+
+    def _perform_name_conflict(self, conflict: NameConflict) -> None:
+        ids = ", ".join(short(one) for one in conflict.holders)
+        if conflict.over:
+            _log.info("name conflict over", name=conflict.name, ids=ids)
+            return
+        own = self.node_id in conflict.holders
+        _log.warning("several living members carry one name", name=conflict.name, ids=ids, own=own)
 
     # ---- loops ---------------------------------------------------------------------------
 

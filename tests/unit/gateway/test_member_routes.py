@@ -1,0 +1,56 @@
+"""What the API tells of members: names that several carry, and tags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from gateway_fakes import FakeMesh, LiveGateway, make_services, member, node_id
+from gateway_pair import blocking, two_nodes
+
+from swarmd.base.errors import NotFound
+from swarmd.base.ids import short, to_text
+from swarmd.client import Client
+from swarmd.mesh.swim.messages import MemberState
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[LiveGateway]:
+    with LiveGateway(make_services(tmp_path)) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def client(live: LiveGateway) -> Iterator[Client]:
+    with Client(live.socket) as one:
+        yield one
+
+
+def mesh_of(live: LiveGateway) -> FakeMesh:
+    assert isinstance(live.services.mesh, FakeMesh)
+    return live.services.mesh
+
+
+def test_a_name_of_two_living_members_is_told(live: LiveGateway, client: Client) -> None:
+    twin = replace(member("twin"), name="n2")
+    gone = replace(member("gone", MemberState.DEAD), name="n3")
+    membership = mesh_of(live).membership
+    found = [*membership.found, twin, gone]
+    live.call(lambda: membership.become(*found))
+    told = {one.node_id: one.namesakes for one in client.members() if one.namesakes}
+    first, second = to_text(node_id("n2")), to_text(twin.node_id)
+    assert told == {first: [second], second: [first]}
+
+
+async def test_the_doctor_warns_of_a_shared_name(tmp_path: Path) -> None:
+    async with two_nodes(tmp_path) as pair:
+        twin = replace(member("twin", MemberState.SUSPECT), name="n2")
+        assert isinstance(pair.here.mesh, FakeMesh)
+        pair.here.mesh.membership.become(*pair.here.mesh.membership.found, twin)
+        checks = {one.name: one for one in (await blocking(pair.client("n1").doctor)).checks}
+        assert checks["names"].verdict == "warn"
+        assert all(short(x) in checks["names"].finding for x in (node_id("n2"), twin.node_id))
+        with pytest.raises(NotFound, match="several members are called 'n2'"):
+            await blocking(pair.client("n2").status)
