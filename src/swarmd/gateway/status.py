@@ -157,6 +157,7 @@ def members(services: Services) -> list[shapes.MemberInfo]:
             coordinator=one.node_id == coordinator,
             itself=one.node_id == services.node_id,
             namesakes=[to_text(x) for x in shared.get(one.node_id, ()) if x != one.node_id],
+            tags=dict(one.tags),
             credential_left_s=_seconds(services.credential_left_ms(one.node_id)),
         )
         for one in found

@@ -125,6 +125,7 @@ def test_each_kind_of_change_is_told() -> None:
     assert said(version="0.2.0", incarnation=4) == "n1  version 0.2.0"
     assert said(name="n9\x1b[2J") == "n9\\x1b[2J  was called n1"
     assert said(namesakes=["bbbbbbbbbb"]) == "n1  its name is also that of bbbbbbbb"
+    assert said(tags={"rack": "a", "gpu": "2"}) == "n1  tags gpu=2 rack=a"
     assert said(incarnation=4) == "n1  incarnation 4"
 
 
@@ -144,6 +145,21 @@ def test_a_name_of_several_is_shown_with_ids() -> None:
     ]
     assert shown.endswith("n1: several members carry this name; name one by its id")
     assert "several" not in members_table([one("n1", "a" * 52)])
+
+
+def test_tags_are_shown_where_there_is_room() -> None:
+    def one(name: str, address: str) -> MemberInfo:
+        tags = {"zone": "east", "rack": "a" * 30} if name == "n1" else {}
+        return MemberInfo(node_id=name, name=name, state="alive", addresses=[address], tags=tags)
+
+    wide = members_table([one("n1", "10.0.0.1:7575"), one("n2", "10.0.0.2:7575")])
+    assert [line.split("  ")[-1] for line in wide.splitlines()[:1]] == ["TAGS"]
+    assert "rack=aaaaaa" in wide
+    assert wide.splitlines()[1].endswith("…")
+    assert all(len(line) <= 80 for line in wide.splitlines())
+    narrow = members_table([one("n1", "[fd00:1234:5678:9abc:def0:1234:5678:9abc]:7575")])
+    assert "TAGS" not in narrow
+    assert "TAGS" not in members_table([one("n2", "10.0.0.2:7575")])
 
 
 # ---- who keeps streams to whom ------------------------------------------------------------

@@ -44,6 +44,13 @@ def test_a_name_of_two_living_members_is_told(live: LiveGateway, client: Client)
     assert told == {first: [second], second: [first]}
 
 
+def test_tags_are_told(live: LiveGateway, client: Client) -> None:
+    tagged = replace(member("n2"), tags=(("gpu", "2"), ("rack", "a")))
+    membership = mesh_of(live).membership
+    live.call(lambda: membership.become(member("n1"), tagged))
+    assert [one.tags for one in client.members()] == [{}, {"gpu": "2", "rack": "a"}]
+
+
 async def test_the_doctor_warns_of_a_shared_name(tmp_path: Path) -> None:
     async with two_nodes(tmp_path) as pair:
         twin = replace(member("twin", MemberState.SUSPECT), name="n2")

@@ -57,6 +57,7 @@ from swarmd.mesh.swim.messages import (
     Sync,
     encode_meta,
 )
+from swarmd.mesh.swim.tags import checked_tags
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED, MEMBERS
 from swarmd.wire.codec import decode_struct, encode_struct
@@ -272,17 +273,16 @@ class Membership:
         """Tell everyone these tags of this node instead of the former ones.
 
         Raises:
-            TooLarge: with them the node's description exceeds META_BYTES_MAX.
-            BadRequest: too many tags, or one is longer than 64 characters.
+            BadRequest, TooLarge: see `checked_tags`; nothing is changed.
         """
-        self._set_meta(msgspec.structs.replace(self._meta, tags=tuple(sorted(tags.items()))))
+        self._set_meta(msgspec.structs.replace(self._meta, tags=checked_tags(tags)))
 
     def set_roles(self, roles: tuple[str, ...]) -> None:
-        """Tell everyone these roles of this node. Raises as `set_tags`."""
+        """Tell everyone these roles of this node. Raises as `encode_meta`."""
         self._set_meta(msgspec.structs.replace(self._meta, roles=roles))
 
     def set_addresses(self, addresses: tuple[Address, ...]) -> None:
-        """Tell everyone that this node is now there. Raises as `set_tags`."""
+        """Tell everyone that this node is now there. Raises as `encode_meta`."""
         self._set_meta(msgspec.structs.replace(self._meta, addresses=addresses))
 
     def join(self, *peers: NodeId) -> None:
