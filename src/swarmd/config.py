@@ -47,9 +47,9 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     # members carry one name, commands take their ids only. `swarmctl node list` keeps the name that
     # the node was admitted with.
     name: Annotated[str, msgspec.Meta(max_length=NAME_BYTES_MAX)] = ""
-    # What members are told of this node besides, such as { rack = "a" }; `swarmctl members`
-    # shows it. Nothing is decided by it. At most 16, and 144 bytes with 5 for each: they are in all
-    # news of this node.
+    # What members are told of this node besides, such as { rack = "a" }; `swarmctl node tags`
+    # shows and changes it. Nothing is decided by it. At most 16, and 144 bytes with 5 for each:
+    # they are in all news of this node.
     tags: dict[str, str] = {}
     # Folder of the node's key, journals, blobs and agents; one per daemon. Empty:
     # /var/lib/swarmd as root, otherwise $XDG_DATA_HOME/swarmd.

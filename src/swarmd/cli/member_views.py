@@ -31,11 +31,11 @@ def members_table(found: list[MemberInfo]) -> str:
     names = Counter(one.name for one in found)
     rows = [
         [
-            _with_id(one) if names[one.name] > 1 else one.name,
+            _shown_name(one, names),
             ", ".join(one.addresses[:1]) or "-",
             one.state,
             _roles(one),
-            one.version or "-",
+            printable(one.version) or "-",
             "-" if one.credential_left_s is None else time_left(one.credential_left_s * 1000),
         ]
         for one in found
@@ -61,13 +61,21 @@ def _cut(text: str, columns_max: int) -> str:
     return text if len(text) <= columns_max else text[: columns_max - 1] + "…"
 
 
+def tags_table(found: list[MemberInfo]) -> str:
+    names = Counter(one.name for one in found)
+    rows = [[_shown_name(one, names), one.state, tags_text(one.tags)] for one in found]
+    return table(["NAME", "STATE", "TAGS"], rows)
+
+
 def tags_text(tags: Mapping[str, str]) -> str:
     """The tags on one line."""
     return " ".join(f"{key}={printable(tags[key])}" for key in sorted(tags)) or "-"
 
 
-def _with_id(member: MemberInfo) -> str:
-    return f"{member.name} {member.node_id[:_SHORT_ID_CHARS]}"
+def _shown_name(member: MemberInfo, names: Counter[str]) -> str:
+    """Its name, and with it the beginning of its id where another has the same name."""
+    name = printable(member.name)
+    return f"{name} {member.node_id[:_SHORT_ID_CHARS]}" if names[member.name] > 1 else name
 
 
 def _roles(member: MemberInfo) -> str:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,50 @@ def test_tags_are_shown_where_there_is_room() -> None:
     narrow = members_table([one("n1", "[fd00:1234:5678:9abc:def0:1234:5678:9abc]:7575")])
     assert "TAGS" not in narrow
     assert "TAGS" not in members_table([one("n2", "10.0.0.2:7575")])
+
+
+def node_tags(live: LiveGateway, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / "swarmctl"), "node", "tags", *more],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "SWARMCTL_SOCKET": live.socket},
+    )
+
+
+def test_tags_are_shown_and_changed(live: LiveGateway) -> None:
+    mesh = live.services.mesh
+    assert isinstance(mesh, FakeMesh)
+    done = node_tags(live, "n1", "rack=a", "note=x=y", "--remove", "zone")
+    assert done.stdout == "n1 tells note=x=y rack=a, until its daemon is started anew\n"
+    assert mesh.membership.own_tags == {"note": "x=y", "rack": "a"}
+    done = node_tags(live, "n1", "--remove", "rack", "--remove", "note")
+    assert done.stdout == "n1 tells no tags, until its daemon is started anew\n"
+    tagged = replace(member("n2"), tags=(("rack", "b"),))
+    live.call(lambda: mesh.membership.become(member("n1"), tagged))
+    shown = [line.split() for line in node_tags(live).stdout.splitlines()]
+    assert shown == [["NAME", "STATE", "TAGS"], ["n1", "alive", "-"], ["n2", "alive", "rack=b"]]
+    assert json.loads(node_tags(live, "n2", "--json").stdout)[0]["tags"] == {"rack": "b"}
+    assert node_tags(live, to_text(node_id("n2"))[:8]).stdout.splitlines()[1].startswith("n2 ")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("n9",), "no member is called 'n9'"),
+        (("--remove", "rack"), "name the node first"),
+        (("rack=a",), "name the node first"),
+        (("rack=a", "zone=b"), "name the node first"),
+        (("n1", "rack"), "'rack' is not KEY=VALUE"),
+        (("n1", "a b=c"), "'a b' is no key of a tag"),
+    ],
+)
+def test_mistakes_with_tags_are_told(live: LiveGateway, given: tuple[str, ...], says: str) -> None:
+    done = node_tags(live, *given)
+    assert done.returncode != 0
+    assert says in done.stderr
+    assert live.services.mesh.membership.own_tags == {}  # type: ignore[union-attr]
 
 
 # ---- who keeps streams to whom ------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from gateway_fakes import FakeMesh, LiveGateway, make_services, member, node_id
 from gateway_pair import blocking, two_nodes
 
-from swarmd.base.errors import NotFound
+from swarmd.base.errors import BadRequest, NotFound, TooLarge
 from swarmd.base.ids import short, to_text
 from swarmd.client import Client
 from swarmd.mesh.swim.messages import MemberState
@@ -61,3 +61,31 @@ async def test_the_doctor_warns_of_a_shared_name(tmp_path: Path) -> None:
         assert all(short(x) in checks["names"].finding for x in (node_id("n2"), twin.node_id))
         with pytest.raises(NotFound, match="several members are called 'n2'"):
             await blocking(pair.client("n2").status)
+
+
+async def test_tags_are_changed_at_the_member_that_is_named(tmp_path: Path) -> None:
+    async with two_nodes(tmp_path) as pair:
+        assert isinstance(pair.there.mesh, FakeMesh)
+        there = pair.there.mesh.membership
+        there.set_tags({"rack": "a", "zone": "east"})
+        client = pair.client("n2")
+        done = await blocking(client.change_tags, {"rack": "b", "gpu": "2"}, ["zone", "unknown"])
+        assert (done.node, done.node_id) == ("n2", to_text(node_id("n2")))
+        assert done.tags == {"gpu": "2", "rack": "b"}
+        assert there.tags == (("gpu", "2"), ("rack", "b"))
+        assert pair.here.mesh.membership.tags == ()  # type: ignore[union-attr]
+
+
+def test_tags_are_changed_all_or_not_at_all(live: LiveGateway, client: Client) -> None:
+    membership = mesh_of(live).membership
+    live.call(lambda: membership.set_tags({"rack": "a"}))
+    with pytest.raises(BadRequest, match="'a b' is no key of a tag"):
+        client.change_tags({"zone": "east", "a b": "c"}, ["rack"])
+    with pytest.raises(BadRequest, match="nothing is changed: 'rack' is both"):
+        client.change_tags({"rack": "b"}, ["rack"])
+    with pytest.raises(BadRequest, match="length <= 16"):
+        client.change_tags({f"k{n}": "" for n in range(17)})
+    with pytest.raises(TooLarge, match="at most 144 fit"):
+        client.change_tags({f"k{n}": "x" * 60 for n in range(3)})
+    assert membership.own_tags == {"rack": "a"}
+    assert client.change_tags(remove=["rack"]).tags == {}

@@ -267,6 +267,11 @@ class Membership:
                 return member
             await self._changed.wait()
 
+    @property
+    def own_tags(self) -> dict[str, str]:
+        """What this node tells of itself by now."""
+        return dict(self._meta.tags)
+
     # ---- what this node tells ------------------------------------------------------------
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
