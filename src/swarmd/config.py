@@ -23,12 +23,13 @@ import msgspec
 from swarmd.agents.config import AgentsConfig
 from swarmd.audit.config import AuditConfig
 from swarmd.base import folders
-from swarmd.base.errors import ConfigError
+from swarmd.base.errors import BadRequest, ConfigError, TooLarge
 from swarmd.base.limits import NAME_BYTES_MAX
 from swarmd.gateway.config import GatewayConfig
 from swarmd.mesh.bus.config import BusConfig
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.swim.config import SwimConfig, settle
+from swarmd.mesh.swim.tags import checked_tags
 from swarmd.state.blobs.config import BlobsConfig
 from swarmd.state.raft.config import RaftConfig
 from swarmd.tasks.config import TasksConfig
@@ -42,8 +43,14 @@ SOCKET_PATH_BYTES_MAX: Final = 107
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[node]"""
 
-    # Name shown to people; empty is the host's name. Fixed when the node is admitted.
+    # Name shown to people and given to commands; empty is the host's name. While several living
+    # members carry one name, commands take their ids only. `swarmctl node list` keeps the name that
+    # the node was admitted with.
     name: Annotated[str, msgspec.Meta(max_length=NAME_BYTES_MAX)] = ""
+    # What members are told of this node besides, such as { rack = "a" }; `swarmctl node tags`
+    # shows and changes it. Nothing is decided by it. At most 16, and 144 bytes with 5 for each:
+    # they are in all news of this node.
+    tags: dict[str, str] = {}
     # Folder of the node's key, journals, blobs and agents; one per daemon. Empty:
     # /var/lib/swarmd as root, otherwise $XDG_DATA_HOME/swarmd.
     data_folder: str = ""
@@ -307,8 +314,14 @@ def _section(section: str, kind: type[msgspec.Struct], given: Mapping[str, _Give
 
 def _value(key: str, kind: Any, entry: _Given) -> Any:
     raw = entry.value
-    if entry.is_text and _is_list(kind):
+    if entry.is_text and (_is_list(kind) or _is_table(kind)):
         raw = [part.strip() for part in raw.split(",") if part.strip()]
+    if entry.is_text and _is_table(kind):
+        if not all("=" in part for part in raw):
+            raise ConfigError(
+                f"{entry.source}: {key} = {entry.value!r}: write KEY=VALUE, separated by commas"
+            )
+        raw = {name.strip(): value.strip() for name, _, value in (x.partition("=") for x in raw)}
     try:
         converted = msgspec.convert(raw, kind, strict=not entry.is_text)
     except msgspec.ValidationError as error:
@@ -316,6 +329,10 @@ def _value(key: str, kind: Any, entry: _Given) -> Any:
         reason = reason[:1].lower() + reason[1:]
         raise ConfigError(f"{entry.source}: {key} = {entry.value!r}: {reason}") from error
     return msgspec.to_builtins(converted)
+
+
+def _is_table(kind: Any) -> bool:
+    return get_origin(kind) is dict
 
 
 def _is_list(kind: Any) -> bool:
@@ -327,6 +344,11 @@ def _is_list(kind: Any) -> bool:
 def _check_relations(config: Config) -> None:
     config.mesh.check()
     settle(config.swim)
+    try:
+        checked_tags(config.node.tags)
+    except (BadRequest, TooLarge) as error:
+        source = config.sources.get("node.tags", "default")
+        raise ConfigError(f"{source}: node.tags: {error.message}") from error
     path = str(config.socket_path)
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
         raise ConfigError(

@@ -12,6 +12,7 @@ outcome anew: read the difference before you believe it.
     pause b | resume b   freeze, go on
     restart b [moved]    start anew with an empty memory, at another address; all others are seeds
     find b               start anew knowing nobody
+    call c b             c gives itself the name b from its next start on
     leave b              say goodbye
     cut a b | heal       cut these off from the others | undo it
     deaf a b             what a sends does not reach the others named; one way
@@ -29,7 +30,7 @@ import pytest
 
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect, Send
-from swarmd.mesh.swim.events import Changed, StreamProbe, SyncWith
+from swarmd.mesh.swim.events import Changed, NameConflict, StreamProbe, SyncWith
 from swarmd.mesh.swim.messages import PACKETS, Ack, Nack, Ping, PingFor, decode_rumour
 from swarmd.sim.network import LinkFaults
 from swarmd.sim.swim import SwimWorld
@@ -102,6 +103,9 @@ class Story:
     def do_find(self, name: str) -> None:
         self.sim.start(name)
 
+    def do_call(self, host: str, name: str) -> None:
+        self.sim.nodes[host].called = name
+
     def do_leave(self, name: str) -> None:
         self.sim.leave(name)
 
@@ -126,6 +130,11 @@ class Story:
         text = ""
         if isinstance(effect, Changed):
             text = self.change(effect)
+        elif isinstance(effect, NameConflict):
+            hosts = ", ".join(sorted(self.names[one] for one in effect.holders))
+            text = (
+                f"{'finds only' if effect.over else 'finds several'} called {effect.name}: {hosts}"
+            )
         elif isinstance(effect, SyncWith):
             text = f"exchanges views with {self.names[effect.peer]}"
         elif isinstance(effect, StreamProbe):
@@ -139,7 +148,7 @@ class Story:
         assert effect.after is not None
         was = "unknown" if effect.before is None else str(effect.before.state)
         now = str(effect.after.state)
-        text = f"holds {effect.after.name} {now}, was {was}"
+        text = f"holds {self.names[effect.after.node_id]} {now}, was {was}"
         if effect.before is not None and effect.before.addresses != effect.after.addresses:
             text += f", at {effect.after.addresses[0][0]}:{effect.after.addresses[0][1]}"
         return text
@@ -188,7 +197,7 @@ def test_the_story_goes_as_told(file: Path) -> None:
 
 
 def test_the_stories_are_there() -> None:
-    assert len(FILES) >= 11
+    assert len(FILES) >= 12
     assert NodeId(b"") is not None
 
 

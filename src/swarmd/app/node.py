@@ -48,6 +48,7 @@ from swarmd.identity.sealing import SealingKey
 from swarmd.mesh.bus.service import open_bus
 from swarmd.mesh.service import Mesh, open_mesh
 from swarmd.mesh.swim.service import MemberState
+from swarmd.mesh.swim.tags import checked_tags
 from swarmd.observe import log, metrics
 from swarmd.observe.loop import LoopWatch
 from swarmd.state.blobs.service import open_blobs
@@ -212,6 +213,7 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
         clock=services.clock,
         rng=derive(node.rng, "mesh"),
         name=config.node_name,
+        tags=checked_tags(config.node.tags),
     ) as mesh:
         services.mesh = mesh
         gateway.attach(mesh.link)

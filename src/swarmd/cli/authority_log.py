@@ -6,7 +6,7 @@ this machine, and the daemon passes it on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -179,14 +179,19 @@ def name_of(state: AuthorityState, node_id: bytes) -> str:
     return admission.name if admission is not None else short(node_id)
 
 
-def find_node(state: AuthorityState, wanted: str) -> Admission:
-    """The node with this name, id or beginning of an id; one that is still a member first.
+def find_node(state: AuthorityState, wanted: str, living: Collection[str] = ()) -> Admission:
+    """The node with this name, id or beginning of an id; one that is not evicted first.
+
+    Args:
+        living: ids of the members alive: a name means one of them before one that is gone. To be
+            left out for what is for ever, such as an eviction: there a name is to mean one node.
 
     Raises:
         BadInput: none or several; says which there are.
     """
     named = [x for x in state.admissions.values() if x.name == wanted]
     named = [x for x in named if not x.evicted] or named
+    named = [x for x in named if to_text(x.node_id) in living] or named
     by_id = {to_text(x.node_id): x for x in state.admissions.values()}
     meant = [by_id[text] for text in _beginning_with(by_id, wanted)]
     # A node may be called like the beginning of another's id: then it is not clear who is meant.

@@ -23,7 +23,8 @@ _HEAD: Final = """\
 # without root to ~/.config/swarmd/swarmd.toml, or name another file with --config.
 #
 # Rank: flag > environment > file > default. [mesh] port is SWARMD_MESH_PORT in the environment
-# (lists: items separated by commas) and `--set mesh.port=7575` on the command line.
+# (lists: items separated by commas; tables: KEY=VALUE so) and `--set mesh.port=7575` on the
+# command line.
 # `swarmd config show` tells where each value came from.
 """
 

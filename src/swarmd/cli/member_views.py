@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -11,13 +12,15 @@ import click
 import msgspec
 
 from swarmd.cli.common import Failed, print_json, wants_json
-from swarmd.cli.tables import colour, printable, table, time_left
+from swarmd.cli.tables import COLUMNS_MAX, GAP, colour, printable, table, time_left
 from swarmd.gateway.shapes import MemberInfo
 from swarmd.gateway.shapes_members import MembersNews, Topology, TopologyNode
 
 if TYPE_CHECKING:
     from swarmd.client import Client
 
+# Fewer columns for tags show too little.
+_TAGS_COLUMNS_MIN: Final = 8
 _HEADS: Final = ["NAME", "ADDRESS", "STATE", "ROLES", "VERSION", "EXPIRES"]
 # Moves to the first line and clears what is below (ECMA-48).
 _CLEAR: Final = "\x1b[H\x1b[J"
@@ -25,18 +28,54 @@ _SHORT_ID_CHARS: Final = 8
 
 
 def members_table(found: list[MemberInfo]) -> str:
+    names = Counter(one.name for one in found)
     rows = [
         [
-            one.name,
+            _shown_name(one, names),
             ", ".join(one.addresses[:1]) or "-",
             one.state,
             _roles(one),
-            one.version or "-",
+            printable(one.version) or "-",
             "-" if one.credential_left_s is None else time_left(one.credential_left_s * 1000),
         ]
         for one in found
     ]
-    return table(_HEADS, rows)
+    lines = [table(*_with_tags(found, rows))]
+    shared = sorted({printable(one.name) for one in found if one.namesakes})
+    lines += [f"{name}: several members carry this name; name one by its id" for name in shared]
+    return "\n".join(lines)
+
+
+def _with_tags(found: list[MemberInfo], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns, and as one more the tags if there are any and enough of the line is left."""
+    widths = [max(map(len, column)) for column in zip(_HEADS, *rows, strict=True)]
+    left = COLUMNS_MAX - sum(widths) - GAP * len(widths)
+    if left < _TAGS_COLUMNS_MIN or not any(one.tags for one in found):
+        return _HEADS, rows
+    return [*_HEADS, "TAGS"], [
+        [*row, _cut(tags_text(one.tags), left)] for row, one in zip(rows, found, strict=True)
+    ]
+
+
+def _cut(text: str, columns_max: int) -> str:
+    return text if len(text) <= columns_max else text[: columns_max - 1] + "…"
+
+
+def tags_table(found: list[MemberInfo]) -> str:
+    names = Counter(one.name for one in found)
+    rows = [[_shown_name(one, names), one.state, tags_text(one.tags)] for one in found]
+    return table(["NAME", "STATE", "TAGS"], rows)
+
+
+def tags_text(tags: Mapping[str, str]) -> str:
+    """The tags on one line."""
+    return " ".join(f"{key}={printable(tags[key])}" for key in sorted(tags)) or "-"
+
+
+def _shown_name(member: MemberInfo, names: Counter[str]) -> str:
+    """Its name, and with it the beginning of its id where another has the same name."""
+    name = printable(member.name)
+    return f"{name} {member.node_id[:_SHORT_ID_CHARS]}" if names[member.name] > 1 else name
 
 
 def _roles(member: MemberInfo) -> str:
@@ -95,6 +134,11 @@ def _changes(before: MemberInfo | None, now: MemberInfo) -> list[str]:
         found.append(f"at {', '.join(now.addresses) or 'no address'}")
     if _roles(before) != _roles(now):
         found.append(f"{_roles(before)} -> {_roles(now)}")
+    if before.namesakes != now.namesakes:
+        ids = ", ".join(one[:_SHORT_ID_CHARS] for one in now.namesakes)
+        found.append(f"its name is also that of {ids}" if ids else "its name is its own again")
+    if before.tags != now.tags:
+        found.append(f"tags {tags_text(now.tags)}")
     if before.version != now.version:
         found.append(f"version {now.version}")
     return found or [f"incarnation {now.incarnation}"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 COLUMNS_MAX: Final = 80
-_GAP: Final = 2
+GAP: Final = 2
 _NARROWEST: Final = 8
 
 _COLOURS: Final = {
@@ -55,7 +55,7 @@ def table(
     widths = [
         max([len(head), *(len(row[index]) for row in cells)]) for index, head in enumerate(heads)
     ]
-    while sum(widths) + _GAP * (len(widths) - 1) > columns_max:
+    while sum(widths) + GAP * (len(widths) - 1) > columns_max:
         widest = max(range(whole, len(widths)), key=widths.__getitem__)
         if widths[widest] <= _NARROWEST:
             break
@@ -71,7 +71,7 @@ def _line(cells: Sequence[str], widths: Sequence[int], *, plain: bool) -> str:
         shown = cell if len(cell) <= width else cell[: width - 1] + "…"
         padded = shown.ljust(width)
         parts.append(padded if plain else padded.replace(shown, colour(shown), 1))
-    return (" " * _GAP).join(parts).rstrip()
+    return (" " * GAP).join(parts).rstrip()
 
 
 def printable(text: str) -> str:
@@ -89,7 +89,7 @@ def facts(rows: Sequence[tuple[str, str]]) -> str:
     """Names and what is so, one below the other; long values wrap under themselves."""
     import textwrap
 
-    width = max(len(name) for name, _ in rows) + _GAP
+    width = max(len(name) for name, _ in rows) + GAP
     lines: list[str] = []
     for name, value in rows:
         wrapped = textwrap.wrap(value, COLUMNS_MAX - width) or [""]

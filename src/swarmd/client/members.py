@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from swarmd.client.requests import Requests
 from swarmd.gateway.shapes import MemberInfo
-from swarmd.gateway.shapes_members import MembersNews, Topology
+from swarmd.gateway.shapes_members import MembersNews, NodeTags, Topology
 
 
 class MemberCalls(Requests):
-    """The members as they are, as they change, and who keeps streams to whom."""
+    """The members as they are, as they change, their tags, and who keeps streams to whom."""
 
     def members(self) -> list[MemberInfo]:
         """Every member as the node sees it."""
@@ -19,6 +19,13 @@ class MemberCalls(Requests):
     def members_watch(self) -> Iterator[MembersNews]:
         """All members, and then those that change, until the daemon ends."""
         return self._stream("GET", "/members/watch", None, MembersNews)
+
+    def change_tags(
+        self, put: Mapping[str, str] | None = None, remove: Sequence[str] = ()
+    ) -> NodeTags:
+        """Change what the node tells of itself, until it is started anew; all or nothing."""
+        body = {"put": dict(put or {}), "remove": list(remove)}
+        return self._call("POST", "/tags", body, kind=NodeTags)
 
     def topology(self) -> Topology:
         """Who keeps streams to whom, as each living member says."""

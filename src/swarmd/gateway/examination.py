@@ -11,7 +11,7 @@ import trio
 
 from swarmd import __version__
 from swarmd.base.errors import NotReady, SwarmError
-from swarmd.base.ids import NodeId
+from swarmd.base.ids import NodeId, short
 from swarmd.gateway import local_facts
 from swarmd.gateway.doctor.facts import NodeFacts, PeerFacts
 from swarmd.gateway.forward import ask_member
@@ -21,6 +21,7 @@ from swarmd.mesh.facts import MeshFacts
 from swarmd.mesh.reach.service import PEERS_MAX
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
+from swarmd.mesh.swim.names import shared_names
 from swarmd.wire.version import PROTOCOL_VERSION
 
 _CLOCKS_MAX: Final = 64
@@ -66,7 +67,13 @@ async def gather_facts(services: Services, ask_timeout_s: float) -> NodeFacts:
         version=__version__,
         protocol=PROTOCOL_VERSION,
         credential_left_ms=services.credential_left_ms(services.node_id),
+        shared_names={} if mesh is None else _shared_names(mesh),
     )
+
+
+def _shared_names(mesh: Mesh) -> dict[str, list[str]]:
+    shared = shared_names(mesh.membership.members())
+    return {name: [short(one) for one in ids] for name, ids in shared.items()}
 
 
 async def _ask(

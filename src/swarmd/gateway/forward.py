@@ -54,6 +54,7 @@ from swarmd.gateway.services import Mesh
 from swarmd.mesh.link import Inbound, Lane, Link
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
+from swarmd.mesh.swim.names import called
 from swarmd.wire.codec import Family, Message
 
 NODE_HEADER: Final = b"x-swarmd-node"
@@ -129,13 +130,13 @@ _PASSED_ON: Final = frozenset({b"accept", b"content-type", b"host"})
 
 
 def find_member(members: Sequence[Member], wanted: str) -> Member:
-    """The member with this name, id, or beginning of an id.
+    """The member with this name, id, or beginning of an id; whom a name means says `swim.names`.
 
     Raises:
         NotFound: none, or several; the message names those there are.
     """
     present = [one for one in members if one.state is not MemberState.LEFT]
-    found = [one for one in present if one.name == wanted] or [
+    found = called(members, wanted) or [
         one
         for one in present
         if len(wanted) >= _SHORT_ID_CHARS and to_text(one.node_id).startswith(wanted.lower())

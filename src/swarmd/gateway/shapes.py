@@ -184,6 +184,10 @@ class MemberInfo(Struct, frozen=True, kw_only=True):
     coordinator: bool = False
     itself: bool = False
     """The node that answered."""
+    namesakes: list[str] = []
+    """Ids of other living members that carry its name: with any, commands take its id only."""
+    tags: dict[str, str] = {}
+    """What its operator says of it."""
     credential_left_s: float | None = None
     """Until its credential expires, in the store's time; 0 once it has, None if unknown."""
 

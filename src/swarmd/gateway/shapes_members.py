@@ -20,6 +20,14 @@ class MembersNews(Struct, frozen=True, kw_only=True):
     first: bool = False
 
 
+class NodeTags(Struct, frozen=True, kw_only=True):
+    """What one node tells of itself."""
+
+    node: str
+    node_id: str
+    tags: dict[str, str]
+
+
 class NodeLinks(Struct, frozen=True, kw_only=True):
     """The streams of one node."""
 

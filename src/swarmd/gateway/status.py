@@ -16,6 +16,7 @@ from swarmd.identity.fingerprints import door_of, fingerprint_of_swarm
 from swarmd.mesh.addresses import format_address
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
+from swarmd.mesh.swim.names import shared_names
 
 # Without a coordinator the rest is told all the same, and soon.
 _COUNTS_TIMEOUT_S: Final = 1.0
@@ -140,6 +141,8 @@ def members(services: Services) -> list[shapes.MemberInfo]:
     mesh = services.need(services.mesh)
     voters: Sequence[NodeId] = services.store.status().voters if services.store else ()
     coordinator = services.store.coordinator() if services.store is not None else None
+    found = mesh.membership.members()
+    shared = {one: ids for ids in shared_names(found).values() for one in ids}
     return [
         shapes.MemberInfo(
             node_id=to_text(one.node_id),
@@ -153,9 +156,11 @@ def members(services: Services) -> list[shapes.MemberInfo]:
             voter=one.node_id in voters,
             coordinator=one.node_id == coordinator,
             itself=one.node_id == services.node_id,
+            namesakes=[to_text(x) for x in shared.get(one.node_id, ()) if x != one.node_id],
+            tags=dict(one.tags),
             credential_left_s=_seconds(services.credential_left_ms(one.node_id)),
         )
-        for one in mesh.membership.members()
+        for one in found
     ]
 
 

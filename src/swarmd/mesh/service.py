@@ -52,6 +52,7 @@ from swarmd.mesh.sockets import (
 )
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.service import Membership, MemberState, Meta, open_membership
+from swarmd.mesh.swim.tags import Tags
 from swarmd.mesh.transports.carriers import TlsStream, host_of
 from swarmd.mesh.transports.streams import Streams, open_streams
 from swarmd.mesh.transports.udp import Datagrams, open_datagrams
@@ -429,12 +430,14 @@ async def open_mesh(
     clock: Clock,
     rng: Rng,
     name: str,
+    tags: Tags = (),
 ) -> AsyncIterator[Mesh]:
     """Belong to the swarm for as long as the block runs; call `leave` first to say goodbye.
 
     Args:
         disk: holds what membership keeps between starts.
         name: this node's name, as others show it.
+        tags: what it says of itself besides; see `checked_tags`.
 
     Raises:
         PortTaken, ConfigError: this node cannot listen as configured.
@@ -452,6 +455,7 @@ async def open_mesh(
         told,
         roles,
         __version__,
+        tags,
         protocol=PROTOCOL_VERSION,
         protocol_lowest=PROTOCOL_LOWEST,
     )

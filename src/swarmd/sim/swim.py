@@ -87,10 +87,14 @@ def _tag(key: bytes, statement: bytes) -> bytes:
 
 @dataclass(slots=True)
 class SimNode:
-    """A host; `machine` is None while it is down. `boot` tells the lives of its process apart."""
+    """A host; `machine` is None while it is down. `boot` tells the lives of its process apart.
+
+    `called`: the name that it gives itself, if another than `name`.
+    """
 
     name: str
     address: Address
+    called: str = ""
     machine: SwimMachine | None = None
     boot: int = 0
     left: bool = False
@@ -179,7 +183,7 @@ class SwimWorld:
     def meta_of(self, node: SimNode) -> Meta:
         """What a host says about itself as it starts."""
         return Meta(
-            node.name,
+            node.called or node.name,
             addresses=(node.address,),
             roles=("worker",),
             version="1",
@@ -262,10 +266,14 @@ class SwimWorld:
         return [n for n in self.nodes.values() if n.machine is not None and not n.left]
 
     def view(self, name: str) -> dict[str, str]:
-        """What a running node holds of whom: name -> state."""
+        """What a running node holds of whom: host -> state."""
         machine = self.nodes[name].machine
         assert machine is not None, name
-        return {member.name: str(member.state) for member in machine.members()}
+        return {self.host_of(member): str(member.state) for member in machine.members()}
+
+    def host_of(self, member: Member) -> str:
+        host = self._by_id.get(member.node_id)
+        return member.name if host is None else host.name
 
     def disagreements(self) -> list[str]:
         """Where a running node's view is not the truth."""

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "gateway"))
 from gateway_fakes import FakeMesh, LiveGateway, make_services, member, node_id
 
 from swarmd.base.ids import to_text
-from swarmd.cli.member_views import change_lines, topology_dot, topology_tree
+from swarmd.cli.member_views import change_lines, members_table, topology_dot, topology_tree
 from swarmd.gateway.shapes import MemberInfo
 from swarmd.gateway.shapes_members import MembersNews, Topology, TopologyNode
 from swarmd.mesh.swim.messages import MemberState
@@ -124,11 +125,86 @@ def test_each_kind_of_change_is_told() -> None:
     assert said(coordinator=True) == "n1  - -> coordinator"
     assert said(version="0.2.0", incarnation=4) == "n1  version 0.2.0"
     assert said(name="n9\x1b[2J") == "n9\\x1b[2J  was called n1"
+    assert said(namesakes=["bbbbbbbbbb"]) == "n1  its name is also that of bbbbbbbb"
+    assert said(tags={"rack": "a", "gpu": "2"}) == "n1  tags gpu=2 rack=a"
     assert said(incarnation=4) == "n1  incarnation 4"
 
 
 def _fields(one: MemberInfo) -> dict[str, object]:
     return {name: getattr(one, name) for name in one.__struct_fields__}
+
+
+def test_a_name_of_several_is_shown_with_ids() -> None:
+    def one(name: str, node_id: str, *namesakes: str) -> MemberInfo:
+        return MemberInfo(node_id=node_id, name=name, state="alive", namesakes=list(namesakes))
+
+    shown = members_table([one("n1", "a" * 52, "b" * 52), one("n1", "b" * 52), one("n2", "c" * 52)])
+    assert [line.split("  ")[0] for line in shown.splitlines()[1:4]] == [
+        "n1 aaaaaaaa",
+        "n1 bbbbbbbb",
+        "n2",
+    ]
+    assert shown.endswith("n1: several members carry this name; name one by its id")
+    assert "several" not in members_table([one("n1", "a" * 52)])
+
+
+def test_tags_are_shown_where_there_is_room() -> None:
+    def one(name: str, address: str) -> MemberInfo:
+        tags = {"zone": "east", "rack": "a" * 30} if name == "n1" else {}
+        return MemberInfo(node_id=name, name=name, state="alive", addresses=[address], tags=tags)
+
+    wide = members_table([one("n1", "10.0.0.1:7575"), one("n2", "10.0.0.2:7575")])
+    assert [line.split("  ")[-1] for line in wide.splitlines()[:1]] == ["TAGS"]
+    assert "rack=aaaaaa" in wide
+    assert wide.splitlines()[1].endswith("…")
+    assert all(len(line) <= 80 for line in wide.splitlines())
+    narrow = members_table([one("n1", "[fd00:1234:5678:9abc:def0:1234:5678:9abc]:7575")])
+    assert "TAGS" not in narrow
+    assert "TAGS" not in members_table([one("n2", "10.0.0.2:7575")])
+
+
+def node_tags(live: LiveGateway, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / "swarmctl"), "node", "tags", *more],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "SWARMCTL_SOCKET": live.socket},
+    )
+
+
+def test_tags_are_shown_and_changed(live: LiveGateway) -> None:
+    mesh = live.services.mesh
+    assert isinstance(mesh, FakeMesh)
+    done = node_tags(live, "n1", "rack=a", "note=x=y", "--remove", "zone")
+    assert done.stdout == "n1 tells note=x=y rack=a, until its daemon is started anew\n"
+    assert mesh.membership.own_tags == {"note": "x=y", "rack": "a"}
+    done = node_tags(live, "n1", "--remove", "rack", "--remove", "note")
+    assert done.stdout == "n1 tells no tags, until its daemon is started anew\n"
+    tagged = replace(member("n2"), tags=(("rack", "b"),))
+    live.call(lambda: mesh.membership.become(member("n1"), tagged))
+    shown = [line.split() for line in node_tags(live).stdout.splitlines()]
+    assert shown == [["NAME", "STATE", "TAGS"], ["n1", "alive", "-"], ["n2", "alive", "rack=b"]]
+    assert json.loads(node_tags(live, "n2", "--json").stdout)[0]["tags"] == {"rack": "b"}
+    assert node_tags(live, to_text(node_id("n2"))[:8]).stdout.splitlines()[1].startswith("n2 ")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("n9",), "no member is called 'n9'"),
+        (("--remove", "rack"), "name the node first"),
+        (("rack=a",), "name the node first"),
+        (("rack=a", "zone=b"), "name the node first"),
+        (("n1", "rack"), "'rack' is not KEY=VALUE"),
+        (("n1", "a b=c"), "'a b' is no key of a tag"),
+    ],
+)
+def test_mistakes_with_tags_are_told(live: LiveGateway, given: tuple[str, ...], says: str) -> None:
+    done = node_tags(live, *given)
+    assert done.returncode != 0
+    assert says in done.stderr
+    assert live.services.mesh.membership.own_tags == {}  # type: ignore[union-attr]
 
 
 # ---- who keeps streams to whom ------------------------------------------------------------

@@ -54,6 +54,15 @@ def test_text_is_read_as_the_settings_type() -> None:
     assert config.node.log_format == "json"
 
 
+def test_tags_are_a_table_in_the_file_and_pairs_in_text(tmp_path: Path) -> None:
+    for text in ("[node]\ntags = {rack = 'a', zone = 'x=1'}", "[node.tags]\nrack='a'\nzone='x=1'"):
+        config = load(file=write(tmp_path, text), environ={})
+        assert config.node.tags == {"rack": "a", "zone": "x=1"}
+    config = load(environ={"SWARMD_NODE_TAGS": "rack=a, zone = x=1"})
+    assert config.node.tags == {"rack": "a", "zone": "x=1"}
+    assert load(environ={}, flags={"node.tags": ""}).node.tags == {}
+
+
 def test_the_file_is_found_by_variable_or_folder(tmp_path: Path) -> None:
     path = write(tmp_path, "[mesh]\nport = 9\n")
     assert load(environ={"SWARMD_CONFIG": str(path)}).mesh.port == 9
@@ -71,6 +80,9 @@ def test_the_file_is_found_by_variable_or_folder(tmp_path: Path) -> None:
         ("[node]\nlog_level = 'loud'\n", "node.log_level = 'loud': invalid enum value"),
         ("[gateway]\nrequests_max = 0\n", "gateway.requests_max = 0: expected `int` >= 1"),
         ("[swim]\nprobe_timeout_s = 5.0\n", "must be less than"),
+        ("[node]\ntags = ['a']\n", "node.tags = ['a']: expected `object`"),
+        ("[node]\ntags = {rack = 1}\n", "expected `str`, got `int`"),
+        ("[node]\ntags = {'a b' = 'c'}\n", "swarmd.toml:2: node.tags: 'a b' is no key of a tag"),
         ("[gateway]\nsocket_group_role = 'king'\n", "must be one of viewer, submitter, operator"),
         ("[gateway]\nlisten = ['0.0.0.0']\n", "'0.0.0.0' is no ADDRESS:PORT, like"),
     ],
@@ -90,6 +102,7 @@ def test_mistakes_in_the_file_name_line_key_and_expectation(
     [
         ({"SWARMD_MESH_PROT": "1"}, {}, "did you mean SWARMD_MESH_PORT?"),
         ({"SWARMD_MESH_PORT": "x"}, {}, "environment SWARMD_MESH_PORT: mesh.port = 'x'"),
+        ({"SWARMD_NODE_TAGS": "rack"}, {}, "SWARMD_NODE_TAGS: node.tags = 'rack': write KEY=VALUE"),
         ({}, {"mesh.prot": "1"}, "unknown key 'prot'"),
         ({}, {"port": "1"}, "unknown section 'port'"),
         ({}, {"gateway.socket": "/" + "x" * 200}, "longer than the 107 bytes"),

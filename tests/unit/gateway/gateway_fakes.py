@@ -47,6 +47,7 @@ from swarmd.mesh.discovery.adverts import InterfaceFacts
 from swarmd.mesh.facts import MeshFacts
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
+from swarmd.mesh.swim.tags import Tags, checked_tags
 from swarmd.state.blobs.messages import BlobRef, hash_of
 from swarmd.state.raft.bounds import problem_of
 from swarmd.state.raft.messages import (
@@ -92,6 +93,7 @@ def member(name: str, state: MemberState = MemberState.ALIVE) -> Member:
 @dataclass
 class FakeMembership:
     found: list[Member]
+    tags: Tags = ()
     wake: trio.Event = field(default_factory=trio.Event)
 
     def become(self, *found: Member) -> None:
@@ -105,6 +107,13 @@ class FakeMembership:
 
     def stream_only(self) -> list[NodeId]:
         return []
+
+    @property
+    def own_tags(self) -> dict[str, str]:
+        return dict(self.tags)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self.tags = checked_tags(tags)
 
     def members(self) -> list[Member]:
         return self.found

@@ -73,6 +73,7 @@ WHO: dict[str, set[str]] = {
     "GET /api/v1/members/watch": SEE,
     "GET /api/v1/links": SEE,
     "GET /api/v1/topology": SEE,
+    "POST /api/v1/tags": DO,
     "GET /api/v1/doctor": SEE,
     "GET /api/v1/config": DO,
     "POST /api/v1/stop": DO,

@@ -187,6 +187,17 @@ def test_a_node_called_like_anothers_id_is_ambiguous() -> None:
         find_node(state, impostor.name)
 
 
+def test_a_name_means_the_living_node_where_that_may_be_undone() -> None:
+    state = log_of(1)._state
+    first = next(iter(state.admissions.values()))
+    later = replace(first, node_id=NodeId(bytes(32)))
+    state.admissions[later.node_id] = later
+    assert find_node(state, "n1", [to_text(later.node_id)]) is later
+    for living in ((), [to_text(first.node_id), to_text(later.node_id)]):
+        with pytest.raises(BadInput, match="several nodes are called"):
+            find_node(state, "n1", living)
+
+
 def test_the_only_voter_stays(client: Client, services: Services) -> None:
     assert isinstance(services.store, FakeStore)
     services.store._voters = [node_id("n1")]

@@ -470,6 +470,14 @@ def test_versions_that_differ_are_named() -> None:
     assert (fine.verdict, "other members run 0.2.0" in fine.finding) == ("ok", True)
 
 
+def test_a_name_of_several_members_is_told_with_their_ids() -> None:
+    found = complaints(shared_names={"n2": ["1a2b3c4d", "5e6f7a8b"]})
+    assert set(found) == {"names"}
+    assert found["names"].verdict == "warn"
+    assert "carry one name: n2 (1a2b3c4d, 5e6f7a8b)" in found["names"].finding
+    assert "node.name" in found["names"].advice
+
+
 @pytest.mark.parametrize(
     ("skews", "says", "where"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from swarmd.gateway.forward import (
     Uploads,
     find_member,
 )
+from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
 
 
@@ -144,8 +146,29 @@ def test_members_are_found_by_name_or_unambiguous_id() -> None:
         find_member(members, "b2")
     with pytest.raises(NotFound):
         find_member(members, to_text(node_id("a"))[:5])  # Too short to mean an id.
-    with pytest.raises(NotFound, match="several members are called 'a'"):
-        find_member([member("a"), member("a")], "a")
+
+
+def called_a(seed: str, state: MemberState = MemberState.ALIVE) -> Member:
+    return replace(member(seed, state), name="a")
+
+
+def test_a_name_means_the_living_one_before_the_dead() -> None:
+    old, new = called_a("old", MemberState.DEAD), called_a("new", MemberState.SUSPECT)
+    gone = called_a("gone", MemberState.LEFT)
+    assert find_member([old, new, gone], "a") is new
+    assert find_member([old, gone], "a") is old
+    with pytest.raises(NotFound, match="no member is called 'a'"):
+        find_member([gone], "a")
+
+
+def test_a_name_of_two_living_members_means_neither_and_both_ids_are_told() -> None:
+    one, two = called_a("one"), called_a("two", MemberState.SUSPECT)
+    with pytest.raises(NotFound, match="several members are called 'a'") as caught:
+        find_member([one, two, called_a("old", MemberState.DEAD)], "a")
+    for living in (one, two):
+        assert to_text(living.node_id)[:8] in caught.value.message
+        assert find_member([one, two], to_text(living.node_id)[:8]) is living
+    assert to_text(node_id("old"))[:8] not in caught.value.message
 
 
 class ManualClock:

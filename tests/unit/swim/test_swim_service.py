@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
+import structlog
 import trio
 import trio.testing
 
 from swarmd.base.disk import seal_body
 from swarmd.base.errors import BadRequest, CorruptFile, TooLarge
-from swarmd.base.ids import NodeId, digest
+from swarmd.base.ids import NodeId, digest, short
 from swarmd.base.rng import make_rng
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.messages import PACKET_BYTES_MAX, MemberState, Meta
@@ -82,6 +83,7 @@ class Town:
         self.network = network
         self.air = Air()
         self.world = World(1)
+        self.called: dict[str, str] = {}
         self.disks: dict[str, SimDisk] = {}
         self._nursery = nursery
         self._stops: dict[str, trio.CancelScope] = {}
@@ -95,7 +97,7 @@ class Town:
             disk=disk,
             signer=OpenSigner(),
             meta=Meta(
-                name,
+                self.called.get(name, name),
                 addresses=(("127.0.0.1", 7575),),
                 roles=("worker",),
                 version="1",
@@ -237,6 +239,23 @@ async def test_tags_reach_the_others(autojump_clock: trio.testing.MockClock) -> 
             change = await changes.receive()
         assert change.after is not None
         assert change.after.tags == (("gpu", "1"), ("zone", "x"))
+
+
+async def test_both_of_one_name_log_it(autojump_clock: trio.testing.MockClock) -> None:
+    async with town() as t:
+        t.called["b"] = "a"
+        with structlog.testing.capture_logs() as logs:
+            a = await t.start("a")
+            b = await t.start("b", "a")
+            await all_alive([a, b])
+            told = [one for one in logs if "carry one name" in one["event"]]
+            ids = ", ".join(sorted(short(one.node_id) for one in (a, b)))
+            wanted = {"log_level": "warning", "name": "a", "ids": ids, "own": True}
+            assert [wanted.items() <= one.items() for one in told] == [True, True]
+            with trio.fail_after(5.0):
+                await b.leave()
+                await a.seen(b.node_id, MemberState.LEFT)
+        assert sum(one["event"] == "name conflict over" for one in logs) == 2
 
 
 async def test_tags_that_do_not_fit_are_refused(autojump_clock: trio.testing.MockClock) -> None:

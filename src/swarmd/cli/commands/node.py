@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,7 @@ from swarmd.cli.common import (
     BadInput,
     SwarmGroup,
     admin_key_option,
+    client_of,
     complete_members,
     open_client,
     print_json,
@@ -21,6 +23,10 @@ from swarmd.cli.common import (
 )
 from swarmd.cli.tables import table, time_left
 
+if TYPE_CHECKING:
+    from swarmd.gateway.shapes import MemberInfo
+
+_ID_CHARS_MIN = 6
 _ROLES = ("voter", "worker", "observer")
 
 
@@ -31,6 +37,7 @@ _ROLES = ("voter", "worker", "observer")
         "swarmctl node roles n3 worker",
         "swarmctl node evict n3",
         "swarmctl node topology",
+        "swarmctl node tags n3 rack=a",
         "swarmctl node pending",
         "swarmctl node approve 1a2b3c4d5e",
     ],
@@ -41,7 +48,7 @@ _ROLES = ("voter", "worker", "observer")
     },
 )
 def node() -> None:
-    """Nodes: who asks to join, who is admitted, their roles, and how to shut one out."""
+    """Nodes: who asks to join, who is admitted, their roles and tags, how to shut one out."""
 
 
 @node.command("list", examples=["swarmctl node list"])
@@ -95,6 +102,53 @@ def topology(dot: bool) -> None:
         click.echo(topology_dot(found) if dot else topology_tree(found))
 
 
+@node.command(
+    examples=[
+        "swarmctl node tags",
+        "swarmctl node tags n3 rack=a zone=east",
+        "swarmctl node tags n3 --remove rack",
+    ]
+)
+@click.argument("member", required=False, shell_complete=complete_members)
+@click.argument("tag", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--remove", multiple=True, metavar="KEY", help="Tell it no more; repeatable.")
+def tags(member: str | None, tag: tuple[str, ...], remove: tuple[str, ...]) -> None:
+    """Show the tags of all nodes, or of MEMBER, or change those of MEMBER.
+
+    A change lasts until its daemon is started anew; what lasts is `node.tags` in its configuration.
+    """
+    from swarmd.cli.member_views import tags_table, tags_text
+
+    if (member is None and remove) or "=" in (member or ""):
+        raise BadInput("nothing is changed: name the node first whose tags are to change")
+    if not tag and not remove:
+        with open_client() as client:
+            found = [one for one in client.members() if member is None or _is_meant(one, member)]
+        if member is not None and not found:
+            raise BadInput(f"no member is called {member!r}: `swarmctl members` lists them")
+        if wants_json():
+            print_json([{"name": x.name, "node_id": x.node_id, "tags": x.tags} for x in found])
+        else:
+            click.echo(tags_table(found))
+        return
+    assert member is not None
+    if wrong := [one for one in tag if "=" not in one]:
+        raise BadInput(f"nothing is changed: {wrong[0]!r} is not KEY=VALUE")
+    put = dict(one.split("=", 1) for one in tag)
+    with client_of(member) as client:
+        done = client.change_tags(put, remove)
+    if wants_json():
+        print_json(done)
+    else:
+        told = tags_text(done.tags) if done.tags else "no tags"
+        say(f"{done.node} tells {told}, until its daemon is started anew")
+
+
+def _is_meant(one: MemberInfo, wanted: str) -> bool:
+    begins = len(wanted) >= _ID_CHARS_MIN and one.node_id.startswith(wanted.lower())
+    return one.name == wanted or begins
+
+
 @node.command(examples=["swarmctl node roles n3 worker", "swarmctl node roles n3 voter worker"])
 @click.argument("member", shell_complete=complete_members)
 @click.argument("role", nargs=-1, required=True, type=click.Choice(_ROLES))
@@ -107,7 +161,8 @@ def roles(member: str, role: tuple[str, ...], admin_key: Path | None) -> None:
     wanted = tuple(dict.fromkeys(role))
     with open_client(local=True) as client:
         head, log = read_own(client)
-        found = find_node(log, member)
+        alive = [one.node_id for one in client.members() if one.state in ("alive", "suspect")]
+        found = find_node(log, member, alive)
         if found.evicted:
             raise BadInput(f"{found.name} was evicted: it may be nothing any more")
         entry = SetRoles(found.node_id, wanted, fresh_nonce())

@@ -24,7 +24,7 @@ PERMISSIONS: Final[dict[str, tuple[str, str]]] = {
     "cluster:read": ("how the swarm is, and who", ""),
     "cluster:manage": ("seats, office, roles", ""),
     "node:approve": ("deny nodes that ask to join", ""),
-    "node:manage": ("end a daemon; leave", ""),
+    "node:manage": ("end a daemon; leave; tags", ""),
     "config:read": ("a node's settings", ""),
     "metrics:read": ("what nodes measure", ""),
     "agent:read": ("agents and their copies", "AGENT"),

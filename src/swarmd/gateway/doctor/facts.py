@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from swarmd.gateway.local_facts import LocalFacts
 from swarmd.mesh.facts import MeshFacts
@@ -47,6 +48,8 @@ class NodeFacts:
     protocol: int = 0
     credential_left_ms: int | None = None
     """In store time; None if it is unknown."""
+    shared_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Names that several of the living carry, with the beginnings of their ids."""
 
     @property
     def is_alone(self) -> bool:

@@ -56,6 +56,7 @@ def peer_checks(facts: NodeFacts) -> list[Check]:
     hindered = {peer.name: found for peer in facts.peers if (found := hindrance(peer)) is not None}
     return [
         _members(facts, hindered),
+        *_shared_names(facts),
         *_mtu(facts, hindered),
         _versions(facts),
         _firewall(facts, hindered),
@@ -234,6 +235,20 @@ def _finding(hindered: dict[str, Hindrance], peer: PeerFacts) -> str:
 
 def _names(peers: Sequence[PeerFacts]) -> str:
     return listed([peer.name for peer in peers])
+
+
+def _shared_names(facts: NodeFacts) -> list[Check]:
+    if not facts.shared_names:
+        return []
+    found = [f"{name} ({', '.join(ids)})" for name, ids in facts.shared_names.items()]
+    return [
+        warn(
+            "names",
+            f"several living members carry one name: {listed(found)}",
+            "give all but one another name, node.name there, and start them anew; until then "
+            "commands take their ids only: `swarmctl --node ID status`",
+        )
+    ]
 
 
 def _versions(facts: NodeFacts) -> Check:

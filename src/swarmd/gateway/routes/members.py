@@ -1,26 +1,26 @@
-"""Members as they change, and who keeps streams to whom."""
+"""Members as they change, their tags, and who keeps streams to whom."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 import trio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from swarmd.base.errors import SwarmError
+from swarmd.base.errors import BadRequest, SwarmError
 from swarmd.base.ids import NodeId, to_text
 from swarmd.gateway.context import ApiRoute, Context
 from swarmd.gateway.forward import ask_member
 from swarmd.gateway.http import Items, Stream, answer
 from swarmd.gateway.services import Mesh
 from swarmd.gateway.shapes import MemberInfo
-from swarmd.gateway.shapes_members import MembersNews, NodeLinks, Topology, TopologyNode
+from swarmd.gateway.shapes_members import MembersNews, NodeLinks, NodeTags, Topology, TopologyNode
 from swarmd.gateway.status import members
 from swarmd.mesh.swim.events import Member
-from swarmd.mesh.swim.messages import MemberState
+from swarmd.mesh.swim.messages import TAGS_MAX, MemberState
 
 LINKS_PATH: Final = "/api/v1/links"
 # Changes come in bursts; who coordinates changes without one.
@@ -28,6 +28,11 @@ _SETTLE_S: Final = 0.1
 _LOOK_EVERY_S: Final = 2.0
 _ASKED_MAX: Final = 256
 _ASKED_AT_ONCE_MAX: Final = 32
+
+
+class TagsBody(msgspec.Struct, forbid_unknown_fields=True):
+    put: Annotated[dict[str, str], msgspec.Meta(max_length=TAGS_MAX)] = {}
+    remove: Annotated[list[str], msgspec.Meta(max_length=TAGS_MAX)] = []
 
 
 class Members:
@@ -43,6 +48,7 @@ class Members:
             route("/api/v1/members/watch", self.watch, "cluster:read"),
             route(LINKS_PATH, self.links, "cluster:read"),
             route("/api/v1/topology", self.topology, "cluster:read"),
+            route("/api/v1/tags", self.change_tags, "node:manage", methods=["POST"]),
         ]
 
     async def watch(self, request: Request) -> Stream:
@@ -65,6 +71,21 @@ class Members:
                 continue
             with trio.move_on_after(_LOOK_EVERY_S):
                 await mesh.membership.changed()
+
+    async def change_tags(self, request: Request) -> Response:
+        """Change what this node tells of itself, until it is started anew."""
+        body = await self._context.read(request, TagsBody)
+        if twice := sorted(body.put.keys() & set(body.remove)):
+            raise BadRequest(f"nothing is changed: {twice[0]!r} is both to be put and removed")
+        services = self._services
+        membership = services.need(services.mesh).membership
+        name = services.config.node_name
+        changed = [*(f"+{key}" for key in body.put), *(f"-{key}" for key in body.remove)]
+        with self._context.noted(request, "node.tags", name, " ".join(changed)):
+            kept = {k: v for k, v in membership.own_tags.items() if k not in body.remove}
+            membership.set_tags(kept | body.put)
+        tags = membership.own_tags
+        return answer(request, NodeTags(node=name, node_id=to_text(services.node_id), tags=tags))
 
     async def links(self, request: Request) -> Response:
         return answer(request, self._links())

@@ -230,6 +230,18 @@ class Changed(Effect):
 
 
 @dataclass(frozen=True, slots=True)
+class NameConflict(Effect):
+    """Living members carry one name; it is over if fewer than two do. `holders`: ids, sorted."""
+
+    name: str
+    holders: tuple[NodeId, ...]
+
+    @property
+    def over(self) -> bool:
+        return len(self.holders) < 2
+
+
+@dataclass(frozen=True, slots=True)
 class Departed(Effect):
     """The goodbye has been said as often as it will be."""
 

@@ -11,6 +11,7 @@ What is decided where:
 - `exchange`: when to exchange whole views.
 - `watching`: what streams tell.
 - `retries`: which of the dead to try again.
+- `names`: what happens when several carry one name.
 - `post`: what goes into a packet.
 
 This file hands events to them, and says when news goes out.
@@ -59,6 +60,7 @@ from swarmd.mesh.swim.events import (
 from swarmd.mesh.swim.exchange import Exchange
 from swarmd.mesh.swim.ledger import Ledger, Signer
 from swarmd.mesh.swim.messages import PACKETS, Ack, MemberState, Meta, Nack, Ping, PingFor, Rumour
+from swarmd.mesh.swim.names import Names
 from swarmd.mesh.swim.post import Post
 from swarmd.mesh.swim.probes import Pendings
 from swarmd.mesh.swim.probing import Probing
@@ -108,6 +110,7 @@ class SwimMachine:
         self._exchange = self.exchange_type(me, config, rng, ledger, now)
         self._retries = self.retries_type(config, rng, ledger, post, pendings)
         self._watching = Watching(me, config, ledger, post, pendings, self._probing)
+        self._names = Names(me, meta.name)
         self._gossip_armed = False
         self._news_armed = False
         self._departed = False
@@ -148,6 +151,7 @@ class SwimMachine:
         for effect in [effect for effect in effects if type(effect) is Changed]:
             self._watching.after_change(effect)
             effects += self._probing.after_change(effect)
+            effects += self._names.after_change(effect)
         if not len(queue):
             return effects
         if queue.pushed > pushed and not self._news_armed:

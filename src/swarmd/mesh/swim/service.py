@@ -33,6 +33,7 @@ from swarmd.mesh.swim.events import (
     Join,
     Leave,
     Member,
+    NameConflict,
     PacketIn,
     Refused,
     SetMeta,
@@ -56,6 +57,7 @@ from swarmd.mesh.swim.messages import (
     Sync,
     encode_meta,
 )
+from swarmd.mesh.swim.tags import checked_tags
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED, MEMBERS
 from swarmd.wire.codec import decode_struct, encode_struct
@@ -205,6 +207,7 @@ class Membership:
                 SyncWith: self._perform_sync,
                 StreamProbe: self._perform_stream_probe,
                 Changed: self._perform_changed,
+                NameConflict: self._perform_name_conflict,
                 Departed: lambda _: self._departed.set(),
                 Refused: lambda effect: DROPPED.labels("swim", effect.reason).inc(),
             },
@@ -264,23 +267,27 @@ class Membership:
                 return member
             await self._changed.wait()
 
+    @property
+    def own_tags(self) -> dict[str, str]:
+        """What this node tells of itself by now."""
+        return dict(self._meta.tags)
+
     # ---- what this node tells ------------------------------------------------------------
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Tell everyone these tags of this node instead of the former ones.
 
         Raises:
-            TooLarge: with them the node's description exceeds META_BYTES_MAX.
-            BadRequest: too many tags, or one is longer than 64 characters.
+            BadRequest, TooLarge: see `checked_tags`; nothing is changed.
         """
-        self._set_meta(msgspec.structs.replace(self._meta, tags=tuple(sorted(tags.items()))))
+        self._set_meta(msgspec.structs.replace(self._meta, tags=checked_tags(tags)))
 
     def set_roles(self, roles: tuple[str, ...]) -> None:
-        """Tell everyone these roles of this node. Raises as `set_tags`."""
+        """Tell everyone these roles of this node. Raises as `encode_meta`."""
         self._set_meta(msgspec.structs.replace(self._meta, roles=roles))
 
     def set_addresses(self, addresses: tuple[Address, ...]) -> None:
-        """Tell everyone that this node is now there. Raises as `set_tags`."""
+        """Tell everyone that this node is now there. Raises as `encode_meta`."""
         self._set_meta(msgspec.structs.replace(self._meta, addresses=addresses))
 
     def join(self, *peers: NodeId) -> None:
@@ -346,6 +353,14 @@ class Membership:
             _log.info("member", node=member.name, id=short(member.node_id), was=was, now=now)
         for subscriber in self._subscribers:
             subscriber._push(change)
+
+    def _perform_name_conflict(self, conflict: NameConflict) -> None:
+        ids = ", ".join(short(one) for one in conflict.holders)
+        if conflict.over:
+            _log.info("name conflict over", name=conflict.name, ids=ids)
+            return
+        own = self.node_id in conflict.holders
+        _log.warning("several living members carry one name", name=conflict.name, ids=ids, own=own)
 
     # ---- loops ---------------------------------------------------------------------------
 
