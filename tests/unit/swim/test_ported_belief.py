@@ -363,6 +363,7 @@ def test_gossip_goes_on_as_long_as_there_is_news_and_then_rests(bench: Bench) ->
     while bench.timers(GossipTick):
         assert bench.timer(GossipTick).delay_s == bench.config.gossip_interval_s
         times += sum((node("x"), ALIVE, 1) in told(packet) for packet in bench.sent())
+        assert times <= limit
         bench.elapse(GossipTick)
     times += sum((node("x"), ALIVE, 1) in told(packet) for packet in bench.sent())
     assert times == limit

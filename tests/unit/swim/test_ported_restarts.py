@@ -16,12 +16,13 @@ from swarmd.mesh.swim.service import MemberChanges
 
 async def written(t: Town, name: str, *, without: bytes = b"", holding: bytes = b"") -> None:
     """Wait until a node's file of members holds one name and not the other."""
-    while True:
+    for _ in range(1_000):
         raw = t.disks[name].read("members")
         if raw is not None and holding in raw and not (without and without in raw):
             return
         await trio.sleep(0.1)
         await trio.to_thread.run_sync(int)  # A real thread writes it; virtual time is no help.
+    raise AssertionError(f"{name} has not written that down")
 
 
 def heard(changes: MemberChanges) -> list[str]:
