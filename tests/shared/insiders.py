@@ -1,27 +1,42 @@
-"""What somebody can try who has a copy of a member's key: hellos of its own, to real daemons."""
+"""What somebody can try who has a copy of a member's key: hellos and requests of its own, to real
+daemons.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
 from collections.abc import Callable
+from typing import Any
 
+import msgspec
 import trio
 from localswarm import Daemon
 
-from swarmd.base.errors import RemoteError
+from swarmd.base.errors import RemoteError, from_code
 from swarmd.cli.authority_log import read_log
 from swarmd.client import Client
 from swarmd.identity.authority import AuthorityState
 from swarmd.identity.keys import Exchange, SigningKey
-from swarmd.identity.tls import client_context
+from swarmd.identity.tls import MESH_ALPN, client_context
 from swarmd.mesh.addresses import AddressBook
-from swarmd.mesh.transports.carriers import TlsStream
-from swarmd.mesh.transports.hello import Hello, read_hello, receive_part, send_part, sign_hello
+from swarmd.mesh.link import Lane
+from swarmd.mesh.transports.carriers import TlsStream, open_carrier
+from swarmd.mesh.transports.hello import (
+    Hello,
+    Session,
+    make_session,
+    read_hello,
+    receive_part,
+    send_part,
+    sign_hello,
+)
+from swarmd.mesh.transports.mux import Item, Kind
 from swarmd.mesh.transports.sessions import Sessions
 from swarmd.mesh.trust import open_trust
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
+from swarmd.wire.codec import Family, Message
 from swarmd.wire.version import PROTOCOL_VERSION
 
 ANSWER_S = 1.0
@@ -50,20 +65,61 @@ async def greet(
     Raises:
         Refused, trio.BrokenResourceError: it did not, with or without a word.
     """
+    return (await _meet(daemon, key, log, plane, version, alter))[0]
+
+
+async def _meet(
+    daemon: Daemon,
+    key: SigningKey,
+    log: AuthorityState,
+    plane: str,
+    version: int = PROTOCOL_VERSION,
+    alter: Callable[[bytes], bytes] = bytes,
+) -> tuple[TlsStream, Session]:
     them = next(x for x in log.admissions.values() if x.name == daemon.name)
     tcp = await trio.open_tcp_stream(daemon.address, daemon.port)
     members = [x for x in log.admissions.values() if not x.evicted]
     stream = trio.SSLStream(tcp, client_context(key, members, (plane,)))
     try:
         await stream.do_handshake()
-        hello = Hello(version, them.node_id, plane, Exchange().public, os.urandom(8), 1, 1)
+        exchange = Exchange()
+        hello = Hello(version, them.node_id, plane, exchange.public, os.urandom(8), 1, 1)
         await send_part(stream, alter(sign_hello(hello, log.swarm_id, key)))
         answer = await receive_part(stream)
-        read_hello(answer, log.swarm_id, peer_public=them.public, me=key.key_id, alpn=plane)
+        theirs = read_hello(
+            answer, log.swarm_id, peer_public=them.public, me=key.key_id, alpn=plane
+        )
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
-    return stream
+    return stream, make_session(exchange, theirs.exchange, plane, opener=True)
+
+
+def ask_as(
+    daemon: Daemon, key: SigningKey, log: AuthorityState, family: Family, message: Message
+) -> Any:
+    """What the daemon answers to a request of this key's holder on the mesh's plane."""
+
+    async def ask() -> list[Item]:
+        answers: list[Item] = []
+        request = Item(Kind.REQUEST, Lane.CONTROL, family.name, 1, family.encode(message))
+        with trio.fail_after(10):
+            stream, session = await _meet(daemon, key, log, MESH_ALPN)
+            async with trio.open_nursery() as nursery:
+                carrier = await open_carrier(MESH_ALPN, nursery, stream, client=True)
+                await carrier.send(session.sealer.seal([request]))
+                while not answers:
+                    items = session.opener.open(await carrier.receive())
+                    ends = (Kind.ANSWER, Kind.FAIL)
+                    answers += [one for one in items if one.kind in ends and one.request == 1]
+                nursery.cancel_scope.cancel()
+            await trio.aclose_forcefully(stream)
+        return answers
+
+    [item] = trio.run(ask)
+    if item.kind is Kind.FAIL:
+        raise from_code(*msgspec.msgpack.decode(item.payload)[:2])
+    return family.decode(item.payload)
 
 
 def is_heard(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import msgspec
 from msgspec import structs
 
 from swarmd.agents.environment import NO_ENVIRONMENT, Environment
 from swarmd.agents.spec import AgentSpec
 from swarmd.state.blobs.messages import BlobRef
+from swarmd.state.raft.messages import AGENT_PREFIX as AGENT_PREFIX
 from swarmd.state.secrets.records import Box, about_environment
 from swarmd.state.secrets.resealing import Sealed
 from swarmd.wire.codec import decode_stored
-
-AGENT_PREFIX: Final = b"g/"
 
 
 class AgentRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

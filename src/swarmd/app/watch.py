@@ -1,7 +1,8 @@
 """What nobody did, in the audit log: voters and offices that changed, and what was kept out.
 
-The rooms of the mesh count what they refuse (`observe.metrics.DROPPED`). Here a look at the counts
-every few seconds becomes one record by reason, so that a flood makes no flood of records.
+The rooms of the mesh count what they refuse (`observe.metrics.DROPPED`), and the strong store whose
+forwards it refused. Here a look at the counts every few seconds becomes one record by reason, or
+by member, so that a flood makes no flood of records.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from typing import Final, Protocol
 
 import trio
 
+from swarmd.base.errors import Forbidden
 from swarmd.base.ids import NodeId
 from swarmd.base.notes import Notes
 from swarmd.observe.metrics import DROPPED
+from swarmd.state.raft.views import Overstepping
 
 _LOOK_S: Final = 1.0
 _REFUSED_S: Final = 10.0
@@ -48,6 +51,7 @@ class Store(Protocol):
     def voters(self) -> Sequence[NodeId]: ...
     @property
     def office(self) -> object | None: ...
+    def take_overstepping(self) -> Sequence[Overstepping]: ...
 
 
 @asynccontextmanager
@@ -58,6 +62,7 @@ async def watch_events(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch_voters, notes, store, name_of)
         nursery.start_soon(_watch_refusals, notes)
+        nursery.start_soon(_watch_overstepping, notes, store, name_of)
         yield
         nursery.cancel_scope.cancel()
 
@@ -86,6 +91,15 @@ async def _watch_refusals(notes: Notes) -> None:
             if more:
                 notes.note("mesh.refused", "", where, reason, f"{more:.0f} times")
         before = now
+
+
+async def _watch_overstepping(notes: Notes, store: Store, name_of: Callable[[bytes], str]) -> None:
+    """Who coordinates takes note of members that forward what they may not write."""
+    while True:
+        await trio.sleep(_REFUSED_S)
+        for one in store.take_overstepping():
+            who, times = name_of(one.node_id), f"{one.times} times"
+            notes.note("member.overstepped", who, one.what, Forbidden.code, times)
 
 
 def _refusals() -> dict[tuple[str, str], float]:

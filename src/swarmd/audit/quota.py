@@ -24,6 +24,7 @@ LIMITS: Final = {
     # By agent, whichever of its attempts.
     "agent.call": Limit(500.0, 1.0),
     "secret.read": Limit(100.0, 0.1),
+    "member.overstepped": Limit(20.0, 0.01),
 }
 KEYS_MAX: Final = 1_000
 # How `gateway.access.refusals` names who showed nothing that is known.

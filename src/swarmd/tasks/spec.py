@@ -28,12 +28,11 @@ from swarmd.base.errors import BadRequest, TooLarge
 from swarmd.base.ids import TaskId, digest, task_id_of
 from swarmd.base.limits import IDEMPOTENCY_KEY_BYTES_MAX, INLINE_BYTES_MAX, NAME_BYTES_MAX
 from swarmd.state.blobs.messages import BlobRef
+from swarmd.state.raft.messages import ASSIGNMENT_PREFIX as ASSIGNMENT_PREFIX
+from swarmd.state.raft.messages import JOB_PREFIX as JOB_PREFIX
+from swarmd.state.raft.messages import OFFICE_KEY as OFFICE_KEY
+from swarmd.state.raft.messages import TASK_PREFIX as TASK_PREFIX
 from swarmd.wire.codec import decode_stored
-
-TASK_PREFIX: Final = b"t/"
-ASSIGNMENT_PREFIX: Final = b"a/"
-JOB_PREFIX: Final = b"j/"
-OFFICE_KEY: Final = b"o/tasks"
 
 STAGES_MAX: Final = 16
 ITEMS_MAX: Final = 10_000

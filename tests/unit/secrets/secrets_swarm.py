@@ -42,7 +42,7 @@ class SecretSwarm:
         self.disks: dict[int, SimDisk] = {}
 
     async def start(self, *indices: int) -> None:
-        await self.swarm.start(*indices)
+        await self.swarm.start(*(i for i in indices if self.swarm.nodes[i].store is None))
         for index in indices:
             self.disks.setdefault(index, SimDisk(self.swarm.world, f"s{index}"))
             self._vaults[index] = await self._nursery.start(self._run, index)
@@ -106,9 +106,12 @@ class SecretSwarm:
 
 
 @asynccontextmanager
-async def secret_swarm(*indices: int) -> AsyncIterator[SecretSwarm]:
+async def secret_swarm(*indices: int, logged: bool = False) -> AsyncIterator[SecretSwarm]:
+    """`logged`: the stores' own log says who may what; else only what their nodes trust does."""
     async with running_swarm() as swarm, trio.open_nursery() as nursery:
         secrets = SecretSwarm(swarm, nursery)
+        if logged:
+            await swarm.start_with_logged_records()
         await secrets.start(*indices)
         size = 3 if len(indices) > 2 else 1
         await until(lambda: len(swarm.store(indices[0]).voters) == size)

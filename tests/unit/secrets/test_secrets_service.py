@@ -51,7 +51,7 @@ async def ring_of(swarm: SecretSwarm, index: int) -> Any:
 
 
 async def test_a_secret_is_read_on_every_member_that_may_vote(autojump_clock: object) -> None:
-    async with secret_swarm(0, 1, 2, 3) as swarm:
+    async with secret_swarm(0, 1, 2, 3, logged=True) as swarm:
         assert await swarm.at(3).set("db", "first value", "ann") == 1
         assert await swarm.at(1).set("db", "other value", "bob") == 2
         for index in swarm.up:

@@ -12,7 +12,7 @@ from swarmd.base.errors import NoQuorum, SwarmError
 from swarmd.sim.checkers import FOREVER, Operation, Write, linearizable, revisions
 from swarmd.state.raft.messages import Put
 
-KEYS = [b"a", b"b", b"c"]
+KEYS = [b"u/a", b"u/b", b"u/c"]
 NODES = 5
 RUN_S = 12.0
 
@@ -133,7 +133,7 @@ async def _run(seed: int) -> tuple[list[Operation], list[Write]]:
             stop.set()
         await swarm.coordinator(within_s=10.0)
         for node in range(NODES):
-            assert (await swarm.store(node).propose([Put(b"end", b"%d" % node)]))[0].ok
+            assert (await swarm.store(node).propose([Put(b"u/end", b"%d" % node)]))[0].ok
         await trio.sleep(1.0)
         copies = {
             tuple(local.range(b"")) for n in swarm.nodes if n.store and (local := n.store.local)

@@ -305,7 +305,7 @@ async def test_what_is_acknowledged_by_two_is_on_both_disks(
         assert swarm.store(0).voters == (swarm.id(0),)
         for number in range(50):
             writer = number % 2
-            key = b"k%d" % number
+            key = b"u/k%d" % number
             assert (await swarm.store(writer).propose([Put(key, b"v")]))[0].ok
             durable = SimDisk(swarm.world, "copy")
             durable._durable = dict(swarm.nodes[1].disk._durable)

@@ -98,13 +98,13 @@ async def _change(
             node.disk = CuttingDisk(node.disk)
         await swarm.start(*before)
         await swarm.voters_are(*before)
-        await swarm.store(before[0]).propose([Put(b"first", b"x" * 1000)])
+        await swarm.store(before[0]).propose([Put(b"u/first", b"x" * 1000)])
         stop = trio.Event()
 
         async def load(node: int) -> None:
             count = 0
             while not stop.is_set():
-                key = b"%d/%05d" % (node, count)
+                key = b"u/%d/%05d" % (node, count)
                 count += 1
                 store = swarm.nodes[node].store
                 if store is not None:
@@ -131,7 +131,7 @@ async def _change(
         for index in swarm.expected:
             found = {entry.key for entry in await swarm.store(index).range(b"", limit=100_000)}
             assert found.issuperset(acknowledged)
-            assert b"first" in found
+            assert b"u/first" in found
         assert len(acknowledged) > 10
     return fired, swarm, acknowledged
 

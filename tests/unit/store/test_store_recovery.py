@@ -147,18 +147,18 @@ async def test_a_survivor_of_three_goes_on_and_three_vote_again(
         leader = await swarm.coordinator()
         survivor = next(i for i in range(3) if i != leader)
         for number in range(20):
-            await swarm.store(leader).propose([Put(b"k%d" % number, b"v")])
+            await swarm.store(leader).propose([Put(b"u/k%d" % number, b"v")])
         await trio.sleep(0.2)
         with pytest.raises(Conflict, match="nothing to recover"):
             await swarm.store(survivor).recovery.plan()
         await swarm.crash(*(i for i in range(3) if i != survivor))
         await swarm.start(3)
         await _recover(swarm, survivor)
-        assert await _value(swarm, survivor, b"k19") == b"v"
-        assert (await swarm.store(3).propose([Put(b"after", b"1")]))[0].ok
+        assert await _value(swarm, survivor, b"u/k19") == b"v"
+        assert (await swarm.store(3).propose([Put(b"u/after", b"1")]))[0].ok
         await swarm.crash(survivor)
         await swarm.start(survivor)
-        assert await _value(swarm, survivor, b"after") == b"1"
+        assert await _value(swarm, survivor, b"u/after") == b"1"
         await swarm.start(*(i for i in range(3) if i != survivor))
         with trio.fail_after(30):
             while True:
@@ -167,7 +167,7 @@ async def test_a_survivor_of_three_goes_on_and_three_vote_again(
                 await trio.sleep(0.1)
         await swarm.voters_are(*map(swarm.index_of, swarm.store(3).voters))
         for index in range(4):
-            assert await _value(swarm, index, b"k0") == b"v"
+            assert await _value(swarm, index, b"u/k0") == b"v"
             assert not [n for n in swarm.nodes[index].disk.names() if n.startswith("raft.e2.")]
 
 
@@ -176,18 +176,18 @@ async def test_the_learner_goes_on_for_a_lone_voter_whose_disk_is_lost(
 ) -> None:
     async with running_swarm() as swarm:
         await swarm.start(0, 1)
-        await swarm.store(0).propose([Put(b"a", b"1")])
+        await swarm.store(0).propose([Put(b"u/a", b"1")])
         with trio.fail_after(10):
             while True:
                 if swarm.store(1).status().copies == 2:
                     break
                 await trio.sleep(0.05)
-        await swarm.store(0).propose([Put(b"a", b"2")])
+        await swarm.store(0).propose([Put(b"u/a", b"2")])
         await swarm.crash(0)
         await swarm.crash(1)
         await swarm.start(1)
         await _recover(swarm, 1)
-        assert await _value(swarm, 1, b"a") == b"2"
+        assert await _value(swarm, 1, b"u/a") == b"2"
         assert swarm.store(1).voters == (swarm.id(1),)
 
 
@@ -226,20 +226,20 @@ async def test_an_old_majority_behind_a_partition_turns_to_the_new_generation(
     async with running_swarm() as swarm:
         await swarm.start(0, 1, 2)
         await swarm.voters_are(0, 1, 2)
-        await swarm.store(0).propose([Put(b"a", b"1")])
+        await swarm.store(0).propose([Put(b"u/a", b"1")])
         await trio.sleep(0.2)
         swarm.network.cut(swarm.id(2), [swarm.id(0), swarm.id(1)])
         await trio.sleep(2)
-        await swarm.store(0).propose([Put(b"old", b"1")])
+        await swarm.store(0).propose([Put(b"u/old", b"1")])
         await _recover(swarm, 2)
-        await swarm.store(2).propose([Put(b"new", b"1")])
+        await swarm.store(2).propose([Put(b"u/new", b"1")])
         swarm.network.heal()
         await swarm.voters_are(0, 1, 2, within_s=30)
         for index in range(3):
             assert swarm.store(index).epoch_number > GENERATION_EPOCHS
-            assert await _value(swarm, index, b"a") == b"1"
-            assert await _value(swarm, index, b"new") == b"1"
-            assert await _value(swarm, index, b"old") is None
+            assert await _value(swarm, index, b"u/a") == b"1"
+            assert await _value(swarm, index, b"u/new") == b"1"
+            assert await _value(swarm, index, b"u/old") is None
 
 
 def _another_token(swarm: Swarm, letter: bytes) -> AuthorityEntry:

@@ -19,7 +19,7 @@ async def _started(swarm: Swarm, *more: int) -> None:
     await swarm.start(0, 1, 2)
     await swarm.voters_are(0, 1, 2)
     await swarm.start(*more)
-    await swarm.store(0).propose([Put(b"a", b"first")])
+    await swarm.store(0).propose([Put(b"u/a", b"first")])
 
 
 async def _leaves(swarm: Swarm, index: int) -> None:
@@ -37,19 +37,19 @@ async def test_a_client_three_epochs_behind(autojump_clock: trio.testing.MockClo
     """Every voter that the sleeper knew has left; it finds the new ones by the chain."""
     async with running_swarm() as swarm:
         await _started(swarm, 3, 4, 5, 6)
-        assert await swarm.store(6).get(b"a") is not None
+        assert await swarm.store(6).get(b"u/a") is not None
         _cut_off(swarm, 6)
         for leaver in (0, 1, 2):
             await _leaves(swarm, leaver)
         with pytest.raises(NoQuorum):
-            await swarm.store(6).get(b"a", timeout_s=1.0)
+            await swarm.store(6).get(b"u/a", timeout_s=1.0)
         swarm.network.heal()
         start = trio.current_time()
-        entry = await swarm.store(6).get(b"a")
+        entry = await swarm.store(6).get(b"u/a")
         assert entry is not None
         assert entry.value == b"first"
         assert trio.current_time() - start < 3.0
-        assert (await swarm.store(6).propose([Put(b"a", b"second")]))[0].ok
+        assert (await swarm.store(6).propose([Put(b"u/a", b"second")]))[0].ok
         assert swarm.store(6).status().epoch == 5
 
 
@@ -61,18 +61,18 @@ async def test_an_old_voter_healed_after_its_peers_dropped_their_state(
         await _started(swarm, 3, 4)
         _cut_off(swarm, 2)
         await _leaves(swarm, 0)
-        await swarm.store(1).propose([Put(b"a", b"second")])
+        await swarm.store(1).propose([Put(b"u/a", b"second")])
         await _leaves(swarm, 1)
-        await swarm.store(3).propose([Put(b"a", b"third")])
+        await swarm.store(3).propose([Put(b"u/a", b"third")])
         await trio.sleep(10)
         with pytest.raises(NoQuorum):
-            await swarm.store(2).get(b"a", timeout_s=1.0)
+            await swarm.store(2).get(b"u/a", timeout_s=1.0)
         swarm.network.heal()
         await swarm.voters_are(2, 3, 4)
         await swarm.store(2).read_index()
         local = swarm.store(2).local
         assert local is not None
-        entry = local.get(b"a")
+        entry = local.get(b"u/a")
         assert entry is not None
         assert entry.value == b"third"
         assert not [n for n in swarm.nodes[2].disk.names() if n.startswith("raft.e2.")]
@@ -89,7 +89,7 @@ async def test_an_old_voter_without_a_seat_learns_that_it_has_none(
         await swarm.store(leader).hand_over_for(swarm.id(2))
         await swarm.voters_are(0, 1, 3)
         await swarm.start(2)
-        assert (await swarm.store(2).propose([Put(b"a", b"second")]))[0].ok
+        assert (await swarm.store(2).propose([Put(b"u/a", b"second")]))[0].ok
         await trio.sleep(8)
         assert swarm.store(2).local is None
         assert not [n for n in swarm.nodes[2].disk.names() if ".log." in n]
@@ -99,18 +99,18 @@ async def test_the_new_majority_is_missing(autojump_clock: trio.testing.MockCloc
     """A committed seal is not withdrawn: writes wait, by name, until a new voter is back."""
     async with running_swarm() as swarm:
         await swarm.start(0)
-        await swarm.store(0).propose([Put(b"a", b"first")])
+        await swarm.store(0).propose([Put(b"u/a", b"first")])
         await swarm.start(1, 2)
         await swarm.store(0)._keeper.changed()
         await swarm.crash(1, 2)
         with pytest.raises(NoQuorum):
-            await swarm.store(0).propose([Put(b"a", b"second")], timeout_s=2.0)
+            await swarm.store(0).propose([Put(b"u/a", b"second")], timeout_s=2.0)
         assert swarm.store(0).status().state in ("epoch_waiting", "no_quorum")
-        stale = await swarm.store(0).get(b"a", stale=True)
+        stale = await swarm.store(0).get(b"u/a", stale=True)
         assert stale is not None
         assert stale.value == b"first"
         await swarm.start(1)
-        assert (await swarm.store(0).propose([Put(b"a", b"third")]))[0].ok
+        assert (await swarm.store(0).propose([Put(b"u/a", b"third")]))[0].ok
         await swarm.start(2)
         await swarm.voters_are(0, 1, 2)
 
@@ -144,7 +144,7 @@ async def test_a_dead_voter_is_replaced_and_comes_back_as_a_spare(
         assert swarm.id(1) in swarm.store(0).voters
         await swarm.voters_are(0, 2, 3, within_s=20)
         await swarm.crash(0)
-        assert (await swarm.store(3).propose([Put(b"a", b"second")]))[0].ok
+        assert (await swarm.store(3).propose([Put(b"u/a", b"second")]))[0].ok
         await swarm.start(0, 1)
         await trio.sleep(10)
         await swarm.voters_are(0, 2, 3)
@@ -200,7 +200,7 @@ async def test_growth_to_five_and_one_leaves(autojump_clock: trio.testing.MockCl
         await _leaves(swarm, next(i for i in range(3, 10) if swarm.id(i) in voters))
         await trio.sleep(5)
         assert len(swarm.store(0).voters) == 3
-        entry = await swarm.store(9).get(b"a") if swarm.nodes[9].store else None
+        entry = await swarm.store(9).get(b"u/a") if swarm.nodes[9].store else None
         assert entry is None or entry.value == b"first"
 
 
@@ -210,16 +210,16 @@ async def test_the_copied_disk_of_an_old_voter_cannot_start_the_old_epoch(
     """A voter restored from an old copy of its disk learns the chain and serves nothing old."""
     async with running_swarm() as swarm:
         await swarm.start(0)
-        await swarm.store(0).propose([Put(b"a", b"first")])
+        await swarm.store(0).propose([Put(b"u/a", b"first")])
         durable = dict(swarm.nodes[0].disk._durable)
         await swarm.start(1, 2)
         await swarm.voters_are(0, 1, 2)
-        await swarm.store(0).propose([Put(b"a", b"second")])
+        await swarm.store(0).propose([Put(b"u/a", b"second")])
         await swarm.crash(0)
         swarm.nodes[0].disk._durable = durable
         await swarm.start(0)
         await trio.sleep(1)
-        entry = await swarm.store(0).get(b"a")
+        entry = await swarm.store(0).get(b"u/a")
         assert entry is not None
         assert entry.value == b"second"
 
@@ -235,7 +235,7 @@ async def test_a_disk_restored_from_a_copy_votes_no_more_under_its_old_name(
         await swarm.start(2)
         await swarm.voters_are(0, 1, 2)
         await _holds(swarm, 2, b"first")
-        assert (await swarm.store(0).propose([Put(b"a", b"second")]))[0].ok
+        assert (await swarm.store(0).propose([Put(b"u/a", b"second")]))[0].ok
         epoch = swarm.store(0).epoch_number
         await swarm.crash(2)
         swarm.nodes[2].disk._durable = copy
@@ -266,7 +266,7 @@ async def test_a_copy_of_a_disk_from_before_the_epoch_began_cannot_vote_in_it_tw
         await trio.sleep(2)
         assert not swarm.store(0).is_voter
         await swarm.voters_are(0, 1, 3)
-        assert (await swarm.store(0).propose([Put(b"a", b"second")]))[0].ok
+        assert (await swarm.store(0).propose([Put(b"u/a", b"second")]))[0].ok
 
 
 async def test_everybody_restarts_and_all_take_part_again(
@@ -301,7 +301,7 @@ async def test_voters_are_changed_once_the_living_ones_agree_on_the_state(
         leader = await swarm.coordinator()
         leaver = (leader + 1) % 3
         for number in range(8):
-            await swarm.store(0).propose([Put(b"a", b"%d" % number)])
+            await swarm.store(0).propose([Put(b"u/a", b"%d" % number)])
         epoch = swarm.store(leader).epoch_number
         with pytest.raises(Unavailable, match="compared"):
             await swarm.store(leader).hand_over_for(swarm.id(leaver))
@@ -324,9 +324,9 @@ async def test_a_voter_that_differs_and_stops_holds_no_change_up(
         await trio.sleep(0.1)
         state = swarm.store(differs).local
         assert state is not None
-        state._entries[b"a"] = msgspec.structs.replace(state._entries[b"a"], value=b"flipped")
+        state._entries[b"u/a"] = msgspec.structs.replace(state._entries[b"u/a"], value=b"flipped")
         for number in range(8):
-            await swarm.store(leader).propose([Put(b"b", b"%d" % number)])
+            await swarm.store(leader).propose([Put(b"u/b", b"%d" % number)])
         await trio.sleep(0.1)
         assert swarm.nodes[differs].error is not None
         await swarm.store(leaver).hand_over_seat()
@@ -338,7 +338,7 @@ async def _holds(swarm: Swarm, index: int, value: bytes) -> None:
     with trio.fail_after(20):
         while True:
             store = swarm.store(index)
-            entry = store.local.get(b"a") if store.local is not None else None
+            entry = store.local.get(b"u/a") if store.local is not None else None
             if store.is_voter and entry is not None and entry.value == value:
                 return
             await trio.sleep(0.1)

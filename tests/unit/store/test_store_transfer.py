@@ -22,13 +22,13 @@ async def test_from_any_node_to_a_chosen_voter(
     async with running_swarm() as swarm:
         await grown(swarm)
         await swarm.start(3)
-        await swarm.store(asker).propose([Put(b"a", b"1")])
+        await swarm.store(asker).propose([Put(b"u/a", b"1")])
         before = await swarm.coordinator()
         fence = swarm.store(before).office.fence  # type: ignore[union-attr]
         target = (before + 1) % 3
         start = trio.current_time()
         assert await swarm.store(asker).transfer(swarm.id(target)) == swarm.id(target)
-        assert (await swarm.store(asker).propose([Put(b"a", b"2")]))[0].ok
+        assert (await swarm.store(asker).propose([Put(b"u/a", b"2")]))[0].ok
         assert trio.current_time() - start < 0.3, "nobody waits for an election"
         assert await swarm.coordinator() == target
         assert swarm.store(target).office.fence > fence  # type: ignore[union-attr]
@@ -51,7 +51,7 @@ async def test_nothing_in_flight_is_lost(autojump_clock: trio.testing.MockClock)
 
         async def write(number: int) -> None:
             for turn in range(20):
-                key = b"k%d.%d" % (number, turn)
+                key = b"u/k%d.%d" % (number, turn)
                 [result] = await swarm.store(number % 3).propose([Put(key, b"v", expect=0)])
                 assert result.ok, result
                 done.append(result.revision)
@@ -63,7 +63,7 @@ async def test_nothing_in_flight_is_lost(autojump_clock: trio.testing.MockClock)
                 await trio.sleep(0.02)
                 await swarm.store(0).transfer(None)
         assert len(set(done)) == 120
-        assert len(await swarm.store(1).range(b"k")) == 120
+        assert len(await swarm.store(1).range(b"u/k")) == 120
 
 
 async def test_whom_it_cannot_go_to(autojump_clock: trio.testing.MockClock) -> None:
@@ -81,7 +81,7 @@ async def test_whom_it_cannot_go_to(autojump_clock: trio.testing.MockClock) -> N
         with pytest.raises(NoQuorum):
             await swarm.store(before).transfer(swarm.id(away), timeout_s=1.5)
         assert await swarm.coordinator() == before, "it leads on"
-        assert (await swarm.store(before).propose([Put(b"a", b"1")]))[0].ok
+        assert (await swarm.store(before).propose([Put(b"u/a", b"1")]))[0].ok
 
 
 async def test_before_an_orderly_stop(autojump_clock: trio.testing.MockClock) -> None:
@@ -97,7 +97,7 @@ async def test_before_an_orderly_stop(autojump_clock: trio.testing.MockClock) ->
         await swarm.store(stopping).handing.give_up()
         await swarm.crash(stopping)
         other = (stopping + 1) % 3
-        assert (await swarm.store(other).propose([Put(b"a", b"1")]))[0].ok
+        assert (await swarm.store(other).propose([Put(b"u/a", b"1")]))[0].ok
         assert trio.current_time() - start < 0.3
 
 
@@ -114,7 +114,7 @@ async def test_a_coordinator_that_leaves_hands_its_office_over_first(
         async def write() -> None:
             while not gone.is_set():
                 start = trio.current_time()
-                await writer.propose([Put(b"a", b"1")])
+                await writer.propose([Put(b"u/a", b"1")])
                 waits_s.append(trio.current_time() - start)
                 await trio.sleep(0.01)
 
@@ -171,7 +171,7 @@ async def test_a_coordinator_leaves_whose_successor_does_not_answer(
         await swarm.store(leaver).hand_over_seat()
         assert trio.current_time() - start < 4.0
         assert swarm.id(leaver) not in swarm.store(other).voters
-        assert (await swarm.store(other).propose([Put(b"a", b"1")]))[0].ok
+        assert (await swarm.store(other).propose([Put(b"u/a", b"1")]))[0].ok
 
 
 async def test_where_nobody_else_is_alive_the_office_stays(
@@ -197,7 +197,7 @@ async def test_a_change_of_voters_does_not_move_the_office(
 ) -> None:
     async with running_swarm() as swarm:
         await swarm.start(0)
-        await swarm.store(0).propose([Put(b"a", b"1")])
+        await swarm.store(0).propose([Put(b"u/a", b"1")])
         await swarm.start(1, 2)
         await swarm.voters_are(0, 1, 2)
         assert await swarm.coordinator() == 0

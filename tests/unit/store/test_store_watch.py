@@ -444,7 +444,7 @@ async def test_nothing_is_lost_or_twice_whatever_happens(
                 if rng.random() < 0.2:
                     op = Delete(key)
                 elif rng.random() < 0.3:
-                    op = Txn((), (Put(key, b"t"), Put(b"t/task", b""), Put(b"u/last", b"")))
+                    op = Txn((), (Put(key, b"t"), Put(b"g/task", b""), Put(b"u/last", b"")))
                 await swarm.store(node).propose([op], timeout_s=30.0)
                 await trio.sleep(rng.uniform(0.0, 0.05))
 

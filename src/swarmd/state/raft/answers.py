@@ -9,20 +9,26 @@ import msgspec
 import trio
 
 from swarmd.base.errors import BadRequest, Busy, Conflict, Forbidden, NotFound, SwarmError, TooLarge
-from swarmd.base.ids import NodeId
+from swarmd.base.ids import NodeId, short
 from swarmd.base.limits import BATCH_OPERATIONS_MAX, ENTRY_BYTES_MAX, KIB
 from swarmd.mesh.link import Inbound
+from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.handing import Handing
 from swarmd.state.raft.reads import leases_in
 from swarmd.state.raft.replica import Replica
+from swarmd.state.raft.rights import Overstep, overstep_in, sender_of
+from swarmd.state.raft.views import Overstepping
 from swarmd.state.raft.watching import Watches
 from swarmd.wire.codec import Message
 
 REQUESTS_MAX: Final = 2_000
 UPLOADS_MAX: Final = 16
+# Members whose refused forwards are told of one by one.
+OVERSTEPPING_MAX: Final = 256
 _UPLOAD_BYTES_MAX: Final = ENTRY_BYTES_MAX + 64 * KIB
+_log = get_logger("raft")
 
 
 class Asked(Protocol):
@@ -62,6 +68,13 @@ class Answers:
         self._running = 0
         # (peer, upload) -> pieces so far; the oldest goes when there are too many.
         self._uploads: dict[tuple[NodeId, int], bytearray] = {}
+        self._overstepping: dict[NodeId, Overstepping] = {}
+
+    def take_overstepping(self) -> list[Overstepping]:
+        """Who forwarded what it may not write, since the last call."""
+        found = list(self._overstepping.values())
+        self._overstepping.clear()
+        return found
 
     async def run(self, inbox: trio.MemoryReceiveChannel[Inbound]) -> None:
         """Answer until cancelled."""
@@ -84,9 +97,9 @@ class Answers:
     async def _answer(self, peer: NodeId, message: Message) -> Message:
         match message:
             case m.Forward(groups):
-                return await self._forward(groups)
+                return await self._forward(peer, groups)
             case m.ForwardUpload(upload):
-                return await self._forward(self._take_upload(peer, upload))
+                return await self._forward(peer, self._take_upload(peer, upload))
             case m.Upload():
                 return self._keep_upload(peer, message)
             case m.LeaderAsk():
@@ -122,20 +135,40 @@ class Answers:
         leader = self._store.coordinator()
         return m.Redirect(leader or b"", self._store.epoch_number, code)
 
-    async def _forward(self, groups: tuple[m.Group, ...]) -> Message:
-        count = 0
-        for group in groups:
-            count += len(group.ops)
-            for op in group.ops:
-                if isinstance(op, m.Seal | m.TakeOffice):
-                    raise Forbidden("only the coordinator seals an epoch or takes office")
+    async def _forward(self, peer: NodeId, groups: tuple[m.Group, ...]) -> Message:
+        count = sum(len(group.ops) for group in groups)
         if count > BATCH_OPERATIONS_MAX:
             raise TooLarge(f"{count} operations; a batch has at most {BATCH_OPERATIONS_MAX}")
         replica = self._store.serving()
         if replica is None:
             return self._redirect("not_coordinator")
-        results = await self._store.propose_here(replica, groups)
-        return m.Results(tuple(map(tuple, results)))
+        sender = sender_of(peer, replica.state)
+        oversteps = [overstep_in(group, sender) for group in groups]
+        passed = tuple(g for g, found in zip(groups, oversteps, strict=True) if found is None)
+        results = iter(await self._store.propose_here(replica, passed) if passed else ())
+        answers: list[tuple[m.OpResult, ...]] = []
+        for group, found in zip(groups, oversteps, strict=True):
+            if found is None:
+                answers.append(tuple(next(results, ())))
+            else:
+                self._note_overstep(peer, found)
+                answers.append((_refused(found, replica.state.revision),) * len(group.ops))
+        return m.Results(tuple(answers))
+
+    def _note_overstep(self, peer: NodeId, overstep: Overstep) -> None:
+        DROPPED.labels("store", Forbidden.code).inc()
+        before = self._overstepping.get(peer)
+        if before is None and len(self._overstepping) >= OVERSTEPPING_MAX:
+            return
+        if before is None:
+            _log.warning(
+                "a member forwards what it may not write",
+                peer=short(peer),
+                what=overstep.what,
+                why=overstep.why,
+            )
+        times = before.times + 1 if before is not None else 1
+        self._overstepping[peer] = Overstepping(peer, overstep.what, times)
 
     async def _read(self, stale: bool, read: Callable[[Any], Message]) -> Message:
         if stale:
@@ -172,6 +205,14 @@ class Answers:
             raise NotFound("an upload that is not under way")
         forward: m.Forward = m.decode_forward(bytes(raw))
         return forward.groups
+
+
+def _refused(overstep: Overstep, revision: int) -> m.OpResult:
+    message = (
+        f"this node may not {overstep.what}, as the coordinator sees it: {overstep.why}; nothing "
+        "of this request was applied"
+    )
+    return m.OpResult(False, revision, Forbidden.code, message)
 
 
 def _got_one(entry: m.Entry | None) -> m.Got:

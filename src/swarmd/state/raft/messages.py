@@ -26,23 +26,34 @@ SESSION_BYTES: Final = 16
 TXN_OPERATIONS_MAX: Final = 256
 # Lives of a disk that are told apart; a copy that starts more often alone is not seen through.
 LIVES_MAX: Final = 256
-# Keys: this and a node's id, for who is pinned to a seat. More than have a seat pins nobody.
-PIN_PREFIX: Final = b"v/pin/"
+# More pins than there can be seats pin nobody.
 PINS_MAX: Final = 7
 # What one message carries of a state, a large value or a large packet.
 PIECE_BYTES: Final = 256 * KIB
 # Requests and answers up to this size travel whole.
 WHOLE_BYTES_MAX: Final = 512 * KIB
 
+# What keys begin with; who may write which says `rights.py`.
 # Users' keys, those of the recipes made for them (locks, barriers), and what nodes follow to
-# know who may ask, and which secrets there are. The swarm's other records live under other
-# prefixes. Watches see these and no others.
+# know who may ask, and which secrets there are. Watches see these and no others.
 USER_PREFIX: Final = b"u/"
 RECIPE_PREFIX: Final = b"c/"
 ACCESS_PREFIX: Final = b"k/"
 SECRET_PREFIX: Final = b"s/"
-# This and a node's id: the newest seal of its audit log (`audit/anchors.py`). Nobody watches it.
+# Secrets by name; the names of the keys that they are sealed under; what changes with uses.
+SECRET_VALUE_PREFIX: Final = b"s/v/"
+SECRET_RING_KEY: Final = b"s/ring"
+SECRET_USES_KEY: Final = b"s/uses"
+# Agents that are deployed; tasks, their assignments, jobs, and who holds the tasks' office.
+AGENT_PREFIX: Final = b"g/"
+TASK_PREFIX: Final = b"t/"
+ASSIGNMENT_PREFIX: Final = b"a/"
+JOB_PREFIX: Final = b"j/"
+OFFICE_KEY: Final = b"o/tasks"
+# This and a node's id: the newest seal of its audit log (`audit/anchors.py`).
 ANCHOR_PREFIX: Final = b"h/"
+# This and a node's id, for who is pinned to a seat.
+PIN_PREFIX: Final = b"v/pin/"
 WATCHED_PREFIXES: Final = (USER_PREFIX, RECIPE_PREFIX, ACCESS_PREFIX, SECRET_PREFIX)
 ROOT_BYTES: Final = 2
 assert {len(one) for one in WATCHED_PREFIXES} == {ROOT_BYTES}

@@ -19,6 +19,7 @@ import trio
 from swarmd.base.clock import Clock
 from swarmd.base.errors import (
     Busy,
+    Forbidden,
     NoQuorum,
     RemoteError,
     SessionExpired,
@@ -203,6 +204,8 @@ class Pipe:
                 again.append(call)
             elif results and results[0].code == SessionExpired.code:
                 self._expired(call)
+            elif results and results[0].code == Forbidden.code:
+                call.fail(Forbidden(results[0].message))  # The coordinator applied none of it.
             else:
                 call.finish(results)
         return again

@@ -50,7 +50,7 @@ from swarmd.state.raft.seats import Seats
 from swarmd.state.raft.statemachine import Change, StateMachine
 from swarmd.state.raft.storage import open_epochs
 from swarmd.state.raft.storetime import StoreTime
-from swarmd.state.raft.views import Office, StoreStatus
+from swarmd.state.raft.views import Office, Overstepping, StoreStatus
 from swarmd.state.raft.watching import Watches
 
 __all__ = ["Change", "Entry", "Office", "Store", "StoreStatus", "open_store"]
@@ -124,6 +124,7 @@ class Store:
         )
         self._pipe = Pipe(self._submit, clock=clock, rng=derive(rng, "pipe"), nursery=nursery)
         self._copies = Copies(self._keeper, link, clock, nursery)
+        self._answers = Answers(self, self._watches, nursery)
         self._seats = Seats(
             keeper=self._keeper,
             copies=self._copies,
@@ -156,6 +157,8 @@ class Store:
             NoQuorum: no majority within `timeout_s`. The outcome is unknown until the call
                 returns, and what was not applied by then may still be within seconds.
             SessionExpired: the outcome is unknown; it will not be applied from now on.
+            Forbidden: not what this node may write (`rights.py`). Nothing was applied, unless it
+                lost a right or a seat just now: then the outcome is unknown.
             Busy: too many calls wait.
 
         Cancellation: the outcome is unknown.
@@ -436,6 +439,10 @@ class Store:
             return "uncertified", "the authority log waits for signatures of a majority of voters"
         return "ok", ""
 
+    def take_overstepping(self) -> list[Overstepping]:
+        """Members whose forwards this coordinator refused, since the last call; bounded."""
+        return self._answers.take_overstepping()
+
     # ---- leaving -------------------------------------------------------------------------
 
     async def transfer(
@@ -513,12 +520,11 @@ class Store:
     def start(self) -> None:
         """Open the inboxes and start every loop."""
         nursery, keeper, link = self._nursery, self._keeper, self._link
-        answers = Answers(self, self._watches, nursery)
         nursery.start_soon(keeper.receive_packets, link.open_inbox(m.RAFT, size=1_000))
         nursery.start_soon(keeper.receive, link.open_inbox(emsg.EPOCH, size=200))
         nursery.start_soon(self._heads.receive, link.open_inbox(emsg.HEADS, size=200))
         nursery.start_soon(self._heads.run)
-        nursery.start_soon(answers.run, link.open_inbox(m.STORE, size=1_000))
+        nursery.start_soon(self._answers.run, link.open_inbox(m.STORE, size=1_000))
         nursery.start_soon(self._copies.receive, link.open_inbox(emsg.COPY, size=200))
         nursery.start_soon(keeper.run)
         nursery.start_soon(self._pipe.run)

@@ -44,6 +44,15 @@ class VoterLog:
 
 
 @dataclass(frozen=True, slots=True)
+class Overstepping:
+    """A member that forwarded what it may not write: `what` the last time, and how many `times`."""
+
+    node_id: NodeId
+    what: str
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
 class StoreStatus:
     """The store as seen from here.
 

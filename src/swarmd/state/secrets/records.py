@@ -19,12 +19,12 @@ from swarmd.base.errors import BadRequest, TooLarge
 from swarmd.base.ids import digest
 from swarmd.base.limits import ENVIRONMENT_BYTES_MAX, KIB, NAME_BYTES_MAX, SECRET_BYTES_MAX
 from swarmd.base.names import check_name
-from swarmd.state.raft.messages import SECRET_PREFIX
+from swarmd.state.raft.messages import SECRET_RING_KEY, SECRET_USES_KEY, SECRET_VALUE_PREFIX
 from swarmd.wire.codec import decode_stored
 
-VALUE_PREFIX: Final = SECRET_PREFIX + b"v/"
-RING_KEY: Final = SECRET_PREFIX + b"ring"
-USES_KEY: Final = SECRET_PREFIX + b"uses"
+VALUE_PREFIX: Final = SECRET_VALUE_PREFIX
+RING_KEY: Final = SECRET_RING_KEY
+USES_KEY: Final = SECRET_USES_KEY
 RING_KEYS_MAX: Final = 16
 KEY_ID_BYTES: Final = 16
 # A sealed environment or secret; more than either has, also with what they are encoded and
