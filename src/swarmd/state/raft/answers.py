@@ -149,7 +149,7 @@ class Answers:
         answers: list[tuple[m.OpResult, ...]] = []
         for group, found in zip(groups, oversteps, strict=True):
             if found is None:
-                answers.append(tuple(next(results)))
+                answers.append(tuple(next(results, ())))
             else:
                 self._note_overstep(peer, found)
                 answers.append((_refused(found, replica.state.revision),) * len(group.ops))

@@ -156,11 +156,11 @@ def sender_of(node_id: NodeId, state: State) -> Sender:
 
 def overstep_in(group: Group, sender: Sender) -> Overstep | None:
     """The first operation of a group that its sender may not forward."""
+    seated = sender.standing >= Standing.VOTER
     for op in group.ops:
-        decide = _DECISIONS.get(type(op), _coordinators)
-        if sender.standing >= Standing.VOTER and decide is not _coordinators:
-            continue  # No row takes more than a seat.
-        found = decide(op, sender)
+        if seated and type(op) in _VOTERS:
+            continue
+        found = _DECISIONS.get(type(op), _coordinators)(op, sender)
         if found is not None:
             return found
     return None
@@ -253,3 +253,5 @@ _DECISIONS: Final[Mapping[type[Any], Callable[[Any, Sender], Overstep | None]]] 
     }
 )
 JUDGED: Final = frozenset(_DECISIONS)
+# What any voter forwards, which is most of what a busy swarm does: no row takes more than a seat.
+_VOTERS: Final = frozenset(kind for kind in JUDGED if _DECISIONS[kind] is not _coordinators)
