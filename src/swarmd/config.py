@@ -55,8 +55,9 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     # /var/lib/swarmd as root, otherwise $XDG_DATA_HOME/swarmd.
     data_folder: str = ""
     # File with the key that all of the data folder is sealed under, made by `swarmd data-key new`
-    # and kept elsewhere: a systemd credential, a USB stick. Empty: the folder is in clear. A folder
-    # that is in clear is sealed at the next start; without its key a sealed one is refused.
+    # and kept elsewhere: a systemd credential, a USB stick. Empty: all is in clear. A folder in
+    # clear is refused with a key (`swarmd data-key seal` seals it), and a sealed one without its
+    # key.
     data_key_file: str = ""
     # Folder where `swarmd --init` writes the admin and recovery keys, outside the data folder,
     # so that a copied data folder admits nobody. Empty: /etc/swarmd as root, otherwise

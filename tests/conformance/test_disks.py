@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from swarmd.base.sealed_file import (
     sealed_size,
 )
 from swarmd.identity.sealing import SealingKey
-from swarmd.sim.disk import SimDisk
+from swarmd.sim.disk import PowerLost, SimDisk
 from swarmd.sim.world import World
 from swarmd.state.raft.journal import Journal
 
@@ -286,6 +287,39 @@ def test_of_a_torn_group_the_frames_that_reached_the_disk_prove_nothing_of_those
     whole = sim.read("log") or b""
     with pytest.raises(CorruptFile, match=f"byte {start} "):
         read(lost + whole[len(raw) :])
+
+
+class TearingDisk(SimDisk):
+    """The power goes in every sync, which leaves `fill` at the full length of what was to be."""
+
+    fill = b""
+
+    def sync(self, name: str) -> None:
+        if self.fill:
+            size = len(self._pending.pop(name))
+            self._durable[name] = self._durable.get(name, b"") + (self.fill * size)[:size]
+            raise PowerLost
+        super().sync(name)
+
+
+@pytest.mark.parametrize("fill", [bytes(1), b"\xff", b"SWSF", b"SWRS"])
+def test_a_file_that_is_begun_is_whole_or_not_there_when_the_power_goes(fill: bytes) -> None:
+    sim = TearingDisk(World(1), "d")
+    sim.fill = fill
+    disk = sealed(sim)
+    disk.append("log", b"first")
+    with contextlib.suppress(PowerLost):
+        disk.sync("log")
+    assert sealed(sim).read("log") in (None, b"first")
+    sim.remove("log")
+    disk = sealed(sim)
+    disk.append("log", b"first")
+    disk.sync("log")  # It returns, so that it is durable.
+    assert sealed(sim).read("log") == b"first"
+    disk.append("log", b"second")
+    with pytest.raises(PowerLost):
+        disk.sync("log")
+    assert sealed(sim).read("log") == b"first"
 
 
 def test_a_reader_finds_damage_where_it_is_met() -> None:

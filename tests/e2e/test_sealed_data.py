@@ -206,8 +206,15 @@ def test_a_folder_is_sealed_later_its_key_changed_and_removed(
     assert "in use by a running swarmd" in busy.stderr
 
     stop(swarm)
+    refused = swarmd(swarm[0], "--data-key-file", str(old))
+    assert "is in clear, and a key was given; nothing was changed" in refused.stderr
+    for daemon in swarm.daemons:
+        without = swarmd(daemon, "data-key", "seal")
+        assert (without.returncode, "no key was given" in without.stderr) == (2, True)
+        done = swarmd(daemon, "--data-key-file", str(old), "data-key", "seal")
+        assert str(old) in ran(done)
+        assert "sealed under the key" in done.stderr
     start(swarm, old)
-    assert "sealed under the key" in swarm[0].log.read_text()
     assert hits(swarm, planted) == {}
     check_all_is_there(swarm, planted)
 

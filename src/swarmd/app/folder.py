@@ -33,7 +33,7 @@ from swarmd.app.resealing import AGENTS, CLEAR_FILES, ROOT
 from swarmd.app.sealed_folder import change, settle
 from swarmd.base.disk import Disk, open_body, seal_body
 from swarmd.base.errors import ConfigError, CorruptFile, DataFolderRefused, SwarmError
-from swarmd.base.files import FileDisk, remove_tree, write_atomically
+from swarmd.base.files import FileDisk, give_to, remove_tree, write_atomically
 from swarmd.base.ids import NodeId, short
 from swarmd.base.limits import MIB
 from swarmd.base.sealed_disk import SealedDisk
@@ -92,14 +92,14 @@ def claim(
     """Take the folder for this process; a fresh one gets a new node key.
 
     Args:
-        sealer: what all in it is to be sealed under; what is not yet, comes to be so first.
-        tell: is given a line now and then while that takes.
+        sealer: what all in it is sealed under, from the first file on if it is fresh.
+        tell: is given a line now and then while a change of the key goes on that was interrupted.
 
     Raises:
         DataFolderRefused: in use by a live daemon, another program's, unwritable, full, sealed
-            under another key, or with a node key that is not the one it was made with. Nothing was
-            changed.
-        CorruptFile, DiskFault: it could not be sealed; the next try goes on.
+            under another key, in clear though there is a key, or with a node key that is not the
+            one it was made with. Nothing was changed.
+        CorruptFile, DiskFault: a change of its key that goes on is not done; the next try goes on.
     """
     _make(path)
     lock_fd, around = _lock(path), path
@@ -196,6 +196,7 @@ def _lock(path: Path) -> int:
             "stop it, or give this one a folder of its own with --data-folder"
         ) from error
     try:
+        give_to(fd, path.stat())  # Root may be the first who needs it, and not the last.
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     except OSError as error:

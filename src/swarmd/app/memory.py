@@ -39,19 +39,31 @@ class _MallInfo(ctypes.Structure):
     )  # fmt: skip
 
 
-def give_back(free_bytes_min: int = FREE_BYTES_MIN) -> bool:
-    """Have the C library return free pages to the system, if at least so much lies idle in it.
+class GivingBack:
+    """Has the C library return free pages to the system, if enough of them lie idle in it.
 
     By itself it returns only what is free at the end of its heap; what lies between live blocks
-    stays with the process for good. False: it was not worth it, or this is no glibc.
+    stays with the process for good. It counts as free what it returned, too: so what counts is
+    how much more that is than after the last time.
     """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallinfo2") or not hasattr(libc, "malloc_trim"):
-        return False
-    libc.mallinfo2.restype = _MallInfo
-    if libc.mallinfo2().fordblks < free_bytes_min:
-        return False
-    return bool(libc.malloc_trim(0))
+
+    def __init__(self) -> None:
+        self._returned_bytes = 0
+
+    def step(self, free_bytes_min: int = FREE_BYTES_MIN) -> bool:
+        """Do it now. False: it was not worth it, or this is no glibc."""
+        libc = ctypes.CDLL(None)
+        if not hasattr(libc, "mallinfo2") or not hasattr(libc, "malloc_trim"):
+            return False
+        libc.mallinfo2.restype = _MallInfo
+        free_bytes = libc.mallinfo2().fordblks
+        # What was returned and is in use again would hide as much that comes to be free.
+        self._returned_bytes = min(self._returned_bytes, free_bytes)
+        if free_bytes - self._returned_bytes < free_bytes_min:
+            return False
+        trimmed = bool(libc.malloc_trim(0))
+        self._returned_bytes = libc.mallinfo2().fordblks
+        return trimmed
 
 
 async def keep_giving_back() -> None:
@@ -59,6 +71,7 @@ async def keep_giving_back() -> None:
 
     A start leaves some 8 MB behind of the log that it read and applied, a busy hour a few.
     """
+    giving = GivingBack()
     while True:
         await trio.sleep(GIVE_BACK_S)
-        await trio.to_thread.run_sync(give_back)
+        await trio.to_thread.run_sync(giving.step)

@@ -21,7 +21,7 @@ from swarmd.audit.sealed import ROOM as AUDIT
 from swarmd.audit.segments import parse_name
 from swarmd.base.disk import DiskReader
 from swarmd.base.errors import CorruptFile, DataFolderRefused, DiskFault
-from swarmd.base.files import FileReader, remove_tree, sync_folder
+from swarmd.base.files import FileReader, give_to, remove_tree, sync_folder
 from swarmd.base.limits import KIB
 from swarmd.base.sealed_file import (
     HEADER_BYTES,
@@ -40,6 +40,8 @@ ROOT: Final = "node"
 ROOT_FILES: Final = ("node.key",)
 DISK_ROOMS: Final = ("mesh", "raft", "secrets", "gateway")
 AGENTS: Final = "agents"
+# Rooms where one file that does not open costs no more than that file.
+_TOLERANT: Final = (BLOBS, AUDIT)
 _ASIDE: Final = ".tmp"
 _PIECE_BYTES: Final = 256 * KIB
 _TELL_EVERY: Final = 100
@@ -54,16 +56,41 @@ class Resealing:
         path: the data folder, which this process holds.
         sealers: keys that files may be under, by their ids; what is under none is in clear.
         target: what all files are to be under; None: in clear.
+        in_clear: may files be in clear before? Else one that is was put there.
         tell: is given a line now and then.
     """
 
     def __init__(
-        self, path: Path, sealers: Mapping[bytes, Sealer], target: Sealer | None, tell: Tell
+        self,
+        path: Path,
+        sealers: Mapping[bytes, Sealer],
+        target: Sealer | None,
+        *,
+        in_clear: bool,
+        tell: Tell,
     ) -> None:
         self._path = path
         self._sealers = dict(sealers)
         self._target = target
+        self._in_clear = in_clear
         self._tell = tell
+
+    def check(self) -> None:
+        """Open all that `run` would stop at; nothing is changed.
+
+        Raises:
+            CorruptFile: a file is damaged, under a key that is not given, or was put there.
+            DiskFault: it cannot be read.
+        """
+        try:
+            for room, file in self._files():
+                if room in _TOLERANT or file.suffix == _ASIDE:
+                    continue
+                with _reading(file) as reader:
+                    for _ in _plain(self._opened(room, file, reader)):
+                        pass
+        except OSError as error:
+            raise DiskFault(f"cannot read {error.filename}: {error.strerror}") from error
 
     def run(self) -> None:
         """Do it; all of it is durable on return.
@@ -71,7 +98,7 @@ class Resealing:
         Raises:
             DiskFault: the disk refused something. All that was in the folder is still there, and
                 the next try goes on.
-            CorruptFile: a file is damaged, or under a key that is not given; it was not changed.
+            CorruptFile: a file is damaged that `check` found sound; the same, once it is mended.
         """
         try:
             self._delete_leftovers()
@@ -132,34 +159,39 @@ class Resealing:
             _write(file, [made])
             return
         with _reading(file) as reader:
-            key_id = sealer_id_in(reader.read(0, HEADER_BYTES))
-            if room == BLOBS and key_id is not None and _is_named_by(file, reader):
-                key_id = None  # A blob in clear that happens to be what a sealed file looks like.
-            if key_id == (self._target.id if self._target is not None else None):
+            if self._key_id(room, file, reader) == (self._target.id if self._target else None):
                 return
-            if key_id is None:
-                self._rewrite(room, file, reader)
-                return
-            if key_id not in self._sealers:
-                raise CorruptFile(
-                    f"{file} is sealed under the key {key_id.hex()[:8]}, which was not given; "
-                    "it was not changed"
-                )
             try:
-                sealed = SealedReader(self._sealers[key_id], room, reader, source=str(file))
-                self._rewrite(room, file, sealed)
-            except CorruptFile as error:
-                self._damaged(room, file, error)
+                self._rewrite(room, file, self._opened(room, file, reader))
+            except CorruptFile:
+                # Blobs are had from others; damage in the audit log is evidence; else stop.
+                if room not in _TOLERANT:
+                    raise
+                self._tell(f"{file} is damaged, or under another key, and stays as it is")
+
+    def _key_id(self, room: str, file: Path, reader: DiskReader) -> bytes | None:
+        """What a file is sealed under; None: it is in clear."""
+        key_id = sealer_id_in(reader.read(0, HEADER_BYTES))
+        if room == BLOBS and key_id is not None and _is_named_by(file, reader):
+            return None  # A blob in clear that happens to be what a sealed file looks like.
+        return key_id
+
+    def _opened(self, room: str, file: Path, reader: DiskReader) -> DiskReader:
+        """What a file holds. Raises CorruptFile, here or when it is read."""
+        key_id = self._key_id(room, file, reader)
+        if key_id is None and self._in_clear:
+            return reader
+        if key_id is None:
+            raise CorruptFile(f"{file} is not sealed, in a data folder that is: it was put there")
+        if key_id not in self._sealers:
+            raise CorruptFile(
+                f"{file} is sealed under the key {key_id.hex()[:8]}, which was not given"
+            )
+        return SealedReader(self._sealers[key_id], room, reader, source=str(file))
 
     def _rewrite(self, room: str, file: Path, reader: DiskReader) -> None:
         target = self._target
         _write(file, _plain(reader) if target is None else seal_pieces(target, room, reader))
-
-    def _damaged(self, room: str, file: Path, error: CorruptFile) -> None:
-        """Blobs are had from others; what is damaged of the audit log is evidence; else stop."""
-        if room not in (BLOBS, AUDIT):
-            raise error
-        self._tell(f"{file} is damaged and stays as it is")
 
 
 # In clear always: whose folder it is, who runs, what it is sealed under, why it could not join.
@@ -209,11 +241,15 @@ def _is_named_by(file: Path, reader: DiskReader) -> bool:
 
 
 def _write(file: Path, pieces: Iterable[bytes]) -> None:
-    """New content, with the mode and times of before. Raises OSError: the old one is there."""
+    """New content, with the owner, mode and times of before.
+
+    Raises OSError: the old one is there.
+    """
     status = file.stat()
     aside = file.with_name(file.name + _ASIDE)
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
+        give_to(fd, status)
         os.fchmod(fd, status.st_mode & 0o777)
         for piece in pieces:
             view = memoryview(piece)

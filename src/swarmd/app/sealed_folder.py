@@ -3,10 +3,13 @@
 The file `sealed` says it, in clear: the id of the key that all is under, or while that changes, of
 those that files may be under until it is done; an empty id stands for "in clear". A box of the key
 itself is in it, so that nobody else can write one: else a folder that is sealed could be taken for
-one that is still to be, and files that somebody put there in clear be believed. Rules:
+one that is still to be, and files that somebody put there in clear be believed. One that names
+several keys is bound to the node, too: another node's under the same key says nothing here. Rules:
+- Before that, all is opened once: what could not be sealed anew stops it with nothing changed.
 - Before the first file changes, `sealed` names all keys that any file may be under from then on.
 - It names one key alone only once every file is under it, durably.
 - A folder in which it is missing though some file is sealed must be sealed throughout.
+- One in clear is sealed when somebody asks for it, never by a start: it may have been put there.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from swarmd.identity.sealing import SealingKey
 from swarmd.wire.codec import decode_struct, encode_struct
 
 MARK_FILE: Final = "sealed"
+NODE_FILE: Final = "node"
 IN_CLEAR: Final = b""
 _KIND: Final = "sealed"
 _FORMAT: Final = 1
@@ -47,9 +51,12 @@ class _Mark(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 def settle(path: Path, key: SealingKey | None, tell: Tell) -> None:
     """Have the folder be what a daemon with `key` can run on: under it, or in clear without one.
 
+    A fresh folder is to be sealed from now on; a change that was interrupted goes on.
+
     Raises:
-        DataFolderRefused: it is sealed, and this is not its key, or there is none; nothing changed.
-        CorruptFile, DiskFault: see `Resealing.run`.
+        DataFolderRefused: it is sealed, and this is not its key, or there is none, or it holds
+            files in clear though there is a key; nothing changed.
+        CorruptFile, DiskFault: see `Resealing`.
     """
     check(path, key)
     mark = _read_mark(path)
@@ -57,17 +64,23 @@ def settle(path: Path, key: SealingKey | None, tell: Tell) -> None:
     if key is None:
         return
     if under is None:
-        _change(path, _Mark(key.id, (IN_CLEAR,)), {key.id: key}, tell)
+        _write_mark(path, _Mark(key.id, ()), {key.id: key})  # All that comes is sealed.
     elif under.target != key.id or under.others:
-        _change(path, _widened(under, key), {key.id: key}, tell)
+        _change(path, under, key, {key.id: key}, tell)
     elif mark is None:
         _write_mark(path, _Mark(key.id, ()), {key.id: key})
 
 
 def check(path: Path, key: SealingKey | None) -> None:
-    """Raises DataFolderRefused: it is sealed, and this is not its key, or there is none."""
+    """Raises DataFolderRefused: `key` is not what it is under, or none is and it has files."""
     mark = _read_mark(path)
     under = mark or _implied(path)
+    if under is None and key is not None and _has_files(path):
+        raise DataFolderRefused(
+            f"the data folder {path} is in clear, and a key was given; nothing was changed: if it "
+            "is this node's own, seal it with `swarmd --data-key-file FILE data-key seal`, then "
+            "start"
+        )
     if under is None:
         return
     if key is None:
@@ -82,16 +95,28 @@ def check(path: Path, key: SealingKey | None) -> None:
 def change(path: Path, old: SealingKey | None, new: SealingKey | None, tell: Tell) -> None:
     """Have everything be under `new`, or in clear; the daemon is down, the folder is held.
 
+    Args:
+        old: None: it is in clear, unless it is under `new` already.
+
     Raises:
         DataFolderRefused: it is under another key than `old`; nothing changed.
-        CorruptFile, DiskFault: see `Resealing.run`.
+        CorruptFile, DiskFault: see `Resealing`.
     """
     keys = {key.id: key for key in (old, new) if key is not None}
     mark = _read_mark(path)
     under = mark or _implied(path) or _Mark(IN_CLEAR, ())
     _check_given(path, under, keys)
     _check_box(path, mark, keys)
-    _change(path, _widened(under, new), keys, tell)
+    if old is not None and new is not None and _all_of(under) == {IN_CLEAR}:
+        raise DataFolderRefused(
+            f"the data folder {path} is in clear, not under the key that was given; nothing was "
+            "changed: seal it with `swarmd --data-key-file FILE data-key seal`"
+        )
+    _change(path, under, new, keys, tell)
+
+
+def _all_of(mark: _Mark) -> set[bytes]:
+    return {mark.target, *mark.others}
 
 
 def _widened(under: _Mark, target: SealingKey | None) -> _Mark:
@@ -101,15 +126,22 @@ def _widened(under: _Mark, target: SealingKey | None) -> _Mark:
     return _Mark(wanted, tuple(one for one in before if one != wanted))
 
 
-def _change(path: Path, mark: _Mark, keys: dict[bytes, SealingKey], tell: Tell) -> None:
-    if not _has_files(path) and mark.target:
-        _write_mark(path, _Mark(mark.target, ()), keys)  # Nobody's yet: all that comes is sealed.
-        return
-    target = keys[mark.target] if mark.target else None
+def _change(
+    path: Path,
+    under: _Mark,
+    target: SealingKey | None,
+    keys: dict[bytes, SealingKey],
+    tell: Tell,
+) -> None:
+    """Have all that is `under` something be under `target`."""
+    mark = _widened(under, target)
     if mark.others:
         tell("sealing the data folder" if target else "opening the data folder")
+        in_clear = IN_CLEAR in _all_of(under)
+        resealing = Resealing(path, keys, target, in_clear=in_clear, tell=tell)
+        _check_files(path, resealing, under)
         _write_mark(path, mark, keys)
-        Resealing(path, keys, target, tell).run()
+        resealing.run()
     if target is not None:
         _write_mark(path, _Mark(mark.target, ()), keys)
         tell(f"the data folder is sealed under the key {mark.target.hex()[:8]}")
@@ -119,8 +151,26 @@ def _change(path: Path, mark: _Mark, keys: dict[bytes, SealingKey], tell: Tell) 
         tell("the data folder is in clear")
 
 
+def _check_files(path: Path, resealing: Resealing, under: _Mark) -> None:
+    """Raises CorruptFile: a file would stop it, so that it is not begun."""
+    try:
+        resealing.check()
+    except CorruptFile as error:
+        if under.others:
+            way = (
+                "the change that was interrupted stays so: restore that file, or move it away if a"
+            )
+            way += " daemon makes it anew (mesh/members, raft.e*.copy.*), then do the same again"
+        else:
+            way = f"nothing was changed, and {path} starts as before: restore that file, or move it"
+            way += (
+                " away if a daemon makes it anew (mesh/members, raft.e*.copy.*), then do the same"
+            )
+        raise CorruptFile(f"{error.message}; {way}") from error
+
+
 def _has_files(path: Path) -> bool:
-    return any((path / name).exists() for name in (*ROOT_FILES, "node"))
+    return any((path / name).exists() for name in (*ROOT_FILES, NODE_FILE))
 
 
 def _check_given(path: Path, under: _Mark, keys: dict[bytes, SealingKey]) -> None:
@@ -146,11 +196,11 @@ def _check_box(path: Path, mark: _Mark | None, keys: dict[bytes, SealingKey]) ->
         return
     key = _key_of(mark, keys)
     try:
-        key.open(mark.box, _about(mark))
+        key.open(mark.box, _about(path, mark))
     except BadSignature as error:
         raise CorruptFile(
-            f"{path / MARK_FILE} was not written with the key of the data folder; nothing was "
-            "changed: restore it, or delete it if nothing else was touched"
+            f"{path / MARK_FILE} was not written with the key of the data folder, or for another "
+            "node; nothing was changed: restore it, or delete it if nothing else was touched"
         ) from error
 
 
@@ -159,8 +209,18 @@ def _key_of(mark: _Mark, keys: dict[bytes, SealingKey]) -> SealingKey:
     return keys[next(one for one in (mark.target, *mark.others) if one)]
 
 
-def _about(mark: _Mark) -> bytes:
-    return _ABOUT + encode_struct(_Mark(mark.target, mark.others))
+def _about(path: Path, mark: _Mark) -> bytes:
+    """What a mark's box is bound to.
+
+    With one key alone it lets nothing in clear be believed, and is there before the node is.
+    """
+    about = _ABOUT + encode_struct(_Mark(mark.target, mark.others))
+    if not mark.others:
+        return about
+    try:
+        return about + (path / NODE_FILE).read_bytes()
+    except FileNotFoundError:
+        return about
 
 
 def _names(mark: _Mark) -> str:
@@ -185,8 +245,10 @@ def _read_mark(path: Path) -> _Mark | None:
 
 
 def _write_mark(path: Path, mark: _Mark, keys: dict[bytes, SealingKey]) -> None:
-    whole = _Mark(mark.target, mark.others, _key_of(mark, keys).seal(b"", _about(mark)))
-    write_atomically(path / MARK_FILE, seal_body(_KIND, _FORMAT, encode_struct(whole)))
+    """What the folder's owner can read, though root writes it. Raises DiskFault."""
+    whole = _Mark(mark.target, mark.others, _key_of(mark, keys).seal(b"", _about(path, mark)))
+    raw = seal_body(_KIND, _FORMAT, encode_struct(whole))
+    write_atomically(path / MARK_FILE, raw, owner=path.stat())
 
 
 def _implied(path: Path) -> _Mark | None:

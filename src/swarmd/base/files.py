@@ -206,8 +206,19 @@ def _is_folder(folder: int, name: str) -> bool:
     return stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
 
 
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+def give_to(fd: int, owner: os.stat_result) -> None:
+    """Have a file that root makes belong to whom something else does. Raises OSError."""
+    if os.geteuid() == 0:
+        os.fchown(fd, owner.st_uid, owner.st_gid)
+
+
+def write_atomically(
+    path: Path, data: bytes, *, mode: int = 0o600, owner: os.stat_result | None = None
+) -> None:
     """Write aside, fsync, rename, fsync the folder.
+
+    Args:
+        owner: of what else whoever is to own the file owns, too; None: the caller owns it.
 
     Raises:
         DiskFault: nothing changed; the old content is still there.
@@ -216,6 +227,8 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     try:
         fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         try:
+            if owner is not None:
+                give_to(fd, owner)
             os.fchmod(fd, mode)
             view = memoryview(data)
             while view:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from swarmd.base.disk import Disk
 from swarmd.base.errors import DiskFault
 from swarmd.base.sealed_file import (
-    HEADER_BYTES,
     BytesReader,
     SealedReader,
     Sealer,
@@ -27,8 +26,8 @@ class _End:
 class SealedDisk:
     """Implements `base.disk.Disk`. Reading a file raises CorruptFile, too; see `SealedReader`.
 
-    A file that another process wrote is written anew as a whole before anything is added to it:
-    its end may be torn, and no more than in the page cache.
+    A file is begun as a whole, and one that another process wrote is written anew as a whole before
+    anything is added to it: its end may be torn, and no more than in the page cache.
 
     Args:
         room: what the files are part of; in another room they do not open.
@@ -116,16 +115,12 @@ class SealedDisk:
 
     def _add(self, name: str, data: bytes) -> None:
         end = self._ends.get(name)
-        if end is not None:
-            raw = end.sealing.frames(data, end.position, end.position)
-        else:
-            before = self._read(name)
-            if before is not None:
-                self.replace(name, before + data)
-                return
-            end = _End(Sealing(self._sealer, self._room), 0)
-            raw = end.sealing.header(0) + end.sealing.frames(data, HEADER_BYTES, 0)
+        if end is None:
+            # A file is begun as a whole, too: of a header in a group that was never synced may be
+            # left what reads as damage, though nothing durable is lost.
+            self.replace(name, (self._read(name) or b"") + data)
+            return
+        raw = end.sealing.frames(data, end.position, end.position)
         self._disk.append(name, raw)
         self._disk.sync(name)
         end.position += len(raw)
-        self._ends[name] = end

@@ -31,18 +31,24 @@ def test_what_lies_idle_between_live_blocks_is_given_back() -> None:
     live = [bytes(rng.randrange(8_000, 16_000)) for _ in range(4_000)]
     del live[::2]
     before = resident_bytes()
-    assert not memory.give_back(free_bytes_min=2**40), "not worth it"
+    giving = memory.GivingBack()
+    assert not giving.step(free_bytes_min=2**40), "not worth it"
     assert resident_bytes() > before - 2 * MIB
-    assert memory.give_back()
+    assert giving.step()
     assert resident_bytes() < before - 8 * MIB
     assert len(live) == 2_000
+    assert not giving.step(), "what was given back lies idle no more"
+    live.extend([bytes(rng.randrange(8_000, 16_000)) for _ in range(2_000)])
+    assert not giving.step(), "it is in use again"
+    del live[::2]
+    assert giving.step(), "and idle again"
 
 
 async def test_it_is_looked_at_now_and_then(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     looks: list[float] = []
-    monkeypatch.setattr(memory, "give_back", lambda: looks.append(trio.current_time()))
+    monkeypatch.setattr(memory.GivingBack, "step", lambda giving: looks.append(trio.current_time()))
 
     async def run_sync(call: object) -> None:
         call()  # type: ignore[operator]

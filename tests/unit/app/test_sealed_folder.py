@@ -96,6 +96,12 @@ def held(folder: DataFolder) -> dict[str, Any]:
     }
 
 
+def contents(path: Path) -> dict[Path, bytes]:
+    """All that lies there, but for who holds it now."""
+    files = [one for one in path.rglob("*") if one.is_file() and one != path / "lock"]
+    return {one: one.read_bytes() for one in files}
+
+
 def in_clear(path: Path) -> list[Path]:
     return [one for one in path.rglob("*") if one.is_file() and PLANTED in one.read_bytes()]
 
@@ -128,6 +134,11 @@ def filled(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     return path, whole
 
 
+def seal(path: Path, key: SealingKey, tell: Callable[[str], None] = print) -> None:
+    """What `swarmd data-key seal` does."""
+    reseal(path, None, key, tell)
+
+
 def opened(path: Path, key: SealingKey | None) -> dict[str, Any]:
     folder = claim(path, key)
     try:
@@ -146,11 +157,22 @@ def test_a_fresh_folder_is_sealed_from_its_first_byte(tmp_path: Path) -> None:
         assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_folder_in_clear_is_sealed_at_start(filled: tuple[Path, dict[str, Any]]) -> None:
+def test_a_folder_in_clear_is_sealed_when_that_is_asked_for(
+    filled: tuple[Path, dict[str, Any]],
+) -> None:
     path, whole = filled
     assert len(in_clear(path)) > 10
+    before = contents(path)
+    for key in (ONE, OTHER):
+        with pytest.raises(
+            DataFolderRefused, match="is in clear, and a key was given; nothing was"
+        ):
+            claim(path, key)
+    with pytest.raises(DataFolderRefused, match="is in clear, not under the key"):
+        reseal(path, OTHER, ONE, print)
+    assert contents(path) == before
     lines: list[str] = []
-    claim(path, ONE, lines.append).close()
+    seal(path, ONE, lines.append)
     assert in_clear(path) == []
     assert not (path / "agents").exists()
     assert not [*path.rglob("*.tmp")]
@@ -163,8 +185,8 @@ def test_without_its_key_or_with_another_a_sealed_folder_is_refused(
     filled: tuple[Path, dict[str, Any]],
 ) -> None:
     path, whole = filled
-    claim(path, ONE).close()
-    before = {one: one.read_bytes() for one in path.rglob("*") if one.is_file()}
+    seal(path, ONE)
+    before = contents(path)
     for key, why in ((None, "no key was given; nothing was changed"), (OTHER, "nothing was chan")):
         for mark in (True, False):  # What the node's key is sealed under says the same.
             if not mark:
@@ -172,8 +194,7 @@ def test_without_its_key_or_with_another_a_sealed_folder_is_refused(
             with pytest.raises(DataFolderRefused, match=why):
                 claim(path, key)
             (path / "sealed").write_bytes(before[path / "sealed"])
-    before[path / "lock"] = (path / "lock").read_bytes()
-    assert {one: one.read_bytes() for one in path.rglob("*") if one.is_file()} == before
+    assert contents(path) == before
     (path / "sealed").unlink()
     assert opened(path, ONE) == whole
     assert (path / "sealed").exists()
@@ -181,7 +202,7 @@ def test_without_its_key_or_with_another_a_sealed_folder_is_refused(
 
 def test_the_key_is_changed_and_done_away_with(filled: tuple[Path, dict[str, Any]]) -> None:
     path, whole = filled
-    claim(path, ONE).close()
+    seal(path, ONE)
     for key, given in ((OTHER, OTHER.id.hex()[:8]), (None, "none")):
         with pytest.raises(DataFolderRefused, match=f"given is {given}; nothing was changed"):
             reseal(path, key, None, print)
@@ -256,13 +277,13 @@ def test_killed_between_any_two_writes_nothing_is_lost(
 ) -> None:
     path, whole = filled
     if what != "seal":
-        claim(path, ONE).close()
+        seal(path, ONE)
         with_leftovers(path)
     work = tmp_path / "work"
 
     def act() -> None:
         if what == "seal":
-            claim(work, ONE).close()
+            seal(work, ONE, lambda line: None)
         else:
             reseal(work, ONE, OTHER if what == "change" else None, lambda line: None)
 
@@ -282,7 +303,7 @@ def test_killed_between_any_two_writes_nothing_is_lost(
 def test_while_it_is_under_way_nobody_is_served(filled: tuple[Path, dict[str, Any]]) -> None:
     path, whole = filled
 
-    assert killed(lambda: claim(path, ONE), 60)
+    assert killed(lambda: seal(path, ONE), 60)
     assert in_clear(path)
     with pytest.raises(DataFolderRefused, match="no key was given"):
         claim(path)
@@ -317,7 +338,7 @@ def test_a_full_disk_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(DiskFault, match="No space left"):
-            claim(path, ONE)
+            seal(path, ONE)
     assert not [*path.rglob("*.tmp")], "what was half written makes room again"
     assert opened(path, ONE) == whole
 
@@ -330,7 +351,7 @@ def test_a_mark_that_was_not_written_with_the_key_is_refused(
 ) -> None:
     """Else files that somebody put there in clear would be taken for ones still to be sealed."""
     path, _ = filled
-    assert killed(lambda: claim(path, OTHER), 60)
+    assert killed(lambda: seal(path, OTHER), 60)
     mark = open_body("sealed", 1, (path / "sealed").read_bytes(), source="mark")
     claim(path, OTHER).close()
     reseal(path, OTHER, ONE, print)
@@ -340,11 +361,31 @@ def test_a_mark_that_was_not_written_with_the_key_is_refused(
             claim(path, ONE)
 
 
+def test_a_mark_of_another_node_under_the_same_key_is_refused(
+    filled: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    path, _ = filled
+    claim(tmp_path / "another").close()
+    assert killed(lambda: seal(tmp_path / "another", ONE), 12)
+    mark = (tmp_path / "another" / "sealed").read_bytes()
+    seal(tmp_path / "another", ONE)  # It goes on there.
+    assert (tmp_path / "another" / "sealed").read_bytes() != mark
+    seal(path, ONE)
+    (path / "sealed").write_bytes(mark)
+    (path / "secrets" / "keyring").write_bytes(seal_body("keyring", 1, b"mine"))
+    before = contents(path)
+    with pytest.raises(CorruptFile, match="for another node; nothing was changed"):
+        claim(path, ONE)
+    with pytest.raises(CorruptFile, match="for another node; nothing was changed"):
+        reseal(path, None, ONE, print)
+    assert contents(path) == before
+
+
 def test_a_file_in_clear_in_a_sealed_folder_is_refused(
     filled: tuple[Path, dict[str, Any]],
 ) -> None:
     path, _ = filled
-    claim(path, ONE).close()
+    seal(path, ONE)
     (path / "secrets" / "keyring").write_bytes(seal_body("keyring", 1, b"mine"))
     folder = claim(path, ONE)
     with pytest.raises(CorruptFile, match="keyring is not sealed"):
@@ -368,7 +409,7 @@ def test_a_file_in_clear_in_a_sealed_folder_is_refused(
 
 def test_what_is_damaged_stops_it_or_stays_as_it_is(filled: tuple[Path, dict[str, Any]]) -> None:
     path, whole = filled
-    claim(path, ONE).close()
+    seal(path, ONE)
     [segment] = (path / "audit").glob("*.log")
     raw = bytearray(segment.read_bytes())
     raw[len(raw) // 2] ^= 1  # In the second of three batches.
@@ -390,9 +431,86 @@ def test_what_is_damaged_stops_it_or_stays_as_it_is(filled: tuple[Path, dict[str
     bent = bytearray(journal.read_bytes())
     bent[300] ^= 1
     journal.write_bytes(bent)
-    with pytest.raises(CorruptFile, match="journal is damaged at byte"):
+    before = contents(path)
+    with pytest.raises(CorruptFile, match=r"journal is damaged at byte.*nothing was changed"):
         reseal(path, OTHER, ONE, print)
-    assert journal.read_bytes() == bent
+    assert contents(path) == before
+
+
+def test_what_was_passed_over_once_is_in_nobodys_way_later(
+    filled: tuple[Path, dict[str, Any]],
+) -> None:
+    """A damaged blob, floor or fork stays under the first key, whatever comes after."""
+    path, _ = filled
+    seal(path, ONE)
+    blob = max((path / "blobs").rglob("*"), key=lambda one: one.stat().st_size)
+    small = [one for one in (path / "audit").iterdir() if one.suffix != ".log"]
+    assert len(small) >= 2
+    for file in (blob, *small):
+        raw = bytearray(file.read_bytes())
+        raw[-1] ^= 1
+        file.write_bytes(raw)
+    damaged = {file: file.read_bytes() for file in (blob, *small)}
+    third = SealingKey(b"3" * 32)
+    lines: list[str] = []
+    for old, new in ((ONE, OTHER), (OTHER, third), (third, None), (None, OTHER), (OTHER, ONE)):
+        reseal(path, old, new, lines.append)
+        assert {file: file.read_bytes() for file in damaged} == damaged
+        claim(path, new).close()
+    assert sum("stays as it is" in line for line in lines) >= 4 * len(damaged)
+
+
+@pytest.mark.parametrize("name", ["mesh/members", "raft/raft.e1.log.journal", "node.key"])
+def test_nothing_is_begun_that_damage_would_stop(
+    filled: tuple[Path, dict[str, Any]], name: str
+) -> None:
+    path, whole = filled
+    seal(path, ONE)
+    good = (path / name).read_bytes()
+    planted = seal_body("members", 1, PLANTED)
+    for bad, why in (
+        (good[:50] + bytes([good[50] ^ 1]) + good[51:], "damaged"),
+        (planted, "was put there"),
+        (seal_file(OTHER, "mesh", PLANTED), "which was not given"),
+    ):
+        (path / name).write_bytes(bad)
+        before = contents(path)
+        third = SealingKey(b"3" * 32)
+        for new in (third, None):
+            with pytest.raises(CorruptFile, match=f"{name}.*{why}.*nothing was changed.*starts as"):
+                reseal(path, ONE, new, print)
+        assert contents(path) == before
+    (path / name).write_bytes(good)
+    assert opened(path, ONE) == whole
+
+
+def test_a_change_that_damage_interrupts_goes_on_once_that_is_away(
+    filled: tuple[Path, dict[str, Any]],
+) -> None:
+    path, whole = filled
+    seal(path, ONE)
+    assert killed(lambda: reseal(path, ONE, OTHER, print), 60)
+    members = path / "mesh" / "members"
+    good = members.read_bytes()
+    members.write_bytes(good[:-1])
+    with pytest.raises(CorruptFile, match=r"members.*move it away if a daemon makes it anew"):
+        reseal(path, ONE, OTHER, print)
+    members.rename(path.parent / "away")
+    reseal(path, ONE, OTHER, print)
+    assert opened(path, OTHER) == {**whole, "members": None}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of others")
+def test_what_root_seals_stays_the_daemons(filled: tuple[Path, dict[str, Any]]) -> None:
+    path, _ = filled
+    for one in (path, *path.rglob("*")):
+        os.chown(one, 12_345, 12_346)
+    (path / "lock").unlink()
+    for old, new in ((None, ONE), (ONE, OTHER), (OTHER, None)):
+        reseal(path, old, new, print)
+        files = [one.stat() for one in (path, *path.rglob("*"))]
+        assert {(one.st_uid, one.st_gid) for one in files} == {(12_345, 12_346)}
+        assert (path / "secrets" / "keyring").stat().st_mode & 0o777 == 0o600
 
 
 # ---- keys, and where code lies ---------------------------------------------------------------
@@ -440,7 +558,6 @@ def test_without_a_tmpfs_a_sealed_folder_is_refused(
     mounts = tmp_path / "mountinfo"
     mounts.write_text("30 25 0:27 / / rw,relatime - ext4 /dev/vda rw\nnonsense\n")
     monkeypatch.setattr(clear_folder, "_MOUNTS", mounts)
-    claim(tmp_path / "data").close()
     with pytest.raises(DataFolderRefused, match="neither /dev/shm nor"):
         claim(tmp_path / "data", ONE)
     assert not (tmp_path / "data" / "sealed").exists()

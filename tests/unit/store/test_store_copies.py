@@ -11,7 +11,9 @@ from store_swarm import Swarm, running_swarm
 from swarmd.base.errors import CorruptFile, DiskFault, NotFound, SwarmError, WouldLoseData
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import SetTimer
+from swarmd.base.sealed_disk import SealedDisk
 from swarmd.identity.genesis import init_swarm
+from swarmd.identity.sealing import SealingKey
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.state.raft import copy_machine as cm
@@ -165,6 +167,20 @@ def test_a_copy_survives_a_restart_and_loses_only_what_was_not_synced() -> None:
     assert encode_state(again.state.snapshot()) == encode_state(copy.state.snapshot())
     again.extend((batch(b"c"),))
     assert new_copy(disk).state.get(b"c") is not None
+
+
+def test_a_log_that_a_sealed_disk_finds_damaged_costs_no_base() -> None:
+    sim = SimDisk(World(1), "d")
+    key = SealingKey(b"k" * 32)
+    copy = EpochCopy(SealedDisk(sim, key, "raft"), GENESIS, 2**20)
+    copy.begin(5, BODY)
+    copy.extend((batch(b"a"),))
+    sim.replace("log", bytes(len(sim.read("log") or b"")))
+    disk = SealedDisk(sim, key, "raft")
+    again = EpochCopy(disk, GENESIS, 2**20)
+    assert again.last == 5
+    again.extend((batch(b"b"),))
+    assert EpochCopy(SealedDisk(sim, key, "raft"), GENESIS, 2**20).last == 6
 
 
 def test_a_log_that_grows_is_taken_into_the_base() -> None:

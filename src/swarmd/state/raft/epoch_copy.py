@@ -53,7 +53,7 @@ class EpochCopy:
             raise CorruptFile(f"{_BASE} is too short")
         restore_state(self.state, body[_INDEX.size :])
         self.last = _INDEX.unpack_from(body)[0]
-        log = self._disk.read(_LOG) or b""
+        log = self._read_log()
         offset = 0
         while (entry := self._entry_at(log, offset)) is not None:
             self._take_up(entry)
@@ -61,6 +61,14 @@ class EpochCopy:
         # What was read may not have been synced, and what follows is damaged, or another log.
         self.write_base(self.last, encode_state(self.state.snapshot()))
         self.state.drain_changes()
+
+    def _read_log(self) -> bytes:
+        """What follows the base; nothing, if the disk itself finds it damaged."""
+        try:
+            return self._disk.read(_LOG) or b""
+        except CorruptFile as error:
+            _log.error("a copy's last entries are damaged and dropped", error=error.message)
+            return b""
 
     def _entry_at(self, log: bytes, offset: int) -> bytes | None:
         """The entry that follows `last`, if it stands there whole."""
