@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -85,6 +86,7 @@ async def _ask(
         for one in mesh.membership.members()
         if one.node_id != services.node_id and one.state is not MemberState.LEFT
     ]
+    names = Counter([services.config.node_name, *(one.name for one in others)])
     skews: dict[NodeId, float] = {}
     found: list[MeshFacts] = []
 
@@ -105,7 +107,7 @@ async def _ask(
     unasked = {one.node_id for one in alive[_CLOCKS_MAX:]}
     return found[0], tuple(
         PeerFacts(
-            name=one.name,
+            name=one.name if names[one.name] == 1 else f"{one.name} {short(one.node_id)}",
             state=one.state.name.lower(),
             answered=one.node_id in skews or one.node_id in unasked,
             skew_s=skews.get(one.node_id, 0.0),

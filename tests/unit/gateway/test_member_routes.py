@@ -59,6 +59,7 @@ async def test_the_doctor_warns_of_a_shared_name(tmp_path: Path) -> None:
         checks = {one.name: one for one in (await blocking(pair.client("n1").doctor)).checks}
         assert checks["names"].verdict == "warn"
         assert all(short(x) in checks["names"].finding for x in (node_id("n2"), twin.node_id))
+        assert f"not heard: n2 {short(twin.node_id)}" in checks["members"].finding
         with pytest.raises(NotFound, match="several members are called 'n2'"):
             await blocking(pair.client("n2").status)
 

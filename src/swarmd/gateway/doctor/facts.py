@@ -14,6 +14,7 @@ from swarmd.mesh.reach.service import Reach
 class PeerFacts:
     """One other member: its state here, its clock if it answered, and what gets through to it.
 
+    `name` has the beginning of its id with it where another is called the same.
     `skew_s` is how far its clock is ahead; `state_s` for how long its state has been what it is;
     `reach` is None if that was not tried.
     """
