@@ -34,6 +34,10 @@ NODE_FILE: Final = "node"
 IN_CLEAR: Final = b""
 _KIND: Final = "sealed"
 _FORMAT: Final = 1
+_WAY_BACK: Final = (
+    "restore that file, or move it away if a daemon makes it anew (mesh/members, raft.e*.copy.*), "
+    "then do the same again"
+)
 _ABOUT: Final = b"sealed data folder\0"
 
 Tell = Callable[[str], None]
@@ -156,17 +160,10 @@ def _check_files(path: Path, resealing: Resealing, under: _Mark) -> None:
     try:
         resealing.check()
     except CorruptFile as error:
+        state = f"nothing was changed, and {path} starts as before"
         if under.others:
-            way = (
-                "the change that was interrupted stays so: restore that file, or move it away if a"
-            )
-            way += " daemon makes it anew (mesh/members, raft.e*.copy.*), then do the same again"
-        else:
-            way = f"nothing was changed, and {path} starts as before: restore that file, or move it"
-            way += (
-                " away if a daemon makes it anew (mesh/members, raft.e*.copy.*), then do the same"
-            )
-        raise CorruptFile(f"{error.message}; {way}") from error
+            state = "the change that was interrupted stays so"
+        raise CorruptFile(f"{error.message}; {state}: {_WAY_BACK}") from error
 
 
 def _has_files(path: Path) -> bool:
