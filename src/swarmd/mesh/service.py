@@ -348,7 +348,7 @@ class Mesh:
                 if member is None or member.node_id == self.link.node_id:
                     continue
                 self.addresses.learn(member.node_id, member.addresses)
-                if member.state is MemberState.ALIVE:
+                if change.joined or change.moved:  # That it only refuted a doubt is no news.
                     self._streams.retry_now(member.node_id)
                 elif member.state is MemberState.DEAD:
                     self._streams.drop(member.node_id, "it is dead as far as this node knows")

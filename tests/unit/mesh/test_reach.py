@@ -16,6 +16,7 @@ from small_swarm import KEYS, FixedRoster, chain, configs, meshes, sees, until
 from swarmd.base.errors import Busy, MalformedMessage, SwarmError, Unreachable
 from swarmd.base.ids import NodeId
 from swarmd.mesh.addresses import Address, AddressBook
+from swarmd.mesh.link import Inbound
 from swarmd.mesh.reach import service
 from swarmd.mesh.reach.knocking import TcpDoor
 from swarmd.mesh.reach.messages import (
@@ -206,6 +207,97 @@ async def test_one_question_a_second_is_answered(autojump_clock: trio.abc.Clock)
                 await net.links[C].request(REACH, B, Question(NONCE, A, B), timeout_s=5)
         assert len(net.air.nodes[B].sent) == 2
         await ask(REACH, B, Question(NONCE, A, B), timeout_s=5)
+
+
+async def test_who_passes_questions_on_takes_nothing_from_who_asks(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    """C says that A asks, and A does not."""
+    async with three() as net:
+        net.connect(A, B)
+        net.connect(C, B)
+        ask = net.links[A].request
+        relayed = Question(NONCE, A, B)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: net.links[C].request(REACH, B, relayed, timeout_s=5))
+            await trio.sleep(0.1)
+            assert isinstance(await ask(REACH, B, Question(NONCE, A, B), timeout_s=5), Answer)
+
+
+async def test_what_is_passed_on_has_a_bound_for_each_and_for_all(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with three() as net:
+        count = net.services[B]._count
+        some = [NodeId(bytes([n]) * 32) for n in range(20)]
+        count(some[0], some[10])
+        with pytest.raises(Busy):
+            count(some[1], some[10])
+        with pytest.raises(Busy):
+            count(some[0], some[11])
+        for n in range(1, 4):
+            count(some[n], some[10 + n])
+        with pytest.raises(Busy):
+            count(some[4], some[14])
+        count(some[4], some[4])
+        await trio.sleep(1)
+        count(some[4], some[14])
+
+
+async def test_a_question_for_an_answer_is_no_answer(autojump_clock: trio.abc.Clock) -> None:
+    network = MemoryNetwork()
+    links = {one: network.link(one) for one in (A, B)}
+    network.connect(links[A], B)
+    air = Air()
+    AirDatagrams(air, B)
+    inbox = links[B].open_inbox(REACH)
+    asks = ReachService(links[A], AirDatagrams(air, A), FixedRoster(*KEYS[:3]), AirDoor(air, A))
+
+    async def mock() -> None:
+        async for inbound in inbox:
+            await inbound.answer(inbound.message)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mock)
+        found = await asks.examine([B])
+        nursery.cancel_scope.cancel()
+    assert found[B].answer is None
+    assert not found[B].is_whole
+
+
+@dataclass
+class Unread:
+    """What a peer asks that does not read what comes back."""
+
+    message: Question | Answer
+    peer: NodeId = A
+    wants_answer: bool = True
+
+    async def answer(self, message: object, *, more: bool = False) -> None:
+        await trio.sleep_forever()
+
+    async def fail(self, error: SwarmError) -> None:
+        await trio.sleep_forever()
+
+
+async def test_who_does_not_read_holds_nobody_up(autojump_clock: trio.abc.Clock) -> None:
+    network, air = MemoryNetwork(), Air()
+    links = {one: network.link(one) for one in (A, B)}
+    AirDatagrams(air, A)
+    serves = ReachService(links[B], AirDatagrams(air, B), FixedRoster(*KEYS[:3]), AirDoor(air, B))
+    put, serves._inbox = trio.open_memory_channel[Inbound](1_000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serves.serve)
+        for _ in range(100):
+            put.send_nowait(Unread(Answer(1, 1, "ok")))
+        put.send_nowait(Unread(Question(NONCE, A, B)))
+        await trio.sleep(0.1)
+        assert serves._refusing == 16
+        assert serves._answering == {A: 1}
+        await trio.sleep(10)
+        assert serves._refusing == 0
+        assert serves._answering == {}
+        nursery.cancel_scope.cancel()
 
 
 async def test_who_asks_twice_within_a_second_waits(autojump_clock: trio.abc.Clock) -> None:

@@ -490,11 +490,21 @@ def test_an_answer_after_a_reset_ends_the_doubt(bench: Bench) -> None:
     assert bench.state("x") == (ALIVE, 1)
 
 
-def test_a_refused_connection_shortens_the_suspicion(bench: Bench) -> None:
+@pytest.mark.parametrize("reset_before", [False, True])
+def test_a_refused_connection_shortens_the_suspicion(bench: Bench, reset_before: bool) -> None:
     bench.know("x")
-    bench.handle(StreamClosed(node("x"), "refused"))
+    if reset_before:
+        bench.handle(StreamClosed(node("x"), "reset"))
+        again = timer(bench, HintTick)
+        assert bench.handle(StreamClosed(node("x"), "refused")) == []
+        bench.effects = [again]
+    else:
+        bench.handle(StreamClosed(node("x"), "refused"))
+    started_at = bench.now
+    for _ in range(3):
+        assert bench.state("x") == (ALIVE, 1)
+        elapse(bench, HintTick)
     assert bench.state("x") == (SUSPECT, 1)
-    assert told(bench.sent("x")[0])[0] == (node("x"), SUSPECT, 1)
     due = [
         e for e in bench.effects if isinstance(e, SetTimer) and e.event == SuspicionDue(node("x"))
     ]
@@ -502,6 +512,21 @@ def test_a_refused_connection_shortens_the_suspicion(bench: Bench) -> None:
     bench.handle(SuspicionDue(node("x")))
     assert bench.state("x") == (DEAD, 1)
     assert min(e.delay_s for e in due) == pytest.approx(bench.config.refused_suspicion_s)
+    assert bench.now - started_at < 0.7
+
+
+def test_who_refuses_streams_and_answers_datagrams_is_not_suspected(bench: Bench) -> None:
+    """A firewall may reset TCP and let UDP through."""
+    bench.know("x")
+    for _ in range(5):
+        bench.handle(StreamClosed(node("x"), "refused"))
+        [ping] = bench.sent("x")
+        again = timer(bench, HintTick)
+        get(bench, "x", Ack(ping.sequence, ping.view, []))
+        bench.now += 1.0
+        assert bench.handle(again.event) == []
+        assert bench.state("x") == (ALIVE, 1)
+    assert [c for c in bench.changes if c.after and c.after.state is SUSPECT] == []
 
 
 def test_a_member_under_suspicion_still_gets_time_when_refused(bench: Bench) -> None:
@@ -509,6 +534,8 @@ def test_a_member_under_suspicion_still_gets_time_when_refused(bench: Bench) -> 
     bench.tell(rumour(SUSPECT, "x", 1))
     bench.now += 2.0
     bench.handle(StreamClosed(node("x"), "refused"))
+    for _ in range(3):
+        elapse(bench, HintTick)
     bench.handle(SuspicionDue(node("x")))
     assert bench.state("x") == (SUSPECT, 1)
 
@@ -530,6 +557,32 @@ def test_who_restarts_is_excused_for_as_long_as_it_said(bench: Bench) -> None:
     bench.handle(ProbeTick(2))
     elapse(bench, ProbeTick)
     assert bench.state("x") == (SUSPECT, 1)
+
+
+def test_an_excuse_counts_for_one_life_and_is_given_once(bench: Bench) -> None:
+    bench.know("x")
+    bench.handle(StreamClosed(node("x"), "restarting", quiet_s=5.0))
+    bench.now += 4.0
+    bench.handle(StreamClosed(node("x"), "restarting", quiet_s=5.0))
+    bench.handle(StreamClosed(node("x"), "reset"))
+    assert bench.sent("x") == []
+    bench.now += 1.5
+    bench.handle(StreamClosed(node("x"), "restarting", quiet_s=5.0))
+    bench.handle(StreamClosed(node("x"), "reset"))
+    assert len(bench.sent("x")) == 1, "the first excuse is over, and was not made longer"
+    for _ in range(3):
+        elapse(bench, HintTick)
+    assert bench.state("x") == (SUSPECT, 1)
+
+
+def test_who_is_back_is_excused_no_more(bench: Bench) -> None:
+    bench.know("x")
+    bench.handle(StreamClosed(node("x"), "restarting", quiet_s=30.0))
+    bench.tell(rumour(ALIVE, "x", 1 << 32))
+    bench.handle(StreamClosed(node("x"), "reset"))
+    for _ in range(3):
+        elapse(bench, HintTick)
+    assert bench.state("x") == (SUSPECT, 1 << 32)
 
 
 # ---- joining and leaving ----------------------------------------------------------------

@@ -11,15 +11,17 @@ import trio
 import trio.testing
 
 from swarmd.base.disk import seal_body
-from swarmd.base.errors import BadRequest, CorruptFile, TooLarge
+from swarmd.base.errors import BadRequest, CorruptFile, SwarmError, TooLarge
 from swarmd.base.ids import NodeId, digest, short
 from swarmd.base.rng import make_rng
+from swarmd.mesh.link import Inbound
 from swarmd.mesh.swim.config import SwimConfig
-from swarmd.mesh.swim.messages import PACKET_BYTES_MAX, MemberState, Meta
+from swarmd.mesh.swim.messages import PACKET_BYTES_MAX, MemberState, Meta, StreamPing, Sync
 from swarmd.mesh.swim.service import CHANGES_MAX, Membership, open_membership
 from swarmd.mesh.transports.memory import MemoryNetwork
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
+from swarmd.wire.codec import Message
 from swarmd.wire.version import PROTOCOL_LOWEST, PROTOCOL_VERSION
 
 CONFIG = SwimConfig(profile="local")
@@ -328,3 +330,44 @@ async def test_where_datagrams_do_not_come_through_a_stream_answers(
         t.network.stop(node("b"))
         t.air.blocked = [(node("a"), node("b"))]
         await a.seen(node("b"), MemberState.DEAD)
+
+
+class Question:
+    """What a peer asks over a stream; its answer waits until `reads` is set."""
+
+    wants_answer = True
+
+    def __init__(self, peer: str, message: StreamPing | Sync) -> None:
+        self.peer, self.message = node(peer), message
+        self.reads = trio.Event()
+        self.answers: list[Message] = []
+
+    async def answer(self, message: Message, *, more: bool = False) -> None:
+        self.answers.append(message)
+        await self.reads.wait()
+
+    async def fail(self, error: SwarmError) -> None:
+        raise AssertionError("it is not failed")
+
+
+async def test_a_peer_that_does_not_read_holds_no_other_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with town() as t:
+        a = await t.start("a")
+        put, inbox = trio.open_memory_channel[Inbound](1_000)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a._serve_syncs, inbox)
+            stuck = [Question("x", one) for one in (Sync([]), Sync([]), StreamPing(), StreamPing())]
+            ping, sync = Question("y", StreamPing()), Question("y", Sync([]))
+            for one in (*stuck, ping, sync):
+                put.send_nowait(one)
+            await trio.sleep(0.01)
+            assert [type(q.answers[0]) for q in (ping, sync)] == [StreamPing, Sync]
+            assert [len(q.answers) for q in stuck] == [1, 0, 1, 0], "one of each at a time"
+            await trio.sleep(CONFIG.sync_timeout_s)
+            again = Question("x", Sync([]))
+            put.send_nowait(again)
+            await trio.sleep(0.01)
+            assert len(again.answers) == 1
+            nursery.cancel_scope.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -49,7 +50,7 @@ from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.discovery.interfaces import InterfaceWatch
 from swarmd.mesh.join import join_swarm
 from swarmd.mesh.service import Mesh, find_swarm
-from swarmd.mesh.swim.service import MemberState
+from swarmd.mesh.swim.service import MemberChange, MemberState
 from swarmd.mesh.trust import Trust, open_trust
 from swarmd.observe.metrics import REGISTRY
 from swarmd.wire.codec import Family, Message
@@ -384,3 +385,22 @@ async def test_a_reset_stream_of_a_living_member_kills_nobody(tmp_path: Path) ->
             assert change.after is not None
             assert change.after.state is not MemberState.DEAD
         assert sees(a) == 2
+
+
+async def test_only_who_comes_or_moves_is_called_again_at_once(tmp_path: Path) -> None:
+    """A doubt that is refuted says nothing of TCP, which a firewall may refuse."""
+    state, _ = chain(2)
+    async with meshes(tmp_path, configs(2), state) as nodes:
+        (a, _), (b, _) = nodes
+        await until(lambda: sees(a) == 2 == sees(b))
+        peer = b.link.node_id
+        await trio.sleep(0.3)
+        known = a.membership.get(peer)
+        assert known is not None
+        doubted = replace(known, state=MemberState.SUSPECT)
+        a._streams._failures[peer] = (8, 0.0)
+        a.membership._perform_changed(MemberChange(doubted, known))
+        await trio.sleep(0.2)
+        assert peer in a._streams._failures
+        b.membership.set_addresses((*b.local_addresses, ("127.0.0.99", b.port)))
+        await until(lambda: peer not in a._streams._failures)

@@ -5,7 +5,9 @@ size, which come back as they were; it is called over TCP anew; and it is asked,
 through a third member, what came of it there and whether it can call back. So each direction shows
 by itself, also where a firewall lets only one of them through.
 
-What others ask for is bounded: one question a second for each asker, `_QUESTIONS_MAX` at a time;
+What others ask for is bounded: one question a second for each asker, `_QUESTIONS_MAX` at a time,
+and `_QUESTIONS_EACH_MAX` of them for one peer. Who passes a question on may lie about who asks: what
+comes so has a budget of its own, `_RELAYED_MAX` a second, and takes nothing from who asks itself;
 echoes are no larger than what they answer and `_ECHOES_MAX` in `_ECHO_WINDOW_S`; calls and probes
 go to members alone, where the mesh itself would look for them.
 """
@@ -13,7 +15,7 @@ go to members alone, where the mesh itself would look for them.
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -54,7 +56,10 @@ _RELAYS_MAX: Final = 2
 _ANSWER_TIMEOUT_S: Final = 2 * TRIAL_S
 _ASK_S: Final = 2 * _ANSWER_TIMEOUT_S
 _QUESTIONS_MAX: Final = 16
+_QUESTIONS_EACH_MAX: Final = 8
 _QUESTION_EVERY_S: Final = 1.0
+_RELAYED_MAX: Final = 4
+_REFUSALS_MAX: Final = 16
 _SEEN_MAX: Final = 256
 _ECHOES_MAX: Final = 64
 _ECHO_WINDOW_S: Final = 2.0
@@ -127,8 +132,12 @@ class ReachService:
         self._trials: dict[bytes, tuple[NodeId, Reach]] = {}
         self._seen: OrderedDict[tuple[NodeId, bytes], _Seen] = OrderedDict()
         self._asked_at: OrderedDict[NodeId, float] = OrderedDict()
+        self._relayed_for: OrderedDict[NodeId, float] = OrderedDict()
+        self._relayed_by: OrderedDict[NodeId, float] = OrderedDict()
+        self._relayed: deque[float] = deque(maxlen=_RELAYED_MAX)
         self._echoed: OrderedDict[NodeId, tuple[float, int]] = OrderedDict()
-        self._answering = trio.Semaphore(_QUESTIONS_MAX)
+        self._answering: Counter[NodeId] = Counter()
+        self._refusing = 0
         self._examining = trio.Lock()
 
     # ---- asking -----------------------------------------------------------------------
@@ -195,9 +204,7 @@ class ReachService:
             if way in failed:
                 continue
             try:
-                reach.answer = await self._link.request(
-                    REACH, way, question, timeout_s=_ANSWER_TIMEOUT_S
-                )
+                reach.answer = await self._request(way, question)
             except Busy:  # It has just answered another question of ours.
                 await trio.sleep(_QUESTION_EVERY_S)
                 continue
@@ -210,6 +217,12 @@ class ReachService:
             reach.relayed = way != peer
             return
 
+    async def _request(self, way: NodeId, question: Question) -> Answer:
+        answer = await self._link.request(REACH, way, question, timeout_s=_ANSWER_TIMEOUT_S)
+        if not isinstance(answer, Answer):
+            raise MalformedMessage("a question was answered with something else")
+        return answer
+
     # ---- answering --------------------------------------------------------------------
 
     async def serve(self) -> None:
@@ -220,9 +233,24 @@ class ReachService:
                 try:
                     self._check(inbound)
                 except SwarmError as error:
-                    await inbound.fail(error)
+                    self._refuse(nursery, inbound, error)
                     continue
                 nursery.start_soon(self._serve, inbound)
+
+    def _refuse(self, nursery: trio.Nursery, inbound: Inbound, error: SwarmError) -> None:
+        """Say so in the background: who asks may not read."""
+        if self._refusing >= _REFUSALS_MAX:
+            DROPPED.labels("reach", "too_many").inc()
+            return
+        self._refusing += 1
+        nursery.start_soon(self._fail, inbound, error)
+
+    async def _fail(self, inbound: Inbound, error: SwarmError) -> None:
+        try:
+            with trio.move_on_after(_ANSWER_TIMEOUT_S):
+                await inbound.fail(error)
+        finally:
+            self._refusing -= 1
 
     def _check(self, inbound: Inbound) -> None:
         """Take a place for a question. Raises Busy, MalformedMessage, Unreachable."""
@@ -237,29 +265,45 @@ class ReachService:
             raise MalformedMessage("a question is passed on once")
         if not mine and target not in self._link.connected():
             raise Unreachable("this member has no connection there either")
-        now = trio.current_time()
-        if mine and now - self._asked_at.get(asker, float("-inf")) < _QUESTION_EVERY_S:
-            raise Busy("one question a second is answered")
-        try:
-            self._answering.acquire_nowait()
-        except trio.WouldBlock as error:
-            raise Busy("too much is being asked here: try again") from error
+        under_way = self._answering
+        if under_way.total() >= _QUESTIONS_MAX or under_way[inbound.peer] >= _QUESTIONS_EACH_MAX:
+            raise Busy("too much is being asked here: try again")
         if mine:
+            self._count(asker, inbound.peer)
+        self._answering[inbound.peer] += 1
+
+    def _count(self, asker: NodeId, peer: NodeId) -> None:
+        """Count a question to this node, which `peer` asks or passes on. Raises Busy."""
+        now = trio.current_time()
+        if _is_soon(self._asked_at, asker, now):
+            raise Busy("one question a second is answered")
+        if peer == asker:
             _remember(self._asked_at, asker, now, MEMBERS_MAX)
+            return
+        if _is_soon(self._relayed_for, asker, now) or _is_soon(self._relayed_by, peer, now):
+            raise Busy("one question a second is answered")
+        if len(self._relayed) == _RELAYED_MAX and now - self._relayed[0] < _QUESTION_EVERY_S:
+            raise Busy(f"{_RELAYED_MAX} questions a second are answered that others pass on")
+        self._relayed.append(now)
+        _remember(self._relayed_for, asker, now, MEMBERS_MAX)
+        _remember(self._relayed_by, peer, now, MEMBERS_MAX)
 
     async def _serve(self, inbound: Inbound) -> None:
-        question: Question = inbound.message
         try:
-            if question.target == self._link.node_id:
-                await inbound.answer(await self._report(NodeId(question.asker), question.nonce))
-            else:
-                target = NodeId(question.target)
-                answer = await self._link.request(REACH, target, question, timeout_s=2 * TRIAL_S)
-                await inbound.answer(answer)
-        except SwarmError as error:
-            await inbound.fail(error)
+            with trio.move_on_after(_ASK_S):  # Who asks may not read.
+                try:
+                    await inbound.answer(await self._find_answer(inbound.message))
+                except SwarmError as error:
+                    await inbound.fail(error)
         finally:
-            self._answering.release()
+            self._answering[inbound.peer] -= 1
+            if not self._answering[inbound.peer]:
+                del self._answering[inbound.peer]
+
+    async def _find_answer(self, question: Question) -> Answer:
+        if question.target == self._link.node_id:
+            return await self._report(NodeId(question.asker), question.nonce)
+        return await self._request(NodeId(question.target), question)
 
     async def _report(self, asker: NodeId, nonce: bytes) -> Answer:
         """Call back, wait for the probes, and say what came."""
@@ -324,6 +368,10 @@ class ReachService:
             mine[1].full = True
         else:
             mine[1].small = True
+
+
+def _is_soon(kept: Mapping[NodeId, float], key: NodeId, now: float) -> bool:
+    return now - kept.get(key, float("-inf")) < _QUESTION_EVERY_S
 
 
 def _remember(kept: OrderedDict[_Key, _Value], key: _Key, value: _Value, most: int) -> None:

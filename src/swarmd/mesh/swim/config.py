@@ -31,8 +31,8 @@ class SwimConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     suspicion_mult: int = 4
     # A suspicion nobody else confirms lasts this many times longer.
     suspicion_max_mult: int = 6
-    # Suspicion of a member whose host refuses connections, in seconds: its process is gone, but
-    # a restart within this time goes unnoticed.
+    # Suspicion of a member whose host refuses connections, and that answers none of three quick
+    # pings, in seconds: its process is gone, but a restart within this time goes unnoticed.
     refused_suspicion_s: float = 0.3
     # News goes out this often while there is any, in seconds.
     gossip_interval_s: float = 0.2

@@ -221,6 +221,12 @@ class Changed(Effect):
         return came and self.after is not None and self.after.state is MemberState.ALIVE
 
     @property
+    def moved(self) -> bool:
+        """True if it says that it is at other addresses now."""
+        before, after = self.before, self.after
+        return before is not None and after is not None and before.addresses != after.addresses
+
+    @property
     def failed(self) -> bool:
         return self.after is not None and self.after.state is MemberState.DEAD
 

@@ -34,6 +34,7 @@ class Record:
         "alive",
         "changed_at",
         "evidence",
+        "excused_incarnation",
         "excused_until",
         "incarnation",
         "may_be",
@@ -49,6 +50,7 @@ class Record:
         self.evidence: Rumour | None = None
         self.suspicion: Suspicion | None = None
         self.excused_until = 0.0
+        self.excused_incarnation = -1
         self.take_alive(alive)
 
     @property
@@ -59,6 +61,14 @@ class Record:
         self.alive = alive
         self.meta: Meta = decode_meta(alive.body)
         self.incarnation = alive.incarnation
+
+    def excuse(self, until: float) -> None:
+        """Let nobody here suspect it before `until`: once in each incarnation, and only in it."""
+        if self.excused_incarnation != self.incarnation:
+            self.excused_incarnation, self.excused_until = self.incarnation, until
+
+    def is_excused(self, now: float) -> bool:
+        return self.excused_incarnation == self.incarnation and now < self.excused_until
 
     def rumours(self) -> list[Rumour]:
         """What proves this record to others, in the order in which they must hear it."""

@@ -55,11 +55,12 @@ class Round:
 
 @dataclass(slots=True)
 class Hint:
-    """The quick pings to a member whose stream was reset."""
+    """The quick pings to a member whose stream was reset, or that `refused` one."""
 
     token: int
     incarnation: int
     sent: int = 0
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,14 +198,20 @@ class Probing:
             return []
         return self.silent(probe.target, probe.incarnation, now)
 
-    def silent(self, target: NodeId, incarnation: int, now: float) -> list[Effect]:
-        """Suspect a member that did not answer when it was asked at `incarnation`."""
+    def silent(
+        self, target: NodeId, incarnation: int, now: float, *, within_s: float | None = None
+    ) -> list[Effect]:
+        """Suspect a member that did not answer when it was asked at `incarnation`.
+
+        Args:
+            within_s: see `Ledger.accuse`.
+        """
         record = self._ledger.members.get(target)
-        if record is None or now < record.excused_until:
+        if record is None or record.is_excused(now):
             return []
         if record.incarnation > incarnation:
             return []  # It has spoken up or started anew since it was asked.
-        return self._ledger.accuse(record, now)
+        return self._ledger.accuse(record, now, within_s=within_s)
 
     def forget(self, evicted: frozenset[NodeId]) -> None:
         """Ask those no more."""

@@ -78,6 +78,7 @@ MemberChange = Changed
 
 CHANGES_MAX: Final = 1_000
 _SYNCS_MAX: Final = 16
+_ANSWERED_MAX: Final = 64
 _SUBSCRIBERS_MAX: Final = 256
 _REMEMBER_EVERY_S: Final = 1.0
 _FORMAT: Final = 1
@@ -380,13 +381,23 @@ class Membership:
             self._feed(PacketIn(peer, data))
 
     async def _serve_syncs(self, inbox: trio.MemoryReceiveChannel[Inbound]) -> None:
-        async for inbound in inbox:
-            asked = isinstance(inbound.message, StreamPing)
-            answer = StreamPing() if asked else Sync(self._machine.view())
-            with trio.move_on_after(self._config.sync_timeout_s):
-                await inbound.answer(answer)
-            if not asked:
-                self._feed(SyncIn(inbound.peer, tuple(inbound.message.rumours)))
+        """Answer views and pings, one of each at a time for a peer: it may not read."""
+        config = self._config
+        pinged: set[NodeId] = set()
+        synced: set[NodeId] = set()
+        async with trio.open_nursery() as nursery:
+            async for inbound in inbox:
+                asked = isinstance(inbound.message, StreamPing)
+                if not asked:
+                    self._feed(SyncIn(inbound.peer, tuple(inbound.message.rumours)))
+                under_way = pinged if asked else synced
+                if inbound.peer in under_way or len(under_way) >= _ANSWERED_MAX:
+                    DROPPED.labels("swim", "busy").inc()
+                    continue
+                under_way.add(inbound.peer)
+                answer = StreamPing() if asked else Sync(self._machine.view())
+                within_s = config.probe_timeout_s if asked else config.sync_timeout_s
+                nursery.start_soon(_answer, inbound, answer, within_s, under_way)
 
     async def _sync(self, peer: NodeId) -> None:
         try:
@@ -491,6 +502,16 @@ async def open_membership(
             yield membership
         finally:
             nursery.cancel_scope.cancel()
+
+
+async def _answer(
+    inbound: Inbound, answer: StreamPing | Sync, within_s: float, under_way: set[NodeId]
+) -> None:
+    try:
+        with trio.move_on_after(within_s):
+            await inbound.answer(answer)
+    finally:
+        under_way.discard(inbound.peer)
 
 
 def _count_start(disk: Disk) -> int:

@@ -5,9 +5,11 @@ those for whom a hash of both ids is highest. So each is connected to that many 
 choice needs no talk, and one who comes or goes changes little of it. When a process dies its host
 resets these connections at once, also in a swarm that has nothing to say.
 
-A reset is a hint and no more: three quick pings follow, and one attempt to connect. Only a refused
-connection shortens the suspicion. A clean close gives its reason and is no hint; who restarts, or
-leaves, is not suspected for as long as it said, or as its goodbye may take to come round.
+A reset is a hint and no more: three quick pings follow, and one attempt to connect. A refused
+connection is no more by itself, for a firewall may refuse TCP where datagrams pass; but where the
+pings stay silent too, it shortens the suspicion. A clean close gives its reason and is no hint; who
+restarts, or leaves, is not suspected for as long as it said, or as its goodbye may take to come
+round: once in each incarnation, for the next one is back.
 """
 
 from __future__ import annotations
@@ -92,24 +94,21 @@ class Watching:
             return []
         if event.how in ("restarting", "leaving"):
             quiet_s = max(event.quiet_s, 2 * self._config.leave_timeout_s)
-            record.excused_until = max(record.excused_until, now + quiet_s)
+            record.excuse(now + quiet_s)
             return []
-        if now < record.excused_until:
+        if record.is_excused(now) or event.how not in ("reset", "refused"):
             return []
-        if event.how == "refused":
-            return self._refused(record, now)
-        if event.how == "reset" and event.peer not in self._hints:
-            self._tokens += 1
-            self._hints[event.peer] = Hint(self._tokens, record.incarnation)
-            return self.on_hint_tick(HintTick(event.peer, self._tokens), now)
-        return []
+        return self._ask_quickly(record, now, refused=event.how == "refused")
 
-    def _refused(self, record: Record, now: float) -> list[Effect]:
-        """Its host answers and its process does not: doubt it briefly, and let it object."""
-        within_s = self._config.refused_suspicion_s
-        effects = self._ledger.accuse(record, now, within_s=within_s)
-        effects.append(self._post.ping(record.node_id, self._pendings.sequence()))
-        return effects
+    def _ask_quickly(self, record: Record, now: float, *, refused: bool) -> list[Effect]:
+        """Three pings, unless they are under way."""
+        hint = self._hints.get(record.node_id)
+        if hint is not None:
+            hint.refused = hint.refused or refused
+            return []
+        self._tokens += 1
+        self._hints[record.node_id] = Hint(self._tokens, record.incarnation, refused=refused)
+        return self.on_hint_tick(HintTick(record.node_id, self._tokens), now)
 
     def on_hint_tick(self, event: HintTick, now: float) -> list[Effect]:
         hint = self._hints.get(event.subject)
@@ -117,7 +116,9 @@ class Watching:
             return []
         if hint.sent == _HINT_PINGS:
             del self._hints[event.subject]
-            return self._probing.silent(event.subject, hint.incarnation, now)
+            # Its host answers and its process does not: doubt it briefly, and let it object.
+            within_s = self._config.refused_suspicion_s if hint.refused else None
+            return self._probing.silent(event.subject, hint.incarnation, now, within_s=within_s)
         hint.sent += 1
         sequence = self._pendings.open(Pending("hint", event.subject))
         return [self._post.ping(event.subject, sequence), SetTimer(_HINT_INTERVAL_S, event)]

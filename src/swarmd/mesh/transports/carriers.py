@@ -50,7 +50,7 @@ REASONS: Final[dict[How, str]] = {
     "leaving": "it is leaving",
 }
 # Nobody is excused for longer than this, whatever it says.
-QUIET_S_MAX: Final = 300
+QUIET_S_MAX: Final = 30
 _BUFFER_BYTES: Final = 64 * KIB
 _LENGTH_BYTES: Final = 4
 _GOODBYE_BYTES: Final = 3
