@@ -277,7 +277,7 @@ class Mesh:
 
         At a change members and the link are told, and everybody is tried anew from there.
         """
-        version = watch.version
+        version = handled = watch.version
         while True:
             wait_s = _NAMES_EVERY_S if self._config.advertise else math.inf
             with trio.move_on_after(wait_s):
@@ -288,6 +288,9 @@ class Mesh:
                 _log.warning("addresses", problem=error.message)
                 continue
             own = await trio.to_thread.run_sync(own_addresses, self._config, self.port, told)
+            if (version, own, told) == (handled, self._own, self.local_addresses):
+                continue
+            handled = version
             if self._mdns is not None:
                 self._mdns.refresh(await _announced(self._config, self.port, told))
             gone, self._own = self._own - own, own

@@ -38,6 +38,7 @@ from swarmd.mesh.swim.messages import (
     make_rumour,
 )
 from swarmd.mesh.swim.probing import CHECKS_MAX
+from swarmd.mesh.swim.suspicion import HOLDS_MAX
 
 
 @pytest.fixture
@@ -356,3 +357,33 @@ def test_a_check_of_one_who_stood_still_waits_too(bench: Bench) -> None:
     assert accusers(bench) == 0
     assert len(timers(bench, RoundDue)) == 1
     get(bench, "y", Gossip([]))
+
+
+def test_who_always_comes_late_probes_and_concludes_nevertheless(bench: Bench) -> None:
+    late_s = 2 * bench.config.probe_timeout_s
+    bench.know("x")
+    bench.handle(Started())
+    probed = 0
+    for _ in range(2 * (HOLDS_MAX + 1)):
+        elapse(bench, ProbeTick, late_s=late_s)
+        probed += len(bench.sent("x"))
+    assert probed == 2
+    assert bench.state("x") == (SUSPECT, 1)
+
+
+def test_a_suspicion_and_a_check_end_where_all_timers_are_late(bench: Bench) -> None:
+    late_s = 2 * bench.config.probe_timeout_s
+    ping, _ = check(bench)
+    bench.effects = [SetTimer(bench.config.probe_interval_s, RoundDue(ping.sequence))]
+    for _ in range(HOLDS_MAX):
+        elapse(bench, RoundDue, late_s=late_s)
+        assert len(timers(bench, RoundDue)) == 1
+    elapse(bench, RoundDue, late_s=late_s)
+    assert timers(bench, RoundDue) == []
+    bench.know("v")
+    bench.tell(rumour(SUSPECT, "v", 1, by="y"))
+    for _ in range(HOLDS_MAX):
+        elapse(bench, SuspicionDue, late_s=late_s)
+        assert bench.state("v") == (SUSPECT, 1)
+    elapse(bench, SuspicionDue, late_s=late_s)
+    assert bench.state("v") == (DEAD, 1)

@@ -404,3 +404,43 @@ async def test_only_who_comes_or_moves_is_called_again_at_once(tmp_path: Path) -
         assert peer in a._streams._failures
         b.membership.set_addresses((*b.local_addresses, ("127.0.0.99", b.port)))
         await until(lambda: peer not in a._streams._failures)
+
+
+async def test_names_that_mean_the_same_as_before_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, _ = chain(1)
+    looked, began = 0, 0
+    host = "127.0.0.1"
+
+    async def looked_up(config: MeshConfig, port: int) -> tuple[Address, ...]:
+        nonlocal looked
+        looked += 1
+        return ((host, port),)
+
+    def begin_anew(mesh: Mesh, gone: object) -> None:
+        nonlocal began
+        began += 1
+
+    monkeypatch.setattr(service, "_NAMES_EVERY_S", 0.02)
+    monkeypatch.setattr(service, "advertised", looked_up)
+    monkeypatch.setattr(Mesh, "_begin_anew", begin_anew)
+    watch = InterfaceWatch()
+
+    @asynccontextmanager
+    async def watched() -> AsyncIterator[InterfaceWatch]:
+        yield watch
+
+    monkeypatch.setattr(service, "watch_interfaces", watched)
+    one = [msgspec.structs.replace(config, advertise=("localhost",)) for config in configs(1)]
+    async with meshes(tmp_path, one, state) as [(mesh, _)]:
+        await until(lambda: looked > 5)
+        assert began == 0
+        host = "127.0.0.12"
+        await until(lambda: began == 1)
+        assert mesh.local_addresses == ((host, mesh.port),)
+        watch.announce()
+        await until(lambda: began == 2)
+        looked = 0
+        await until(lambda: looked > 5)
+        assert began == 2

@@ -6,10 +6,10 @@ through a third member, what came of it there and whether it can call back. So e
 by itself, also where a firewall lets only one of them through.
 
 What others ask for is bounded: one question a second for each asker, `_QUESTIONS_MAX` at a time,
-and `_QUESTIONS_EACH_MAX` of them for one peer. Who passes a question on may lie about who asks: what
-comes so has a budget of its own, `_RELAYED_MAX` a second, and takes nothing from who asks itself;
-echoes are no larger than what they answer and `_ECHOES_MAX` in `_ECHO_WINDOW_S`; calls and probes
-go to members alone, where the mesh itself would look for them.
+and `_QUESTIONS_EACH_MAX` of them for one peer. Who passes a question on may lie about who asks:
+what comes so has a budget of its own, `_RELAYED_MAX` a second, and takes nothing from who asks
+itself. Echoes are no larger than what they answer and `_ECHOES_MAX` in `_ECHO_WINDOW_S`; calls and
+probes go to members alone, where the mesh itself would look for them.
 """
 
 from __future__ import annotations

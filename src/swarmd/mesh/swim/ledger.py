@@ -247,10 +247,10 @@ class Ledger:
         if record is None or record.suspicion is None or not self.is_due(record.suspicion, now):
             return []
         grace_s = self._config.probe_timeout_s
-        if now - record.suspicion.due_at() > grace_s:
-            # The timer came late: this process stood still, and what the suspect has answered
-            # meanwhile may be waiting behind it.
-            record.suspicion.hold(now + grace_s)
+        late = now - record.suspicion.due_at() > grace_s
+        if late and record.suspicion.hold(now + grace_s):
+            # This process stood still, and what the suspect has answered meanwhile may be waiting
+            # behind the timer.
             return [self._suspicion_timer(record, now)]
         return self._end(record, self._say(DEAD, record.node_id, record.incarnation), now)
 

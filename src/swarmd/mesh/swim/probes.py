@@ -16,7 +16,8 @@ class Round:
     """One probe: a ping, then helpers and a stream, until `due_at`.
 
     `incarnation` is the life of the target that is asked. `check`: it is made out of turn, because
-    another doubts the target. `stream`: what is known of the attempt over a stream.
+    another doubts the target. `stream`: what is known of the attempt over a stream. `holds`: how
+    often its end was put off because its timer came late.
     """
 
     target: NodeId
@@ -29,6 +30,7 @@ class Round:
     stream: Literal["none", "waiting", "silent"] = "none"
     helpers: list[NodeId] = field(default_factory=list)
     nacks: list[NodeId] = field(default_factory=list)
+    holds: int = 0
 
     def hopeless(self) -> bool:
         """Every way was tried, and whoever could answer for the target has refused."""

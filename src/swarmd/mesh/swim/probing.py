@@ -12,7 +12,7 @@ Beyond the papers:
 - A helper refuses at 80 % of the time that the asker has left, so that its Nack is counted
   (Lifeguard, section IV.A).
 - A timer that comes late shows that this process stood still, and that answers may wait behind
-  it: they get their time before anything is concluded.
+  it: they get their time before anything is concluded, HOLDS_MAX times in succession.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from swarmd.mesh.swim.messages import (
 )
 from swarmd.mesh.swim.post import Post
 from swarmd.mesh.swim.probes import Pending, Pendings, Round
+from swarmd.mesh.swim.suspicion import HOLDS_MAX
 
 # Probes out of turn at the same time.
 CHECKS_MAX: Final = 8
@@ -81,6 +82,7 @@ class Probing:
         self._streams_only: dict[NodeId, int] = {}
         self._tick = 0
         self._tick_due = 0.0
+        self._tick_holds = 0
         self.turn = 0
 
     # ---- in turn ----------------------------------------------------------------------
@@ -93,11 +95,13 @@ class Probing:
     def on_tick(self, event: ProbeTick, now: float) -> list[Effect]:
         if event.number != self._tick or self._ledger.leaving:
             return []
-        if self._stood_still(self._tick_due, now):
+        if self._stood_still(self._tick_due, now) and self._tick_holds < HOLDS_MAX:
+            self._tick_holds += 1
             self._tick_due = now + self._config.probe_timeout_s
             return [SetTimer(self._config.probe_timeout_s, event)]
         effects = [] if self._in_turn is None else self._end(self._in_turn, now)
         self._tick += 1
+        self._tick_holds = 0
         self.turn += 1
         interval_s = self._ledger.health.scale(self._config.probe_interval_s)
         self._tick_due = now + interval_s
@@ -177,7 +181,9 @@ class Probing:
 
     def on_round_due(self, event: RoundDue, now: float) -> list[Effect]:
         probe = self._rounds.get(event.sequence)
-        if probe is not None and self._stood_still(probe.due_at, now):
+        late = probe is not None and self._stood_still(probe.due_at, now)
+        if probe is not None and late and probe.holds < HOLDS_MAX:
+            probe.holds += 1
             probe.due_at = now + self._config.probe_timeout_s
             return [SetTimer(self._config.probe_timeout_s, event)]
         return self._end(event.sequence, now)

@@ -13,6 +13,9 @@ from typing import Final
 from swarmd.base.ids import NodeId
 
 HEALTH_MAX: Final = 8
+# How often in succession a timer that came late waits once more for answers that may be behind it:
+# where all timers are late, something is concluded nevertheless.
+HOLDS_MAX: Final = 3
 
 
 def retransmit_limit(mult: int, member_count: int) -> int:
@@ -55,7 +58,7 @@ class Suspicion:
         wanted: how many confirmations shorten it fully (k).
     """
 
-    __slots__ = ("_accusers", "_max_s", "_min_s", "_not_before", "_wanted", "started_at")
+    __slots__ = ("_accusers", "_holds", "_max_s", "_min_s", "_not_before", "_wanted", "started_at")
 
     def __init__(
         self, accuser: NodeId, now: float, *, wanted: int, min_s: float, max_s: float
@@ -66,6 +69,7 @@ class Suspicion:
         self._min_s = min_s
         self._max_s = max_s
         self._not_before = now
+        self._holds = 0
 
     @property
     def confirmed(self) -> int:
@@ -86,9 +90,13 @@ class Suspicion:
         self._min_s = min(self._min_s, max_s)
         self._max_s = min(self._max_s, max_s)
 
-    def hold(self, until: float) -> None:
-        """Let it not become certainty before `until`."""
+    def hold(self, until: float) -> bool:
+        """Let it not become certainty before `until`; False if it was held HOLDS_MAX times."""
+        if self._holds == HOLDS_MAX:
+            return False
+        self._holds += 1
         self._not_before = max(self._not_before, until)
+        return True
 
     def due_at(self) -> float:
         """When it becomes certainty, in monotonic seconds."""
