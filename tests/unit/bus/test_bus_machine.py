@@ -401,3 +401,31 @@ def test_local_subscribers_need_no_wire() -> None:
     out = bench.publish(2)
     assert delivered(out) == [2]
     assert outcomes(bench.pass_time(5.1)) == [(2, e.Reach(1, 1, ("s2",)))]
+
+
+# ---- bounds -------------------------------------------------------------------------------------
+
+
+def test_a_node_has_a_few_alarms_set_whatever_it_sends() -> None:
+    bench = listening(inbox_max=1)
+    bench.hear(1)
+    for session in range(1, 400):
+        patience_ms = 60_000 - 100 * session
+        blocked = tuple(post(1, lane=lane, patience_ms=patience_ms) for lane in range(256))
+        bench.feed(e.Heard(B, Posts(LIFE_B, LIFE, session + 1, blocked)))
+        bench.now += 0.001
+        assert len(bench.timers) < 40
+
+
+def test_each_lane_is_waited_for_as_long_as_its_own_patience() -> None:
+    bench = listening(inbox_max=1)
+    bench.hear(1)
+    for lane, patience_ms in enumerate((4_000, 3_000, 50, 2_000, 1), 1):
+        bench.hear(1, lane=lane, patience_ms=patience_ms)
+    settled = []
+    while bench.timers and bench.now < 10:
+        out = bench.pass_time(0.001)
+        for message in sent(out, Results):
+            settled += [(one.lane, bench.now) for one in message.results]
+    assert [lane for lane, _ in settled] == [5, 3, 4, 2, 1]
+    assert [at for _, at in settled] == pytest.approx([0.001, 0.05, 2, 3, 4], abs=0.003)
