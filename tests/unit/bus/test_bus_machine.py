@@ -8,7 +8,7 @@ import pytest
 
 from swarmd.base.errors import BadName
 from swarmd.base.ids import NodeId, node_id_of
-from swarmd.base.limits import BUS_DATA_BYTES_MAX, BUS_HELD_BYTES_MAX, BUS_LANE_MESSAGES_MAX
+from swarmd.base.limits import BUS_DATA_BYTES_MAX, BUS_HELD_BYTES_MAX, BUS_LANE_MESSAGES_MAX, MIB
 from swarmd.base.machine import Effect, Event, Send, SetTimer
 from swarmd.mesh.bus import events as e
 from swarmd.mesh.bus.machine import BusMachine
@@ -429,3 +429,74 @@ def test_each_lane_is_waited_for_as_long_as_its_own_patience() -> None:
             settled += [(one.lane, bench.now) for one in message.results]
     assert [lane for lane, _ in settled] == [5, 3, 4, 2, 1]
     assert [at for _, at in settled] == pytest.approx([0.001, 0.05, 2, 3, 4], abs=0.003)
+
+
+def test_what_nobody_waits_for_any_more_is_kept_up_to_a_bound_and_then_a_session_begins() -> None:
+    bench = begun()
+    big = bytes(BUS_DATA_BYTES_MAX)
+    target = bench.machine._outflow._targets[B]
+    for token in range(2, 3_000):
+        bench.feed(e.Publish(token, token % 1_000, "t", "", big, 5.0), e.GiveUp(token))
+        kept = sum(len(one.data) for lane in target.lanes.values() for one, _ in lane.open.values())
+        assert kept <= 65 * MIB
+        if target.session > 1:
+            break
+    assert token > 1_000, "64 MiB are kept"
+    assert outcomes(bench.effects)[-1] == (1, e.Reach(unknown=(B,)))
+    bench.publish(9_998)
+    assert outcomes(bench.feed(result(1, session=2))) == [(9_998, e.Reach(1))]
+    assert bench.machine.is_empty
+
+
+def test_what_is_settled_after_all_makes_room_for_more() -> None:
+    bench = begun()
+    big = bytes(BUS_DATA_BYTES_MAX)
+    for token in range(2, 1_500):
+        bench.feed(e.Publish(token, 0, "t", "", big, 5.0), e.GiveUp(token), result(token))
+    target = bench.machine._outflow._targets[B]
+    assert (target.session, target.orphans_bytes) == (1, 0)
+
+
+def test_the_node_that_holds_up_most_goes_first_when_many_settle_nothing() -> None:
+    bench = Bench()
+    peers = [node_id_of(bytes([i]) * 32) for i in range(10, 16)]
+    for index, peer in enumerate(peers):
+        bench.know(peer, "t", *(["u"] if index == 3 else []), life=100 + index)
+    bench.subscribe(1, "x")
+    big = bytes(BUS_DATA_BYTES_MAX)
+    for token in range(1, 900):
+        topic = "u" if token < 50 else "t"
+        bench.feed(e.Publish(token, token % 1_000, topic, "", big, 5.0), e.GiveUp(token))
+        if any(one.session > 1 for one in bench.machine._outflow._targets.values()):
+            break
+    sessions = [bench.machine._outflow._targets[peer].session for peer in peers]
+    assert sessions == [1, 1, 1, 2, 1, 1]
+    assert bench.machine._outflow._orphans_bytes <= 256 * MIB
+
+
+def test_a_lane_that_stands_still_is_asked_about_while_others_flow() -> None:
+    bench = begun()
+    bench.publish(2, lane=1)
+    asked = []
+    for number in range(3, 23):
+        bench.publish(number)
+        asked += sent(bench.pass_time(0.05), Probe)
+        bench.feed(result(number - 2))
+    assert asked
+    assert all(one.lanes == (Asked(1, 1, 1),) for one in asked)
+
+
+def test_posts_to_ones_own_node_are_asked_for_like_any() -> None:
+    bench = Bench()
+    bench.subscribe(1, "t", inbox_max=1)
+    big = bytes(BUS_DATA_BYTES_MAX)
+    for token in range(400):
+        bench.feed(e.Publish(token, 0, "t", "", big, 60.0))
+    taken = 0
+    for _ in range(450):
+        if sum(isinstance(one, e.Deliver) for one in bench.effects) > taken:
+            taken += 1
+            bench.feed(e.Taken(1, 1, len(big)))
+        bench.pass_time(0.1)
+    assert sent(bench.effects, Probe) == [], "there is no wire"
+    assert outcomes(bench.effects) == [(token, e.Reach(1)) for token in range(400)]
