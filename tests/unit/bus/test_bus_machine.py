@@ -500,3 +500,73 @@ def test_posts_to_ones_own_node_are_asked_for_like_any() -> None:
         bench.pass_time(0.1)
     assert sent(bench.effects, Probe) == [], "there is no wire"
     assert outcomes(bench.effects) == [(token, e.Reach(1)) for token in range(400)]
+
+
+def test_a_probe_is_answered_with_each_result_once_and_so_much_at_a_time() -> None:
+    bench = listening(inbox_max=100_000)
+    for begin in range(1, 1_001, 250):
+        bench.hear(*range(begin, begin + 250))
+    probe = Probe(LIFE_B, LIFE, 1, (Asked(0, 1, 1_000),) * 1_024)
+    told = [one for x in sent(bench.feed(e.Heard(B, probe)), Results) for one in x.results]
+    assert [one.number for one in told] == [*range(1, 1_001)]
+    out: list[Effect] = []
+    for _ in range(100):
+        out += bench.machine.handle(e.Heard(B, probe), bench.now)
+    told = [one for x in sent(bench.feed(), Results) for one in x.results]
+    assert len(told) == 1_000
+
+
+def test_results_that_name_many_are_not_all_repeated_at_once() -> None:
+    bench = Bench()
+    bench.know(B)
+    for number in range(1, 9):
+        bench.feed(e.Subscribe(number, f"{number}" * 120, ("t",), 1))
+    bench.hear(1)
+    for lane in range(1, 4):
+        for begin in range(1, 1_001, 250):
+            bench.hear(*range(begin, begin + 250), lane=lane, patience_ms=0)
+    lanes = tuple(Asked(lane, 1, 1_000) for lane in range(1, 4))
+    out = bench.feed(e.Heard(B, Probe(LIFE_B, LIFE, 1, lanes)))
+    told = [one for x in sent(out, Results) for one in x.results]
+    assert 200 < len(told) < 1_000
+    rest = Probe(LIFE_B, LIFE, 1, (Asked(1, told[-1].number + 1, 1_000),))
+    [first, *_] = sent(bench.feed(e.Heard(B, rest)), Results)
+    assert first.results[0].number == told[-1].number + 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Interest(LIFE_B, 2, LIFE, 0, False, True),
+        Interest(LIFE_B, 2, LIFE, 0, True, True),
+        Interest(LIFE_B, 2, 7, 2, True, True),
+        Posts(LIFE_B, 77, 1, ()),
+    ],
+    ids=["answers", "asks", "asks another", "another life"],
+)
+def test_who_says_that_it_holds_nothing_is_not_told_all_each_time(message: Any) -> None:
+    bench = listening()
+    out: list[Effect] = []
+    current = Interest(LIFE_B, 2, LIFE, 2, False, True)
+    for _ in range(500):
+        out += bench.feed(e.Heard(B, message), e.Heard(B, current))
+        out += bench.pass_time(0.002)
+    assert sum(one.filters is not None for one in sent(out, Interest)) <= 5
+
+
+def test_who_never_says_that_it_holds_anything_is_told_with_pauses() -> None:
+    bench = Bench()
+    bench.feed(e.PeerUp(B))
+    bench.subscribe(1, "t")
+    out: list[Effect] = []
+    for _ in range(500):
+        out += bench.feed(e.Heard(B, Interest(LIFE_B, 2, LIFE, 0, False, True, ())))
+        out += bench.pass_time(0.002)
+    assert 1 <= len(sent(out, Interest)) <= 3
+    assert len(bench.timers) <= 3
+
+
+def test_who_lost_what_it_held_asks_and_is_told_all() -> None:
+    bench = listening()
+    out = bench.feed(e.Heard(B, Interest(LIFE_B, 2, LIFE, 0, True, True)))
+    assert [one.filters for one in sent(out, Interest)] == [("t",)]

@@ -40,6 +40,9 @@ GUARDS: Final = frozenset({"take_once", "take_in_order", "wait_for_room", "one_s
 _MATCHES_MAX: Final = 1_000
 # A sender knows most results at once, and says so with what it publishes next.
 _RESULTS_MAX: Final = 65_536
+# Of results that are told again, to a node at once: it asks for the others later.
+_REPEATS_BYTES_MAX: Final = 1_048_576
+_RESULT_BYTES: Final = 32
 _ALARM_MIN_S: Final = 0.001
 
 _LaneKey = tuple[NodeId, int]
@@ -92,7 +95,21 @@ class _Source:
     # Of all lanes together.
     results_kept: int = 0
     results: list[Result] = field(default_factory=list)
+    # Told again: each once, by lane and number.
+    repeats: dict[tuple[int, int], Result] = field(default_factory=dict)
+    repeats_bytes: int = 0
     standing: dict[int, None] = field(default_factory=dict)
+
+    def repeat(self, result: Result) -> bool:
+        """Tell a result again; False if that must wait until it is asked for another time."""
+        if (result.lane, result.number) in self.repeats:
+            return True
+        size = _RESULT_BYTES + sum(4 * len(name) for name in result.slow)
+        if self.repeats_bytes + size > _REPEATS_BYTES_MAX:
+            return False
+        self.repeats[result.lane, result.number] = result
+        self.repeats_bytes += size
+        return True
 
 
 class Inflow:
@@ -169,10 +186,11 @@ class Inflow:
         source = self._source(node, message.session)
         if source is None:
             return
-        for asked in message.lanes:
+        for asked in {one.lane: one for one in message.lanes}.values():
             lane = source.lanes.setdefault(asked.lane, _Lane())
-            known = (number for number in lane.results if asked.first <= number <= asked.last)
-            source.results.extend(lane.results[number] for number in known)
+            for number, result in lane.results.items():
+                if asked.first <= number <= asked.last and not source.repeat(result):
+                    break
             if lane.queue or lane.got < asked.last:
                 source.standing[asked.lane] = None
 
@@ -204,7 +222,7 @@ class Inflow:
         if post.number <= lane.got and "take_once" in self._guards:
             result = lane.results.get(post.number)
             if result is not None:
-                source.results.append(result)
+                source.repeat(result)
             return False
         early = post.number > lane.got + 1 and "take_in_order" in self._guards
         if early or not self._has_room(source, lane, len(post.data)):
@@ -336,7 +354,8 @@ class Inflow:
             source, life = self._sources.get(node), lives(node)
             if source is None:
                 continue
-            results, source.results = source.results, []
+            results, source.results = [*source.repeats.values(), *source.results], []
+            source.repeats, source.repeats_bytes = {}, 0
             standing, source.standing = source.standing, {}
             if not life:
                 continue

@@ -118,12 +118,12 @@ class BusMachine:
         if not self._meet(node, message.life):
             return
         if isinstance(message, Interest):
-            self._interests.hear(node, message)
+            self._interests.hear(node, message, now)
             self._look_again()
         elif message.to == self.life:
             self._take(node, message, now)
         else:
-            self._interests.introduce(node)
+            self._interests.introduce(node, now)
 
     def _meet(self, node: NodeId, life: int) -> bool:
         """Whether this comes from the present process of a member that is up."""
