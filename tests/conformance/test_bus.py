@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import trio
+import trio.testing
 from bus_nodes import Buses, open_buses, open_one
 from fixed_membership import FixedMembership
 from link_nodes import HARNESSES
@@ -22,6 +23,7 @@ from swarmd.base.errors import (
     TooLarge,
 )
 from swarmd.base.limits import BUS_DATA_BYTES_MAX
+from swarmd.mesh.bus import service
 from swarmd.mesh.bus.service import WINDOW, Bus, Subscription
 
 
@@ -268,6 +270,52 @@ async def test_one_publisher_has_so_many_messages_on_their_way_and_no_more() -> 
                 await sender.post("t", b"%d" % number, timeout_s=30)
             with pytest.raises(Busy, match="256 messages of one publisher"):
                 await sender.post("t", b"", timeout_s=0.05)
+
+
+@pytest.mark.parametrize("how", ["timed out", "cancelled", "closed"])
+async def test_a_publisher_that_got_no_room_keeps_its_window(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_OPEN_BYTES_MAX", 10)
+    async with HARNESSES["memory"]() as nodes, trio.open_nursery() as nursery:
+        membership = FixedMembership([link.node_id for link in nodes.links])
+        async with (
+            open_one(nodes, membership, 0) as bus,
+            bus.subscribe(["t"], name="snail", inbox_max=1),
+        ):
+            with bus.open_sender() as one, bus.open_sender() as other:
+                await one.publish("t", b"1")
+                await one.post("t", bytes(8), timeout_s=30)
+                if how == "timed out":
+                    with pytest.raises(Busy):
+                        await other.post("t", bytes(8), timeout_s=0.01)
+                elif how == "cancelled":
+                    with trio.move_on_after(0.05):
+                        await other.post("t", bytes(8), timeout_s=30)
+                else:
+
+                    async def wait() -> None:
+                        with pytest.raises(ShuttingDown):
+                            await other.post("t", bytes(8), timeout_s=30)
+
+                    nursery.start_soon(wait)
+                    await trio.testing.wait_all_tasks_blocked()
+                    assert other._room.value == WINDOW - 1
+                    bus._close()
+                    await trio.testing.wait_all_tasks_blocked()
+                assert other._room.value == WINDOW
+
+
+async def test_what_the_machine_is_too_busy_for_takes_no_room() -> None:
+    async with open_buses("memory") as buses:
+        bus = buses[0]
+        with bus.open_sender() as sender:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(bus._driver, "_inbox_max", 0)
+                with pytest.raises(Busy):
+                    await sender.post("t", b"1")
+            assert (sender._room.value, bus._open_bytes, bus._receipts) == (WINDOW, 0, {})
+            assert await sender.publish("t", b"2") == 0
 
 
 async def test_a_node_that_takes_no_part_says_nothing(autojump_clock: object) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from swarmd.base.errors import BadName
 from swarmd.base.ids import NodeId, node_id_of
-from swarmd.base.limits import BUS_DATA_BYTES_MAX, BUS_HELD_BYTES_MAX, BUS_LANE_MESSAGES_MAX
+from swarmd.base.limits import BUS_DATA_BYTES_MAX, BUS_HELD_BYTES_MAX, BUS_LANE_MESSAGES_MAX, MIB
 from swarmd.base.machine import Effect, Event, Send, SetTimer
 from swarmd.mesh.bus import events as e
 from swarmd.mesh.bus.machine import BusMachine
@@ -401,3 +401,172 @@ def test_local_subscribers_need_no_wire() -> None:
     out = bench.publish(2)
     assert delivered(out) == [2]
     assert outcomes(bench.pass_time(5.1)) == [(2, e.Reach(1, 1, ("s2",)))]
+
+
+# ---- bounds -------------------------------------------------------------------------------------
+
+
+def test_a_node_has_a_few_alarms_set_whatever_it_sends() -> None:
+    bench = listening(inbox_max=1)
+    bench.hear(1)
+    for session in range(1, 400):
+        patience_ms = 60_000 - 100 * session
+        blocked = tuple(post(1, lane=lane, patience_ms=patience_ms) for lane in range(256))
+        bench.feed(e.Heard(B, Posts(LIFE_B, LIFE, session + 1, blocked)))
+        bench.now += 0.001
+        assert len(bench.timers) < 40
+
+
+def test_each_lane_is_waited_for_as_long_as_its_own_patience() -> None:
+    bench = listening(inbox_max=1)
+    bench.hear(1)
+    for lane, patience_ms in enumerate((4_000, 3_000, 50, 2_000, 1), 1):
+        bench.hear(1, lane=lane, patience_ms=patience_ms)
+    settled = []
+    while bench.timers and bench.now < 10:
+        out = bench.pass_time(0.001)
+        for message in sent(out, Results):
+            settled += [(one.lane, bench.now) for one in message.results]
+    assert [lane for lane, _ in settled] == [5, 3, 4, 2, 1]
+    assert [at for _, at in settled] == pytest.approx([0.001, 0.05, 2, 3, 4], abs=0.003)
+
+
+def test_what_nobody_waits_for_any_more_is_kept_up_to_a_bound_and_then_a_session_begins() -> None:
+    bench = begun()
+    big = bytes(BUS_DATA_BYTES_MAX)
+    target = bench.machine._outflow._targets[B]
+    for token in range(2, 3_000):
+        bench.feed(e.Publish(token, token % 1_000, "t", "", big, 5.0), e.GiveUp(token))
+        kept = sum(len(one.data) for lane in target.lanes.values() for one, _ in lane.open.values())
+        assert kept <= 65 * MIB
+        if target.session > 1:
+            break
+    assert token > 1_000, "64 MiB are kept"
+    assert outcomes(bench.effects)[-1] == (1, e.Reach(unknown=(B,)))
+    bench.publish(9_998)
+    assert outcomes(bench.feed(result(1, session=2))) == [(9_998, e.Reach(1))]
+    assert bench.machine.is_empty
+
+
+def test_what_is_settled_after_all_makes_room_for_more() -> None:
+    bench = begun()
+    big = bytes(BUS_DATA_BYTES_MAX)
+    for token in range(2, 1_500):
+        bench.feed(e.Publish(token, 0, "t", "", big, 5.0), e.GiveUp(token), result(token))
+    target = bench.machine._outflow._targets[B]
+    assert (target.session, target.orphans_bytes) == (1, 0)
+
+
+def test_the_node_that_holds_up_most_goes_first_when_many_settle_nothing() -> None:
+    bench = Bench()
+    peers = [node_id_of(bytes([i]) * 32) for i in range(10, 16)]
+    for index, peer in enumerate(peers):
+        bench.know(peer, "t", *(["u"] if index == 3 else []), life=100 + index)
+    bench.subscribe(1, "x")
+    big = bytes(BUS_DATA_BYTES_MAX)
+    for token in range(1, 900):
+        topic = "u" if token < 50 else "t"
+        bench.feed(e.Publish(token, token % 1_000, topic, "", big, 5.0), e.GiveUp(token))
+        if any(one.session > 1 for one in bench.machine._outflow._targets.values()):
+            break
+    sessions = [bench.machine._outflow._targets[peer].session for peer in peers]
+    assert sessions == [1, 1, 1, 2, 1, 1]
+    assert bench.machine._outflow._orphans_bytes <= 256 * MIB
+
+
+def test_a_lane_that_stands_still_is_asked_about_while_others_flow() -> None:
+    bench = begun()
+    bench.publish(2, lane=1)
+    asked = []
+    for number in range(3, 23):
+        bench.publish(number)
+        asked += sent(bench.pass_time(0.05), Probe)
+        bench.feed(result(number - 2))
+    assert asked
+    assert all(one.lanes == (Asked(1, 1, 1),) for one in asked)
+
+
+def test_posts_to_ones_own_node_are_asked_for_like_any() -> None:
+    bench = Bench()
+    bench.subscribe(1, "t", inbox_max=1)
+    big = bytes(BUS_DATA_BYTES_MAX)
+    for token in range(400):
+        bench.feed(e.Publish(token, 0, "t", "", big, 60.0))
+    taken = 0
+    for _ in range(450):
+        if sum(isinstance(one, e.Deliver) for one in bench.effects) > taken:
+            taken += 1
+            bench.feed(e.Taken(1, 1, len(big)))
+        bench.pass_time(0.1)
+    assert sent(bench.effects, Probe) == [], "there is no wire"
+    assert outcomes(bench.effects) == [(token, e.Reach(1)) for token in range(400)]
+
+
+def test_a_probe_is_answered_with_each_result_once_and_so_much_at_a_time() -> None:
+    bench = listening(inbox_max=100_000)
+    for begin in range(1, 1_001, 250):
+        bench.hear(*range(begin, begin + 250))
+    probe = Probe(LIFE_B, LIFE, 1, (Asked(0, 1, 1_000),) * 1_024)
+    told = [one for x in sent(bench.feed(e.Heard(B, probe)), Results) for one in x.results]
+    assert [one.number for one in told] == [*range(1, 1_001)]
+    out: list[Effect] = []
+    for _ in range(100):
+        out += bench.machine.handle(e.Heard(B, probe), bench.now)
+    told = [one for x in sent(bench.feed(), Results) for one in x.results]
+    assert len(told) == 1_000
+
+
+def test_results_that_name_many_are_not_all_repeated_at_once() -> None:
+    bench = Bench()
+    bench.know(B)
+    for number in range(1, 9):
+        bench.feed(e.Subscribe(number, f"{number}" * 120, ("t",), 1))
+    bench.hear(1)
+    for lane in range(1, 4):
+        for begin in range(1, 1_001, 250):
+            bench.hear(*range(begin, begin + 250), lane=lane, patience_ms=0)
+    lanes = tuple(Asked(lane, 1, 1_000) for lane in range(1, 4))
+    out = bench.feed(e.Heard(B, Probe(LIFE_B, LIFE, 1, lanes)))
+    told = [one for x in sent(out, Results) for one in x.results]
+    assert 200 < len(told) < 1_000
+    rest = Probe(LIFE_B, LIFE, 1, (Asked(1, told[-1].number + 1, 1_000),))
+    [first, *_] = sent(bench.feed(e.Heard(B, rest)), Results)
+    assert first.results[0].number == told[-1].number + 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Interest(LIFE_B, 2, LIFE, 0, False, True),
+        Interest(LIFE_B, 2, LIFE, 0, True, True),
+        Interest(LIFE_B, 2, 7, 2, True, True),
+        Posts(LIFE_B, 77, 1, ()),
+    ],
+    ids=["answers", "asks", "asks another", "another life"],
+)
+def test_who_says_that_it_holds_nothing_is_not_told_all_each_time(message: Any) -> None:
+    bench = listening()
+    out: list[Effect] = []
+    current = Interest(LIFE_B, 2, LIFE, 2, False, True)
+    for _ in range(500):
+        out += bench.feed(e.Heard(B, message), e.Heard(B, current))
+        out += bench.pass_time(0.002)
+    assert sum(one.filters is not None for one in sent(out, Interest)) <= 5
+
+
+def test_who_never_says_that_it_holds_anything_is_told_with_pauses() -> None:
+    bench = Bench()
+    bench.feed(e.PeerUp(B))
+    bench.subscribe(1, "t")
+    out: list[Effect] = []
+    for _ in range(500):
+        out += bench.feed(e.Heard(B, Interest(LIFE_B, 2, LIFE, 0, False, True, ())))
+        out += bench.pass_time(0.002)
+    assert 1 <= len(sent(out, Interest)) <= 3
+    assert len(bench.timers) <= 3
+
+
+def test_who_lost_what_it_held_asks_and_is_told_all() -> None:
+    bench = listening()
+    out = bench.feed(e.Heard(B, Interest(LIFE_B, 2, LIFE, 0, True, True)))
+    assert [one.filters for one in sent(out, Interest)] == [("t",)]

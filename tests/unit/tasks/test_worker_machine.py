@@ -30,6 +30,7 @@ from swarmd.tasks.worker.machine import (
     FromCoordinator,
     Kill,
     LeaseDue,
+    Over,
     Start,
     WorkerMachine,
 )
@@ -106,6 +107,15 @@ def test_what_is_settled_while_it_runs_is_killed_and_makes_room() -> None:
     assert bench.end(20) == []
 
 
+def test_only_the_coordinator_in_office_says_that_attempts_of_this_boot_are_over() -> None:
+    bench = ready()
+    bench.assign(item(20))
+    for message in (Settled(9, BOOT, (20,)), Settled(10, b"another", (20,))):
+        assert [one for one in bench.hear(message, peer=A) if isinstance(one, Over)] == []
+    out = bench.hear(Settled(10, BOOT, (20, 99)))
+    assert [one for one in out if isinstance(one, Over)] == [Over((20, 99))]
+
+
 def test_what_could_not_begin_is_handed_back_until_that_is_settled() -> None:
     bench = ready()
     bench.assign(item(20), item(21), item(22))
@@ -122,7 +132,7 @@ def test_what_could_not_begin_is_handed_back_until_that_is_settled() -> None:
 def test_what_is_settled_while_it_waits_never_starts() -> None:
     bench = ready()
     bench.assign(item(20), item(21), item(22))
-    assert bench.hear(Settled(10, BOOT, (22,))) == []
+    assert bench.hear(Settled(10, BOOT, (22,))) == [Over((22,))]
     assert started(bench.end(20)) == []
 
 
@@ -181,8 +191,8 @@ def test_draining_hands_back_what_waits_then_what_runs() -> None:
     out = bench.feed(DrainDue())
     assert [e.fence for e in out if isinstance(e, Kill)] == [21]
     assert [m.items[0].started for _, m in sends(out, HandBack)] == [True]
-    assert bench.hear(Settled(10, BOOT, (20, 22))) == []
-    assert bench.hear(Settled(10, BOOT, (21,))) == [Drained()]
+    assert bench.hear(Settled(10, BOOT, (20, 22))) == [Over((20, 22))]
+    assert bench.hear(Settled(10, BOOT, (21,))) == [Over((21,)), Drained()]
 
 
 def test_an_idle_worker_is_drained_at_once() -> None:

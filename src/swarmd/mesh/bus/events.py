@@ -121,9 +121,10 @@ class ProbeDue(Event):
 
 @dataclass(frozen=True, slots=True)
 class PatienceOver(Event):
+    """Somebody may have waited long enough of what came from a node; set for `due`."""
+
     peer: NodeId
-    lane: int
-    number: int
+    due: float
 
 
 # ---- effects --------------------------------------------------------------------------

@@ -9,6 +9,7 @@ Rules:
   the sender's patience, counted from when the post came, it is settled without that inbox.
 - A subscriber that ends is waited for no more.
 - A result is kept until the sender has said that it knows it; of a node that never does, so many.
+- A node has a few alarms set, whatever it sends: a daemon has only so many timers.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ GUARDS: Final = frozenset({"take_once", "take_in_order", "wait_for_room", "one_s
 _MATCHES_MAX: Final = 1_000
 # A sender knows most results at once, and says so with what it publishes next.
 _RESULTS_MAX: Final = 65_536
+# Of results that are told again, to a node at once: it asks for the others later.
+_REPEATS_BYTES_MAX: Final = 1_048_576
+_RESULT_BYTES: Final = 32
+_ALARM_MIN_S: Final = 0.001
 
 _LaneKey = tuple[NodeId, int]
 
@@ -69,7 +74,6 @@ class _Waiting:
     deadline: float
     reached: int = 0
     left: tuple[int, ...] | None = None
-    timed: bool = False
 
 
 @dataclass(slots=True)
@@ -85,11 +89,27 @@ class _Source:
 
     session: int = 0
     lanes: dict[int, _Lane] = field(default_factory=dict)
+    # Lanes that wait for an inbox, and until when.
+    blocked: dict[int, float] = field(default_factory=dict)
     held_bytes: int = 0
     # Of all lanes together.
     results_kept: int = 0
     results: list[Result] = field(default_factory=list)
+    # Told again: each once, by lane and number.
+    repeats: dict[tuple[int, int], Result] = field(default_factory=dict)
+    repeats_bytes: int = 0
     standing: dict[int, None] = field(default_factory=dict)
+
+    def repeat(self, result: Result) -> bool:
+        """Tell a result again; False if that must wait until it is asked for another time."""
+        if (result.lane, result.number) in self.repeats:
+            return True
+        size = _RESULT_BYTES + sum(4 * len(name) for name in result.slow)
+        if self.repeats_bytes + size > _REPEATS_BYTES_MAX:
+            return False
+        self.repeats[result.lane, result.number] = result
+        self.repeats_bytes += size
+        return True
 
 
 class Inflow:
@@ -104,6 +124,8 @@ class Inflow:
         self._guards = GUARDS - removed_guards
         self._subscribers: dict[int, _Subscriber] = {}
         self._sources: dict[NodeId, _Source] = {}
+        # When timers of a node go off, the first one last. They outlive sessions and lives.
+        self._alarms: dict[NodeId, list[float]] = {}
         self._matches: dict[str, tuple[int, ...]] = {}
         # Nodes that are to be told something.
         self._telling: dict[NodeId, None] = {}
@@ -164,10 +186,11 @@ class Inflow:
         source = self._source(node, message.session)
         if source is None:
             return
-        for asked in message.lanes:
+        for asked in {one.lane: one for one in message.lanes}.values():
             lane = source.lanes.setdefault(asked.lane, _Lane())
-            known = (number for number in lane.results if asked.first <= number <= asked.last)
-            source.results.extend(lane.results[number] for number in known)
+            for number, result in lane.results.items():
+                if asked.first <= number <= asked.last and not source.repeat(result):
+                    break
             if lane.queue or lane.got < asked.last:
                 source.standing[asked.lane] = None
 
@@ -199,7 +222,7 @@ class Inflow:
         if post.number <= lane.got and "take_once" in self._guards:
             result = lane.results.get(post.number)
             if result is not None:
-                source.results.append(result)
+                source.repeat(result)
             return False
         early = post.number > lane.got + 1 and "take_in_order" in self._guards
         if early or not self._has_room(source, lane, len(post.data)):
@@ -223,22 +246,45 @@ class Inflow:
             self._run(node, source, number, now)
 
     def patience_over(self, event: PatienceOver, now: float) -> None:
+        alarms = self._alarms[event.peer]
+        alarms.remove(event.due)
+        if not alarms:
+            del self._alarms[event.peer]
         source = self._sources.get(event.peer)
-        lane = source.lanes.get(event.lane) if source is not None else None
-        if source is None or lane is None or not lane.queue:
+        if source is None:
             return
-        if lane.queue[0].post.number == event.number:
-            self._run(event.peer, source, event.lane, now)
+        for lane in [lane for lane, deadline in source.blocked.items() if deadline <= now]:
+            self._run(event.peer, source, lane, now)
+        if source.blocked:
+            self._alarm(event.peer, min(source.blocked.values()), now)
+
+    def _alarm(self, node: NodeId, deadline: float, now: float) -> None:
+        """Look at what a node has waiting at `deadline`, or before.
+
+        A timer cannot be taken back. So another one is set only if it goes off in half the time
+        of the first that runs, or sooner: 60 s and 1 ms are 16 halvings apart.
+        """
+        alarms = self._alarms.setdefault(node, [])
+        due = max(deadline, now + _ALARM_MIN_S)
+        if alarms:
+            if alarms[-1] <= due:
+                return
+            due = min(due, max(now + (alarms[-1] - now) / 2, now + _ALARM_MIN_S))
+            if alarms[-1] <= due:
+                return
+        alarms.append(due)
+        self._out.append(SetTimer(due - now, PatienceOver(node, due)))
 
     def _run(self, node: NodeId, source: _Source, number: int, now: float) -> None:
         """Settle posts of a lane from the first on, until one must wait."""
         lane = source.lanes[number]
         self._telling[node] = None
+        source.blocked.pop(number, None)
         while lane.queue:
             waiting = lane.queue[0]
             left = self._deliver(waiting)
             if left and now < waiting.deadline:
-                self._wait(node, waiting, now)
+                self._wait(node, source, waiting, now)
                 return
             lane.queue.popleft()
             post = waiting.post
@@ -279,14 +325,12 @@ class Inflow:
         waiting.left = tuple(left)
         return waiting.left
 
-    def _wait(self, node: NodeId, waiting: _Waiting, now: float) -> None:
+    def _wait(self, node: NodeId, source: _Source, waiting: _Waiting, now: float) -> None:
         lane = waiting.post.lane
         for number in waiting.left or ():
             self._subscribers[number].blocked[node, lane] = None
-        if not waiting.timed:
-            waiting.timed = True
-            due = PatienceOver(node, lane, waiting.post.number)
-            self._out.append(SetTimer(waiting.deadline - now, due))
+        source.blocked[lane] = waiting.deadline
+        self._alarm(node, waiting.deadline, now)
 
     def _match(self, topic: str) -> tuple[int, ...]:
         found = self._matches.get(topic)
@@ -310,7 +354,8 @@ class Inflow:
             source, life = self._sources.get(node), lives(node)
             if source is None:
                 continue
-            results, source.results = source.results, []
+            results, source.results = [*source.repeats.values(), *source.results], []
+            source.repeats, source.repeats_bytes = {}, 0
             standing, source.standing = source.standing, {}
             if not life:
                 continue

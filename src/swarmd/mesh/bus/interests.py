@@ -9,6 +9,9 @@ Rules:
 - What is published first waits until every living member has answered, or had `GRACE_S` to.
 - A process is known by its `life`. Another one replaces it, and what was known of the former is
   void. A life that was replaced never comes back: what still names it is late.
+- What a peer says makes this node tell it all filters so often and no more: what it was told last
+  is under way until it says that it holds it, and whole answers have a pause between them. An
+  answer without filters is as short as the question.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from swarmd.mesh.bus.topics import Filters
 GRACE_S: Final = 1.0
 _AGAIN_FIRST_S: Final = 0.25
 _AGAIN_MAX_S: Final = 5.0
+_WHOLE_PAUSE_S: Final = 0.25
 _FORMER_MAX: Final = 8
 _ROUTES_MAX: Final = 1_000
 
@@ -43,6 +47,10 @@ class Peer:
         self.answered = False
         # The version of ours that it holds.
         self.noted = 0
+        # The version that it was last told, asking.
+        self.told = 0
+        # When it was last answered with all filters.
+        self.whole_at = -1e9
         self.token = 0
         self.pause_s = 0.0
         self._former: deque[int] = deque(maxlen=_FORMER_MAX)
@@ -134,14 +142,23 @@ class Interests:
             self._ask(node, peer)
 
     def _ask(self, node: NodeId, peer: Peer) -> None:
-        self._out.append(Send(node, self._interest(peer, ask=True)))
+        whole = peer.noted != self.version
+        self._out.append(Send(node, self._interest(peer, ask=True, whole=whole)))
+        peer.told = self.version
         peer.pause_s = min(max(2 * peer.pause_s, _AGAIN_FIRST_S), _AGAIN_MAX_S)
         peer.token += 1
         self._out.append(SetTimer(peer.pause_s, AnnounceDue(node, peer.token)))
 
-    def _interest(self, peer: Peer, *, ask: bool) -> Interest:
-        holds = peer.noted == self.version
-        filters = None if holds else tuple(self._counts)
+    def _answer(self, node: NodeId, held: int, now: float) -> None:
+        """Tell a peer that holds this version of ours what it lacks, unless it just was told."""
+        peer = self.peers[node]
+        whole = held != self.version and now - peer.whole_at >= _WHOLE_PAUSE_S
+        if whole:
+            peer.whole_at = now
+        self._out.append(Send(node, self._interest(peer, ask=False, whole=whole)))
+
+    def _interest(self, peer: Peer, *, ask: bool, whole: bool) -> Interest:
+        filters = tuple(self._counts) if whole else None
         return Interest(self.life, self.version, peer.life, peer.version, ask, self.begun, filters)
 
     def announce_due(self, event: AnnounceDue) -> None:
@@ -153,11 +170,9 @@ class Interests:
         else:
             peer.pause_s = 0.0
 
-    def introduce(self, node: NodeId) -> None:
+    def introduce(self, node: NodeId, now: float) -> None:
         """Tell a peer who this is, for it took this node for an earlier process."""
-        peer = self.peers[node]
-        peer.noted = 0
-        self._out.append(Send(node, self._interest(peer, ask=False)))
+        self._answer(node, 0, now)
 
     # ---- what is known of others -----------------------------------------------------------
 
@@ -165,6 +180,7 @@ class Interests:
         """A member is there, or may be another process than before."""
         peer = self.peers.setdefault(node, Peer())
         peer.up, peer.answered, peer.pause_s = True, False, 0.0
+        peer.whole_at = -1e9
         self._tell(node)
 
     def down(self, node: NodeId) -> None:
@@ -182,19 +198,22 @@ class Interests:
         self.peers[node].replace(life)
         self._routes.clear()
 
-    def hear(self, node: NodeId, message: Interest) -> None:
+    def hear(self, node: NodeId, message: Interest, now: float) -> None:
         """Of a peer that is up, and whose life is known to be the message's."""
         peer = self.peers[node]
         if message.filters is not None and message.version > peer.version:
             peer.version, peer.filters = message.version, Filters(message.filters)
             self._routes.clear()
-        if message.knows_life == self.life:
-            peer.noted = min(message.knows_version, self.version)
+        held = min(message.knows_version, self.version) if message.knows_life == self.life else 0
+        # Late messages know less. Who has really lost what it held asks.
+        peer.noted = max(peer.noted, held)
         peer.begun = peer.begun or message.begun
         if message.ask:
-            self._out.append(Send(node, self._interest(peer, ask=False)))
+            self._answer(node, held, now)
         elif message.version == peer.version:
-            peer.answered, peer.pause_s = True, 0.0
+            peer.answered = True
+            if peer.noted >= peer.told:
+                peer.pause_s = 0.0
         self._tell(node)
 
     def route(self, topic: str) -> tuple[NodeId, ...]:

@@ -56,9 +56,7 @@ class BusMachine:
             e.GiveUp: self._on_give_up,
             e.AnnounceDue: lambda event, now: self._interests.announce_due(event),
             e.GraceOver: self._on_grace_over,
-            e.ProbeDue: lambda event, now: self._outflow.probe_due(
-                event, self._life_of(event.peer)
-            ),
+            e.ProbeDue: self._on_probe_due,
             e.PatienceOver: lambda event, now: self._inflow.patience_over(event, now),
         }
 
@@ -85,10 +83,13 @@ class BusMachine:
             if not told:
                 return self._taken()
             for node, message in told:
-                if node == self.me:
-                    self._take(node, message, now)
-                else:
-                    self._out.append(Send(node, message))
+                self._tell(node, message, now)
+
+    def _tell(self, node: NodeId, message: Any, now: float) -> None:
+        if node == self.me:
+            self._take(node, message, now)
+        else:
+            self._out.append(Send(node, message))
 
     def _taken(self) -> list[Effect]:
         found = self._out[:]
@@ -117,12 +118,12 @@ class BusMachine:
         if not self._meet(node, message.life):
             return
         if isinstance(message, Interest):
-            self._interests.hear(node, message)
+            self._interests.hear(node, message, now)
             self._look_again()
         elif message.to == self.life:
             self._take(node, message, now)
         else:
-            self._interests.introduce(node)
+            self._interests.introduce(node, now)
 
     def _meet(self, node: NodeId, life: int) -> bool:
         """Whether this comes from the present process of a member that is up."""
@@ -180,6 +181,11 @@ class BusMachine:
         if self._unrouted:
             self._unrouted = [one for one in self._unrouted if one.token != event.token]
         self._outflow.give_up(event.token)
+
+    def _on_probe_due(self, event: e.ProbeDue, now: float) -> None:
+        probe = self._outflow.probe_due(event, self._life_of(event.peer))
+        if probe is not None:
+            self._tell(event.peer, probe, now)
 
     def _look_again(self) -> None:
         """After news of peers: what waits to be known, and what waits for knowledge."""

@@ -5,7 +5,9 @@ node says what became of them. Nothing is taken for lost in haste:
 - a node that is asked for what it has (`Probe`, when nothing was settled for a while), or that
   misses a number, says how far it has come; what comes after that is sent again, in order;
 - a node that is dead, or another process than before, will settle nothing any more: what it has
-  not settled is told as unknown, and a new session begins, in which numbers start at 1.
+  not settled is told as unknown, and a new session begins, in which numbers start at 1;
+- of what nobody waits for any more only so much is kept, for a node and for all: beyond, the node
+  that holds up most is treated as one that will settle nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from swarmd.base.ids import NodeId
-from swarmd.base.limits import BUS_LANE_MESSAGES_MAX, BUS_LANES_MAX
-from swarmd.base.machine import Effect, Send, SetTimer
+from swarmd.base.limits import BUS_LANE_MESSAGES_MAX, BUS_LANES_MAX, MIB
+from swarmd.base.machine import Effect, SetTimer
 from swarmd.mesh.bus.events import Outcome, ProbeDue, Publish, Reach
 from swarmd.mesh.bus.messages import (
     PATIENCE_MS_MAX,
@@ -33,6 +35,11 @@ from swarmd.mesh.bus.messages import (
 
 PROBE_FIRST_S: Final = 0.25
 PROBE_MAX_S: Final = 2.0
+# Kept of posts whose publisher has given up: a publisher's own bounds count them no more.
+_ORPHANS_BYTES_MAX: Final = 64 * MIB
+_ALL_ORPHANS_BYTES_MAX: Final = 256 * MIB
+# What a post takes beside its data, about.
+_POST_BYTES: Final = 512
 
 
 @dataclass(slots=True)
@@ -40,6 +47,7 @@ class _Publication:
     """One message on its way to some nodes."""
 
     token: int
+    size: int
     waiting: dict[NodeId, None]
     reached: int = 0
     missed: int = 0
@@ -56,6 +64,8 @@ class _Lane:
     # When, and from where on, they were last sent again.
     again_after: int = -1
     again_at: float = -1e9
+    # The first that was open when the target's timer was set; 0 if none was.
+    watched: int = 0
 
     @property
     def first(self) -> int:
@@ -69,6 +79,8 @@ class _Target:
     session: int = 1
     lanes: dict[int, _Lane] = field(default_factory=dict)
     open: int = 0
+    # Of posts that are open though nobody waits for them any more.
+    orphans_bytes: int = 0
     outgoing: list[Post] = field(default_factory=list)
     # The timer that is not stale; 0 if none runs.
     token: int = 0
@@ -87,13 +99,15 @@ class Outflow:
         # Nodes that something is to be sent to.
         self._ready: dict[NodeId, None] = {}
         self._tokens = 0
+        self._orphans_bytes = 0
 
     @property
     def is_empty(self) -> bool:
         return not self._publications and not any(one.open for one in self._targets.values())
 
     def publish(self, event: Publish, nodes: tuple[NodeId, ...]) -> None:
-        publication = _Publication(event.token, dict.fromkeys(nodes))
+        size = len(event.data) + _POST_BYTES
+        publication = _Publication(event.token, size, dict.fromkeys(nodes))
         self._publications[event.token] = publication
         for node in nodes:
             self._post(node, event, publication)
@@ -117,12 +131,22 @@ class Outflow:
         self._ready[node] = None
 
     def give_up(self, token: int) -> None:
-        """Tell what is known; posts that are on their way go on."""
+        """Tell what is known; posts that are on their way go on, as far as there is room."""
         publication = self._publications.get(token)
-        if publication is not None:
-            publication.unknown += tuple(publication.waiting)
-            publication.waiting.clear()
-            self._close_if_settled(publication)
+        if publication is None:
+            return
+        nodes = tuple(publication.waiting)
+        publication.unknown += nodes
+        publication.waiting.clear()
+        for node in nodes:
+            self._targets[node].orphans_bytes += publication.size
+            self._orphans_bytes += publication.size
+        self._close_if_settled(publication)
+        for node in nodes:
+            if self._targets[node].orphans_bytes > _ORPHANS_BYTES_MAX:
+                self.abandon(node)
+        if self._orphans_bytes > _ALL_ORPHANS_BYTES_MAX:
+            self.abandon(max(self._targets, key=lambda one: self._targets[one].orphans_bytes))
 
     # ---- what a node says of its part ------------------------------------------------------
 
@@ -144,6 +168,9 @@ class Outflow:
                 publication.missed += result.missed
                 publication.slow = (publication.slow + result.slow)[:SLOW_NAMED_MAX]
                 self._close_if_settled(publication)
+            else:
+                target.orphans_bytes -= publication.size
+                self._orphans_bytes -= publication.size
 
     def take_standing(self, node: NodeId, message: Standing, now: float) -> None:
         target = self._targets.get(node)
@@ -178,6 +205,8 @@ class Outflow:
         lanes, target.lanes = target.lanes, {}
         target.session += 1
         target.open, target.outgoing = 0, []
+        self._orphans_bytes -= target.orphans_bytes
+        target.orphans_bytes = 0
         for lane in lanes.values():
             for _, publication in lane.open.values():
                 if node in publication.waiting:
@@ -219,30 +248,30 @@ class Outflow:
     def _arm(self, node: NodeId, target: _Target) -> None:
         self._tokens += 1
         target.token, target.settled = self._tokens, False
+        for lane in target.lanes.values():
+            lane.watched = lane.first if lane.open else 0
         self._out.append(SetTimer(target.pause_s, ProbeDue(node, self._tokens)))
 
-    def probe_due(self, event: ProbeDue, life: int) -> None:
-        """Ask a node that has settled nothing for a while what it has."""
+    def probe_due(self, event: ProbeDue, life: int) -> Probe | None:
+        """What to ask a node that has settled nothing for a while, of a lane or at all."""
         target = self._targets.get(event.peer)
         if target is None or target.token != event.token:
-            return
+            return None
         target.token = 0
         if not target.open:
             target.pause_s = PROBE_FIRST_S
-            return
-        if target.settled:
-            target.pause_s = PROBE_FIRST_S
-        else:
-            target.pause_s = min(2 * target.pause_s, PROBE_MAX_S)
-            asked = [
-                Asked(number, lane.first, lane.last)
-                for number, lane in target.lanes.items()
-                if lane.open
-            ]
-            assert len(asked) <= BUS_LANES_MAX
-            message = Probe(self._life, life, target.session, tuple(asked))
-            self._out.append(Send(event.peer, message))
+            return None
+        # A lane that was just begun is asked about as well if no other speaks for the node.
+        asked = tuple(
+            Asked(number, lane.first, lane.last)
+            for number, lane in target.lanes.items()
+            if lane.open and (not target.settled or lane.watched == lane.first)
+        )
+        assert len(asked) <= BUS_LANES_MAX
+        again_s = PROBE_FIRST_S if target.settled else min(2 * target.pause_s, PROBE_MAX_S)
+        target.pause_s = again_s
         self._arm(event.peer, target)
+        return Probe(self._life, life, target.session, asked) if asked else None
 
 
 def _batches(posts: list[Post]) -> list[tuple[Post, ...]]:

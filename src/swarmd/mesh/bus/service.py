@@ -203,13 +203,22 @@ class Sender:
         with suppress(trio.WouldBlock):
             return self.post_nowait(topic, data, timeout_s=timeout_s)
         wait_s = self._wait_s(timeout_s)
-        with trio.move_on_after(wait_s + _OUTCOME_S) as scope:
+        with trio.move_on_after(wait_s + _OUTCOME_S):
             await self._room.acquire()
-            await self._bus._take_room(len(data))
-        self._bus._check_open()
-        if scope.cancelled_caught:
-            raise Busy(f"{WINDOW} messages of one publisher are on their way: nothing was sent")
-        return self._bus._publish(self._lane, self._name, topic, data, wait_s, self._room)
+            with self._giving_back():
+                await self._bus._take_room(len(data))
+                self._bus._check_open()
+                return self._bus._publish(self._lane, self._name, topic, data, wait_s, self._room)
+        raise Busy(f"{WINDOW} messages of one publisher are on their way: nothing was sent")
+
+    @contextmanager
+    def _giving_back(self) -> Iterator[None]:
+        """A place that was taken belongs to a receipt in the end, or to whoever comes next."""
+        try:
+            yield
+        except BaseException:
+            self._room.release()
+            raise
 
     def post_nowait(self, topic: str, data: bytes, *, timeout_s: float | None = None) -> Receipt:
         """Hand a message over at once.
@@ -228,8 +237,9 @@ class Sender:
         if not self._bus._has_room(len(data)):
             raise trio.WouldBlock
         self._room.acquire_nowait()
-        wait_s = self._wait_s(timeout_s)
-        return self._bus._publish(self._lane, self._name, topic, data, wait_s, self._room)
+        with self._giving_back():
+            wait_s = self._wait_s(timeout_s)
+            return self._bus._publish(self._lane, self._name, topic, data, wait_s, self._room)
 
     def _wait_s(self, timeout_s: float | None) -> float:
         return self._bus.timeout_s if timeout_s is None else min(timeout_s, _TIMEOUT_MAX_S)
@@ -312,10 +322,10 @@ class Bus:
     ) -> Receipt:
         self._tokens += 1
         token = self._tokens
+        self._feed(Publish(token, lane, topic, sender, data, wait_s))
         receipt = Receipt(self, token, topic, len(data), wait_s, room, trio.Event())
         self._receipts[token] = receipt
         self._open_bytes += len(data)
-        self._feed(Publish(token, lane, topic, sender, data, wait_s))
         return receipt
 
     def _perform_outcome(self, effect: Outcome) -> None:

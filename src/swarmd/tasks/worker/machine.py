@@ -112,6 +112,13 @@ class Kill(Effect):
 
 
 @dataclass(frozen=True, slots=True)
+class Over(Effect):
+    """The coordinator in office is done with these attempts of this boot, whichever way."""
+
+    fences: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Drained(Effect):
     """Nothing is left here."""
 
@@ -269,6 +276,7 @@ class WorkerMachine:
             for item in message.items:
                 self._take(item)
         elif isinstance(message, Settled):
+            self._out.append(Over(message.items))
             for fence in message.items:
                 self._forget(fence)
         elif isinstance(message, Renewed):

@@ -29,6 +29,7 @@ from swarmd.tasks.worker.machine import (
     Drained,
     FromCoordinator,
     Kill,
+    Over,
     Start,
     WorkerMachine,
 )
@@ -78,6 +79,7 @@ class WorkerShell:
                 Send: lambda effect: outbox.put(effect.peer, effect.message),
                 Start: self._start,
                 Kill: self._kill,
+                Over: self._over,
                 Drained: lambda _: self._drained.set(),
             },
             clock=clock,
@@ -97,8 +99,6 @@ class WorkerShell:
             self._driver.feed(FromCoordinator(peer, message))
         except Busy:
             DROPPED.labels("worker", "busy").inc()
-        if isinstance(message, Settled) and self._nursery is not None:
-            self._release.settled(message.items, self._nursery)
 
     async def drain(self, timeout_s: float) -> bool:
         """Take nothing more; wait until nothing is left. True if so within `timeout_s`."""
@@ -119,6 +119,10 @@ class WorkerShell:
         scope = self._scopes.get(effect.fence)
         if scope is not None:
             scope.cancel()
+
+    def _over(self, effect: Over) -> None:
+        assert self._nursery is not None
+        self._release.settled(effect.fences, self._nursery)
 
     async def _attempt(self, item: AssignItem, scope: trio.CancelScope) -> None:
         with scope:
