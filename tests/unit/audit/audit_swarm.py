@@ -70,15 +70,19 @@ def judged(
     return verification.judge()
 
 
-class FixedClock:
+class LabClock:
+    """Rises with each look, and may be put forward. It is never behind the clock of the files:
+    after a restart those tell when a segment was written.
+    """
+
     def __init__(self) -> None:
-        self.ms = int(time.time() * 1_000)
+        self.ms = 0
 
     def now(self) -> float:
         return self.ms / 1_000
 
     def wall_ms(self) -> int:
-        self.ms += 1
+        self.ms = max(self.ms + 1, int(time.time() * 1_000))
         return self.ms
 
 
@@ -134,7 +138,7 @@ class Lab:
         self.state: AuthorityState = chain(count)[0]
         self.trusts = [trust_of(folder / f"trust{number}", self.state) for number in range(count)]
         self.store = AnchorStore()
-        self.clock = FixedClock()
+        self.clock = LabClock()
         self.later_ms = 0
         self.alive_nodes: list[NodeId] = []
         self.audits: dict[int, Audit] = {}
