@@ -19,7 +19,8 @@ from swarmd.base.files import remove_tree
 from swarmd.base.folders import runtime_folder
 from swarmd.base.ids import digest
 
-_SHARED: Final = Path("/dev/shm")
+# Folders in it have a part of their name by chance, and mode 0700.
+_SHARED: Final = Path("/dev/shm")  # nosec B108
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 _IN_MEMORY: Final = ("tmpfs", "ramfs")
 

@@ -11,15 +11,18 @@ right at the next look, and is missed meanwhile by whoever verifies.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 import trio
 
 from swarmd.audit.chain import Sealed, open_seal
-from swarmd.audit.records import STREAMS, ChainId, Seal, Stream
+from swarmd.audit.lane import Lane
+from swarmd.audit.records import STREAMS, Seal, Stream
+from swarmd.audit.shelf import Shelf
 from swarmd.base.errors import SwarmError
 from swarmd.base.limits import MEMBERS_MAX
+from swarmd.base.notes import Notes
 from swarmd.base.rng import Rng
 from swarmd.observe.log import get_logger
 from swarmd.state.raft.messages import (
@@ -40,9 +43,6 @@ _FIRST_S: Final = 5.0
 _PAGE: Final = 1_000
 
 _log = get_logger("audit")
-
-# Do the records of a life go on from what a seal is for?
-GoesOn = Callable[[ChainId, Seal], Awaitable[bool]]
 
 
 class Store(Protocol):
@@ -65,29 +65,15 @@ class Anchors:
     """Names this node's newest records in the store.
 
     Args:
-        keys: this node's public key by its id.
-        newest: the newest batch of each stream that has any.
-        before_ms: wall time before which records are too old to be kept.
-        gone: told of a seal whose records are gone from this disk.
+        lanes: whose newest batches are named.
+        notes: told of a seal whose records are gone from this disk.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        swarm_id: bytes,
-        keys: Mapping[bytes, bytes],
-        newest: Callable[[], Sequence[Sealed]],
-        goes_on: GoesOn,
-        before_ms: Callable[[], int],
-        gone: Callable[[Seal], None],
-    ) -> None:
+    def __init__(self, store: Store, shelf: Shelf, lanes: Sequence[Lane], notes: Notes) -> None:
         self._store = store
-        self._swarm_id = swarm_id
-        self._keys = keys
-        self._newest = newest
-        self._goes_on = goes_on
-        self._before_ms = before_ms
-        self._gone = gone
+        self._shelf = shelf
+        self._lanes = lanes
+        self._notes = notes
         self._turn = trio.Lock()
 
     async def keep(self, interval_s: float, rng: Rng) -> None:
@@ -103,8 +89,9 @@ class Anchors:
     async def name(self) -> None:
         """Name the newest records. Raises SwarmError: perhaps not done for all streams."""
         async with self._turn:
-            for sealed in self._newest():
-                await self._name(sealed)
+            for newest in [lane.newest for lane in self._lanes]:
+                if newest is not None:
+                    await self._name(newest)
 
     async def _name(self, sealed: Sealed) -> None:
         chain = sealed.seal.chain
@@ -115,7 +102,7 @@ class Anchors:
             return
         aside = await self._kept_aside([one for one in found if one.key != key], chain.stream)
         named = self._open(now.value, chain.stream) if now is not None else None
-        if now is None or named is None or await self._goes_on(chain, named):
+        if now is None or named is None or await self._shelf.goes_on(chain, named):
             revision = now.mod_revision if now is not None else 0
             await self._do(Put(key, sealed.envelope, expect=revision))
             return
@@ -136,11 +123,19 @@ class Anchors:
         kept: dict[bytes, Seal] = {}
         for one in entries:
             seal = self._open(one.value, stream)
-            if seal is None or seal.wall_ms < self._before_ms():
+            if seal is None or seal.wall_ms < self._shelf.before_ms():
                 await self._do(Delete(one.key, expect=one.mod_revision))
             else:
                 kept[one.key] = seal
         return kept
+
+    def _gone(self, seal: Seal) -> None:
+        """What the store names is gone from this disk: have that recorded."""
+        stream = seal.chain.stream
+        _log.error("the strong store names audit records that are gone from this disk",
+                   stream=stream, number=seal.last)  # fmt: skip
+        self._notes.note(GONE_KIND, "", f"{stream} up to record {seal.last}", "lost",
+                         "named in the strong store, gone from this disk")  # fmt: skip
 
     async def _do(self, operation: Operation) -> None:
         for result in await self._store.propose([operation]):
@@ -149,7 +144,7 @@ class Anchors:
     def _open(self, raw: bytes, stream: Stream) -> Seal | None:
         """What this node signed itself; None: somebody put something else there."""
         try:
-            seal = open_seal(raw, self._swarm_id, self._keys)
+            seal = open_seal(raw, self._shelf.trust.swarm_id, self._shelf.own_keys)
         except SwarmError:
             return None
         return seal if seal.chain.stream == stream else None

@@ -26,6 +26,7 @@ class Lane:
     """Takes events at once, and writes them a little later, many with one sync.
 
     Args:
+        newest: the batch that the life goes on from, as far as it is known.
         linger_s: how long an event may wait for others to come with it.
         waiting_max: events beyond this many that wait are lost, and counted.
         written: told what is on the disk now.
@@ -34,6 +35,7 @@ class Lane:
     def __init__(
         self,
         writer: Writer,
+        newest: Sealed | None,
         shelf: Shelf,
         clock: Clock,
         store_ms: Callable[[], int],
@@ -43,7 +45,7 @@ class Lane:
         waiting_max: int,
     ) -> None:
         self.chain = writer.chain
-        self.newest: Sealed | None = None
+        self.newest = newest
         self._writer = writer
         self._shelf = shelf
         self._clock = clock

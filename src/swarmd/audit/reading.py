@@ -22,7 +22,7 @@ from swarmd.base.errors import SwarmError
 _SEGMENTS_MAX: Final = 48
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where a record stands among all, by time. A larger one is newer."""
 
     wall_ms: int
@@ -39,8 +39,8 @@ class Entry:
     store_ms: int
 
     @property
-    def place(self) -> Place:
-        return Place(self.record.wall_ms, self.chain, self.record.number)
+    def position(self) -> Position:
+        return Position(self.record.wall_ms, self.chain, self.record.number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,8 @@ class _Source:
 
 
 async def newest(
-    shelf: Shelf, query: Query, before: Place | None, limit: int
-) -> tuple[list[Entry], Place | None]:
+    shelf: Shelf, query: Query, before: Position | None, limit: int
+) -> tuple[list[Entry], Position | None]:
     """Up to `limit` records below `before`, the newest first, and where to go on, if anywhere."""
     found: list[Entry] = []
     heap = [
@@ -120,7 +120,7 @@ async def newest(
             if entry.record.wall_ms < query.since_ms:
                 heapq.heappop(heap)
                 continue
-            reached = entry.place
+            reached = entry.position
             if query.takes(entry):
                 found.append(entry)
                 if len(found) >= limit:
@@ -130,7 +130,7 @@ async def newest(
     return found, None
 
 
-def _sources_file(shelf: Shelf, query: Query, before: Place | None) -> list[_Source]:
+def _sources_file(shelf: Shelf, query: Query, before: Position | None) -> list[_Source]:
     found = []
     for life in sorted(shelf.folder.lives.values(), key=lambda one: one.chain, reverse=True):
         if not query.takes_chain(life.chain) or not life.segments or life.unreadable:
@@ -156,7 +156,7 @@ def _skip_file(shelf: Shelf, chain: ChainId, wall_ms: int) -> int:
     return life.segments[low].first + 1
 
 
-def _load_file(shelf: Shelf, source: _Source, before: Place | None) -> None:
+def _load_file(shelf: Shelf, source: _Source, before: Position | None) -> None:
     """Read the next older segment. Entries are sorted, the newest last."""
     chain = source.chain
     life = shelf.folder.lives.get(chain)
@@ -168,9 +168,9 @@ def _load_file(shelf: Shelf, source: _Source, before: Place | None) -> None:
         entry
         for raw in shelf.folder.read_back_file(chain, source.below)
         for entry in entries_of(chain, raw)
-        if before is None or entry.place < before
+        if before is None or entry.position < before
     ]
-    entries.sort(key=lambda one: one.place)
+    entries.sort(key=lambda one: one.position)
     source.entries = entries
     source.below = older[-1].first
     if entries:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeVar
 
 import trio
 
-from swarmd.audit.chain import Broken, Sealed, open_sealed, sign_floor
+from swarmd.audit.chain import Broken, Place, Sealed, Writer, open_sealed, sign_floor
 from swarmd.audit.config import AuditConfig
 from swarmd.audit.machine import LIVES_MAX, Kept
 from swarmd.audit.messages import HELD_MAX, PAGE_BYTES, HeldLife
-from swarmd.audit.records import STREAMS, ChainId, Floor, Seal
+from swarmd.audit.records import LIFE_BYTES, STREAMS, ChainId, Floor, Seal, Stream
 from swarmd.audit.store import GAPS_MAX, SEGMENT_BYTES, SEGMENTS_MAX, AuditFolder, Life, Segment
 from swarmd.base.clock import Clock
-from swarmd.base.errors import BadSignature
+from swarmd.base.errors import BadSignature, SwarmError
 from swarmd.base.ids import NodeId, short
 from swarmd.base.limits import MIB
 from swarmd.identity.authority import Admission
@@ -45,6 +47,8 @@ class Shelf:
     ) -> None:
         self.folder = folder
         self.me = NodeId(key.key_id)
+        self.own_keys = {bytes(key.key_id): key.public}
+        """This node's public key by its id."""
         self.trust = trust
         self._key = key
         self._config = config
@@ -56,6 +60,30 @@ class Shelf:
         return await trio.to_thread.run_sync(call, *args, limiter=self._turn)
 
     # ---- own records -------------------------------------------------------------------
+
+    def new_writer(self, stream: Stream) -> Writer:
+        """A new life of a stream, after the one on this disk that nothing goes on from yet.
+
+        Only on a disk that was restored there are several; then it is the newest.
+        """
+        lives = [one for one in self.folder.lives_of(self.me, stream) if not one.unreadable]
+        parents = {life.parent for life in lives}
+        ends = [life for life in lives if life.chain.life not in parents]
+        newest = max(ends, key=lambda one: (one.wall_ms, one.last), default=None)
+        parent = Place(newest.chain.life, newest.last, newest.hash) if newest is not None else None
+        return Writer(self._key, self.trust.swarm_id, stream, os.urandom(LIFE_BYTES), parent)
+
+    async def newest_before(self, writer: Writer) -> Sealed | None:
+        """The batch that a new life goes on from; None: there is none, or it cannot be read."""
+        return await self.run(self._newest_before_file, writer)
+
+    def _newest_before_file(self, writer: Writer) -> Sealed | None:
+        if writer.parent is None:
+            return None
+        for raw in self.folder.read_file(writer.parent, writer.last - 1, 1):
+            with contextlib.suppress(SwarmError):
+                return open_sealed(raw, self.trust.swarm_id, self.own_keys)
+        return None
 
     def append_file(self, chain: ChainId, batches: Sequence[Sealed]) -> None:
         """Raises DiskFault: nothing is kept of them."""
@@ -226,11 +254,7 @@ class Shelf:
         before_ms = self.before_ms()
         for node in nodes:
             for stream in STREAMS:
-                lives = [
-                    one
-                    for one in folder.lives.values()
-                    if (one.chain.node, one.chain.stream) == (node, stream)
-                ]
+                lives = folder.lives_of(node, stream)
                 size = sum(one.size_bytes for one in lives)
                 segments = sum(len(one.segments) for one in lives)
                 while (oldest := folder.oldest(node, stream)) is not None:

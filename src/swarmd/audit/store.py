@@ -363,14 +363,17 @@ class AuditFolder:
 
     # ---- what is too old ---------------------------------------------------------------
 
+    def lives_of(self, node: bytes, stream: Stream) -> list[Life]:
+        """What is kept of one stream of one node."""
+        return [
+            one
+            for one in self.lives.values()
+            if (one.chain.node, one.chain.stream) == (node, stream) and one.segments
+        ]
+
     def oldest(self, node: bytes, stream: Stream) -> tuple[Life, Segment] | None:
         """The segment that goes first; None: nothing is kept."""
-        found = [
-            (life, life.segments[0])
-            for life in self.lives.values()
-            if (life.chain.node, life.chain.stream) == (node, stream)
-            if life.segments
-        ]
+        found = [(life, life.segments[0]) for life in self.lives_of(node, stream)]
         return min(found, key=lambda one: (one[1].written_ms, one[1].first), default=None)
 
     def end_of_file(self, life: Life, segment: Segment) -> tuple[int, bytes] | None:

@@ -13,7 +13,7 @@ from audit_swarm import Lab, lab, note, writer, written
 from certifying import let_count
 from small_swarm import ADMIN, KEYS, until
 
-from swarmd.audit import copying, lane, machine, service, store
+from swarmd.audit import copying, following, lane, machine, service, store
 from swarmd.audit.chain import Writer
 from swarmd.audit.config import AuditConfig
 from swarmd.audit.messages import AUDIT, Page, PullAsk
@@ -297,9 +297,15 @@ async def test_whole_lives_go_too(tmp_path: Path) -> None:
         assert (verdict.records, verdict.first, verdict.last) == (1, 4, 4)
 
 
-async def test_a_node_whose_clock_is_wrong_is_copied(tmp_path: Path) -> None:
+async def test_a_node_whose_clock_is_wrong_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StoppedClock:
+        def wall_ms(self) -> int:
+            return 1_000
+
     async with lab(tmp_path, 2) as swarm:
-        swarm.audits[0]._wall_ms = lambda: 1_000
+        monkeypatch.setattr(swarm.audits[0]._notebook, "_clock", StoppedClock())
         swarm.audits[0].note("a.b")
         await held_by_all(swarm, 0, 1)
         # Who was away then gets it, too.
@@ -412,9 +418,9 @@ async def test_pages_come_newest_first_and_miss_nothing(
             found += page
             if before is None:
                 break
-        places = [entry.place for entry in found]
-        assert places == sorted(set(places), reverse=True)
-        assert len(places) == 120
+        positions = [entry.position for entry in found]
+        assert positions == sorted(set(positions), reverse=True)
+        assert len(positions) == 120
         some = (await audit.newest(Query(kind="key.", actor="a1"), None, 1_000))[0]
         assert [one.record.subject for one in some] == [str(n) for n in range(57, -1, -3)]
         since = found[10].record.wall_ms
@@ -449,7 +455,7 @@ async def test_who_follows_is_told_of_all_nodes_once(tmp_path: Path) -> None:
 async def test_a_reader_that_is_too_slow_is_told_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_FOLLOWER_BATCHES_MAX", 2)
+    monkeypatch.setattr(following, "BATCHES_MAX", 2)
     async with lab(tmp_path, 1) as swarm:
         entries = swarm.audits[0].follow(Query(), 0)
         async with trio.open_nursery() as nursery:
