@@ -22,8 +22,9 @@ from swarmd.base.errors import (
     SwarmError,
     TooLarge,
 )
-from swarmd.base.limits import BUS_DATA_BYTES_MAX
+from swarmd.base.limits import BUS_DATA_BYTES_MAX, MIB
 from swarmd.mesh.bus import service
+from swarmd.mesh.bus.messages import Post, Posts
 from swarmd.mesh.bus.service import WINDOW, Bus, Subscription
 
 
@@ -332,3 +333,16 @@ async def test_very_many_messages_over_tls_and_forced_reconnects(count: int, bre
     async with open_buses("websocket") as buses:
         with trio.fail_after(60 + count / 500):
             await run_through_breaks(buses, count // 2, breaks)
+
+
+def test_what_waits_on_the_way_to_a_peer_is_bounded_in_bytes() -> None:
+    outbox = service._Outbox()
+    one = Post(0, 1, 0, "t", "", bytes(BUS_DATA_BYTES_MAX), 0)
+    message = Posts(1, 1, 1, (one,) * 4)
+    taken = 0
+    while outbox.put(message):
+        taken += 1
+    assert taken * 4 * BUS_DATA_BYTES_MAX == 64 * MIB
+    outbox.pop()
+    assert outbox.put(message)
+    assert not outbox.put(message)

@@ -53,7 +53,7 @@ from swarmd.mesh.bus.events import (
     Unsubscribe,
 )
 from swarmd.mesh.bus.machine import BusMachine
-from swarmd.mesh.bus.messages import BUS, PATIENCE_MS_MAX
+from swarmd.mesh.bus.messages import BUS, PATIENCE_MS_MAX, Posts
 from swarmd.mesh.bus.topics import DIRECT, check_filter, check_topic
 from swarmd.mesh.driver import Driver
 from swarmd.mesh.link import Inbound, Link
@@ -74,6 +74,7 @@ _TIMEOUT_MAX_S: Final = PATIENCE_MS_MAX / 1_000
 _SPREAD_S: Final = 2.0
 _EVENTS_MAX: Final = 100_000
 _OUTBOX_MAX: Final = 1_000
+_OUTBOX_BYTES_MAX: Final = 64 * MIB
 # A subscriber's progress is told to the machine at about this many parts of its inbox.
 _INBOX_PARTS: Final = 32
 _NAME_CHARS_MAX: Final = 120
@@ -245,6 +246,33 @@ class Sender:
         return self._bus.timeout_s if timeout_s is None else min(timeout_s, _TIMEOUT_MAX_S)
 
 
+class _Outbox:
+    """What waits for room on the way to a peer, in order."""
+
+    def __init__(self) -> None:
+        self._messages: deque[Message] = deque()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def put(self, message: Message) -> bool:
+        """False if too much waits already."""
+        size = _size_of(message)
+        full = bool(self._messages) and self._size + size > _OUTBOX_BYTES_MAX
+        if full or len(self._messages) >= _OUTBOX_MAX:
+            return False
+        self._messages.append(message)
+        self._size += size
+        return True
+
+    def first(self) -> Message:
+        return self._messages[0]
+
+    def pop(self) -> None:
+        self._size -= _size_of(self._messages.popleft())
+
+
 class Bus:
     """Made by `open_bus`."""
 
@@ -265,7 +293,7 @@ class Bus:
         self._free_lanes: deque[int] = deque(range(BUS_LANES_MAX))
         self._open_bytes = 0
         self._room = trio.Event()
-        self._outboxes: dict[NodeId, deque[Message]] = {}
+        self._outboxes: dict[NodeId, _Outbox] = {}
         self._tokens = self._numbers = 0
         self._closed = False
         self._driver = Driver(
@@ -425,20 +453,17 @@ class Bus:
         if outbox is None:
             if self._link.send_nowait(BUS, effect.peer, effect.message):
                 return
-            outbox = self._outboxes[effect.peer] = deque()
+            outbox = self._outboxes[effect.peer] = _Outbox()
             self._nursery.start_soon(self._empty, effect.peer, outbox)
-        if len(outbox) < _OUTBOX_MAX:
-            outbox.append(effect.message)
-        else:
+        if not outbox.put(effect.message):
             DROPPED.labels("bus", "outbox_full").inc()  # It is asked for, and sent again.
 
-    async def _empty(self, peer: NodeId, outbox: deque[Message]) -> None:
+    async def _empty(self, peer: NodeId, outbox: _Outbox) -> None:
         """Send what found no room at once, in order; what comes meanwhile waits behind it."""
         try:
             while outbox:
-                message = outbox[0]
-                await self._link.send(BUS, peer, message)
-                outbox.popleft()
+                await self._link.send(BUS, peer, outbox.first())
+                outbox.pop()
         except SwarmError:
             DROPPED.labels("bus", "unreachable").inc(len(outbox))
         finally:
@@ -493,6 +518,11 @@ class Bus:
             )
             self._settle(receipt)
         self._receipts.clear()
+
+
+def _size_of(message: Message) -> int:
+    """Bytes of the posts that it carries: nothing else is large."""
+    return sum(len(one.data) for one in message.posts) if isinstance(message, Posts) else 0
 
 
 def _start_of(member: Member) -> int:
