@@ -67,7 +67,7 @@ _SWIM: Final[dict[str, How]] = {
     "swim.stale_timer": BySeed("swim", 0),
     "swim.incarnation_order": BySeed("swim", 0),
     "swim.retry_of_the_dead": BySeed("swim", 2),
-    "swim.comparing_views": BySeed("swim", 21),
+    "swim.comparing_views": BySeed("swim", 71),
     "swim.start_counter": BySeed("swim", 0),
 }
 _RAFT: Final[dict[str, How]] = {

@@ -48,6 +48,7 @@ from swarmd.mesh.swim.messages import (
     MemberState,
     Meta,
 )
+from swarmd.mesh.swim.watching import HINT_S
 from swarmd.sim.network import LinkFaults, Network
 from swarmd.sim.world import World
 from swarmd.wire.version import PROTOCOL_LOWEST, PROTOCOL_VERSION
@@ -434,7 +435,9 @@ class SwimWorld:
         refused_at = self._refused.get((node.name, subject), -math.inf)
         least_s = self.config.suspicion_mult * self.config.probe_interval_s
         since_s = self.world.now - refused_at
-        hinted = self.config.refused_suspicion_s - 1e-6 <= since_s <= lasted_s
+        # The refusal came before the suspicion by three quick pings, or while it lasted.
+        within_s = self.config.refused_suspicion_s, lasted_s + HINT_S
+        hinted = within_s[0] - 1e-6 <= since_s <= within_s[1] + 1e-6
         if lasted_s < least_s - 1e-6 and not hinted:
             self.world.violate(f"{node.name} gave {subject} only {lasted_s:.3f} s to object")
 

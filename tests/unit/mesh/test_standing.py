@@ -19,6 +19,7 @@ from swarmd.mesh.standing import (
     last_join_failure,
     note_join_failure,
     standing_of,
+    was_in_a_swarm,
 )
 from swarmd.wire.version import PROTOCOL_VERSION
 
@@ -47,31 +48,31 @@ def test_what_is_kept_of_a_join_may_be_any_bytes(tmp_path: Path) -> None:
 
 
 def test_who_was_never_in_a_swarm_has_no_standing_and_nothing_is_made(tmp_path: Path) -> None:
-    assert standing_of(tmp_path, ME) is None
+    assert not was_in_a_swarm(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_member_that_was_evicted_or_outdated_finds_it_on_its_disk(tmp_path: Path) -> None:
     state, _ = chain(3)
     certified(FileDisk(tmp_path / "a" / "mesh"), state, KEYS[0])
-    assert standing_of(tmp_path / "a", ME) == Standing("lab")
+    assert standing_of(FileDisk(tmp_path / "a" / "mesh"), ME) == Standing("lab")
     policy = Policy(PROTOCOL_VERSION + 3, fresh_nonce())
     state.apply(sign_entry(policy, state.genesis.swarm_id, ADMIN), 3_000)
     certified(FileDisk(tmp_path / "b" / "mesh"), state, KEYS[0])
-    assert standing_of(tmp_path / "b", ME) == Standing("lab", too_old=PROTOCOL_VERSION + 3)
+    assert standing_of(FileDisk(tmp_path / "b" / "mesh"), ME) == Standing(
+        "lab", too_old=PROTOCOL_VERSION + 3
+    )
     evict(state, 1)
     certified(FileDisk(tmp_path / "c" / "mesh"), state, KEYS[0])
-    found = standing_of(tmp_path / "c", ME)
-    assert found is not None
-    assert found.evicted
-    other = standing_of(tmp_path / "c", NodeId(KEYS[2].key_id))
-    assert other is not None
-    assert not other.evicted
+    assert was_in_a_swarm(tmp_path / "c")
+    assert standing_of(FileDisk(tmp_path / "c" / "mesh"), ME).evicted
+    other = NodeId(KEYS[2].key_id)
+    assert not standing_of(FileDisk(tmp_path / "c" / "mesh"), other).evicted
 
 
 def test_a_disk_that_cannot_tell_says_why(tmp_path: Path) -> None:
     (tmp_path / "mesh").mkdir()
     (tmp_path / "mesh" / "authority").write_bytes(b"noise")
-    found = standing_of(tmp_path, ME)
-    assert found is not None
+    assert was_in_a_swarm(tmp_path)
+    found = standing_of(FileDisk(tmp_path / "mesh"), ME)
     assert "authority is not a swarmd file" in found.problem

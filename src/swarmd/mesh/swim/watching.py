@@ -30,6 +30,8 @@ from swarmd.mesh.swim.probing import Probing
 WATCHED: Final = 4
 _HINT_PINGS: Final = 3
 _HINT_INTERVAL_S: Final = 0.1
+# How long the quick pings have.
+HINT_S: Final = _HINT_PINGS * _HINT_INTERVAL_S
 
 
 class Watching:
