@@ -19,7 +19,7 @@ from swarmd.audit.shelf import Shelf
 from swarmd.base.errors import SwarmError
 
 # Segments that one look goes through; it answers with what it found, and where to go on.
-_SEGMENTS_MAX: Final = 48
+_LOOK_SEGMENTS_MAX: Final = 48
 
 
 class Position(NamedTuple):
@@ -104,7 +104,7 @@ async def newest(
         for index, source in enumerate(await shelf.run(_sources_file, shelf, query, before))
     ]
     heapq.heapify(heap)
-    segments_left, reached = _SEGMENTS_MAX, before
+    segments_left, reached = _LOOK_SEGMENTS_MAX, before
     while heap:
         _, index, source = heap[0]
         if not source.entries:
