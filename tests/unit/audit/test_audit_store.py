@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from audit_swarm import KEY, judged, opened, writer, written
 
-from swarmd.audit import store
+from swarmd.audit import segments, store
 from swarmd.audit.chain import Place, Sealed
 from swarmd.audit.records import ChainId
-from swarmd.audit.segments import frames_in, name_of, parse_name
+from swarmd.audit.segments import Frame, frames_in, name_of, parse_name
 from swarmd.audit.store import AuditFolder
 from swarmd.base.errors import DiskFault
 
@@ -79,26 +79,38 @@ def test_a_crash_within_a_write_costs_that_write_alone(tmp_path: Path) -> None:
             assert raws(opened(folder)) == [one.raw for one in sealed]
 
 
-@pytest.mark.parametrize("where", ["head", "number", "length", "body"])
-def test_damage_amid_is_shown_and_cuts_nothing_off(tmp_path: Path, where: str) -> None:
+@pytest.mark.parametrize(
+    ("at", "pieces", "found"),
+    [
+        pytest.param(0, 3, "undecodable", id="head"),
+        # The batch itself is as it was, and says which records it holds.
+        pytest.param(11, 3, "", id="number"),
+        pytest.param(22, 4, "truncated", id="length"),
+        pytest.param(90, 3, "signature", id="body"),
+    ],
+)
+def test_damage_amid_is_shown_and_cuts_nothing_off(
+    tmp_path: Path, at: int, pieces: int, found: str
+) -> None:
+    """A bit of the second of three frames turns over, `at` bytes behind its beginning."""
     sealed = written([3, 2, 4])
     kept(tmp_path, sealed)
     file = file_of(tmp_path)
     raw = bytearray(file.read_bytes())
     start = next(iter(frames_in(bytes(raw)))).end
-    raw[start + {"head": 0, "number": 11, "length": 22, "body": 90}[where]] ^= 1
+    raw[start + at] ^= 1
     file.write_bytes(raw)
-    found = opened(tmp_path)
-    assert found.lives[CHAIN].last == 9
-    shown = raws(found)
-    assert (shown[0], shown[-1]) == (sealed[0].raw, sealed[2].raw)
-    assert len(shown) == (4 if where == "length" else 3)
+    folder = opened(tmp_path)
+    assert folder.lives[CHAIN].last == 9
+    shown = raws(folder)
+    assert (shown[0], shown[-1], len(shown)) == (sealed[0].raw, sealed[2].raw, pieces)
     [verdict] = judged({NODE: [shown]}, {0: 9}, chains=[CHAIN])
-    if where in ("head", "length"):
-        assert verdict.findings[0].number == 4
-        assert "records 4 to 5 were changed" in verdict.findings[0].what
+    assert [one.number for one in verdict.findings] == [4] * bool(found)
+    for one in verdict.findings:
+        assert one.what.startswith("records 4 to 5 were changed")
+        assert found in one.what
     # Peers are given only what is sound.
-    assert found.read_file(CHAIN, 0, 1_000_000) == [sealed[0].raw, sealed[2].raw]
+    assert folder.read_file(CHAIN, 0, 1_000_000) == [sealed[0].raw, sealed[2].raw]
 
 
 def test_segments_that_are_gone_or_unreadable_are_no_reason_to_end(tmp_path: Path) -> None:
@@ -165,7 +177,18 @@ def test_a_later_life_is_kept_in_files_of_its_own(tmp_path: Path) -> None:
     ]
 
 
-def test_names_are_read_as_they_are_written(tmp_path: Path) -> None:
+def test_a_file_under_anothers_name_is_held_as_that_one(tmp_path: Path) -> None:
+    """What a file says of itself proves nothing here; whoever checks that chain finds it."""
+    kept(tmp_path, written([3]))
+    other = writer(life=b"m" * 8).chain
+    file_of(tmp_path).rename(tmp_path / name_of(other, 1))
+    found = opened(tmp_path)
+    assert {chain: life.chain for chain, life in found.lives.items()} == {other: other}
+    [verdict] = judged({NODE: [raws(found, other)]}, {0: 3}, chains=[other])
+    assert "inserted" in verdict.findings[0].what
+
+
+def test_names_are_read_as_they_are_written() -> None:
     assert parse_name(name_of(CHAIN, 17)) == (CHAIN, 17)
     good = name_of(CHAIN, 17)
     bad: list[Any] = [good[:-1], good.upper(), good.replace(".s.", ".x."), "a.s.b.1.log", ""]
@@ -173,7 +196,16 @@ def test_names_are_read_as_they_are_written(tmp_path: Path) -> None:
     assert [parse_name(one) for one in bad] == [None] * len(bad)
 
 
-def test_a_file_full_of_beginnings_is_read_in_time() -> None:
+def test_a_file_full_of_beginnings_is_read_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """What may be a batch is looked for once, not once for each damaged one."""
-    raw = b"".join(b"SWAF" + bytes(range(1, 17)) + b"\0\0\xff\xff" + b"crc!" for _ in range(3_000))
-    assert sum(1 for _ in frames_in(raw)) <= 3_001
+    real, looks = segments._frame_at, 0
+
+    def counted(raw: bytes, position: int) -> Frame | None:
+        nonlocal looks
+        looks += 1
+        return real(raw, position)
+
+    monkeypatch.setattr(segments, "_frame_at", counted)
+    raw = (b"SWAF" + bytes(range(1, 17)) + bytes(4) + b"crc!") * 3_000
+    assert sum(1 for _ in frames_in(raw)) == 3_000
+    assert looks <= 2 * 3_000
