@@ -25,6 +25,12 @@ def test_the_bus_keeps_its_promises_through_breaks_restarts_and_deaths() -> None
     check(range(8))
 
 
+@pytest.mark.parametrize("seed", [178, 1_066, 1_077])
+def test_seeds_that_failed_once(seed: int) -> None:
+    """A subscriber that its publisher had taken for dead was forgotten for good."""
+    assert run_seed(seed).world.violations == []
+
+
 @pytest.mark.long
 def test_the_bus_keeps_its_promises_over_many_seeds() -> None:
     check(range(1_000, 1_200))

@@ -144,6 +144,10 @@ class Interests:
     def _ask(self, node: NodeId, peer: Peer) -> None:
         whole = peer.noted != self.version
         self._out.append(Send(node, self._interest(peer, ask=True, whole=whole)))
+        self._pause(node, peer)
+
+    def _pause(self, node: NodeId, peer: Peer) -> None:
+        """What was told now is under way; look again after a while."""
         peer.told = self.version
         peer.pause_s = min(max(2 * peer.pause_s, _AGAIN_FIRST_S), _AGAIN_MAX_S)
         peer.token += 1
@@ -179,7 +183,8 @@ class Interests:
     def up(self, node: NodeId) -> None:
         """A member is there, or may be another process than before."""
         peer = self.peers.setdefault(node, Peer())
-        peer.up, peer.answered, peer.pause_s = True, False, 0.0
+        # It may have taken this node for dead meanwhile, and have dropped what it held.
+        peer.up, peer.answered, peer.pause_s, peer.noted = True, False, 0.0, 0
         peer.whole_at = -1e9
         self._tell(node)
 
@@ -205,11 +210,14 @@ class Interests:
             peer.version, peer.filters = message.version, Filters(message.filters)
             self._routes.clear()
         held = min(message.knows_version, self.version) if message.knows_life == self.life else 0
-        # Late messages know less. Who has really lost what it held asks.
-        peer.noted = max(peer.noted, held)
+        # Late messages know less. Who has really lost what it held asks; the answer is under way.
+        lost = message.ask and held < peer.noted
+        peer.noted = held if message.ask else max(peer.noted, held)
         peer.begun = peer.begun or message.begun
         if message.ask:
             self._answer(node, held, now)
+            if lost and peer.pause_s == 0.0:
+                self._pause(node, peer)
         elif message.version == peer.version:
             peer.answered = True
             if peer.noted >= peer.told:
