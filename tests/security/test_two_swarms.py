@@ -41,7 +41,7 @@ def own_id(daemon: Daemon) -> str:
 def tells_of_others(daemon: Daemon) -> bool:
     """Whether the doctor says how many adverts were its swarm's, and how many the other's."""
     [heard] = [x for x in daemon.json("doctor")["checks"] if x["name"] == "mDNS eth0"]
-    return "2 other nodes heard, 3 adverts refused" in heard["finding"]
+    return "2 other nodes heard, adverts refused: 3 of another swarm" in heard["finding"]
 
 
 def refused_as_others(daemon: Daemon) -> float:
