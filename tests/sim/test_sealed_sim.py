@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import pytest
 
+from swarmd.base.disk import BytesReader
 from swarmd.base.errors import CorruptFile
 from swarmd.base.sealed_disk import SealedDisk
-from swarmd.base.sealed_file import BytesReader, SealedReader, open_file
+from swarmd.base.sealed_file import SealedReader, open_file
 from swarmd.identity.sealing import SealingKey
 from swarmd.sim import raft_host
 from swarmd.sim.disk import SimDisk

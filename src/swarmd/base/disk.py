@@ -36,6 +36,20 @@ class DiskReader(Protocol):
     def close(self) -> None: ...
 
 
+class BytesReader:
+    """Implements `DiskReader` over what is in memory."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.size = len(content)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._content[offset : offset + size]
+
+    def close(self) -> None:
+        self._content = b""
+
+
 class Disk(Protocol):
     @property
     def blocking(self) -> bool:

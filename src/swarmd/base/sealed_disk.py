@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swarmd.base.disk import Disk
+from swarmd.base.disk import BytesReader, Disk
 from swarmd.base.errors import DiskFault
 from swarmd.base.sealed_file import (
-    BytesReader,
     SealedReader,
     Sealer,
     Sealing,

@@ -28,7 +28,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Final, NamedTuple, Protocol
 
-from swarmd.base.disk import DiskReader
+from swarmd.base.disk import BytesReader, DiskReader
 from swarmd.base.errors import BadSignature, CorruptFile
 from swarmd.base.limits import KIB
 
@@ -245,20 +245,6 @@ def read_header(sealer: Sealer, room: str, raw: bytes, *, source: str) -> tuple[
     if whole is None:
         raise CorruptFile(f"{source} is damaged at byte 0: its header does not open")
     return sealing, whole
-
-
-class BytesReader:
-    """Bytes as a `DiskReader`."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-        self.size = len(content)
-
-    def read(self, offset: int, size: int) -> bytes:
-        return self._content[offset : offset + size]
-
-    def close(self) -> None:
-        self._content = b""
 
 
 class SealedReader:

@@ -16,6 +16,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Final, Literal, cast
 
 import trio
@@ -244,7 +245,9 @@ class Mesh:
 
     # ---- loops ------------------------------------------------------------------------
 
-    def start_loops(self, nursery: trio.Nursery, trust: Trust, watch: InterfaceWatch) -> None:
+    def start_loops(
+        self, nursery: trio.Nursery, trust: Trust, watch: InterfaceWatch, rng: Rng
+    ) -> None:
         """What `open_mesh` keeps running."""
         nursery.start_soon(self.contact_loop)
         nursery.start_soon(self.address_loop, watch)
@@ -253,6 +256,8 @@ class Mesh:
         nursery.start_soon(self.watch_loop)
         nursery.start_soon(self.members_loop)
         nursery.start_soon(self.trust_loop, trust)
+        nursery.start_soon(partial(serve_trust, trust, self.link, self.membership, rng=rng))
+        nursery.start_soon(self.approvals.serve)
         if self._mdns is not None:
             nursery.start_soon(self.hear_loop, self._mdns)
 
@@ -453,15 +458,8 @@ async def open_mesh(
     desk = _JoinDesk(trust, key, porch)
     roles = _check(config, key, trust)
     bound, told, own = await _listen(config)
-    meta = Meta(
-        name,
-        told,
-        roles,
-        __version__,
-        tags,
-        protocol=PROTOCOL_VERSION,
-        protocol_lowest=PROTOCOL_LOWEST,
-    )
+    versions = {"protocol": PROTOCOL_VERSION, "protocol_lowest": PROTOCOL_LOWEST}
+    meta = Meta(name, told, roles, __version__, tags, **versions)
     book = AddressBook()
     async with (
         open_datagrams(key, trust, book, bound.datagrams, clock=clock) as datagrams,
@@ -494,9 +492,7 @@ async def open_mesh(
             config, streams, datagrams, membership, book, mdns, told, own, bound.port,
             desk, approvals, reach,
         )  # fmt: skip
-        mesh.start_loops(nursery, trust, watch)
-        nursery.start_soon(approvals.serve)
-        nursery.start_soon(_serve_trust, trust, streams, membership, derive(rng, "trust"))
+        mesh.start_loops(nursery, trust, watch, derive(rng, "trust"))
         _log.info("listening", port=bound.port, addresses=[host for host, _ in told])
         try:
             yield mesh
@@ -566,10 +562,6 @@ async def find_swarm(
     interfaces = await trio.to_thread.run_sync(multicast_interfaces, config)
     hint = None if swarm_id is None else swarm_hint(swarm_id)
     return await find(hint, interfaces=interfaces, timeout_s=timeout_s)
-
-
-async def _serve_trust(trust: Trust, link: Link, membership: Membership, rng: Rng) -> None:
-    await serve_trust(trust, link, membership, rng=rng)
 
 
 async def _announced(config: MeshConfig, port: int, told: tuple[Address, ...]) -> tuple[str, ...]:

@@ -10,26 +10,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from swarmd.base.disk import BytesReader
 from swarmd.base.errors import DiskFault
 from swarmd.sim.world import World
 
 
 class PowerLost(Exception):
     """The power went in the middle of an operation: nothing after it happened."""
-
-
-class SimReader:
-    """A file as it was when it was opened."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-        self.size = len(content)
-
-    def read(self, offset: int, size: int) -> bytes:
-        return self._content[offset : offset + size]
-
-    def close(self) -> None:
-        self._content = b""
 
 
 class SimDisk:
@@ -91,9 +78,9 @@ class SimDisk:
             if old in files:
                 files[new] = files.pop(old)
 
-    def reader(self, name: str) -> SimReader | None:
+    def reader(self, name: str) -> BytesReader | None:
         content = self.read(name)
-        return None if content is None else SimReader(content)
+        return None if content is None else BytesReader(content)
 
     def remove(self, name: str) -> None:
         self._burn()

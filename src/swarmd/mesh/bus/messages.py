@@ -57,6 +57,14 @@ class Interest(Message, frozen=True, tag=1):
     filters: Annotated[tuple[Topic, ...], Meta(max_length=BUS_FILTERS_MAX)] | None = None
 
 
+class _InSession(Message, frozen=True):
+    """From one life to another, in a session that the sender of its posts began."""
+
+    life: Life
+    to: Life
+    session: Count
+
+
 class Post(_Part, frozen=True):
     """`done`: every post of the lane up to it has been settled with the sender."""
 
@@ -69,10 +77,7 @@ class Post(_Part, frozen=True):
     patience_ms: Annotated[int, Meta(ge=0, le=PATIENCE_MS_MAX)]
 
 
-class Posts(Message, frozen=True, tag=2):
-    life: Life
-    to: Life
-    session: Count
+class Posts(_InSession, frozen=True, tag=2):
     posts: Annotated[tuple[Post, ...], Meta(max_length=POSTS_MAX)]
 
 
@@ -86,10 +91,7 @@ class Result(_Part, frozen=True):
     slow: Annotated[tuple[Name, ...], Meta(max_length=SLOW_NAMED_MAX)] = ()
 
 
-class Results(Message, frozen=True, tag=3):
-    life: Life
-    to: Life
-    session: Count
+class Results(_InSession, frozen=True, tag=3):
     results: Annotated[tuple[Result, ...], Meta(max_length=POSTS_MAX)]
 
 
@@ -100,12 +102,9 @@ class Held(_Part, frozen=True):
     got: Count
 
 
-class Standing(Message, frozen=True, tag=4):
+class Standing(_InSession, frozen=True, tag=4):
     """How far these lanes have come: what is beyond is not here."""
 
-    life: Life
-    to: Life
-    session: Count
     lanes: Annotated[tuple[Held, ...], Meta(max_length=BUS_LANES_MAX)]
 
 
@@ -115,12 +114,9 @@ class Asked(_Part, frozen=True):
     last: Count
 
 
-class Probe(Message, frozen=True, tag=5):
+class Probe(_InSession, frozen=True, tag=5):
     """What has become of the posts from `first` to `last` of these lanes?"""
 
-    life: Life
-    to: Life
-    session: Count
     lanes: Annotated[tuple[Asked, ...], Meta(max_length=BUS_LANES_MAX)]
 
 

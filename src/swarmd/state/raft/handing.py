@@ -30,7 +30,6 @@ class Handing:
 
     def __init__(
         self,
-        *,
         me: NodeId,
         membership: MembersView,
         caller: Caller,

@@ -91,14 +91,13 @@ class Store:
         self._feed: Feed[list[Change]] = Feed(CHANGES_WAITING_MAX)
         self._emitted_revision = 0
         self._time = StoreTime(clock)
-        genesis = trust.genesis
         chain, files, me = open_epochs(disk, trust, key, epochs)
         self._keeper = Keeper(
             chain=chain,
             files=files,
             me=me,
             life=files.count_start(derive(rng, "life").randbytes(16)),
-            genesis=genesis,
+            genesis=trust.genesis,
             key=key,
             link=link,
             membership=membership,
@@ -113,15 +112,13 @@ class Store:
         trust.epochs = chain
         self._heads = Heads(trust, key, link)
         # For the day when a majority of the voters is lost for ever.
-        self.recovery = Recovery(self._keeper, genesis, self.read_index, trust)
+        self.recovery = Recovery(self._keeper, trust.genesis, self.read_index, trust)
         self._caller = Caller(self._keeper, link, derive(rng, "caller"), nursery)
         self._reads = Reads(
             self._keeper, self._caller, self.serving, self.store_time_ms, derive(rng, "reads")
         )
         self._watches = Watches(self._keeper, self._caller, self._reads, derive(rng, "watches"))
-        self.handing = Handing(
-            me=link.node_id, membership=membership, caller=self._caller, serving=self.serving
-        )
+        self.handing = Handing(link.node_id, membership, self._caller, self.serving)
         self._pipe = Pipe(self._submit, clock=clock, rng=derive(rng, "pipe"), nursery=nursery)
         self._copies = Copies(self._keeper, link, clock, nursery)
         self._answers = Answers(self, self._watches, nursery)
