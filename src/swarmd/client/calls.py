@@ -18,6 +18,7 @@ from swarmd.client.recipes import RecipeCalls
 from swarmd.client.requests import RETRY_PAUSE_S, segment
 from swarmd.gateway import shapes
 from swarmd.gateway.shapes import ItemInput, KvCompare, KvOperation, KvTxn, TaskInput
+from swarmd.gateway.shapes_audit import AuditHeld, AuditPage, AuditRaw, AuditRecord
 
 if TYPE_CHECKING:
     from swarmd.client.keystream import KeyStream
@@ -114,7 +115,7 @@ class Client(RecipeCalls, MemberCalls, BusCalls):
         since_ms: int = 0,
         before: str = "",
         limit: int = 100,
-    ) -> shapes.AuditPage:
+    ) -> AuditPage:
         """A page of what happened, the newest first.
 
         Args:
@@ -126,7 +127,7 @@ class Client(RecipeCalls, MemberCalls, BusCalls):
         """
         query = _given(kind=kind, actor=actor, of=of, stream=stream, before=before)
         query |= {"limit": str(limit), "since_ms": str(since_ms)}
-        return self._get("/audit", shapes.AuditPage, query)
+        return self._get("/audit", AuditPage, query)
 
     def audit_follow(
         self,
@@ -137,19 +138,19 @@ class Client(RecipeCalls, MemberCalls, BusCalls):
         stream: str = "",
         since_ms: int = 0,
         backlog: int = 0,
-    ) -> Iterator[shapes.AuditRecord]:
+    ) -> Iterator[AuditRecord]:
         """The newest `backlog` records, and then all that come, until the daemon ends."""
         query = _given(kind=kind, actor=actor, of=of, stream=stream)
         query |= {"backlog": str(backlog), "since_ms": str(since_ms)}
-        yield from self._stream("GET", "/audit/follow", None, shapes.AuditRecord, query)
+        yield from self._stream("GET", "/audit/follow", None, AuditRecord, query)
 
-    def audit_held(self, after: str = "") -> shapes.AuditHeld:
+    def audit_held(self, after: str = "") -> AuditHeld:
         """A page of the chains that the node keeps, and what it dropped for its age."""
-        return self._get("/audit/held", shapes.AuditHeld, _given(after=after))
+        return self._get("/audit/held", AuditHeld, _given(after=after))
 
-    def audit_raw(self, chain: str, place: str = "") -> shapes.AuditRaw:
+    def audit_raw(self, chain: str, place: str = "") -> AuditRaw:
         """What lies on the node's disk of one chain of `audit_held`; verify it."""
-        return self._get("/audit/raw", shapes.AuditRaw, _given(chain=chain, place=place))
+        return self._get("/audit/raw", AuditRaw, _given(chain=chain, place=place))
 
     def audit_anchors(self) -> list[bytes]:
         """The seals that the strong store names; verify them."""

@@ -27,7 +27,7 @@ from swarmd.cli.tables import COLUMNS_MAX, printable, table
 if TYPE_CHECKING:
     from swarmd.audit.verify import Verdict
     from swarmd.cli.audit_log import Report
-    from swarmd.gateway.shapes import AuditRecord
+    from swarmd.gateway.shapes_audit import AuditRecord
 
 _PAGE: Final = 1_000
 _LAST: Final = 30

@@ -15,11 +15,11 @@ from swarmd.audit.records import LIFE_BYTES, NUMBER_MAX, STREAMS, ChainId, Strea
 from swarmd.audit.service import Audit, Entry, Position, Query
 from swarmd.base.errors import BadRequest
 from swarmd.base.ids import ID_BYTES, NodeId, from_text, to_text
-from swarmd.gateway import shapes
 from swarmd.gateway.context import ApiRoute, Context, query_int
 from swarmd.gateway.forward import find_member
 from swarmd.gateway.http import Items, answer
 from swarmd.gateway.http import Stream as StreamAnswer
+from swarmd.gateway.shapes_audit import AuditHeld, AuditLife, AuditPage, AuditRaw, AuditRecord
 
 _PAGE_MAX: Final = 1_000
 _PAGE: Final = 100
@@ -53,7 +53,7 @@ class AuditRoutes:
         before = _read_position(text) if text else None
         limit = query_int(request, "limit", _PAGE, 1, _PAGE_MAX)
         found, after = await self._audit.newest(self._query(request), before, limit)
-        page = shapes.AuditPage(
+        page = AuditPage(
             records=[self._shape(one) for one in found],
             before=_position_text(after) if after is not None else "",
         )
@@ -92,9 +92,9 @@ class AuditRoutes:
         membership = self._services.need(self._services.mesh).membership
         return bytes(find_member(membership.members(), wanted).node_id)
 
-    def _shape(self, entry: Entry) -> shapes.AuditRecord:
+    def _shape(self, entry: Entry) -> AuditRecord:
         chain, record = entry.chain, entry.record
-        return shapes.AuditRecord(
+        return AuditRecord(
             node=self._name_of(chain.node),
             node_id=to_text(chain.node),
             stream=chain.stream,
@@ -121,10 +121,10 @@ class AuditRoutes:
         """A page of the lives that are kept here; `floors` are what was dropped for its age."""
         text = request.query_params.get("after", "")
         lives, more = await self._audit.held(_read_chain(text) if text else None)
-        found = shapes.AuditHeld(
+        found = AuditHeld(
             node_id=to_text(self._services.node_id),
             lives=[
-                shapes.AuditLife(
+                AuditLife(
                     chain=_chain_text(one.chain),
                     first=one.first,
                     last=one.last,
@@ -145,7 +145,7 @@ class AuditRoutes:
             raise BadRequest("place is what the answer before said")
         batches, place = await self._audit.raw(chain, (int(first), int(offset)))
         after = f"{place[0]}.{place[1]}" if place != (0, 0) else ""
-        return answer(request, shapes.AuditRaw(batches=batches, place=after))
+        return answer(request, AuditRaw(batches=batches, place=after))
 
     async def anchors(self, request: Request) -> Response:
         """The seals that the strong store names, to be verified by whoever reads them."""
