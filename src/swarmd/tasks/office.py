@@ -30,7 +30,6 @@ from swarmd.base.errors import (
     from_code,
 )
 from swarmd.base.ids import NodeId
-from swarmd.base.limits import KIB
 from swarmd.base.machine import Event, Send
 from swarmd.base.rng import Rng
 from swarmd.mesh.driver import Driver
@@ -39,20 +38,17 @@ from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED, TASKS
 from swarmd.state.raft.messages import Put
 from swarmd.tasks import events as e
-from swarmd.tasks.board import Ended, Entry
+from swarmd.tasks.board import Entry
 from swarmd.tasks.config import TasksConfig
 from swarmd.tasks.gathering import as_value, compose, gather_rows
 from swarmd.tasks.machine import CoordinatorMachine
 from swarmd.tasks.messages import (
     Assign,
     AssignItem,
-    JobView,
-    Look,
-    Seen,
-    TaskView,
 )
-from swarmd.tasks.outbox import Outbox, struct_bytes
+from swarmd.tasks.outbox import Outbox
 from swarmd.tasks.ports import Blobs, Membership, Replica, Store
+from swarmd.tasks.showing import Showing
 from swarmd.tasks.spec import (
     ASSIGNMENT_PREFIX,
     JOB_PREFIX,
@@ -61,7 +57,6 @@ from swarmd.tasks.spec import (
     AgentRun,
     FromItem,
     FromTask,
-    Inline,
     Item,
     Manifest,
     Mode,
@@ -71,7 +66,6 @@ from swarmd.tasks.spec import (
     decode_assignment,
     decode_job,
     decode_task,
-    task_key,
 )
 from swarmd.tasks.writer import Writer
 from swarmd.wire.codec import decode_struct
@@ -81,11 +75,6 @@ _CONFIRM_TIMEOUT_S: Final = 2.0
 _TROUBLE_PAUSE_S: Final = 1.0
 _GAUGE_S: Final = 1.0
 _MISSED_PAUSE_S: Final = 0.01
-# What one answer may hold: a page ends earlier when its tasks are large.
-_PAGE_BYTES: Final = 384 * KIB
-_LIST_MESSAGE_CHARS: Final = 200
-_STAMP_DIGITS: Final = 20
-_NOTHING: Final = Inline(b"\xc0")
 _log = get_logger("tasks")
 
 
@@ -130,6 +119,7 @@ class OfficeShell:
         rng: Rng,
     ) -> None:
         self.machine = CoordinatorMachine(me, swarm_id, config, rng)
+        self.showing = Showing(self.machine, store)
         self.job_moved: dict[str, trio.Event] = {}
         self._holds = False
         self._me = me
@@ -300,7 +290,7 @@ class OfficeShell:
     def _resolve(self, payload: Payload, job_id: str) -> Payload:
         """What the payload refers to; itself if that is not there."""
         if isinstance(payload, FromTask):
-            record = self.record(payload.task_id)
+            record = self.showing.record(payload.task_id)
             return record.result or payload if record is not None else payload
         if isinstance(payload, FromItem):
             items = self._items.get(job_id, ())
@@ -466,7 +456,7 @@ class OfficeShell:
         for entry in entries:
             if isinstance(entry, Entry):
                 self._watchers.setdefault(entry.task_id, []).append(watcher)
-            elif (record := self.record(entry.task_id)) is not None:
+            elif (record := self.showing.record(entry.task_id)) is not None:
                 watcher.tell(record)
             else:
                 watcher.missing -= 1  # Removed in this moment.
@@ -496,81 +486,6 @@ class OfficeShell:
         await self.job_moved.setdefault(job_id, trio.Event()).wait()
 
     # ---- showing ----------------------------------------------------------------------
-
-    def record(self, task_id: str) -> TaskRecord | None:
-        """The task as the store holds it."""
-        replica = self._store.local
-        found = replica.get(task_key(task_id)) if replica is not None else None
-        return decode_task(found.value) if found is not None else None
-
-    def look(self, ask: Look) -> Seen:
-        """Tasks by name, or a page of them, newest first; alone, a task comes with its values."""
-        tasks = self.machine.board.tasks
-        if ask.task_ids:
-            found = [tasks[task_id] for task_id in ask.task_ids if task_id in tasks]
-            return Seen(tuple(self._views(found[: ask.limit], whole=len(ask.task_ids) == 1)))
-        page: list[TaskView] = []
-        size = 0
-        last: Entry | Ended | None = None
-        for entry in self._older_than(ask.after):
-            if not _matches(entry, ask):
-                continue
-            if last is not None and (len(page) >= ask.limit or size >= _PAGE_BYTES):
-                return Seen(tuple(page), f"{last.created_ms}-{last.task_id}")
-            for view in self._views([entry]):
-                page.append(view)
-                size += struct_bytes(view)
-            last = entry
-        return Seen(tuple(page))
-
-    def _older_than(self, after: str) -> Iterable[Entry | Ended]:
-        tasks = self.machine.board.tasks
-        newest_first = reversed(tasks.values())
-        if not after:
-            return newest_first
-        created, _, task_id = after.partition("-")
-        last = tasks.get(task_id)
-        if last is not None:
-            from_last_on = itertools.dropwhile(lambda entry: entry is not last, newest_first)
-            return itertools.islice(from_last_on, 1, None)
-        if not (created.isascii() and created.isdigit() and len(created) <= _STAMP_DIGITS):
-            raise BadRequest("this is no place where a page of tasks ended")
-        created_ms = int(created)
-        return (entry for entry in newest_first if entry.created_ms < created_ms)
-
-    def _views(
-        self, entries: Sequence[Entry | Ended], *, whole: bool = False
-    ) -> Iterable[TaskView]:
-        for entry in entries:
-            record = entry.record if isinstance(entry, Entry) else self.record(entry.task_id)
-            if record is None:
-                continue
-            if not whole:
-                record = _for_lists(record)
-            if isinstance(entry, Entry):
-                out = entry.state is not State.PENDING
-                node = entry.worker.node if out and entry.worker is not None else b""
-                attempts = entry.attempt if out else record.attempts
-                yield TaskView(record, entry.state, attempts, node, entry.fence)
-            else:
-                yield TaskView(record, entry.state, record.attempts, record.node, record.fence)
-
-    def job_views(self, job_id: str, limit: int) -> tuple[JobView, ...]:
-        """The job named, or the newest ones. Raises NotFound."""
-        jobs = self.machine.board.jobs
-        if job_id:
-            if job_id not in jobs:
-                raise NotFound(f"no job has the id {job_id}")
-            return (self.machine.job_view(jobs[job_id]),)
-        views: list[JobView] = []
-        size = 0
-        for job in sorted(jobs.values(), key=lambda job: -job.record.created_ms)[:limit]:
-            view = self.machine.job_view(job)
-            size += struct_bytes(view)
-            if views and size > _PAGE_BYTES:
-                break
-            views.append(view)
-        return tuple(views)
 
     async def rows(self, job_id: str, stage: int) -> Any:
         """Pages of a job's outcomes before `stage`; an async generator of `Rows`."""
@@ -610,21 +525,6 @@ async def _scan(replica: Replica, prefix: bytes, decode: Callable[[bytes], Any])
             return
         after = page[-1].key
         await trio.lowlevel.checkpoint()
-
-
-def _for_lists(record: TaskRecord) -> TaskRecord:
-    """The record without what may be large."""
-    spec = msgspec.structs.replace(record.spec, payload=_NOTHING)
-    message = record.message[:_LIST_MESSAGE_CHARS]
-    return msgspec.structs.replace(record, spec=spec, result=None, story=(), message=message)
-
-
-def _matches(entry: Entry | Ended, ask: Look) -> bool:
-    if ask.state and entry.state != ask.state:
-        return False
-    if ask.agent and entry.agent != ask.agent:
-        return False
-    return not ask.job_id or (entry.place is not None and entry.place.job_id == ask.job_id)
 
 
 def _liveness(member: Member) -> e.Liveness:

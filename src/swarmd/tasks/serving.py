@@ -45,9 +45,9 @@ async def _serve(office: OfficeShell, inbound: Inbound) -> None:
     elif isinstance(ask, m.CancelJob):
         await inbound.answer(await office.ask(lambda tag: e.CancelJobAsked(tag, ask.job_id)))
     elif isinstance(ask, m.Look):
-        await inbound.answer(office.look(ask))
+        await inbound.answer(office.showing.look(ask))
     elif isinstance(ask, m.LookJobs):
-        await inbound.answer(m.SeenJobs(office.job_views(ask.job_id, ask.limit)))
+        await inbound.answer(m.SeenJobs(office.showing.job_views(ask.job_id, ask.limit)))
     elif isinstance(ask, m.Count):
         await inbound.answer(counted(office))
     elif isinstance(ask, m.Watch):
@@ -105,7 +105,7 @@ async def _serve_job(office: OfficeShell, inbound: Inbound) -> None:
     while True:
         if not office.open:
             raise NotCoordinator("this node does not coordinate any more")
-        [view] = office.job_views(job_id, 1)
+        [view] = office.showing.job_views(job_id, 1)
         await inbound.answer(m.SeenJobs((view,)), more=not view.final)
         if view.final:
             return
