@@ -104,6 +104,7 @@ async def _ask(
         nursery.start_soon(ask_mesh)
         for one in alive[:_CLOCKS_MAX]:
             nursery.start_soon(ask_clock, one)
+    stream_only = set(mesh.membership.stream_only())
     unasked = {one.node_id for one in alive[_CLOCKS_MAX:]}
     return found[0], tuple(
         PeerFacts(
@@ -116,6 +117,7 @@ async def _ask(
             protocol=one.protocol,
             reach=found[0].reach.get(one.node_id),
             state_s=services.clock.now() - one.changed_at,
+            stream_only=one.node_id in stream_only,
         )
         for one in others
     )

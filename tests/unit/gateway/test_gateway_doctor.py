@@ -361,6 +361,17 @@ def test_large_packets_that_are_lost_are_the_mtu_s_fault_alone(reach: Reach) -> 
     assert "this host itself sends no larger ones" in own["MTU"].finding
 
 
+def test_who_was_not_tried_is_blamed_on_what_membership_knows() -> None:
+    """More members than are tried at once: that one answers over streams alone is known anyway."""
+    deaf = peer("n2", reach=None, stream_only=True)
+    found = complaints(peers=(deaf, peer("n3")))
+    wall = found["firewall"]
+    assert wall.finding == "UDP between this host and n2 is dropped, at least one way"
+    assert "udp dport" in wall.advice
+    assert complaints(peers=(peer("n2", reach=None), peer("n3"))) == {}
+    assert complaints(peers=(peer("n2", stream_only=True), peer("n3"))) == {}
+
+
 def test_who_is_heard_since_it_was_missed_does_not_hear_this_node() -> None:
     """With nobody to ask: a host that is off was heard before, and not since."""
     heard = peer("n2", "dead", False, reach=Reach("silent", heard_s=3), state_s=20)

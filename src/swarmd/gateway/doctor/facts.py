@@ -16,7 +16,7 @@ class PeerFacts:
 
     `name` has the beginning of its id with it where another is called the same.
     `skew_s` is how far its clock is ahead; `state_s` for how long its state has been what it is;
-    `reach` is None if that was not tried.
+    `reach` is None if that was not tried; `stream_only`: membership had its answers over TCP alone.
     """
 
     name: str
@@ -28,6 +28,7 @@ class PeerFacts:
     protocol: int = 0
     reach: Reach | None = None
     state_s: float = 0.0
+    stream_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

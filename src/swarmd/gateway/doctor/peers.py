@@ -36,6 +36,8 @@ class Way(Enum):
     IN = "in"
     OUT = "out"
     BOTH = "both"
+    SOME = "some"
+    """One, or both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,9 @@ def peer_checks(facts: NodeFacts) -> list[Check]:
 def hindrance(peer: PeerFacts) -> Hindrance | None:
     """The one cause that explains what was found of a member; None if all is well."""
     reach = peer.reach
-    if reach is None or reach.is_whole or reach.unasked:
+    if reach is None or reach.unasked:
+        return Hindrance("wall", Way.SOME, "UDP") if peer.stream_only else None
+    if reach.is_whole:
         return None
     if reach.small and not reach.full:
         where = "this host itself sends no larger ones" if reach.too_large else ""
@@ -139,9 +143,10 @@ def _firewall(facts: NodeFacts, hindered: dict[str, Hindrance]) -> Check:
         Way.IN: "on this host, or on the way to it",
         Way.OUT: f"on {listed([n for n, x in walls.items() if x.way is Way.OUT])}, or on the way",
         Way.BOTH: "on both sides",
+        Way.SOME: "on both sides",
     }
     ways = [way for way in Way if any(x.way is way for x in walls.values())]
-    places = "; ".join(where[way] for way in ways)
+    places = "; ".join(dict.fromkeys(where[way] for way in ways))
     return fail("firewall", "; ".join(findings), f"open {places}:\n{opening(facts.local)}")
 
 
@@ -151,6 +156,7 @@ _WALLS: Final = {
     Way.OUT: "{protocols} from this host to {names} is dropped, and passes the other way: a "
     "firewall lets one direction through",
     Way.BOTH: "{protocols} between this host and {names} is dropped both ways",
+    Way.SOME: "{protocols} between this host and {names} is dropped, at least one way",
 }
 
 
