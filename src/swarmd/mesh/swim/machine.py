@@ -89,6 +89,7 @@ class SwimMachine:
     probing_type: ClassVar[type[Probing]] = Probing
     exchange_type: ClassVar[type[Exchange]] = Exchange
     retries_type: ClassVar[type[Retries]] = Retries
+    names_type: ClassVar[type[Names]] = Names
     packets: ClassVar[Family] = PACKETS
 
     def __init__(
@@ -110,7 +111,7 @@ class SwimMachine:
         self._exchange = self.exchange_type(me, config, rng, ledger, now)
         self._retries = self.retries_type(config, rng, ledger, post, pendings)
         self._watching = Watching(me, config, ledger, post, pendings, self._probing)
-        self._names = Names(me, meta.name)
+        self._names = self.names_type(me, meta.name)
         self._gossip_armed = False
         self._news_armed = False
         self._departed = False
@@ -271,6 +272,7 @@ class SwimMachine:
         elif isinstance(packet, Ack):
             effects += self._on_ack(peer, packet, now)
             effects += self._exchange.compare(peer, packet.view, now)
+            effects += self._exchange.compare_whole(peer, packet.whole, now)
         elif isinstance(packet, PingFor):
             effects += self._probing.on_ping_for(peer, packet)
         elif isinstance(packet, Nack):

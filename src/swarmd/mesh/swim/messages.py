@@ -132,13 +132,16 @@ class SignedStatement(msgspec.Struct, frozen=True, array_like=True, forbid_unkno
 
 @dataclass(frozen=True, slots=True)
 class Rumour:
-    """A decoded rumour and the very bytes it came in; not yet verified."""
+    """A decoded rumour and the very bytes it came in; not yet verified.
+
+    `meta`: what a member says about itself, if the rumour is that it is alive.
+    """
 
     kind: MemberState
     subject: NodeId
     incarnation: int
     author: NodeId
-    body: bytes
+    meta: Meta | None
     statement: bytes
     signature: bytes
     raw: bytes
@@ -166,9 +169,12 @@ class PingFor(Growing, frozen=True, tag=2):
 
 
 class Ack(Growing, frozen=True, tag=3):
+    """I am. `whole` sums up all that the sender knows of anybody; empty from an older build."""
+
     sequence: _Sequence
     view: _View
     rumours: _Rumours
+    whole: _View = b""
 
 
 class Nack(Growing, frozen=True, tag=4):
@@ -250,14 +256,12 @@ def decode_rumour(raw: bytes) -> Rumour:
         raise MalformedMessage(f"a {said.kind} rumour with an accuser of {len(said.accuser)} bytes")
     if (said.kind is MemberState.ALIVE) != bool(said.body):
         raise MalformedMessage(f"a {said.kind} rumour with a body of {len(said.body)} bytes")
-    if said.body:
-        decode_meta(said.body)
     return Rumour(
         kind=said.kind,
         subject=NodeId(said.subject),
         incarnation=said.incarnation,
         author=NodeId(said.subject if own else said.accuser),
-        body=said.body,
+        meta=decode_meta(said.body) if said.body else None,
         statement=signed.statement,
         signature=signed.signature,
         raw=raw,

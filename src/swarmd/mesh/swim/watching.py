@@ -98,7 +98,7 @@ class Watching:
             return []
         if event.how in ("restarting", "leaving"):
             quiet_s = max(event.quiet_s, 2 * self._config.leave_timeout_s)
-            record.excuse(now + quiet_s)
+            self._ledger.members.change(record, lambda r: r.excuse(now + quiet_s))
             return []
         if record.is_excused(now) or event.how not in ("reset", "refused"):
             return []
