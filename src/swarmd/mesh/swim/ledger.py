@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from swarmd.base.errors import MalformedMessage
 from swarmd.base.ids import NodeId
@@ -88,6 +88,9 @@ class Signer(Protocol):
 
 class Ledger:
     """This node's view, its own statements, and what of both waits to be told."""
+
+    suspicion_type: ClassVar[type[Suspicion]] = Suspicion
+    record_type: ClassVar[type[Record]] = Record
 
     def __init__(
         self,
@@ -342,7 +345,7 @@ class Ledger:
         return _update(before, record)
 
     def _record(self, alive: Rumour, now: float) -> Record:
-        return Record(alive, now, self._signer.may_be(alive.subject))
+        return self.record_type(alive, now, self._signer.may_be(alive.subject))
 
     def _meet(self, rumour: Rumour, now: float) -> list[Effect]:
         if self.members.full():
@@ -394,7 +397,7 @@ class Ledger:
         before = record.view()
         config, count = self._config, self.members.present_count
         min_s = suspicion_min_s(config.suspicion_mult, count, config.probe_interval_s)
-        suspicion = Suspicion(
+        suspicion = self.suspicion_type(
             rumour.author,
             now,
             wanted=confirmations_wanted(config.suspicion_mult, count),

@@ -91,6 +91,9 @@ class SwimMachine:
     probing_type: ClassVar[type[Probing]] = Probing
     exchange_type: ClassVar[type[Exchange]] = Exchange
     retries_type: ClassVar[type[Retries]] = Retries
+    watching_type: ClassVar[type[Watching]] = Watching
+    post_type: ClassVar[type[Post]] = Post
+    names_type: ClassVar[type[Names]] = Names
     packets: ClassVar[Family] = PACKETS
 
     def __init__(
@@ -106,13 +109,13 @@ class SwimMachine:
         self.me = me
         self._config = config = settle(config)
         self._ledger = ledger = self.ledger_type(me, config, rng, signer, meta, start_counter, now)
-        self._post = post = Post(ledger, config, self.packets)
+        self._post = post = self.post_type(ledger, config, self.packets)
         self._pendings = pendings = Pendings(rng)
         self._probing = self.probing_type(me, config, rng, ledger, post, pendings)
         self._exchange = self.exchange_type(me, config, rng, ledger, now)
         self._retries = self.retries_type(config, rng, ledger, post, pendings)
-        self._watching = Watching(me, config, ledger, post, pendings, self._probing)
-        self._names = Names(me, meta.name)
+        self._watching = self.watching_type(me, config, ledger, post, pendings, self._probing)
+        self._names = self.names_type(me, meta.name)
         self._coordinates = Coordinates(me)
         self._gossip_armed = False
         self._news_armed = False
