@@ -560,6 +560,17 @@ def test_who_restarts_is_excused_for_as_long_as_it_said(bench: Bench) -> None:
     assert bench.state("x") == (SUSPECT, 1)
 
 
+@pytest.mark.parametrize(("quiet_s", "later_s", "excused"), [(9.0, 8.9, True), (9.0, 9.1, False)])
+def test_a_restart_may_take_as_long_as_was_said_and_no_longer(
+    bench: Bench, quiet_s: float, later_s: float, excused: bool
+) -> None:
+    bench.know("x")
+    bench.handle(StreamClosed(node("x"), "restarting", quiet_s=quiet_s))
+    bench.now += later_s
+    bench.handle(StreamClosed(node("x"), "reset"))
+    assert bool(bench.sent("x")) != excused
+
+
 def test_an_excuse_counts_for_one_life_and_is_given_once(bench: Bench) -> None:
     bench.know("x")
     bench.handle(StreamClosed(node("x"), "restarting", quiet_s=5.0))

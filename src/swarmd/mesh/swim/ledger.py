@@ -91,6 +91,8 @@ class Ledger:
     """This node's view, its own statements, and what of both waits to be told."""
 
     table_type: ClassVar[type[MemberTable]] = MemberTable
+    suspicion_type: ClassVar[type[Suspicion]] = Suspicion
+    record_type: ClassVar[type[Record]] = Record
 
     def __init__(
         self,
@@ -355,7 +357,7 @@ class Ledger:
         return _update(before, record)
 
     def _record(self, alive: Rumour, now: float) -> Record:
-        return Record(alive, now, self._signer.may_be(alive.subject))
+        return self.record_type(alive, now, self._signer.may_be(alive.subject))
 
     def _meet(self, rumour: Rumour, now: float) -> list[Effect]:
         if self.members.full():
@@ -407,7 +409,7 @@ class Ledger:
         before = record.view()
         config, count = self._config, self.members.present_count
         min_s = suspicion_min_s(config.suspicion_mult, count, config.probe_interval_s)
-        suspicion = Suspicion(
+        suspicion = self.suspicion_type(
             rumour.author,
             now,
             wanted=confirmations_wanted(config.suspicion_mult, count),

@@ -67,7 +67,7 @@ class Record:
         return meta
 
     def copy(self) -> Record:
-        new = Record.__new__(Record)
+        new = type(self).__new__(type(self))
         new.alive, new.incarnation, new.may_be = self.alive, self.incarnation, self.may_be
         new.state, new.evidence, new.suspicion = self.state, self.evidence, self.suspicion
         new.changed_at, new.excused_until = self.changed_at, self.excused_until

@@ -10,12 +10,9 @@ A *packet* is one probe message with as many rumours as fit PACKET_BYTES_MAX, si
 The transport encrypts and authenticates packets: the peer that a packet comes from is known.
 
 All of these may grow by the rules of `wire.codec`, but for what holds a statement and its
-signature together: nobody but the author may add to a rumour. So, when they come:
-- A network coordinate goes to the end of Ping and Ack, as a bounded list of 32-bit floats, empty
-  by default: a build that measures nothing, or an older one, sends none. What it takes is added to
-  PACKET_HEADER_BYTES_MAX, which the assertions below hold against the largest rumour.
-- News that is no rumour about a member (user events, queries) goes behind that, to the end of
-  Ping, PingFor, Ack and Gossip alike, as a bounded list of bytes which only its own room decodes;
+signature together: nobody but the author may add to a rumour. So, when it comes:
+- News that is no rumour about a member (user events, queries) goes to the end of Ping, PingFor,
+  Ack and Gossip alike, as a bounded list of bytes which only its own room decodes;
   it takes its room from what the rumours leave. An older build does not pass it on, so whoever
   has news repeats it to several, as with rumours.
 """
@@ -35,7 +32,8 @@ from swarmd.wire.codec import Family, Growing, decode_struct, encode_struct
 
 # What a packet may hold once the transport's header and tag are counted off a datagram.
 PACKET_BYTES_MAX: Final = 1_100
-# Everything of a packet that is not a rumour: format, tag, sequence, view, target, list header.
+# Everything of a packet that is not a rumour: format, tag, sequence, view, target or coordinate,
+# list header.
 PACKET_HEADER_BYTES_MAX: Final = 80
 META_BYTES_MAX: Final = 512
 STATEMENT_BYTES_MAX: Final = META_BYTES_MAX + 128
@@ -54,6 +52,8 @@ INCARNATION_MAX: Final = 2**62
 # One turn a second reaches this in millions of years; a false one cannot wear the numbers out.
 TURN_FOLLOWED_MAX: Final = 2**48
 TURN_MAX: Final = 2**62
+# A later build's may be longer than ours; whoever does not know its size ignores it.
+_PLACE_BYTES_MAX: Final = 128
 
 assert PACKET_HEADER_BYTES_MAX + RUMOUR_BYTES_MAX + 3 <= PACKET_BYTES_MAX
 assert SYNC_BYTES_MAX + 16 * KIB < MESSAGE_BYTES_MAX
@@ -66,6 +66,7 @@ _Turn = Annotated[int, msgspec.Meta(ge=0, le=TURN_MAX)]
 _View = Annotated[bytes, msgspec.Meta(max_length=8)]
 _Raw = Annotated[bytes, msgspec.Meta(max_length=RUMOUR_BYTES_MAX)]
 _Rumours = Annotated[list[_Raw], msgspec.Meta(max_length=PACKET_RUMOURS_MAX)]
+_Place = Annotated[bytes, msgspec.Meta(max_length=_PLACE_BYTES_MAX)]
 _Short = Annotated[str, msgspec.Meta(max_length=64)]
 
 
@@ -169,12 +170,15 @@ class PingFor(Growing, frozen=True, tag=2):
 
 
 class Ack(Growing, frozen=True, tag=3):
-    """I am. `whole` sums up all that the sender knows of anybody; empty from an older build."""
+    """I am there. `whole` sums up all that the sender knows of anybody. `coordinate`: where it is
+    (`coordinates`), if the asker asked itself. Either is empty from an older build.
+    """
 
     sequence: _Sequence
     view: _View
     rumours: _Rumours
     whole: _View = b""
+    coordinate: _Place = b""
 
 
 class Nack(Growing, frozen=True, tag=4):

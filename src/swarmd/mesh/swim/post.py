@@ -40,12 +40,16 @@ class Post:
     def ping_for(self, helper: NodeId, sequence: int, target: NodeId) -> Effect:
         return self._packet(helper, lambda rumours: PingFor(sequence, target, rumours))
 
-    def ack(self, peer: NodeId, sequence: int, peer_view: bytes = b"") -> Effect:
+    def ack(
+        self, peer: NodeId, sequence: int, peer_view: bytes = b"", coordinate: bytes = b""
+    ) -> Effect:
         members = self._ledger.members
         view, whole = members.view_digest(), members.whole_digest()
         # A peer with another view may hold us dead, or at an address that we left.
         differs = bool(peer_view) and peer_view != view
-        return self._packet(peer, lambda rumours: Ack(sequence, view, rumours, whole), differs)
+        return self._packet(
+            peer, lambda rumours: Ack(sequence, view, rumours, whole, coordinate), differs
+        )
 
     def nack(self, peer: NodeId, sequence: int) -> Effect:
         return Send(peer, self._packets.encode(Nack(sequence)))
