@@ -8,6 +8,7 @@ from typing import Final
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect
 from swarmd.base.rng import Rng
+from swarmd.mesh.events.machine import Kept
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.exchange import Exchange
 from swarmd.mesh.swim.ledger import TRANSITIONS, Ledger, Signer
@@ -57,8 +58,12 @@ class _ForgetfulStart(SwimMachine):
         meta: Meta,
         start_counter: int,
         now: float,
+        *,
+        kept: Kept | None = None,
+        founder: bool = False,
     ) -> None:
-        super().__init__(me, config, rng, signer, meta, min(start_counter, 1), now)
+        first = min(start_counter, 1)
+        super().__init__(me, config, rng, signer, meta, first, now, kept=kept, founder=founder)
 
 
 def _with(**parts: type) -> type[SwimMachine]:

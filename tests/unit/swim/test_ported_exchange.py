@@ -130,9 +130,10 @@ def test_a_view_of_more_rumours_than_any_is_malformed() -> None:
     assert len(decoded.rumours) == SYNC_RUMOURS_MAX
     many = msgspec.msgpack.encode([b""] * (SYNC_RUMOURS_MAX + 1))
     fits = msgspec.msgpack.encode([b""] * SYNC_RUMOURS_MAX)
-    assert raw.endswith(fits)
+    rest = msgspec.msgpack.encode(b"")
+    assert raw.endswith(fits + rest)
     with pytest.raises(MalformedMessage):
-        SWIM.decode(raw[: -len(fits)] + many)
+        SWIM.decode(raw[: -len(fits + rest)] + many + rest)
 
 
 def test_a_view_that_is_cut_short_is_malformed() -> None:

@@ -13,6 +13,7 @@ What is decided where:
 - `retries`: which of the dead to try again.
 - `names`: what happens when several carry one name.
 - `post`: what goes into a packet.
+- `mesh.events.machine`: user events, which ride along with the rest.
 
 This file hands events to them, and says when news goes out.
 """
@@ -26,6 +27,8 @@ from swarmd.base.errors import MalformedMessage
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect, Event, SetTimer
 from swarmd.base.rng import Rng
+from swarmd.mesh.events.events import SendEvent
+from swarmd.mesh.events.machine import EventsMachine, Kept
 from swarmd.mesh.swim.config import SwimConfig, settle
 from swarmd.mesh.swim.events import (
     Changed,
@@ -59,7 +62,17 @@ from swarmd.mesh.swim.events import (
 )
 from swarmd.mesh.swim.exchange import Exchange
 from swarmd.mesh.swim.ledger import Ledger, Signer
-from swarmd.mesh.swim.messages import PACKETS, Ack, MemberState, Meta, Nack, Ping, PingFor, Rumour
+from swarmd.mesh.swim.messages import (
+    PACKETS,
+    Ack,
+    Gossip,
+    MemberState,
+    Meta,
+    Nack,
+    Ping,
+    PingFor,
+    Rumour,
+)
 from swarmd.mesh.swim.names import Names
 from swarmd.mesh.swim.post import Post
 from swarmd.mesh.swim.probes import Pendings
@@ -70,6 +83,8 @@ from swarmd.wire.codec import Family
 
 # News waits for this part of the gossip interval, for other news to travel with.
 _NEWS_FRACTION: Final = 0.1
+# Who was asked for its view asks for user events in return after this part of the sync interval.
+_NEWS_ASKED_FRACTION: Final = 0.1
 
 
 class SwimMachine:
@@ -83,12 +98,14 @@ class SwimMachine:
         start_counter: higher at each start of this node, durably: its first incarnation
             outranks every rumour about its earlier lives.
         now: monotonic seconds.
+        kept, founder: see `EventsMachine`.
     """
 
     ledger_type: ClassVar[type[Ledger]] = Ledger
     probing_type: ClassVar[type[Probing]] = Probing
     exchange_type: ClassVar[type[Exchange]] = Exchange
     retries_type: ClassVar[type[Retries]] = Retries
+    events_type: ClassVar[type[EventsMachine]] = EventsMachine
     packets: ClassVar[Family] = PACKETS
 
     def __init__(
@@ -100,11 +117,15 @@ class SwimMachine:
         meta: Meta,
         start_counter: int,
         now: float,
+        *,
+        kept: Kept | None = None,
+        founder: bool = False,
     ) -> None:
         self.me = me
         self._config = config = settle(config)
         self._ledger = ledger = self.ledger_type(me, config, rng, signer, meta, start_counter, now)
-        self._post = post = Post(ledger, config, self.packets)
+        self.events = events = self.events_type(me, signer, now, kept, founder=founder)
+        self._post = post = Post(ledger, config, self.packets, events.queue)
         self._pendings = pendings = Pendings(rng)
         self._probing = self.probing_type(me, config, rng, ledger, post, pendings)
         self._exchange = self.exchange_type(me, config, rng, ledger, now)
@@ -114,11 +135,12 @@ class SwimMachine:
         self._gossip_armed = False
         self._news_armed = False
         self._departed = False
+        self._news_asked_after = now
         probing, exchange, watching = self._probing, self._exchange, self._watching
         self._handlers: Mapping[type[Event], Callable[[Any, float], list[Effect]]] = {
             Started: self._on_started,
             PacketIn: self._on_packet,
-            SyncIn: exchange.on_sync,
+            SyncIn: self._on_sync,
             SyncFailed: lambda event, now: exchange.on_failed(event),
             StreamClosed: watching.on_closed,
             StreamAnswered: probing.on_stream_answered,
@@ -140,11 +162,12 @@ class SwimMachine:
             RetryTick: lambda event, now: self._retries.on_tick(),
             SuspicionDue: self._on_suspicion_due,
             HintTick: watching.on_hint_tick,
+            SendEvent: events.on_send,
         }
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        queue = self._ledger.queue
-        pushed = queue.pushed
+        queue, news = self._ledger.queue, self.events.queue
+        pushed = queue.pushed + news.pushed
         effects = self._handlers[type(event)](event, now)
         if self._departed:
             return effects
@@ -152,9 +175,9 @@ class SwimMachine:
             self._watching.after_change(effect)
             effects += self._probing.after_change(effect)
             effects += self._names.after_change(effect)
-        if not len(queue):
+        if not len(queue) and not len(news):
             return effects
-        if queue.pushed > pushed and not self._news_armed:
+        if queue.pushed + news.pushed > pushed and not self._news_armed:
             self._news_armed = True
             effects.append(SetTimer(_NEWS_FRACTION * self._config.gossip_interval_s, NewsTick()))
         if not self._gossip_armed:
@@ -247,6 +270,7 @@ class SwimMachine:
         self._watching.forget(evicted)
         self._probing.forget(evicted)
         effects = [*ledger.shut_out(evicted), *ledger.roles_learnt()]
+        effects += self.events.shut_out(evicted)
         return [*effects, *ledger.keys_learnt(now)]
 
     def _on_suspicion_due(self, event: SuspicionDue, now: float) -> list[Effect]:
@@ -275,7 +299,22 @@ class SwimMachine:
             effects += self._probing.on_ping_for(peer, packet)
         elif isinstance(packet, Nack):
             effects += self._probing.on_nack(peer, packet, now)
+        elif isinstance(packet, Gossip):
+            for raw in packet.news:
+                effects += self.events.hear(raw, now)
         return effects
+
+    def _on_sync(self, event: SyncIn, now: float) -> list[Effect]:
+        """Take a view; if it came from one that holds other user events, ask for those, too.
+
+        Not all the time: while many are sent everybody's are different.
+        """
+        effects = self._exchange.on_sync(event, now)
+        heard, ask = self.events.hear_told(event.news, now, answer=event.answer)
+        if ask and now >= self._news_asked_after and not self._ledger.leaving:
+            self._news_asked_after = now + _NEWS_ASKED_FRACTION * self._config.sync_interval_s
+            heard += self._exchange.sync(event.peer, now)
+        return effects + heard
 
     def _on_ack(self, peer: NodeId, ack: Ack, now: float) -> list[Effect]:
         if self._probing.on_ack(peer, ack):

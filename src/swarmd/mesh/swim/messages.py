@@ -14,10 +14,11 @@ signature together: nobody but the author may add to a rumour. So, when they com
 - A network coordinate goes to the end of Ping and Ack, as a bounded list of 32-bit floats, empty
   by default: a build that measures nothing, or an older one, sends none. What it takes is added to
   PACKET_HEADER_BYTES_MAX, which the assertions below hold against the largest rumour.
-- News that is no rumour about a member (user events, queries) goes behind that, to the end of
-  Ping, PingFor, Ack and Gossip alike, as a bounded list of bytes which only its own room decodes;
-  it takes its room from what the rumours leave. An older build does not pass it on, so whoever
-  has news repeats it to several, as with rumours.
+- News that is no rumour about a member (user events) is at the end of Gossip, as a bounded list of
+  bytes which only its own room decodes (`mesh.events`); it takes its room from what the rumours
+  leave. Not in pings: while there is news there is gossip, five times as often, and an idle member
+  would send an empty list with each. What that room says in push-pull is at the end of Sync. An
+  older build does not pass it on, so whoever has news repeats it to several, as with rumours.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import msgspec
 from swarmd.base.errors import BadRequest, MalformedMessage, TooLarge
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import KIB, MESSAGE_BYTES_MAX, NAME_BYTES_MAX
+from swarmd.mesh.events.messages import EVENT_BYTES_MAX, TOLD_BYTES_MAX
 from swarmd.wire.codec import Family, Growing, decode_struct, encode_struct
 
 # What a packet may hold once the transport's header and tag are counted off a datagram.
@@ -45,6 +47,7 @@ PACKET_RUMOURS_MAX: Final = 64
 # A push-pull carries what fits; the next one starts elsewhere in the list.
 SYNC_BYTES_MAX: Final = 512 * KIB
 SYNC_RUMOURS_MAX: Final = 20_000
+PACKET_NEWS_MAX: Final = 64
 ADDRESSES_MAX: Final = 4
 ROLES_MAX: Final = 8
 TAGS_MAX: Final = 16
@@ -56,7 +59,8 @@ TURN_FOLLOWED_MAX: Final = 2**48
 TURN_MAX: Final = 2**62
 
 assert PACKET_HEADER_BYTES_MAX + RUMOUR_BYTES_MAX + 3 <= PACKET_BYTES_MAX
-assert SYNC_BYTES_MAX + 16 * KIB < MESSAGE_BYTES_MAX
+assert PACKET_HEADER_BYTES_MAX + EVENT_BYTES_MAX + 3 <= PACKET_BYTES_MAX
+assert SYNC_BYTES_MAX + TOLD_BYTES_MAX + 16 * KIB < MESSAGE_BYTES_MAX
 
 Address = tuple[str, int]
 
@@ -66,6 +70,7 @@ _Turn = Annotated[int, msgspec.Meta(ge=0, le=TURN_MAX)]
 _View = Annotated[bytes, msgspec.Meta(max_length=8)]
 _Raw = Annotated[bytes, msgspec.Meta(max_length=RUMOUR_BYTES_MAX)]
 _Rumours = Annotated[list[_Raw], msgspec.Meta(max_length=PACKET_RUMOURS_MAX)]
+_News = Annotated[bytes, msgspec.Meta(max_length=EVENT_BYTES_MAX)]
 _Short = Annotated[str, msgspec.Meta(max_length=64)]
 
 
@@ -178,13 +183,20 @@ class Nack(Growing, frozen=True, tag=4):
 
 
 class Gossip(Growing, frozen=True, tag=5):
+    """`news`: user events, which `mesh.events` decodes."""
+
     rumours: _Rumours
+    news: Annotated[list[_News], msgspec.Meta(max_length=PACKET_NEWS_MAX)] = []  # noqa: RUF012
 
 
 class Sync(Growing, frozen=True, tag=1):
-    """Push-pull over a stream: all that the sender knows, asked and answered alike."""
+    """Push-pull over a stream: all that the sender knows, asked and answered alike.
+
+    `news`: what it says of user events (`mesh.events.messages.Told`).
+    """
 
     rumours: Annotated[list[_Raw], msgspec.Meta(max_length=SYNC_RUMOURS_MAX)]
+    news: Annotated[bytes, msgspec.Meta(max_length=TOLD_BYTES_MAX)] = b""
 
 
 class StreamPing(Growing, frozen=True, tag=2):

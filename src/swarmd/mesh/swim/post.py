@@ -1,5 +1,7 @@
 """What is put into packets: one matter, and as many rumours as fit beside it.
 
+Gossip takes user events along behind the rumours, where there is room left.
+
 Whoever gets a packet while it is held suspect or dead is told so in it before all else: it alone
 can refute that (Lifeguard's buddy, section IV.C, for every kind of packet).
 """
@@ -11,9 +13,20 @@ from typing import Any, Final
 
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect, Send
+from swarmd.mesh.events.messages import UserEvent
+from swarmd.mesh.events.queue import EventQueue
+from swarmd.mesh.swim.broadcasts import LENGTH_BYTES, RUMOUR_BUDGET_BYTES
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.ledger import Ledger
-from swarmd.mesh.swim.messages import Ack, Gossip, Nack, Ping, PingFor, Rumour
+from swarmd.mesh.swim.messages import (
+    PACKET_NEWS_MAX,
+    Ack,
+    Gossip,
+    Nack,
+    Ping,
+    PingFor,
+    Rumour,
+)
 from swarmd.mesh.swim.suspicion import retransmit_limit
 from swarmd.wire.codec import Family
 
@@ -24,8 +37,11 @@ ANNOUNCE_FANOUT: Final = 16
 class Post:
     """Makes packets. `packets` is the codec of this build."""
 
-    def __init__(self, ledger: Ledger, config: SwimConfig, packets: Family) -> None:
+    def __init__(
+        self, ledger: Ledger, config: SwimConfig, packets: Family, news: EventQueue
+    ) -> None:
         self._ledger = ledger
+        self._news = news
         self._config = config
         self._packets = packets
 
@@ -49,17 +65,32 @@ class Post:
     def nack(self, peer: NodeId, sequence: int) -> Effect:
         return Send(peer, self._packets.encode(Nack(sequence)))
 
-    def gossip(self, peers: Sequence[NodeId], first: tuple[Rumour, ...] = ()) -> list[Effect]:
-        """What waits, to each of `peers` as long as there is any; `first` to all of them."""
-        queue = self._ledger.queue
-        return [self._packet(peer, Gossip, first=first) for peer in peers if first or len(queue)]
+    def gossip(
+        self,
+        peers: Sequence[NodeId],
+        first: tuple[Rumour, ...] = (),
+        news: tuple[UserEvent, ...] = (),
+    ) -> list[Effect]:
+        """What waits, to each of `peers` as long as there is any; `first` and `news` to all."""
+
+        def gossip(rumours: list[bytes]) -> Gossip:
+            """User events take the room that rumours leave."""
+            room = RUMOUR_BUDGET_BYTES - sum(len(raw) + LENGTH_BYTES for raw in rumours)
+            limit = self._retransmits()
+            return Gossip(rumours, self._news.take(room, limit, PACKET_NEWS_MAX, first=news))
+
+        return [
+            self._packet(peer, gossip, first=first)
+            for peer in peers
+            if first or news or len(self._ledger.queue) or len(self._news)
+        ]
 
     def announce(self) -> list[Effect]:
         """What this node has just said itself, to as many as all of a small swarm."""
-        said = self._ledger.announcements()
-        if not said:
+        said, news = self._ledger.announcements(), self._news.fresh()
+        if not said and not news:
             return []
-        return self.gossip(self._ledger.members.pick_present(ANNOUNCE_FANOUT), said)
+        return self.gossip(self._ledger.members.pick_present(ANNOUNCE_FANOUT), said, news)
 
     def say_goodbye(self) -> list[Effect]:
         """The same as it leaves, also to the dead: it may be that only a partition made them so."""
