@@ -38,6 +38,7 @@ _ROLES = ("voter", "worker", "observer")
         "swarmctl node evict n3",
         "swarmctl node topology",
         "swarmctl node tags n3 rack=a",
+        "swarmctl node query uptime",
         "swarmctl node pending",
         "swarmctl node approve 1a2b3c4d5e",
     ],
@@ -45,6 +46,7 @@ _ROLES = ("voter", "worker", "observer")
         "pending": ("swarmd.cli.commands.approval:pending", "Show nodes that ask to join."),
         "approve": ("swarmd.cli.commands.approval:approve", "Let a node in that asks to join."),
         "deny": ("swarmd.cli.commands.approval:deny", "Refuse a node that asks to join."),
+        "query": ("swarmd.cli.commands.query:query", "Ask all nodes how they are."),
     },
 )
 def node() -> None:

@@ -29,7 +29,7 @@ from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED, USER_EVENTS
 from swarmd.wire.codec import decode_struct
 
-__all__ = ["UserEvent", "UserEvents", "Watch", "load_kept"]
+__all__ = ["UserEvent", "UserEvents", "Watch", "check_event", "load_kept"]
 
 WATCHED_MAX: Final = 1_000
 _WATCHES_MAX: Final = 256
