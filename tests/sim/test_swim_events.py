@@ -87,5 +87,13 @@ def test_an_event_is_passed_on_for_a_while_and_then_there_is_silence() -> None:
     assert _waiting(sim) == 0
 
 
+def test_who_is_alone_may_send_as_much_as_anybody() -> None:
+    sim = joined(1)
+    for _ in range(200):
+        sim.send("n0")
+        sim.run_for(0.5)
+    assert len(sim.told_to("n0")) == 200
+
+
 def _waiting(sim: EventsWorld) -> int:
     return sum(len(node.machine.events.queue) for node in sim.nodes.values() if node.machine)

@@ -183,7 +183,7 @@ class SwimWorld:
             node.boot,
             self.world.now,
             kept=node.kept,
-            founder=name == next(iter(self.nodes)),
+            founder=node.boot == 1 and name == next(iter(self.nodes)),
         )
         self.network.attach(name, lambda _, packet: self._arrive(node, packet))
         self.feed(node, Started())

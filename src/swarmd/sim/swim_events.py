@@ -90,7 +90,8 @@ class EventsWorld(SwimWorld):
         super().start(name, *seeds, moved=moved)
         node = self.nodes[name]
         assert node.machine is not None
-        if node.machine.events.kept() is not None:  # The founder knows all there is.
+        node.kept = node.machine.events.kept()
+        if node.kept is not None:  # The founder knows all there is.
             self._placed_at.setdefault(name, self.world.now)
 
     # ---- performing -------------------------------------------------------------------------

@@ -288,6 +288,17 @@ def test_a_node_sends_no_more_at_once_than_it_can_pass_on() -> None:
     assert isinstance(a.send(), UserEvent)
 
 
+def test_where_there_is_nobody_to_tell_nothing_waits() -> None:
+    a = Member("a")
+    a.send()
+    a.machine.queue.clear()
+    assert a.machine.queue.fresh() == ()
+    assert a.machine.queue.take(1_000, 4, 64) == []
+    b = Member("b")
+    b.ask(a)
+    assert len(b.told) == 1, "who comes back asks"
+
+
 # ---- from now on ------------------------------------------------------------------------
 
 

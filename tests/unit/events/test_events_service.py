@@ -112,14 +112,26 @@ async def test_what_was_told_outlives_a_restart(nursery: trio.Nursery) -> None:
     nursery.start_soon(node.events.save)
     sent = await node.events.send("a", "x" * 512)
     with trio.fail_after(5):
-        while not (kept := load_kept(node.disk)):  # noqa: ASYNC110 - written by a thread
+        while (kept := load_kept(node.disk)) != Kept(1, (sent,)):  # noqa: ASYNC110 - by a thread
             await trio.sleep(0.01)
-    assert kept == Kept(1, (sent,))
     again = Node(node.disk, kept, founder=False)
     assert again.events.recent() == [sent]
     assert (await again.events.send("b")).time == 2
     assert again.machine.hear(sent.raw, NEW_HERE_S) == []
     nursery.cancel_scope.cancel()
+
+
+async def test_what_was_told_last_is_kept_when_the_daemon_ends() -> None:
+    node = Node()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.events.save)
+        with trio.fail_after(5):
+            while load_kept(node.disk) is None:  # noqa: ASYNC110 - written by a thread
+                await trio.sleep(0.01)
+        assert load_kept(node.disk) == Kept(0), "the first of all saves has no event"
+        sent = await node.events.send("a")
+        nursery.cancel_scope.cancel()
+    assert load_kept(node.disk) == Kept(1, (sent,))
 
 
 @pytest.mark.parametrize("harm", [lambda raw: raw[:-1], lambda raw: raw[:9] + b"x" + raw[10:]])

@@ -117,7 +117,8 @@ class QueryRoutes:
     ) -> list[NodeAnswer]:
         """An answer, or why there is none, of each of them in their order."""
         late = f"it did not answer within {timeout_s:g} s"
-        found = [_problem(one, "timeout", late) for one in chosen]
+        took_ms = round(timeout_s * 1_000)
+        found = [_problem(one, "timeout", late, took_ms) for one in chosen]
         limit = trio.CapacityLimiter(_AT_ONCE_MAX)
         started = trio.current_time()
 
@@ -170,5 +171,11 @@ class QueryRoutes:
 _SILENT: Final = ("timeout", "unreachable")
 
 
-def _problem(member: Member, code: str, problem: str) -> NodeAnswer:
-    return NodeAnswer(node=member.name, node_id=to_text(member.node_id), code=code, problem=problem)
+def _problem(member: Member, code: str, problem: str, took_ms: int = 0) -> NodeAnswer:
+    return NodeAnswer(
+        node=member.name,
+        node_id=to_text(member.node_id),
+        code=code,
+        problem=problem,
+        took_ms=took_ms,
+    )

@@ -137,6 +137,8 @@ class EventsMachine:
         """Take an event that came with gossip."""
         if self._placed:
             return self._take(raw, now)
+        if raw in self._early:
+            return []
         if len(self._early) >= EARLY_MAX:
             return [EventRefused("early")]  # It comes again with push-pull.
         self._early.append(raw)

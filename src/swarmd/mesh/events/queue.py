@@ -52,6 +52,11 @@ class EventQueue:
         for key in [k for k, event in self._waiting.items() if event.origin in shut_out]:
             self._drop(key)
 
+    def clear(self) -> None:
+        """Forget all: there is nobody to tell. Who comes back asks by push-pull."""
+        self._waiting.clear()
+        self._sent.clear()
+
     def take(
         self, room: int, limit: int, most: int, *, first: tuple[UserEvent, ...] = ()
     ) -> list[bytes]:

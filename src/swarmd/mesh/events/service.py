@@ -183,16 +183,27 @@ class UserEvents:
         raise _REFUSALS.get(outcome, Unavailable)(_WHY[outcome])
 
     async def save(self) -> None:
-        """Keep what outlives a restart, as it changes, until cancelled."""
-        while True:
-            await self._unsaved.wait()
-            self._unsaved = trio.Event()
-            kept = self._machine.kept()
-            if kept is not None:
-                await trio.to_thread.run_sync(self._write, kept)
-            await trio.sleep(_SAVE_EVERY_S)
+        """Keep what outlives a restart, first and as it changes, until cancelled; and at the end.
 
-    def _write(self, kept: Kept) -> None:
+        First, so that this node is none that has just joined when it is started anew.
+        """
+        self._unsaved.set()
+        try:
+            while True:
+                await self._unsaved.wait()
+                await trio.to_thread.run_sync(self._write, self._to_write())
+                await trio.sleep(_SAVE_EVERY_S)
+        finally:
+            if self._unsaved.is_set():
+                self._write(self._to_write())
+
+    def _to_write(self) -> Kept | None:
+        self._unsaved = trio.Event()
+        return self._machine.kept()
+
+    def _write(self, kept: Kept | None) -> None:
+        if kept is None:
+            return
         body = msgspec.msgpack.encode(_Saved(kept.time, tuple(one.raw for one in kept.events)))
         try:
             self._disk.replace(_FILE, seal_body(_FILE, _FORMAT, body))

@@ -102,7 +102,10 @@ class Post:
         """What waits, to some members and those who died so recently that they may answer."""
         config = self._config
         dead_since = now - config.gossip_to_dead_s
-        return self.gossip(self._ledger.members.pick_hearers(config.gossip_fanout, dead_since))
+        peers = self._ledger.members.pick_hearers(config.gossip_fanout, dead_since)
+        if not peers:
+            self._news.clear()
+        return self.gossip(peers)
 
     def _packet(
         self,

@@ -497,7 +497,7 @@ async def open_membership(
     Args:
         disk: holds the files `starts` and `members` of this room, and `events`.
         meta: what this node says about itself.
-        founder: it made the swarm.
+        founder: it made the swarm; that counts at its first start.
 
     Raises:
         TooLarge: `meta` is too large.
@@ -507,9 +507,10 @@ async def open_membership(
     encode_meta(meta)
     settled = settle(config)
     remembered = _load_members(disk)
+    starts = _count_start(disk)
     machine = SwimMachine(
-        link.node_id, config, rng, signer, meta, _count_start(disk), clock.now(),
-        kept=load_kept(disk), founder=founder,
+        link.node_id, config, rng, signer, meta, starts, clock.now(),
+        kept=load_kept(disk), founder=founder and starts == 1,
     )  # fmt: skip
     async with trio.open_nursery() as nursery:
         membership = Membership(
