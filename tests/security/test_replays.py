@@ -114,6 +114,7 @@ DOMAINS = (
     "audit",
     "audit-floor",
     "authority",
+    "event",
     "head",
     "join-hello",
     "join-knock",
@@ -155,8 +156,8 @@ def test_one_signature_used_elsewhere(made_for: str, used_for: str) -> None:
         verify_envelope(found, SWARM, ACCEPTED)
 
 
-@pytest.mark.parametrize("made_for", [d for d in DOMAINS if d != "rumour"])
-def test_a_signature_for_something_else_is_no_rumour(made_for: str) -> None:
+@pytest.mark.parametrize("made_for", DOMAINS)
+def test_a_signature_for_something_else_is_no_rumour_and_no_event(made_for: str) -> None:
     class Trust:
         swarm_id = SWARM
 
@@ -170,5 +171,7 @@ def test_a_signature_for_something_else_is_no_rumour(made_for: str) -> None:
     signer = RumourSigner(KEY, Trust())  # type: ignore[arg-type]
     said = b"statement"
     assert signer.verify_rumour(KEY.key_id, said, signer.sign_rumour(said))
-    other = KEY.sign(signing_bytes(made_for, SWARM, said))
-    assert not signer.verify_rumour(KEY.key_id, said, other)
+    assert signer.verify_event(KEY.key_id, said, signer.sign_event(said))
+    made = KEY.sign(signing_bytes(made_for, SWARM, said))
+    assert signer.verify_rumour(KEY.key_id, said, made) == (made_for == "rumour")
+    assert signer.verify_event(KEY.key_id, said, made) == (made_for == "event")

@@ -61,6 +61,12 @@ SECRETS_MAX: Final = 1_000
 SECRET_BYTES_MAX: Final = 32 * KIB
 ENVIRONMENT_BYTES_MAX: Final = 256 * KIB
 
+# User events, and questions to all members. What is kept of events goes along with a view.
+EVENT_PAYLOAD_BYTES_MAX: Final = 512
+EVENTS_KEPT_MAX: Final = 512
+EVENTS_KEPT_BYTES_MAX: Final = 192 * KIB
+QUERY_ANSWER_BYTES_MAX: Final = 1 * KIB
+
 # Members and files.
 MEMBERS_MAX: Final = 10_000
 NAME_BYTES_MAX: Final = 128

@@ -24,6 +24,7 @@ LAZY: Final = {
     "agent": (f"{_COMMANDS}.agent:agent", "Deploy, list, remove agents; read their logs."),
     "kv": (f"{_COMMANDS}.kv:kv", "The swarm's strongly consistent keys."),
     "bus": (f"{_COMMANDS}.bus:bus", "Messages between agents and programs, as they come."),
+    "event": (f"{_COMMANDS}.event:event", "Named events that every node tells every other."),
     "lease": (f"{_COMMANDS}.lease:lease", "Rights that end by themselves, and their keys."),
     "raft": (f"{_COMMANDS}.raft:raft", "How the voters' logs are."),
     "voter": (f"{_COMMANDS}.voter:voter", "Who votes, and who is pinned to a seat."),

@@ -13,6 +13,7 @@ import msgspec
 from swarmd.base.errors import SwarmError, Unreachable
 from swarmd.base.limits import SUBMIT_TASKS_MAX
 from swarmd.client.bus import BusCalls
+from swarmd.client.events import EventCalls
 from swarmd.client.members import MemberCalls
 from swarmd.client.recipes import RecipeCalls
 from swarmd.client.requests import RETRY_PAUSE_S, segment
@@ -28,7 +29,7 @@ REQUEST_BYTES: Final = 16 * 1024 * 1024
 _SNAPSHOT_ITEM: Any = shapes.SnapshotItem
 
 
-class Client(RecipeCalls, MemberCalls, BusCalls):
+class Client(RecipeCalls, MemberCalls, BusCalls, EventCalls):
     """Talks to one daemon, or to the first of several that answers.
 
     Args:

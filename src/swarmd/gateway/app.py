@@ -19,11 +19,13 @@ from swarmd.gateway.routes.audit import AuditRoutes
 from swarmd.gateway.routes.authority import Authority
 from swarmd.gateway.routes.bus import BusRoutes
 from swarmd.gateway.routes.cluster import Cluster
+from swarmd.gateway.routes.events import EventRoutes
 from swarmd.gateway.routes.jobs import JobRoutes
 from swarmd.gateway.routes.keystream import KeyStreams
 from swarmd.gateway.routes.kv import Kv
 from swarmd.gateway.routes.leases import LeaseRoutes
 from swarmd.gateway.routes.members import Members
+from swarmd.gateway.routes.queries import QueryRoutes
 from swarmd.gateway.routes.raft import RaftRoutes
 from swarmd.gateway.routes.recipes import RecipeRoutes
 from swarmd.gateway.routes.rtt import RttRoutes
@@ -66,6 +68,8 @@ class Api:
             *AccessRoutes(context).routes(),
             *SecretRoutes(context).routes(),
             *AuditRoutes(context).routes(),
+            *EventRoutes(context).routes(),
+            *QueryRoutes(context).routes(),
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

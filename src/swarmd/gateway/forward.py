@@ -125,7 +125,7 @@ FORWARD: Final = Family("forward", Part, Taken, Ask, Head, Body)
 _ASKS_MSGPACK: Final = ((b"accept", MSGPACK.encode()),)
 _ANSWER_BYTES_MAX: Final = MIB
 # What nodes ask each other of their own accord.
-_NODE_RULES: Final = ("cluster:read",)
+_NODE_RULES: Final = ("cluster:read", "node:query")
 _PASSED_ON: Final = frozenset({b"accept", b"content-type", b"host"})
 
 
@@ -247,7 +247,9 @@ class Forwarder:
         return upload
 
 
-async def ask_member(link: Link, peer: NodeId, path: str, *, timeout_s: float) -> bytes:
+async def ask_member(
+    link: Link, peer: NodeId, path: str, *, timeout_s: float, query: bytes = b""
+) -> bytes:
     """What a member answers to a GET of `path` as msgpack, for the node's own questions.
 
     Raises:
@@ -256,7 +258,7 @@ async def ask_member(link: Link, peer: NodeId, path: str, *, timeout_s: float) -
     ask = Ask(
         method="GET",
         path=path,
-        query=b"",
+        query=query,
         headers=_ASKS_MSGPACK,
         upload=b"",
         body=b"",

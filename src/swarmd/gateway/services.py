@@ -28,6 +28,7 @@ from swarmd.identity.genesis import Genesis
 from swarmd.mesh.approval.messages import Waiting
 from swarmd.mesh.bus.service import Bus
 from swarmd.mesh.config import MeshConfig
+from swarmd.mesh.events.service import UserEvents
 from swarmd.mesh.facts import MeshFacts
 from swarmd.mesh.link import Link
 from swarmd.mesh.swim.coordinates import Coordinate
@@ -55,6 +56,8 @@ class Membership(Protocol):
     @property
     def own_tags(self) -> dict[str, str]: ...
     def set_tags(self, tags: Mapping[str, str]) -> None: ...
+    @property
+    def events(self) -> UserEvents: ...
 
 
 class Waiters(Protocol):

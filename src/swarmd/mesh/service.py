@@ -481,6 +481,7 @@ async def open_mesh(
             config=swim,
             clock=clock,
             rng=derive(rng, "swim"),
+            founder=key.public == trust.genesis.first_node_public,
         ) as membership,
         _open_discovery(config, key, trust, bound, told) as mdns,
         watch_interfaces() as watch,

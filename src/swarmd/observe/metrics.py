@@ -60,6 +60,7 @@ BYTES = Counter(
     registry=REGISTRY,
 )
 MEMBERS = Gauge("swarmd_members", "Members by state, as seen here", ["state"], registry=REGISTRY)
+USER_EVENTS = Counter("swarmd_user_events_total", "User events told here", registry=REGISTRY)
 TASKS = Gauge("swarmd_tasks", "Tasks by state", ["state"], registry=REGISTRY)
 AUDIT_RECORDS = Counter(
     "swarmd_audit_records_total",

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 from swarmd.mesh.swim.machine import SwimMachine
-from swarmd.sim import bus, raft, swarm, swim, swim_mutants, tasks
+from swarmd.sim import bus, raft, swarm, swim, swim_events, swim_mutants, tasks
 from swarmd.sim.raft_rules import SealRule
 from swarmd.state.raft.guards import Guard
 
@@ -138,6 +138,15 @@ _BUS: Final[dict[str, How]] = {
         "tests/unit/bus/test_bus_machine.py::test_without_its_guard_an_ended_session_is_heard"
     ),
 }
+_EVENTS: Final[dict[str, How]] = {
+    guard: BySeed("events", seed)
+    for guard, seed in (
+        ("events.known_once", 0),
+        ("events.push_pull", 0),
+        ("events.memory_over_restarts", 0),
+        ("events.lamport_time", 0),
+    )
+}
 _SWARM: Final[dict[str, How]] = {
     Guard.W2_PERSIST_FIRST.value: BySeed("all", 0),
     Guard.W2_REWRITE_AFTER_FAULT.value: BySeed("all", 5),
@@ -151,6 +160,7 @@ MUTANTS: Final[Mapping[str, Mapping[str, How]]] = MappingProxyType(
         "raft": {**_RAFT, **_SEAL},
         "tasks": _TASKS,
         "bus": _BUS,
+        "events": _EVENTS,
         "all": {**_SWIM, **_RAFT, **_TASKS, **_SWARM},
     }
 )
@@ -164,6 +174,9 @@ def _violations(sim: str, seed: int, mutant: str) -> list[str]:
     if sim == "raft":
         report = raft.sweep(seeds, removed_guards=removed, stop_at_violation=bool(mutant))
         return [text for _, text in report.violations]
+    if sim == "events":
+        made = swim_events.MUTANTS[mutant] if mutant else None
+        return swim_events.run_seed(seed, made).world.violations
     if sim == "bus":
         guards = frozenset(one.removeprefix("bus.") for one in removed)
         return bus.run_seed(seed, guards).world.violations
@@ -209,6 +222,11 @@ def _bus_seed(seed: int) -> tuple[list[str], Mapping[str, int]]:
     return world.violations, world.counts
 
 
+def _events_seed(seed: int) -> tuple[list[str], Mapping[str, int]]:
+    world = swim_events.run_seed(seed).world
+    return world.violations, world.counts
+
+
 def _swarm_seed(seed: int) -> tuple[list[str], Mapping[str, int]]:
     report = swarm.sweep(range(seed, seed + 1))
     return [text for _, text in report.violations], report.counts
@@ -242,6 +260,7 @@ SIMULATIONS: Final[Mapping[str, Simulation]] = MappingProxyType(
             ("acknowledged", "coordinator_change", "restart", "attempt"),
         ),
         "bus": Simulation(_bus_seed, bus.FAULTS, bus.OTHERS),
+        "events": Simulation(_events_seed, swim_events.FAULTS, swim_events.OTHERS),
         "all": Simulation(
             _swarm_seed,
             swarm.FAULTS,

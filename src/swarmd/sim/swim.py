@@ -21,6 +21,7 @@ from typing import Final
 
 from swarmd.base.ids import NodeId, digest
 from swarmd.base.machine import Effect, Event, Send, SetTimer
+from swarmd.mesh.events.machine import Kept
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.events import (
     Changed,
@@ -75,6 +76,12 @@ class SimSigner:
     def sign_rumour(self, statement: bytes) -> bytes:
         return _tag(self._me, statement)
 
+    def sign_event(self, said: bytes) -> bytes:
+        return _tag(self._me, b"event" + said)
+
+    def verify_event(self, origin: NodeId, said: bytes, signature: bytes) -> bool:
+        return _tag(origin, b"event" + said) == signature
+
     def may_be(self, node_id: NodeId) -> tuple[str, ...] | None:
         return None
 
@@ -90,6 +97,8 @@ def _tag(key: bytes, statement: bytes) -> bytes:
 class SimNode:
     """A host; `machine` is None while it is down. `boot` tells the lives of its process apart.
 
+    `kept`: what its disk has of user events, where somebody writes it (`sim.swim_events`).
+
     `called`: the name that it gives itself, if another than `name`.
     """
 
@@ -101,6 +110,7 @@ class SimNode:
     left: bool = False
     unheard: bool = False
     paused: bool = False
+    kept: Kept | None = None
     held: list[tuple[Event, int]] = field(default_factory=list)
     troubled_at: float = 0.0
     heard_from: dict[NodeId, Address] = field(default_factory=dict)
@@ -172,6 +182,8 @@ class SwimWorld:
             self.meta_of(node),
             node.boot,
             self.world.now,
+            kept=node.kept,
+            founder=node.boot == 1 and name == next(iter(self.nodes)),
         )
         self.network.attach(name, lambda _, packet: self._arrive(node, packet))
         self.feed(node, Started())
@@ -359,11 +371,11 @@ class SwimWorld:
         faults = self.network.faults
         delay_s = self.rng.uniform(faults.delay_min_s, faults.delay_max_s)
         assert node.machine is not None
-        asked = tuple(node.machine.view())
+        asked = SyncIn(node.node_id, tuple(node.machine.view()), news=node.machine.events.told())
         self.world.after(2 * delay_s, self._sync_ask, node, node.boot, peer, asked, delay_s)
 
     def _sync_ask(
-        self, node: SimNode, boot: int, peer: SimNode, asked: tuple[bytes, ...], delay_s: float
+        self, node: SimNode, boot: int, peer: SimNode, asked: SyncIn, delay_s: float
     ) -> None:
         broken = self.network.is_cut(node.name, peer.name) or peer.machine is None or peer.paused
         if broken or self.network.is_cut(peer.name, node.name):
@@ -371,11 +383,12 @@ class SwimWorld:
             self.world.after(_STREAM_TIMEOUT_S, self._fire, node, boot, failed)
             return
         assert peer.machine is not None
-        answer = SyncIn(peer.node_id, tuple(peer.machine.view()), answer=True)
+        news = peer.machine.events.told(asked.news)
+        answer = SyncIn(peer.node_id, tuple(peer.machine.view()), answer=True, news=news)
         peer.heard_from[node.node_id] = node.address
         node.heard_from[peer.node_id] = peer.address
         self.world.after(delay_s, self._fire, node, boot, answer)
-        self.feed(peer, SyncIn(node.node_id, asked))
+        self.feed(peer, asked)
 
     def _stream_probe(self, node: SimNode, effect: StreamProbe) -> None:
         """Over a stream; a cut stops it, loss does not."""
@@ -495,8 +508,8 @@ def run_seed(seed: int, machine: type[SwimMachine] = SwimMachine) -> SwimWorld:
     end = sim.world.now + CHAOS_S
     while sim.world.now < end:
         sim.run_for(sim.rng.uniform(1.0, 8.0))
-        _disturb(sim)
-    _make_peace(sim)
+        disturb(sim)
+    make_peace(sim)
     sim.run_for(SETTLE_S)
     for text in sim.disagreements():
         sim.world.violate(f"after {SETTLE_S:.0f} s of peace {text}")
@@ -514,10 +527,10 @@ def sweep(seeds: range, machine: type[SwimMachine] = SwimMachine) -> Report:
     return report
 
 
-def _disturb(sim: SwimWorld) -> None:
-    """One fault, or the end of one."""
+def disturb(sim: SwimWorld) -> None:
+    """One fault, or the end of one. Hosts that were never started stay down."""
     running = sim.running()
-    down = [n for n in sim.nodes.values() if n.machine is None]
+    down = [n for n in sim.nodes.values() if n.machine is None and n.boot]
     paused = [n for n in running if n.paused]
     awake = [n for n in running if not n.paused]
     rng = sim.rng
@@ -562,7 +575,7 @@ def _restart(sim: SwimWorld, node: SimNode) -> None:
         sim.start(node.name, *sim.rng.sample(others, sim.rng.choice((0, 1, len(others)))))
 
 
-def _make_peace(sim: SwimWorld) -> None:
+def make_peace(sim: SwimWorld) -> None:
     sim.heal()
     sim.network.faults = LinkFaults()
     for node in sim.nodes.values():

@@ -15,6 +15,7 @@ from collections.abc import (
 )
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -34,6 +35,7 @@ from swarmd.base.errors import (
     SecretInUse,
 )
 from swarmd.base.ids import NodeId, digest, job_id_of, task_id_of
+from swarmd.base.machine import Event
 from swarmd.gateway.access.service import Access
 from swarmd.gateway.config import GatewayConfig
 from swarmd.gateway.service import Gateway, open_gateway
@@ -44,11 +46,17 @@ from swarmd.identity.keys import SigningKey
 from swarmd.identity.signing import verify_envelope
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.discovery.adverts import InterfaceFacts
+from swarmd.mesh.events.events import SendEvent
+from swarmd.mesh.events.machine import EventsMachine
+from swarmd.mesh.events.service import UserEvents
 from swarmd.mesh.facts import MeshFacts
 from swarmd.mesh.swim.coordinates import Coordinate, Coordinates
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.mesh.swim.tags import Tags, checked_tags
+from swarmd.sim.disk import SimDisk
+from swarmd.sim.swim import SimSigner
+from swarmd.sim.world import World
 from swarmd.state.blobs.messages import BlobRef, hash_of
 from swarmd.state.raft.bounds import problem_of
 from swarmd.state.raft.messages import (
@@ -128,6 +136,20 @@ class FakeMembership:
 
     def get(self, node_id: NodeId) -> Member | None:
         return next((one for one in self.found if one.node_id == node_id), None)
+
+    @cached_property
+    def events(self) -> UserEvents:
+        """The real shell and machine of a node that is alone: n1."""
+        me = node_id("n1")
+        machine = EventsMachine(me, SimSigner(me), 0.0, founder=True)
+
+        def feed(event: Event) -> None:
+            assert isinstance(event, SendEvent)
+            for effect in machine.on_send(event, 0.0):
+                events.performers[type(effect)](effect)
+
+        events = UserEvents(machine, feed, SimDisk(World(0), "n1"), BootClock())
+        return events
 
 
 @dataclass

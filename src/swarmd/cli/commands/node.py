@@ -39,6 +39,7 @@ _ROLES = ("voter", "worker", "observer")
         "swarmctl node topology",
         "swarmctl node rtt n2 n3",
         "swarmctl node tags n3 rack=a",
+        "swarmctl node query uptime",
         "swarmctl node pending",
         "swarmctl node approve 1a2b3c4d5e",
     ],
@@ -46,6 +47,7 @@ _ROLES = ("voter", "worker", "observer")
         "pending": ("swarmd.cli.commands.approval:pending", "Show nodes that ask to join."),
         "approve": ("swarmd.cli.commands.approval:approve", "Let a node in that asks to join."),
         "deny": ("swarmd.cli.commands.approval:deny", "Refuse a node that asks to join."),
+        "query": ("swarmd.cli.commands.query:query", "Ask all nodes how they are."),
     },
 )
 def node() -> None:

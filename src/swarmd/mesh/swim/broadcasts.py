@@ -19,7 +19,7 @@ from swarmd.mesh.swim.messages import (
 QUEUE_MAX: Final = 4_096
 RUMOUR_BUDGET_BYTES: Final = PACKET_BYTES_MAX - PACKET_HEADER_BYTES_MAX
 # A msgpack byte string of up to 64 KiB costs three bytes of header at most.
-_LENGTH_BYTES: Final = 3
+LENGTH_BYTES: Final = 3
 
 
 class _Waiting:
@@ -68,17 +68,19 @@ class BroadcastQueue:
             if waiting.rumour.author in authors:
                 del self._waiting[subject]
 
-    def take(self, limit: int, *, first: tuple[Rumour, ...] = ()) -> list[bytes]:
+    def take(
+        self, limit: int, *, first: tuple[Rumour, ...] = (), room: int = RUMOUR_BUDGET_BYTES
+    ) -> list[bytes]:
         """The bytes of what goes into the next packet, `first` before all else.
 
         Args:
             limit: a rumour that was taken this often is forgotten.
             first: what this packet must say whatever waits; not counted as a transmission.
+            room: in bytes, the heads of the rumours included.
         """
         chosen: list[bytes] = []
-        room = RUMOUR_BUDGET_BYTES
         for rumour in first:
-            room -= len(rumour.raw) + _LENGTH_BYTES
+            room -= len(rumour.raw) + LENGTH_BYTES
             if room < 0:
                 return chosen
             chosen.append(rumour.raw)
@@ -87,7 +89,7 @@ class BroadcastQueue:
         spent: list[NodeId] = []
         # `sorted` is stable: among equals the oldest goes first, so none waits for ever.
         for waiting in sorted(self._waiting.values(), key=lambda w: w.sent):
-            size = len(waiting.rumour.raw) + _LENGTH_BYTES
+            size = len(waiting.rumour.raw) + LENGTH_BYTES
             if size > room or waiting.rumour in first:
                 continue
             room -= size

@@ -53,6 +53,7 @@ class SyncIn(Event):
     peer: NodeId
     rumours: tuple[bytes, ...]
     answer: bool = False
+    news: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from swarmd.base.errors import MalformedMessage
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect, SetTimer
 from swarmd.base.rng import Rng
+from swarmd.mesh.events.machine import EventSigner
 from swarmd.mesh.swim.broadcasts import BroadcastQueue
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.events import Changed, Member, Refused, SuspicionDue
@@ -73,7 +74,7 @@ _ANNOUNCEMENTS_MAX: Final = 16
 _TIMER_SLACK_S: Final = 1e-6
 
 
-class Signer(Protocol):
+class Signer(EventSigner, Protocol):
     def sign_rumour(self, statement: bytes) -> bytes:
         """This node's signature, 64 bytes."""
         ...

@@ -14,6 +14,7 @@ What is decided where:
 - `coordinates`: how far members are from each other.
 - `names`: what happens when several carry one name.
 - `post`: what goes into a packet.
+- `mesh.events.machine`: user events, which ride along with the rest.
 
 This file hands events to them, and says when news goes out.
 """
@@ -27,6 +28,8 @@ from swarmd.base.errors import MalformedMessage
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect, Event, SetTimer
 from swarmd.base.rng import Rng
+from swarmd.mesh.events.events import SendEvent
+from swarmd.mesh.events.machine import EventsMachine, Kept
 from swarmd.mesh.swim.config import SwimConfig, settle
 from swarmd.mesh.swim.coordinates import Coordinate, Coordinates
 from swarmd.mesh.swim.events import (
@@ -61,7 +64,17 @@ from swarmd.mesh.swim.events import (
 )
 from swarmd.mesh.swim.exchange import Exchange
 from swarmd.mesh.swim.ledger import Ledger, Signer
-from swarmd.mesh.swim.messages import PACKETS, Ack, MemberState, Meta, Nack, Ping, PingFor, Rumour
+from swarmd.mesh.swim.messages import (
+    PACKETS,
+    Ack,
+    Gossip,
+    MemberState,
+    Meta,
+    Nack,
+    Ping,
+    PingFor,
+    Rumour,
+)
 from swarmd.mesh.swim.names import Names
 from swarmd.mesh.swim.post import Post
 from swarmd.mesh.swim.probes import Pendings
@@ -72,6 +85,8 @@ from swarmd.wire.codec import Family
 
 # News waits for this part of the gossip interval, for other news to travel with.
 _NEWS_FRACTION: Final = 0.1
+# Who was asked for its view asks for user events in return after this part of the sync interval.
+_NEWS_ASKED_FRACTION: Final = 0.1
 
 
 class SwimMachine:
@@ -85,6 +100,7 @@ class SwimMachine:
         start_counter: higher at each start of this node, durably: its first incarnation
             outranks every rumour about its earlier lives.
         now: monotonic seconds.
+        kept, founder: see `EventsMachine`.
     """
 
     ledger_type: ClassVar[type[Ledger]] = Ledger
@@ -94,6 +110,7 @@ class SwimMachine:
     watching_type: ClassVar[type[Watching]] = Watching
     post_type: ClassVar[type[Post]] = Post
     names_type: ClassVar[type[Names]] = Names
+    events_type: ClassVar[type[EventsMachine]] = EventsMachine
     packets: ClassVar[Family] = PACKETS
 
     def __init__(
@@ -105,11 +122,15 @@ class SwimMachine:
         meta: Meta,
         start_counter: int,
         now: float,
+        *,
+        kept: Kept | None = None,
+        founder: bool = False,
     ) -> None:
         self.me = me
         self._config = config = settle(config)
         self._ledger = ledger = self.ledger_type(me, config, rng, signer, meta, start_counter, now)
-        self._post = post = self.post_type(ledger, config, self.packets)
+        self.events = events = self.events_type(me, signer, now, kept, founder=founder)
+        self._post = post = self.post_type(ledger, config, self.packets, events)
         self._pendings = pendings = Pendings(rng)
         self._probing = self.probing_type(me, config, rng, ledger, post, pendings)
         self._exchange = self.exchange_type(me, config, rng, ledger, now)
@@ -120,11 +141,12 @@ class SwimMachine:
         self._gossip_armed = False
         self._news_armed = False
         self._departed = False
+        self._news_asked_after = now
         probing, exchange, watching = self._probing, self._exchange, self._watching
         self._handlers: Mapping[type[Event], Callable[[Any, float], list[Effect]]] = {
             Started: self._on_started,
             PacketIn: self._on_packet,
-            SyncIn: exchange.on_sync,
+            SyncIn: self._on_sync,
             SyncFailed: lambda event, now: exchange.on_failed(event),
             StreamClosed: watching.on_closed,
             StreamAnswered: probing.on_stream_answered,
@@ -146,11 +168,12 @@ class SwimMachine:
             RetryTick: lambda event, now: self._retries.on_tick(),
             SuspicionDue: self._on_suspicion_due,
             HintTick: watching.on_hint_tick,
+            SendEvent: events.on_send,
         }
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        queue = self._ledger.queue
-        pushed = queue.pushed
+        queue, news = self._ledger.queue, self.events.queue
+        pushed = queue.pushed + news.pushed
         effects = self._handlers[type(event)](event, now)
         if self._departed:
             return effects
@@ -159,9 +182,9 @@ class SwimMachine:
             effects += self._probing.after_change(effect)
             effects += self._names.after_change(effect)
             self._forget_place(effect)
-        if not len(queue):
+        if not len(queue) and not len(news):
             return effects
-        if queue.pushed > pushed and not self._news_armed:
+        if queue.pushed + news.pushed > pushed and not self._news_armed:
             self._news_armed = True
             effects.append(SetTimer(_NEWS_FRACTION * self._config.gossip_interval_s, NewsTick()))
         if not self._gossip_armed:
@@ -262,6 +285,7 @@ class SwimMachine:
         self._watching.forget(evicted)
         self._probing.forget(evicted)
         effects = [*ledger.shut_out(evicted), *ledger.roles_learnt()]
+        effects += self.events.shut_out(evicted)
         return [*effects, *ledger.keys_learnt(now)]
 
     def _on_suspicion_due(self, event: SuspicionDue, now: float) -> list[Effect]:
@@ -288,11 +312,15 @@ class SwimMachine:
             effects += self._measure(peer, packet, now)
             effects += self._on_ack(peer, packet, now)
             effects += self._exchange.compare(peer, packet.view, now)
-            effects += self._exchange.compare_whole(peer, packet.whole, now)
+            differs = packet.whole != self._post.whole() or not self.events.placed
+            effects += self._exchange.compare_whole(peer, now, differs=differs)
         elif isinstance(packet, PingFor):
             effects += self._probing.on_ping_for(peer, packet)
         elif isinstance(packet, Nack):
             effects += self._probing.on_nack(peer, packet, now)
+        elif isinstance(packet, Gossip):
+            for raw in packet.news:
+                effects += self.events.hear(raw, now)
         return effects
 
     def _measure(self, peer: NodeId, ack: Ack, now: float) -> list[Effect]:
@@ -306,6 +334,18 @@ class SwimMachine:
             one = change.after or change.before
             assert one is not None
             self._coordinates.forget(one.node_id)
+
+    def _on_sync(self, event: SyncIn, now: float) -> list[Effect]:
+        """Take a view; if it came from one that holds other user events, ask for those, too.
+
+        Not all the time: while many are sent everybody's are different.
+        """
+        effects = self._exchange.on_sync(event, now)
+        heard, ask = self.events.hear_told(event.news, now, answer=event.answer)
+        if ask and now >= self._news_asked_after and not self._ledger.leaving:
+            self._news_asked_after = now + _NEWS_ASKED_FRACTION * self._config.sync_interval_s
+            heard += self._exchange.sync(event.peer, now)
+        return effects + heard
 
     def _on_ack(self, peer: NodeId, ack: Ack, now: float) -> list[Effect]:
         if self._probing.on_ack(peer, ack):

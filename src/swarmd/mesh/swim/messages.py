@@ -11,10 +11,11 @@ The transport encrypts and authenticates packets: the peer that a packet comes f
 
 All of these may grow by the rules of `wire.codec`, but for what holds a statement and its
 signature together: nobody but the author may add to a rumour. So, when it comes:
-- News that is no rumour about a member (user events, queries) goes to the end of Ping, PingFor,
-  Ack and Gossip alike, as a bounded list of bytes which only its own room decodes;
-  it takes its room from what the rumours leave. An older build does not pass it on, so whoever
-  has news repeats it to several, as with rumours.
+- News that is no rumour about a member (user events) is at the end of Gossip, as a bounded list of
+  bytes which only its own room decodes (`mesh.events`); it takes its room from what the rumours
+  leave. Not in pings: while there is news there is gossip, five times as often, and an idle member
+  would send an empty list with each. What that room says in push-pull is at the end of Sync. An
+  older build does not pass it on, so whoever has news repeats it to several, as with rumours.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ import msgspec
 from swarmd.base.errors import BadRequest, MalformedMessage, TooLarge
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import KIB, MESSAGE_BYTES_MAX, NAME_BYTES_MAX
+from swarmd.mesh.events.messages import EVENT_BYTES_MAX, TOLD_BYTES_MAX
 from swarmd.wire.codec import Family, Growing, decode_struct, encode_struct
 
 # What a packet may hold once the transport's header and tag are counted off a datagram.
 PACKET_BYTES_MAX: Final = 1_100
-# Everything of a packet that is not a rumour: format, tag, sequence, view, target or coordinate,
+# Everything of a packet that is not a rumour: format, tag, sequence, digests, target or coordinate,
 # list header.
-PACKET_HEADER_BYTES_MAX: Final = 80
+PACKET_HEADER_BYTES_MAX: Final = 88
 META_BYTES_MAX: Final = 512
 STATEMENT_BYTES_MAX: Final = META_BYTES_MAX + 128
 SIGNATURE_BYTES: Final = 64
@@ -43,6 +45,7 @@ PACKET_RUMOURS_MAX: Final = 64
 # A push-pull carries what fits; the next one starts elsewhere in the list.
 SYNC_BYTES_MAX: Final = 512 * KIB
 SYNC_RUMOURS_MAX: Final = 20_000
+PACKET_NEWS_MAX: Final = 64
 ADDRESSES_MAX: Final = 4
 ROLES_MAX: Final = 8
 TAGS_MAX: Final = 16
@@ -56,7 +59,8 @@ TURN_MAX: Final = 2**62
 _PLACE_BYTES_MAX: Final = 128
 
 assert PACKET_HEADER_BYTES_MAX + RUMOUR_BYTES_MAX + 3 <= PACKET_BYTES_MAX
-assert SYNC_BYTES_MAX + 16 * KIB < MESSAGE_BYTES_MAX
+assert PACKET_HEADER_BYTES_MAX + EVENT_BYTES_MAX + 3 <= PACKET_BYTES_MAX
+assert SYNC_BYTES_MAX + TOLD_BYTES_MAX + 16 * KIB < MESSAGE_BYTES_MAX
 
 Address = tuple[str, int]
 
@@ -67,6 +71,7 @@ _View = Annotated[bytes, msgspec.Meta(max_length=8)]
 _Raw = Annotated[bytes, msgspec.Meta(max_length=RUMOUR_BYTES_MAX)]
 _Rumours = Annotated[list[_Raw], msgspec.Meta(max_length=PACKET_RUMOURS_MAX)]
 _Place = Annotated[bytes, msgspec.Meta(max_length=_PLACE_BYTES_MAX)]
+_News = Annotated[bytes, msgspec.Meta(max_length=EVENT_BYTES_MAX)]
 _Short = Annotated[str, msgspec.Meta(max_length=64)]
 
 
@@ -188,13 +193,20 @@ class Nack(Growing, frozen=True, tag=4):
 
 
 class Gossip(Growing, frozen=True, tag=5):
+    """`news`: user events, which `mesh.events` decodes."""
+
     rumours: _Rumours
+    news: Annotated[list[_News], msgspec.Meta(max_length=PACKET_NEWS_MAX)] = []  # noqa: RUF012
 
 
 class Sync(Growing, frozen=True, tag=1):
-    """Push-pull over a stream: all that the sender knows, asked and answered alike."""
+    """Push-pull over a stream: all that the sender knows, asked and answered alike.
+
+    `news`: what it says of user events (`mesh.events.messages.Told`).
+    """
 
     rumours: Annotated[list[_Raw], msgspec.Meta(max_length=SYNC_RUMOURS_MAX)]
+    news: Annotated[bytes, msgspec.Meta(max_length=TOLD_BYTES_MAX)] = b""
 
 
 class StreamPing(Growing, frozen=True, tag=2):

@@ -3,7 +3,7 @@
 `open_membership` is a member of the swarm for as long as its block runs. Two checked files are
 its own: `starts`, a counter raised and made durable before the first word of each start, so that
 a restarted node outranks every rumour about its earlier lives; and `members`, the addresses of
-known members, for a fast return.
+known members, for a fast return. A third, `events`, is `mesh.events`'.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from swarmd.base.ids import NodeId, short
 from swarmd.base.machine import Event, Send
 from swarmd.base.rng import Rng
 from swarmd.mesh.driver import Driver
+from swarmd.mesh.events.service import UserEvents, load_kept
 from swarmd.mesh.link import Inbound, Link
 from swarmd.mesh.swim.config import SwimConfig, settle
 from swarmd.mesh.swim.coordinates import Coordinate
@@ -201,6 +202,7 @@ class Membership:
         self._departed = trio.Event()
         self._changed = trio.Event()
         self._unsaved = trio.Event()
+        self.events = UserEvents(machine.events, self._feed_or_fail, disk, clock)
         self._driver = Driver(
             "swim",
             machine,
@@ -212,6 +214,7 @@ class Membership:
                 NameConflict: self._perform_name_conflict,
                 Departed: lambda _: self._departed.set(),
                 Refused: lambda effect: DROPPED.labels("swim", effect.reason).inc(),
+                **self.events.performers,
             },
             clock=clock,
         )
@@ -380,6 +383,7 @@ class Membership:
             nursery.start_soon(self._receive_packets)
             nursery.start_soon(self._serve_syncs, syncs)
             nursery.start_soon(self._remember)
+            nursery.start_soon(self.events.save)
             self._feed(Started())
             peers = tuple(NodeId(r.node_id) for r in self._remembered)
             if peers:
@@ -396,22 +400,28 @@ class Membership:
         synced: set[NodeId] = set()
         async with trio.open_nursery() as nursery:
             async for inbound in inbox:
-                asked = isinstance(inbound.message, StreamPing)
+                message = inbound.message
+                asked = isinstance(message, StreamPing)
                 if not asked:
-                    self._feed(SyncIn(inbound.peer, tuple(inbound.message.rumours)))
+                    heard = SyncIn(inbound.peer, tuple(message.rumours), news=message.news)
+                    self._feed(heard)
                 under_way = pinged if asked else synced
                 if inbound.peer in under_way or len(under_way) >= _ANSWERED_MAX:
                     DROPPED.labels("swim", "busy").inc()
                     continue
                 under_way.add(inbound.peer)
-                answer = StreamPing() if asked else Sync(self._machine.view())
+                answer = StreamPing() if asked else self._view(message.news)
                 within_s = config.probe_timeout_s if asked else config.sync_timeout_s
                 nursery.start_soon(_answer, inbound, answer, within_s, under_way)
+
+    def _view(self, asked: bytes | None = None) -> Sync:
+        """What this node tells of members and events; `asked`: in answer to this of events."""
+        return Sync(self._machine.view(), self._machine.events.told(asked))
 
     async def _sync(self, peer: NodeId) -> None:
         try:
             answer = await self._link.request(
-                SWIM, peer, Sync(self._machine.view()), timeout_s=self._config.sync_timeout_s
+                SWIM, peer, self._view(), timeout_s=self._config.sync_timeout_s
             )
             if not isinstance(answer, Sync):
                 raise MalformedMessage("a view was answered with something else")
@@ -419,7 +429,7 @@ class Membership:
             _log.debug("sync failed", peer=short(peer), error=error.message)
             self._feed(SyncFailed(peer))
         else:
-            self._feed(SyncIn(peer, tuple(answer.rumours), answer=True))
+            self._feed(SyncIn(peer, tuple(answer.rumours), answer=True, news=answer.news))
         finally:
             self._syncs -= 1
 
@@ -464,6 +474,9 @@ class Membership:
         self._meta = meta
         self._feed(SetMeta(meta))
 
+    def _feed_or_fail(self, event: Event) -> None:
+        self._driver.feed(event)
+
     def _feed(self, event: Event) -> None:
         try:
             self._driver.feed(event)
@@ -486,12 +499,14 @@ async def open_membership(
     config: SwimConfig,
     clock: Clock,
     rng: Rng,
+    founder: bool = False,
 ) -> AsyncIterator[Membership]:
     """Be a member for as long as the block runs; call `leave` before its end to say goodbye.
 
     Args:
-        disk: holds the files `starts` and `members` of this room.
+        disk: holds the files `starts` and `members` of this room, and `events`.
         meta: what this node says about itself.
+        founder: it made the swarm; that counts at its first start.
 
     Raises:
         TooLarge: `meta` is too large.
@@ -501,7 +516,11 @@ async def open_membership(
     encode_meta(meta)
     settled = settle(config)
     remembered = _load_members(disk)
-    machine = SwimMachine(link.node_id, config, rng, signer, meta, _count_start(disk), clock.now())
+    starts = _count_start(disk)
+    machine = SwimMachine(
+        link.node_id, config, rng, signer, meta, starts, clock.now(),
+        kept=load_kept(disk), founder=founder and starts == 1,
+    )  # fmt: skip
     async with trio.open_nursery() as nursery:
         membership = Membership(
             machine, link, datagrams, disk, settled, clock, meta, remembered, nursery

@@ -1,0 +1,1 @@
+"""What members tell everybody: user events, and questions that all of them answer."""
