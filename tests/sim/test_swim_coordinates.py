@@ -314,7 +314,7 @@ def test_builds_without_coordinates_have_none_and_disturb_nobody() -> None:
 
 
 def test_what_coordinates_cost_stays_within_the_budget() -> None:
-    """Of an idle member, in bytes before encryption; the transport adds 33 to each, UDP and IP 28."""
+    """Of an idle member; to each packet the transport adds 33 bytes, UDP and IP 28."""
     sizes: list[int] = []
 
     class Counting(SwimWorld):
