@@ -58,6 +58,7 @@ from swarmd.mesh.swim.messages import (
     Sync,
     encode_meta,
 )
+from swarmd.mesh.swim.place import keep_place, last_place
 from swarmd.mesh.swim.tags import checked_tags
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED, MEMBERS
@@ -490,7 +491,7 @@ async def open_membership(
     """Be a member for as long as the block runs; call `leave` before its end to say goodbye.
 
     Args:
-        disk: holds the files `starts` and `members` of this room.
+        disk: holds the files `starts`, `members` and `place` of this room.
         meta: what this node says about itself.
 
     Raises:
@@ -502,6 +503,9 @@ async def open_membership(
     settled = settle(config)
     remembered = _load_members(disk)
     machine = SwimMachine(link.node_id, config, rng, signer, meta, _count_start(disk), clock.now())
+    place = last_place(disk)
+    if place is not None:
+        machine.begin_at(place)
     async with trio.open_nursery() as nursery:
         membership = Membership(
             machine, link, datagrams, disk, settled, clock, meta, remembered, nursery
@@ -510,6 +514,7 @@ async def open_membership(
         try:
             yield membership
         finally:
+            keep_place(disk, machine.coordinate(machine.me))
             nursery.cancel_scope.cancel()
 
 
