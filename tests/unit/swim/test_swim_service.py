@@ -217,6 +217,26 @@ async def test_remembered_members_are_joined_at_the_next_start(
             await again.seen(node("a"), MemberState.ALIVE)
 
 
+async def test_a_node_is_where_it_was_when_it_is_started_anew(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with town() as t:
+        a, b = await t.start("a"), await t.start("b", "a")
+        await trio.sleep(20.0)
+        assert a.estimate_s(node("b")) is not None
+        place = b.coordinate(node("b"))
+        assert place is not None
+        await t.kill("b")
+        again = await t.start("b")
+        found = again.coordinate(node("b"))
+        assert found is not None
+        assert found.axes_s == pytest.approx(place.axes_s)
+        assert found.error == pytest.approx(place.error)
+        await t.kill("b")
+        t.disks["b"].replace("place", b"junk")
+        assert (await t.start("b")).coordinate(node("b")) is None
+
+
 async def test_a_refused_connection_makes_a_killed_member_dead_within_a_second(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

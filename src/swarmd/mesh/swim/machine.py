@@ -243,6 +243,10 @@ class SwimMachine:
         """The round trip from this node to another in seconds; see `Coordinates.estimate_s`."""
         return self._coordinates.estimate_s(node_id)
 
+    def begin_at(self, place: Coordinate) -> None:
+        """Be where an earlier start of this node was; before `Started`."""
+        self._coordinates.begin_at(place)
+
     def queued(self) -> list[Rumour]:
         """The rumours that wait to be passed on, oldest first."""
         return self._ledger.queue.rumours()
