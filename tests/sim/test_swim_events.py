@@ -23,7 +23,7 @@ def joined(count: int, seed: int = 1) -> EventsWorld:
 
 
 def test_a_sweep_is_clean_and_saw_every_fault() -> None:
-    report = sweep(range(24))
+    report = sweep(range(12))
     assert report.violations == []
     assert [what for what in (*FAULTS, *OTHERS) if not report.counts[what]] == []
 
@@ -54,8 +54,10 @@ def test_ten_are_told_of_an_event_within_a_second_though_a_fifth_of_all_packets_
     assert late <= 2, "of two hundred"
 
 
+@pytest.mark.long
 def test_a_hundred_are_told_of_an_event_within_two_seconds() -> None:
     sim = joined(100)
+    sim.run_for(20.0)  # What is news of members goes first.
     sim.send("n3")
     sim.run_for(2.0)
     assert [name for name in sim.nodes if not sim.told_to(name)] == []

@@ -176,7 +176,8 @@ def _violations(sim: str, seed: int, mutant: str) -> list[str]:
         return [text for _, text in report.violations]
     if sim == "events":
         made = swim_events.MUTANTS[mutant] if mutant else None
-        return swim_events.run_seed(seed, made).world.violations
+        run = swim_events.run_seed(seed, made, stop_at_violation=bool(mutant))
+        return run.world.violations
     if sim == "bus":
         guards = frozenset(one.removeprefix("bus.") for one in removed)
         return bus.run_seed(seed, guards).world.violations

@@ -182,7 +182,9 @@ class FewKept(SwimMachine):
     events_type = _FewEvents
 
 
-def run_seed(seed: int, machine: type[SwimMachine] | None = None) -> EventsWorld:
+def run_seed(
+    seed: int, machine: type[SwimMachine] | None = None, *, stop_at_violation: bool = False
+) -> EventsWorld:
     """A minute of faults and a minute of peace; every other seed with few events kept."""
     made = machine or (FewKept if seed % 2 else SwimMachine)
     sim = EventsWorld(seed, NAMES, faults=CHAOS_FAULTS, machine=made)
@@ -201,6 +203,8 @@ def run_seed(seed: int, machine: type[SwimMachine] | None = None) -> EventsWorld
             sim.world.count("newcomer")
             sim.start(last, *first)
         disturb(sim)
+        if stop_at_violation and sim.world.violations:
+            return sim
     make_peace(sim)
     sim.run_for(SETTLE_S)
     for text in sim.shortcomings():
@@ -262,7 +266,8 @@ MUTANTS: Final[Mapping[str, type[SwimMachine]]] = {
 def first_catch(mutant: str, seeds: range) -> tuple[int, str] | None:
     """The first of `seeds` in which the mutant breaks a promise, and which; None if it survives."""
     for seed in seeds:
-        violations = run_seed(seed, MUTANTS[mutant]).world.violations
+        world = run_seed(seed, MUTANTS[mutant], stop_at_violation=True).world
+        violations = world.violations
         if violations:
             return seed, violations[0]
     return None
