@@ -59,7 +59,7 @@ from swarmd.mesh.swim.messages import (
 )
 from swarmd.mesh.swim.tags import checked_tags
 from swarmd.observe.log import get_logger
-from swarmd.observe.metrics import DROPPED, MEMBERS
+from swarmd.observe.metrics import DROPPED, MEMBERS, VIEW_BYTES
 from swarmd.wire.codec import decode_struct, encode_struct
 
 __all__ = [
@@ -395,14 +395,14 @@ class Membership:
                     DROPPED.labels("swim", "busy").inc()
                     continue
                 under_way.add(inbound.peer)
-                answer = StreamPing() if asked else Sync(self._machine.view())
+                answer = StreamPing() if asked else self._view()
                 within_s = config.probe_timeout_s if asked else config.sync_timeout_s
                 nursery.start_soon(_answer, inbound, answer, within_s, under_way)
 
     async def _sync(self, peer: NodeId) -> None:
         try:
             answer = await self._link.request(
-                SWIM, peer, Sync(self._machine.view()), timeout_s=self._config.sync_timeout_s
+                SWIM, peer, self._view(), timeout_s=self._config.sync_timeout_s
             )
             if not isinstance(answer, Sync):
                 raise MalformedMessage("a view was answered with something else")
@@ -413,6 +413,11 @@ class Membership:
             self._feed(SyncIn(peer, tuple(answer.rumours), answer=True))
         finally:
             self._syncs -= 1
+
+    def _view(self) -> Sync:
+        rumours = self._machine.view()
+        VIEW_BYTES.inc(sum(map(len, rumours)))
+        return Sync(rumours)
 
     async def _stream_probe(self, effect: StreamProbe) -> None:
         peer, answered = effect.peer, False
