@@ -12,6 +12,7 @@ import socket
 import struct
 import threading
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,6 +29,7 @@ _PACKET_STATISTICS: Final = 6
 _BUFFER_BYTES: Final = 8 * 1024 * 1024
 _IP_TCP, _IP_UDP = 6, 17
 _READ_TIMEOUT_S: Final = 0.2
+_HEADERS_BYTES: Final = 128
 
 
 def enter_own_network() -> bool:
@@ -121,7 +123,10 @@ def counting(ports: Collection[int]) -> Iterator[Count]:
     """
     count, stop = Count(ports), threading.Event()
     # Bound to one protocol such a socket sees what arrives, which is once what was sent.
-    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0) as sock:
+    with (
+        socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0) as sock,
+        ThreadPoolExecutor(1) as pool,
+    ):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
         sock.settimeout(_READ_TIMEOUT_S)
         sock.bind(("lo", _ETH_P_IP))
@@ -129,18 +134,16 @@ def counting(ports: Collection[int]) -> Iterator[Count]:
         def read() -> None:
             while not stop.is_set():
                 with contextlib.suppress(TimeoutError):
-                    packet = parse_packet(sock.recv(128))
+                    packet = parse_packet(sock.recv(_HEADERS_BYTES))
                     if packet is not None:
                         count.note(packet)
 
-        reader = threading.Thread(target=read)
-        reader.start()
+        reader = pool.submit(read)
         try:
             yield count
         finally:
             stop.set()
-            reader.join()
-            raw = sock.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
-            _, lost = struct.unpack("II", raw)
+        reader.result()
+        _, lost = struct.unpack("II", sock.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
     if lost:
         raise OSError(f"{lost} packets found no room")

@@ -69,8 +69,10 @@ class Swarmd:
         return process.pid
 
     def unlearn(self) -> None:
-        for daemon in self._swarm.daemons:
-            (daemon.folder / "data" / "mesh" / "members").unlink()
+        known = [daemon.folder / "data" / "mesh" / "members" for daemon in self._swarm.daemons]
+        assert any(path.exists() for path in known), "members are remembered elsewhere by now"
+        for path in known:
+            path.unlink(missing_ok=True)
 
     def follow(self) -> None:
         for log in self._logs:
