@@ -11,7 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
@@ -36,7 +36,7 @@ def setup() -> None:
     if installed():
         return
     subprocess.run(["apt-get", "update", "-qq"], check=True)
-    with _no_services():
+    with no_services():
         command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", PACKAGE]
         subprocess.run(command, check=True)
     if shutil.which("systemctl") is not None:
@@ -46,17 +46,28 @@ def setup() -> None:
 
 
 @contextmanager
-def _no_services() -> Iterator[None]:
-    """Have packages start no services meanwhile, unless a policy of the machine's says already."""
-    ours = not _POLICY.exists()
-    if ours:
-        _POLICY.write_text(_FORBID)
-        _POLICY.chmod(0o755)
+def no_services(policy: Path = _POLICY) -> Iterator[None]:
+    """Have packages start no services meanwhile, whatever the machine's policy is else."""
+    kept = policy.with_name(f"{policy.name}.kept-by-bench")
+    if policy.exists():
+        policy.rename(kept)
+    policy.write_text(_FORBID)
+    policy.chmod(0o755)
     try:
         yield
     finally:
-        if ours:
-            _POLICY.unlink()
+        policy.unlink()
+        if kept.exists():
+            kept.rename(policy)
+
+
+def agent_command(
+    name: str, host: str, seeds: Iterable[str], port: int, rpc_port: int
+) -> list[str]:
+    """An agent that listens on `host` alone, looks for nobody but its seeds, and logs to stdout."""
+    command = ["serf", "agent", f"-node={name}", f"-bind={host}:{port}"]
+    command += [f"-rpc-addr={host}:{rpc_port}", "-log-level=info"]
+    return command + [f"-retry-join={seed}:{port}" for seed in seeds if seed != host]
 
 
 class Agents:
@@ -75,11 +86,8 @@ class Agents:
         self._readers: list[threading.Thread] = []
 
     def start(self, name: str) -> None:
-        host = self.hosts[name]
-        command = ["serf", "agent", f"-node={name}", f"-bind={host}:{self.port}"]
-        command += [f"-rpc-addr={host}:{self._rpc_port}", "-log-level=info"]
-        others = [other for other in self.hosts.values() if other != host]
-        command += [f"-retry-join={other}:{self.port}" for other in others]
+        hosts = self.hosts.values()
+        command = agent_command(name, self.hosts[name], hosts, self.port, self._rpc_port)
         self.record.started(name, time.time())
         process = subprocess.Popen(
             command,

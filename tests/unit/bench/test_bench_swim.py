@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import socket
 import struct
+import subprocess
+from pathlib import Path
 
+import pytest
 from loopback import Count, Packet, Sent, bound_hosts, parse_packet
 from percentiles import at
+from serf_peer import agent_command, no_services
 from sightings import (
     Record,
     Sighting,
@@ -176,3 +180,33 @@ def test_what_passes_is_counted_at_the_port_that_is_asked_about() -> None:
     assert count.of(7575, "tcp") == Sent(4, 200)
     assert count.of(7575, "udp") == Sent()
     assert count.of(7946, "udp") == Sent(1, 50), "between two such ports it passes once"
+
+
+# ---- serf -----------------------------------------------------------------------------
+
+
+def test_an_agent_listens_on_its_loopback_address_and_announces_nothing() -> None:
+    hosts = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+    program, verb, *options = agent_command("n2", hosts[1], hosts, 7946, 7373)
+    assert (program, verb) == ("serf", "agent")
+    assert options == [
+        "-node=n2",
+        "-bind=127.0.0.2:7946",
+        "-rpc-addr=127.0.0.2:7373",
+        "-log-level=info",
+        "-retry-join=127.0.0.1:7946",
+        "-retry-join=127.0.0.3:7946",
+    ]
+
+
+def test_packages_start_no_services_meanwhile_and_the_policy_is_as_before(tmp_path: Path) -> None:
+    policy = tmp_path / "policy-rc.d"
+    with no_services(policy):
+        assert subprocess.run([policy], check=False).returncode == 101, "forbidden, as invoke-rc.d"
+    assert list(tmp_path.iterdir()) == []
+    policy.write_text("#!/bin/sh\nexit 0\n")
+    policy.chmod(0o755)
+    with pytest.raises(subprocess.CalledProcessError), no_services(policy):
+        subprocess.run([policy], check=True)  # As where there is no such package.
+    assert subprocess.run([policy], check=False).returncode == 0
+    assert list(tmp_path.iterdir()) == [policy]
