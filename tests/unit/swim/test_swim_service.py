@@ -15,10 +15,11 @@ from swarmd.base.errors import BadRequest, CorruptFile, SwarmError, TooLarge
 from swarmd.base.ids import NodeId, digest, short
 from swarmd.base.rng import make_rng
 from swarmd.mesh.link import Inbound
-from swarmd.mesh.swim.config import SwimConfig
+from swarmd.mesh.swim.config import SwimConfig, settle
 from swarmd.mesh.swim.messages import PACKET_BYTES_MAX, MemberState, Meta, StreamPing, Sync
 from swarmd.mesh.swim.service import CHANGES_MAX, Membership, open_membership
 from swarmd.mesh.transports.memory import MemoryNetwork
+from swarmd.observe.metrics import REGISTRY
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.wire.codec import Message
@@ -157,6 +158,19 @@ async def test_everyone_sees_everyone_within_a_second(
             await all_alive(nodes)
         assert [m.name for m in nodes[2].members()] == ["a", "b", "c", "d", "e"]
         assert nodes[2].alive()[0] == nodes[2].node_id
+
+
+async def test_what_views_take_is_counted(autojump_clock: trio.testing.MockClock) -> None:
+    """Each of two begins one exchange in each interval, and the other answers in kind."""
+    async with town() as t:
+        a, b = await t.start("a"), await t.start("b", "a")
+        await all_alive([a, b])
+        interval_s = settle(CONFIG).sync_interval_s
+        await trio.sleep(2 * interval_s)
+        before = REGISTRY.get_sample_value("swarmd_swim_view_bytes_total") or 0.0
+        await trio.sleep(interval_s)
+        after = REGISTRY.get_sample_value("swarmd_swim_view_bytes_total") or 0.0
+        assert after - before == 4 * sum(map(len, a._machine.view())) > 4 * 2 * 64
 
 
 async def test_a_leaver_is_left_and_not_dead(autojump_clock: trio.testing.MockClock) -> None:

@@ -62,7 +62,7 @@ from swarmd.mesh.swim.messages import (
 from swarmd.mesh.swim.place import keep_place, last_place
 from swarmd.mesh.swim.tags import checked_tags
 from swarmd.observe.log import get_logger
-from swarmd.observe.metrics import DROPPED, MEMBERS
+from swarmd.observe.metrics import DROPPED, MEMBERS, VIEW_BYTES
 from swarmd.wire.codec import decode_struct, encode_struct
 
 __all__ = [
@@ -417,7 +417,9 @@ class Membership:
 
     def _view(self, asked: bytes | None = None) -> Sync:
         """What this node tells of members and events; `asked`: in answer to this of events."""
-        return Sync(self._machine.view(), self._machine.events.told(asked))
+        rumours, events = self._machine.view(), self._machine.events.told(asked)
+        VIEW_BYTES.inc(sum(map(len, rumours)) + len(events))
+        return Sync(rumours, events)
 
     async def _sync(self, peer: NodeId) -> None:
         try:
