@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # 1, 2: each refusal in flight was answered by four more messages, until nothing else got through.
 # 4472: a disk was lost that a seal under way named as the only one.
 # 1636, 1670: a fetched state could not be kept, for the disk failed, and was never fetched again.
-FAILED_ONCE = (1, 2, 30, 4472, 1636, 1670)
+# 445: who waited for the first state of an ended epoch never asked whether there was a newer one.
+FAILED_ONCE = (1, 2, 30, 445, 4472, 1636, 1670)
 FEW_MUTANTS = (
     Guard.W2_PERSIST_FIRST,
     Guard.H4_NO_COMMIT_FROM_SNAPSHOT,

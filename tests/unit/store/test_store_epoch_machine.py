@@ -188,6 +188,25 @@ def test_the_next_source_is_asked_and_after_the_last_a_pause_is_made(bad: object
     assert steps(again) == [em.UseCopy(3, DIGEST)]
 
 
+def test_who_waits_for_a_state_that_nobody_has_any_more_asks_for_a_newer_epoch_now_and_then() -> (
+    None
+):
+    """It was seated again, and missed the certificate that says so."""
+    one = newcomer()
+    effects = list(without_copy(one))
+    asked_at = []
+    for token in range(1, 100):
+        now = token * em.TICK_BUSY_S
+        refused = [em.StateRefused(3) for e in effects if isinstance(e, em.UseCopy)]
+        refused += [em.Answered(ask.tag, None) for ask in asks(effects)]
+        effects = [e for event in refused for e in one.handle(event, now)]
+        if not effects:
+            effects = list(one.handle(em.Wake(one._token), now))
+        if of(effects, em.AskAnybody):
+            asked_at.append(now)
+    assert 2 <= len(asked_at) <= 100 * em.TICK_BUSY_S / em.TICK_IDLE_S
+
+
 def test_a_state_that_is_not_what_the_certificate_says_comes_from_elsewhere() -> None:
     one = newcomer()
     (first,) = asks(without_copy(one))

@@ -194,6 +194,7 @@ class EpochMachine:
         self._now = 0.0
         self._told: dict[NodeId, float] = {}
         self._due: float | None = None
+        self._anybody_after = 0.0
         self._token = START
         self._out: list[Effect] = []
 
@@ -251,7 +252,9 @@ class EpochMachine:
             return
         if token != START:
             self._due = None
-        if not self._busy:
+        # Who is busy asks, too: what it waits for may be of an epoch that has ended.
+        if not self._busy or self._now >= self._anybody_after:
+            self._anybody_after = self._now + TICK_IDLE_S
             self._out.append(AskAnybody())
         self._paused = False
         self._ask_again = self._note_again = True
