@@ -70,7 +70,7 @@ CHECKS: Mapping[str, Check] = {
     "swim.checks_out_of_turn": (
         probing.test_who_hears_of_a_suspicion_looks_for_itself_and_confirms_it
     ),
-    "swim.deaf_checks_prove_nothing": (
+    "swim.deaf_checks": (
         lambda b: probing.test_a_check_that_nobody_at_all_answers_proves_nothing(b, 0, 0)
     ),
     "swim.new_lives": machine.test_who_spoke_up_since_it_was_asked_is_not_accused,
