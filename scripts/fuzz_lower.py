@@ -65,10 +65,18 @@ from swarmd.identity.tokens import decode_token
 from swarmd.mesh.addresses import AddressBook
 from swarmd.mesh.discovery.static import parse_address
 from swarmd.mesh.swim.config import SwimConfig
+from swarmd.mesh.swim.coordinates import (
+    DIMENSIONS,
+    Coordinate,
+    Coordinates,
+    encode_coordinate,
+    is_sane,
+)
 from swarmd.mesh.swim.events import PacketIn, SyncIn
 from swarmd.mesh.swim.machine import SwimMachine
 from swarmd.mesh.swim.messages import (
     PACKETS,
+    Ack,
     Gossip,
     MemberState,
     Meta,
@@ -473,6 +481,18 @@ def _swim(event: Callable[[bytes], Any]) -> Callable[[], Callable[[bytes], Any]]
     return make
 
 
+def _coordinate() -> Callable[[bytes], Any]:
+    """One node that goes where it is told, as far as it believes it."""
+    here = Coordinates(node_id("me"))
+    ticks = itertools.count(1)
+
+    def hear(raw: bytes) -> None:
+        here.hear(node_id("peer"), raw, next(ticks) % 100 / 100)
+        assert is_sane(here.own)
+
+    return hear
+
+
 def membership() -> Iterator[Target]:
     rumours = [
         _rumour(MemberState.ALIVE, "x", "x"),
@@ -480,7 +500,12 @@ def membership() -> Iterator[Target]:
         _rumour(MemberState.DEAD, "x", "peer"),
         _rumour(MemberState.LEFT, "x", "x"),
     ]
-    pings = [PACKETS.encode(Gossip(rumours)), PACKETS.encode(sample(shape.type_info(Ping)))]
+    place = encode_coordinate(Coordinate((0.01,) * DIMENSIONS, 0.001, -0.001, 0.5))
+    pings = [
+        PACKETS.encode(Gossip(rumours)),
+        PACKETS.encode(sample(shape.type_info(Ping))),
+        PACKETS.encode(Ack(7, bytes(8), rumours[:1], place)),
+    ]
     peer = node_id("peer")
     yield Target(
         "swim.packet",
@@ -502,6 +527,12 @@ def membership() -> Iterator[Target]:
         always(decode_rumour),
         rumours,
         covers=("mesh.swim.messages.decode_rumour",),
+    )
+    yield Target(
+        "swim.coordinate",
+        _coordinate,
+        [place, place[:-1]],
+        covers=("mesh.swim.coordinates.decode_coordinate",),
     )
     meta = encode_meta(Meta("n", (("10.0.0.1", 1),), ("voter",), "0.1", (("a", "b"),)))
     yield Target(

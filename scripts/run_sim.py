@@ -1,7 +1,7 @@
-"""Runs simulations over many seeds, or over many mutants, on both cores.
+"""Runs simulations over many seeds, or over many mutants, on both cores; or measures one at scale.
 
-Exit codes: 0 clean; 1 a violation, a fault that never fired, or a mutant that survived;
-2 a wrong call.
+Exit codes: 0 clean; 1 a violation, a fault that never fired, a mutant that survived, or a budget
+that was exceeded; 2 a wrong call.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import argparse
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swarmd.sim import swim_figures, swim_table
 from swarmd.sim.swarm_mutants import MUTANTS, SIMULATIONS, BySeed, ByTest, catch
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -31,13 +34,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=20, metavar="N", help="how many (20)")
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="the first one (0)")
     parser.add_argument("--mutants", action="store_true", help="take guards away, one by one")
+    parser.add_argument("--table", action="store_true", help="measure swim at scale (half an hour)")
+    parser.add_argument(
+        "--nodes", type=int, nargs="+", metavar="N", default=list(swim_table.COUNTS),
+        help="how many members, with --table (10 100 1000 10000)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--only", nargs="+", metavar="WHAT", choices=sorted(swim_table.PLAN),
+        help="these experiments, with --table",
+    )  # fmt: skip
+    parser.add_argument(
+        "--runs", type=int, metavar="N", help="so many runs of each, with --table and --only"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (2)")
     options = parser.parse_args(arguments)
     if options.seeds < 1 or options.jobs < 1:
         parser.error("--seeds and --jobs are at least 1")
+    if options.table and options.name != "swim":
+        parser.error("--table measures swim alone")
+    if options.runs and not options.only:
+        parser.error("--runs goes with --only")
+    if min(options.nodes) < 4 or max(options.nodes) > 10_000:
+        parser.error("--nodes are from 4 to 10000")
     started = time.monotonic()
-    if options.mutants:
+    if options.table:
+        counts = sorted(set(options.nodes))
+        result = run_table(counts, options.jobs, options.only or swim_table.PLAN, options.runs)
+    elif options.mutants:
         result = run_mutants(options.name, options.jobs)
     else:
         seeds = range(options.first, options.first + options.seeds)
@@ -45,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result["took_s"] = round(time.monotonic() - started, 1)
     if options.json:
         print(json.dumps(result, indent=2, sort_keys=True))
+    elif options.table:
+        show_table(result)
     elif options.mutants:
         show_mutants(result)
     else:
@@ -170,6 +196,76 @@ def show_mutants(result: dict[str, Any]) -> None:
             print(f"      {row['what'][:110]}")
     survivors = [mutant for mutant, row in result["mutants"].items() if not row["caught"]]
     print(f"\n{len(survivors)} survive: {', '.join(survivors) or 'all are caught'}")
+
+
+# ---- the table ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run of one experiment. `memory_bytes`: the most that its process ever held."""
+
+    figures: Mapping[str, float]
+    violations: list[str]
+    cpu_s: float
+    memory_bytes: int
+
+
+def measured(experiment: str, count: int, seed: int) -> Measured:
+    began_s = time.process_time()
+    figures, violations = swim_figures.run(experiment, count, seed)
+    memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Measured(figures, violations, time.process_time() - began_s, memory_bytes)
+
+
+def run_table(
+    counts: list[int], jobs: int, only: Iterable[str], runs: int | None = None
+) -> dict[str, Any]:
+    """Every experiment with every number of members, and the tables that follow."""
+    results: list[tuple[int, Mapping[str, float]]] = []
+    cpu_s: dict[int, float] = {}
+    bytes_max = 0
+    violations: list[str] = []
+    for count in sorted(counts, reverse=True):
+        cpu_s[count] = 0.0
+        # Processes of its own for each size give their memory back.
+        with ProcessPoolExecutor(jobs) as pool:
+            work = swim_table.tasks(count, only, runs)
+            futures = {pool.submit(measured, *task): task for task in work}
+            for future in _progress(futures, f"{count:,} members", violations, "violations"):
+                experiment, _, seed = futures[future]
+                run = future.result()
+                results.append((count, run.figures))
+                cpu_s[count] += run.cpu_s
+                bytes_max = max(bytes_max, run.memory_bytes)
+                violations += [f"{experiment} {count} seed {seed}: {v}" for v in run.violations]
+    samples = swim_table.gather(results)
+    appended = {title: make() for title, make in swim_table.APPENDED}
+    budgets = swim_table.broken(samples)
+    return {
+        "name": "swim",
+        "nodes": counts,
+        "lines": swim_table.lines(samples, counts),
+        "samples": samples,
+        "appended": {title: made[1] for title, made in appended.items()},
+        "appended_lines": {title: made[0] for title, made in appended.items()},
+        "cpu_s": {count: round(took_s, 1) for count, took_s in cpu_s.items()},
+        "memory_bytes_max": bytes_max,
+        "over_budget": budgets,
+        "violations": violations,
+        "ok": not budgets and not violations,
+    }
+
+
+def show_table(result: dict[str, Any]) -> None:
+    print("\n".join(result["lines"]))
+    for title, made in result["appended_lines"].items():
+        print(f"\n{title}\n\n" + "\n".join(made))
+    cpu = ", ".join(f"{count:,}: {took_s:,.0f} s" for count, took_s in result["cpu_s"].items())
+    print(f"\nprocessor time: {cpu}; at most {result['memory_bytes_max'] / 1e9:.1f} GB at a time")
+    for text in [*result["over_budget"], *result["violations"][:_SHOWN_MAX]]:
+        print(f"\n{text}")
+    print("\nwithin all budgets" if result["ok"] else "\nFAILED")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ from swarmd.base.errors import MalformedMessage
 from swarmd.base.machine import Send
 from swarmd.base.rng import make_rng
 from swarmd.mesh.swim.config import SwimConfig
-from swarmd.mesh.swim.events import PacketIn, SyncIn
+from swarmd.mesh.swim.coordinates import COORDINATE_BYTES, is_sane
+from swarmd.mesh.swim.events import PacketIn, ProbeTick, Started, SyncIn
 from swarmd.mesh.swim.machine import SwimMachine
 from swarmd.mesh.swim.messages import (
     PACKET_BYTES_MAX,
     PACKETS,
     SWIM,
+    Ack,
     Gossip,
     MemberState,
     Meta,
@@ -87,6 +89,21 @@ def test_an_altered_rumour_changes_no_view(
     before = swim.members()
     swim.handle(PacketIn(PEER, PACKETS.encode(Gossip([bytes(raw)]))), 2.0)
     assert swim.members() == before
+
+
+@given(st.binary(max_size=COORDINATE_BYTES + 4), st.floats(0.0, 0.6))
+@settings(deadline=None, max_examples=200)
+def test_whatever_place_an_answer_tells_this_node_is_somewhere(raw: bytes, took_s: float) -> None:
+    swim = machine()
+    swim.handle(Started(), 1.0)
+    [send] = [e for e in swim.handle(ProbeTick(0), 2.0) if isinstance(e, Send)]
+    ack = Ack(PACKETS.decode(send.message).sequence, bytes(8), [], raw)
+    swim.handle(PacketIn(SUBJECTS[2], PACKETS.encode(ack)), 2.0 + took_s)
+    for node in (ME, SUBJECTS[2]):
+        place = swim.coordinate(node)
+        assert place is None or is_sane(place)
+    estimate_s = swim.estimate_s(SUBJECTS[2])
+    assert estimate_s is None or 0.0 <= estimate_s < 200.0
 
 
 @given(st.binary(max_size=400))

@@ -16,7 +16,7 @@ from swarmd.mesh.swim.messages import (
 )
 from swarmd.sim.network import LinkFaults
 from swarmd.sim.swim import EXPECTED, SimSigner, SwimWorld, node_id, run_seed, sweep
-from swarmd.sim.swim_mutants import MUTANTS, first_catch
+from swarmd.sim.swim_mutants import BY_SEED, first_catch
 
 # Seeds that found a bug once: 156 and 173 a member that moved while cut off and was never
 # found again, because nobody told the others where it was now.
@@ -55,7 +55,7 @@ def test_seeds_that_failed_once(seed: int) -> None:
     assert run_seed(seed).world.violations == []
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", BY_SEED)
 def test_each_mutant_is_caught(name: str) -> None:
     assert first_catch(name, range(80)) is not None
 

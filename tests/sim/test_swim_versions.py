@@ -35,12 +35,12 @@ from swarmd.wire.codec import Family, encode_struct
 from swarmd.wire.version import PROTOCOL_VERSION, common_version
 
 NAMES = tuple(f"n{number}" for number in range(6))
-# The largest that a coordinate and some news may be, beside as many rumours as fit.
-COORDINATE = (0.25,) * 10
+# What a later build may say in a packet besides, beside as many rumours as fit.
+MORE = (0.25,) * 10
 
 
 class NextPing(Ping, frozen=True, tag=1):
-    coordinate: tuple[float, ...] = ()
+    more: tuple[float, ...] = ()
     news: tuple[bytes, ...] = ()
 
 
@@ -49,7 +49,7 @@ class NextPingFor(PingFor, frozen=True, tag=2):
 
 
 class NextAck(Ack, frozen=True, tag=3):
-    coordinate: tuple[float, ...] = ()
+    more: tuple[float, ...] = ()
     news: tuple[bytes, ...] = ()
 
 
@@ -80,7 +80,7 @@ class NextFamily(Family):
     def encode(self, message: Any) -> bytes:
         fields = msgspec.structs.asdict(message)
         if isinstance(message, Ping | Ack):
-            fields["coordinate"] = COORDINATE
+            fields["more"] = MORE
         if isinstance(message, Nack):
             fields["why"] = "silent"
         else:
@@ -94,10 +94,10 @@ class NextFamily(Family):
     def decode(self, raw: bytes) -> Any:
         message = super().decode(raw)
         if isinstance(message, Ping | Ack):
-            coordinate: Any = getattr(message, "coordinate", ())
-            assert coordinate in ((), COORDINATE)
-            self.later += bool(coordinate)
-            self.earlier += not coordinate
+            more: Any = getattr(message, "more", ())
+            assert more in ((), MORE)
+            self.later += bool(more)
+            self.earlier += not more
         return message
 
 
@@ -225,8 +225,13 @@ def test_what_a_relay_does_not_know_survives_it_under_its_signature() -> None:
     said = world.rumour_of(NAMES[0], NAMES[0])
     heard = world.rumour_of(NAMES[5], NAMES[0])
     assert heard.raw == said.raw
-    assert msgspec.msgpack.decode(heard.body, type=NextMeta).later == ("what", "nobody", "knows")
-    assert msgspec.msgpack.decode(heard.statement, type=NextStatement).later == ("a", 1)
+    said_by_it = msgspec.msgpack.decode(heard.statement, type=NextStatement)
+    assert msgspec.msgpack.decode(said_by_it.body, type=NextMeta).later == (
+        "what",
+        "nobody",
+        "knows",
+    )
+    assert said_by_it.later == ("a", 1)
 
 
 def test_each_is_spoken_to_in_the_highest_version_that_both_speak() -> None:

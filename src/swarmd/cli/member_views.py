@@ -14,7 +14,7 @@ import msgspec
 from swarmd.cli.common import Failed, print_json, wants_json
 from swarmd.cli.tables import COLUMNS_MAX, GAP, colour, printable, table, time_left
 from swarmd.gateway.shapes import MemberInfo
-from swarmd.gateway.shapes_members import MembersNews, Topology, TopologyNode
+from swarmd.gateway.shapes_members import MembersNews, Rtt, Topology, TopologyNode
 
 if TYPE_CHECKING:
     from swarmd.client import Client
@@ -147,6 +147,18 @@ def _changes(before: MemberInfo | None, now: MemberInfo) -> list[str]:
 def _name(known: Mapping[str, MemberInfo], node_id: str) -> str:
     one = known.get(node_id)
     return node_id[:_SHORT_ID_CHARS] if one is None else printable(one.name)
+
+
+# ---- how far they are -----------------------------------------------------------------------
+
+# From here on a coordinate is as good as none (`swim.coordinates`): its node has measured little,
+# or its round trips contradict each other.
+_UNSURE: Final = 0.5
+
+
+def rtt_text(found: Rtt) -> str:
+    unsure = ", a rough estimate as yet" if found.error > _UNSURE else ""
+    return f"{printable(found.a)} - {printable(found.b)}: {found.rtt_ms:g} ms{unsure}"
 
 
 # ---- who keeps streams to whom --------------------------------------------------------------

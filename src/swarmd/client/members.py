@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from swarmd.client.requests import Requests
 from swarmd.gateway.shapes import MemberInfo
-from swarmd.gateway.shapes_members import MembersNews, NodeTags, Topology
+from swarmd.gateway.shapes_members import MembersNews, NodeTags, Rtt, Topology
 
 
 class MemberCalls(Requests):
-    """The members as they are, as they change, their tags, and who keeps streams to whom."""
+    """The members, as they change, their tags, how far they are, who keeps streams to whom."""
 
     def members(self) -> list[MemberInfo]:
         """Every member as the node sees it."""
@@ -30,3 +30,12 @@ class MemberCalls(Requests):
     def topology(self) -> Topology:
         """Who keeps streams to whom, as each living member says."""
         return self._get("/topology", Topology)
+
+    def rtt(self, a: str, b: str = "") -> Rtt:
+        """The round trip between two members, as estimated; `b` is the node asked if not named.
+
+        Raises:
+            NotReady: one of them has no coordinate yet.
+            NotFound, BadRequest: no two members are named.
+        """
+        return self._get("/rtt", Rtt, {"a": a, "b": b})

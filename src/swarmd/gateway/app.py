@@ -28,6 +28,7 @@ from swarmd.gateway.routes.members import Members
 from swarmd.gateway.routes.queries import QueryRoutes
 from swarmd.gateway.routes.raft import RaftRoutes
 from swarmd.gateway.routes.recipes import RecipeRoutes
+from swarmd.gateway.routes.rtt import RttRoutes
 from swarmd.gateway.routes.secrets import SecretRoutes
 from swarmd.gateway.routes.tasks import TaskRoutes
 from swarmd.gateway.routes.voters import Voters
@@ -52,6 +53,7 @@ class Api:
             *TaskRoutes(context).routes(),
             *Cluster(context).routes(),
             *Members(context).routes(),
+            *RttRoutes(context).routes(),
             *Authority(context).routes(),
             *ApprovalRoutes(context).routes(),
             *Kv(context).routes(),

@@ -190,6 +190,8 @@ class MemberInfo(Struct, frozen=True, kw_only=True):
     """What its operator says of it."""
     credential_left_s: float | None = None
     """Until its credential expires, in the store's time; 0 once it has, None if unknown."""
+    rtt_ms: float | None = None
+    """The round trip from the node that answered, as estimated; None while it cannot be."""
 
 
 class JoinRequestInfo(Struct, frozen=True, kw_only=True):

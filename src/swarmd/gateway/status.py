@@ -159,9 +159,14 @@ def members(services: Services) -> list[shapes.MemberInfo]:
             namesakes=[to_text(x) for x in shared.get(one.node_id, ()) if x != one.node_id],
             tags=dict(one.tags),
             credential_left_s=_seconds(services.credential_left_ms(one.node_id)),
+            rtt_ms=_rounded_ms(mesh.membership.estimate_s(one.node_id)),
         )
         for one in found
     ]
+
+
+def _rounded_ms(rtt_s: float | None) -> float | None:
+    return None if rtt_s is None else round(rtt_s * 1_000, 3)
 
 
 def _seconds(left_ms: int | None) -> float | None:

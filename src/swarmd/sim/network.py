@@ -22,7 +22,10 @@ class LinkFaults:
 
 
 class Network:
-    """Carries messages between named hosts; `deliver` of a host is looked up on arrival."""
+    """Carries messages between named hosts; `deliver` of a host is looked up on arrival.
+
+    `distance_s`: what the way from one host to another takes beside what `faults` say.
+    """
 
     def __init__(self, world: World, faults: LinkFaults | None = None) -> None:
         self.world = world
@@ -32,6 +35,7 @@ class Network:
         self._cut: set[tuple[Hashable, Hashable]] = set()
         self._latest: dict[tuple[Hashable, Hashable], float] = {}
         self.sent = 0
+        self.distance_s: Callable[[Hashable, Hashable], float] | None = None
 
     def attach(self, host: Hashable, deliver: Callable[[Any, Any], None]) -> None:
         """`deliver(source, message)` is called for each message that reaches `host`."""
@@ -74,6 +78,8 @@ class Network:
             if rng.random() < faults.slow:
                 self.world.count("delay")
                 delay = rng.uniform(delay, faults.slow_max_s)
+            if self.distance_s is not None:
+                delay += self.distance_s(source, target)
             self._note_order((source, target), self.world.now + delay)
             self.world.after(delay, self._arrive, source, target, message)
 

@@ -23,6 +23,7 @@ _RAFT_TESTS: Final = (
     "tests/unit/raft/test_raft_hazards.py::test_without_its_guard_the_hazard_is_there"
 )
 _LEASE_TESTS: Final = "tests/sim/test_swarm_lease.py::test_mutant_is_noticed"
+_SWIM_TESTS: Final = "tests/unit/swim/test_swim_guards.py::test_without_its_guard_a_test_fails"
 _TASK_TESTS: Final = "tests/unit/tasks/test_task_guards.py::test_guard"
 
 
@@ -69,6 +70,9 @@ _SWIM: Final[dict[str, How]] = {
     "swim.retry_of_the_dead": BySeed("swim", 2),
     "swim.comparing_views": BySeed("swim", 71),
     "swim.start_counter": BySeed("swim", 0),
+    "swim.above_the_doubt": BySeed("swim", 0),
+    "swim.left_stays_left": BySeed("swim", 0),
+    **{name: ByTest(f"{_SWIM_TESTS}[{name}]") for name in swim_mutants.BY_TEST},
 }
 _RAFT: Final[dict[str, How]] = {
     guard.value: BySeed("raft", raft.MUTANT_SEEDS[guard])

@@ -50,6 +50,7 @@ from swarmd.mesh.events.events import SendEvent
 from swarmd.mesh.events.machine import EventsMachine
 from swarmd.mesh.events.service import UserEvents
 from swarmd.mesh.facts import MeshFacts
+from swarmd.mesh.swim.coordinates import Coordinate, Coordinates
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.mesh.swim.tags import Tags, checked_tags
@@ -102,6 +103,7 @@ def member(name: str, state: MemberState = MemberState.ALIVE) -> Member:
 class FakeMembership:
     found: list[Member]
     tags: Tags = ()
+    places: Coordinates = field(default_factory=lambda: Coordinates(node_id("n1")))
     wake: trio.Event = field(default_factory=trio.Event)
 
     def become(self, *found: Member) -> None:
@@ -115,6 +117,12 @@ class FakeMembership:
 
     def stream_only(self) -> list[NodeId]:
         return []
+
+    def coordinate(self, node_id: NodeId) -> Coordinate | None:
+        return self.places.of(node_id)
+
+    def estimate_s(self, node_id: NodeId) -> float | None:
+        return self.places.estimate_s(node_id)
 
     @property
     def own_tags(self) -> dict[str, str]:
@@ -581,7 +589,9 @@ def make_services(
         control=FakeControl(),
         clock=BootClock(),
         started_at=BootClock().now(),
-        mesh=FakeMesh(FakeMembership([member(one) for one in members])),
+        mesh=FakeMesh(
+            FakeMembership([member(x) for x in members], places=Coordinates(node_id(name)))
+        ),
         trust=SimpleNamespace(  # type: ignore[arg-type]
             swarm_id=SWARM_ID,
             genesis=SimpleNamespace(name="lab"),

@@ -73,6 +73,8 @@ WHO: dict[str, set[str]] = {
     "GET /api/v1/members/watch": SEE,
     "GET /api/v1/links": SEE,
     "GET /api/v1/topology": SEE,
+    "GET /api/v1/coordinate": SEE,
+    "GET /api/v1/rtt": SEE,
     "POST /api/v1/tags": DO,
     "GET /api/v1/doctor": SEE,
     "GET /api/v1/config": DO,

@@ -451,6 +451,23 @@ def test_voters_stand_for_a_doubted_leader_one_after_the_other() -> None:
     assert stands_at[1] < stands_at[2] <= 3.5 * beat_s
 
 
+def test_voters_keep_their_order_when_the_doubt_comes_late() -> None:
+    """Else both of two ask at once, each votes for itself, and both wait for an election time."""
+    beat_s = RaftConfig().heartbeat_s
+    stands_at = []
+    for me in "ac":
+        hands = Hands("abc", me=me)
+        hands.follow([b"one"])
+        effects = hands.step(Doubt("b", True), after_s=2.8 * beat_s)
+        if sent(effects, PreVoteRequest):
+            stands_at.append(0.0)
+            again = hands.step(Wake(START), after_s=beat_s / 2)
+            assert len(sent(again, PreVoteRequest)) == 2, "before the next in the order stands"
+        else:
+            stands_at.append(min(timer.delay_s for timer in of(effects, SetTimer)))
+    assert stands_at == pytest.approx([0.0, beat_s])
+
+
 def test_a_leader_that_is_doubted_wrongly_stays() -> None:
     """It is heard in time, so nobody stands, and nobody is promised a vote."""
     hands = Hands()

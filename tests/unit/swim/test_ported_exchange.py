@@ -169,18 +169,78 @@ def test_a_view_that_does_not_fit_begins_elsewhere_each_time(
 
 
 def test_now_and_then_a_view_is_exchanged_with_one_who_is_alive(bench: Bench) -> None:
+    """Where no answer could be compared since the last time: here nobody answers."""
     bench.know("a", "s", "d", "l")
     bench.tell(rumour(SUSPECT, "s", 1), rumour(DEAD, "d", 1), rumour(LEFT, "l", 1))
     bench.handle(Started())
     assert bench.timer(SyncTick).delay_s <= bench.config.sync_interval_s
+    bench.elapse(SyncTick)
     for _ in range(10):
         bench.elapse(SyncTick)
         assert synced_with(bench) == [node("a")]
         assert bench.timer(SyncTick).delay_s == bench.config.sync_interval_s
 
 
+def quiet_with_a_tick(bench: Bench) -> tuple[bytes, bytes]:
+    """Two others, no news, and a tick just now; the digests."""
+    bench.know("a", "b")
+    bench.clear()
+    bench.handle(SyncTick())
+    assert synced_with(bench) == []
+    members = bench.machine._ledger.members
+    return members.view_digest(), members.whole_digest()
+
+
+def test_now_and_then_an_answer_from_one_who_knows_the_same_is_enough(bench: Bench) -> None:
+    view, whole = quiet_with_a_tick(bench)
+    bench.get("a", Ack(1, view, [], whole))
+    assert synced_with(bench) == []
+    bench.get("b", Ack(2, view, [], b"other..."))
+    assert synced_with(bench) == [], "once in an interval"
+    bench.handle(SyncTick())
+    assert synced_with(bench) == [], "it was compared since the last time"
+
+
+@pytest.mark.parametrize("whole", [b"other...", b""], ids=["knows-else", "of-an-older-build"])
+def test_now_and_then_views_are_exchanged_with_one_who_knows_something_else(
+    bench: Bench, whole: bytes
+) -> None:
+    """Who is there is agreed upon, and who died or left is not: gossip did not reach somebody."""
+    view, mine = quiet_with_a_tick(bench)
+    assert mine != whole
+    bench.get("a", Ack(1, view, [], whole))
+    assert synced_with(bench) == [node("a")]
+    bench.get("b", Ack(2, view, [], whole))
+    assert synced_with(bench) == []
+
+
+def test_the_digest_of_all_that_is_known_tells_the_dead_from_the_left(bench: Bench) -> None:
+    bench.know("a")
+    members = bench.machine._ledger.members
+    seen = [members.whole_digest()]
+    for kind in (SUSPECT, DEAD, LEFT):
+        bench.tell(rumour(kind, "a", 1))
+        seen.append(members.whole_digest())
+    assert len(set(seen)) == 4
+    bench.tell(rumour(ALIVE, "a", 2))
+    again = members.whole_digest()
+    bench.tell(rumour(SUSPECT, "a", 2))
+    bench.tell(rumour(ALIVE, "a", 3))
+    assert members.whole_digest() not in (*seen, again)
+
+
+def test_while_there_is_news_nothing_is_compared(bench: Bench) -> None:
+    quiet_with_a_tick(bench)
+    bench.tell(rumour(ALIVE, "a", 2, "new"))
+    bench.get("a", Ack(1, bench.machine._ledger.members.view_digest(), [], b"other..."))
+    assert synced_with(bench) == []
+    bench.handle(SyncTick())
+    assert len(synced_with(bench)) == 1, "not for ever"
+
+
 def test_who_is_alone_waits_and_asks_nobody(bench: Bench) -> None:
     bench.handle(Started())
+    bench.elapse(SyncTick)
     bench.elapse(SyncTick)
     assert synced_with(bench) == []
     bench.know("a")

@@ -44,11 +44,14 @@ def bench() -> Bench:
 
 def test_a_ping_is_answered_under_its_own_number_to_who_asked(bench: Bench) -> None:
     bench.know("x", "y")
-    view = bench.machine._ledger.members.view_digest()
+    members = bench.machine._ledger.members
+    view = members.view_digest()
     bench.get("x", Ping(41, view, []))
     [effect] = [effect for effect in bench.effects if isinstance(effect, Send)]
     assert effect.peer == node("x")
-    assert bench.sent("x") == [Ack(41, view, [])]
+    [ack] = bench.sent("x")
+    assert (ack.sequence, ack.view, ack.rumours) == (41, view, [])
+    assert ack.whole == members.whole_digest()
 
 
 def test_an_answer_carries_the_news_that_waits(bench: Bench) -> None:

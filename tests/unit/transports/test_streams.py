@@ -555,7 +555,9 @@ async def test_joiners_of_one_address_leave_places_to_others() -> None:
             await join(one, "127.0.0.7")
         await until(lambda: dropped("joiners_full") == before + 4)
         await join(one, "127.0.0.8")
-        await until(lambda: one.streams._joiners.taken == 9)
+        door = one.streams._join
+        assert door is not None
+        await until(lambda: door.taken == 9)
         assert dropped("joiners_full") == before + 4
         assert turned_away == 4
         await until(lambda: one.streams._unproven.taken == 0)

@@ -37,6 +37,7 @@ _ROLES = ("voter", "worker", "observer")
         "swarmctl node roles n3 worker",
         "swarmctl node evict n3",
         "swarmctl node topology",
+        "swarmctl node rtt n2 n3",
         "swarmctl node tags n3 rack=a",
         "swarmctl node query uptime",
         "swarmctl node pending",
@@ -102,6 +103,24 @@ def topology(dot: bool) -> None:
         print_json(found)
     else:
         click.echo(topology_dot(found) if dot else topology_tree(found))
+
+
+@node.command(examples=["swarmctl node rtt n2", "swarmctl node rtt n2 n3"])
+@click.argument("a", shell_complete=complete_members)
+@click.argument("b", required=False, default="", shell_complete=complete_members)
+def rtt(a: str, b: str) -> None:
+    """Estimate the round trip between A and B, or between A and the node that is asked.
+
+    Nothing is sent between the two for it: each member keeps a network coordinate up by its probes.
+    """
+    from swarmd.cli.member_views import rtt_text
+
+    with open_client() as client:
+        found = client.rtt(a, b)
+    if wants_json():
+        print_json(found)
+    else:
+        click.echo(rtt_text(found))
 
 
 @node.command(

@@ -159,5 +159,5 @@ class Members:
 
 
 def _lasting(member: MemberInfo) -> MemberInfo:
-    """What is news when it changes: not that a credential has a second less to live."""
-    return msgspec.structs.replace(member, credential_left_s=None)
+    """What is news when it changes: not a second less of a credential, nor a microsecond's way."""
+    return msgspec.structs.replace(member, credential_left_s=None, rtt_ms=None)

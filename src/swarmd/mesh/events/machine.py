@@ -100,6 +100,18 @@ class EventsMachine:
         """What to keep over a restart; None while there is nothing to go by."""
         return Kept(self._clock.time, tuple(self._recent.events())) if self._placed else None
 
+    def mixed(self, whole: bytes) -> bytes:
+        """A digest of all else that is known, and the sum of the events, as one; or one less them.
+
+        Two that know the same have one; without any event it is the digest as it was.
+        """
+        return bytes(a ^ b for a, b in zip(whole, self._recent.sum(), strict=False))
+
+    @property
+    def placed(self) -> bool:
+        """True if it knows which events were there before it."""
+        return self._placed
+
     def told(self, asked: bytes | None = None) -> bytes:
         """What goes along with a view: asked for (None), or in answer to what came with `asked`."""
         mine = self._recent.sum()

@@ -4,6 +4,10 @@ What gossip misses, push-pull over a stream makes good. Views that differ althou
 are exchanged at once, so that a join does not depend on gossip's luck; and whoever is new asks one
 member after another as long as each has told it something, so that many who start at once find
 each other in a few steps, each twice as far as the one before.
+
+Now and then a member compares all that it knows with the next one that answers it, by a digest,
+and exchanges views if they differ. Memberlist exchanges them whatever they are: in a quiet swarm of
+a thousand that is most of all that is sent.
 """
 
 from __future__ import annotations
@@ -49,6 +53,7 @@ class Exchange:
         self._ledger = ledger
         self._joining: dict[NodeId, float] = {}
         self._growing = False
+        self._whole_due = False
         self._started_at = now
         self._after = now
         self._backoff = 1.0
@@ -115,6 +120,17 @@ class Exchange:
         self._backoff = min(_SYNC_BACKOFF_MAX, self._backoff * 2)
         return self.sync(peer, now)
 
+    def compare_whole(self, peer: NodeId, whole: bytes, now: float) -> list[Effect]:
+        """Exchange views with the first that answers after a tick, unless it knows the same."""
+        ledger = self._ledger
+        if not self._whole_due or len(ledger.queue) or ledger.leaving or now < self._after:
+            return []
+        record = ledger.members.get(peer)
+        if record is None or record.state is not MemberState.ALIVE:
+            return []
+        self._whole_due = False
+        return [] if whole == ledger.members.whole_digest() else self.sync(peer, now)
+
     def sync(self, peer: NodeId, now: float) -> list[Effect]:
         """Exchange views with a peer."""
         # If exchanging does not help (a key we cannot verify yet), do it ever less often.
@@ -152,10 +168,17 @@ class Exchange:
         return [SetTimer(delay_s * self._rng.uniform(0.75, 1.25), JoinAgain(event.peer))]
 
     def on_tick(self, now: float) -> list[Effect]:
-        if self._ledger.leaving:
+        """From now on compare; but exchange at once if there was no quiet moment to since the last.
+
+        Where news never ends, or nobody answers, digests tell nothing.
+        """
+        ledger = self._ledger
+        if ledger.leaving:
             return []
-        scale = sync_scale(self._ledger.members.present_count)
+        scale = sync_scale(ledger.members.present_count)
         effects: list[Effect] = [SetTimer(self._config.sync_interval_s * scale, SyncTick())]
-        for peer in self._ledger.members.pick_alive(1):
-            effects += self.sync(peer, now)
+        if self._whole_due:
+            for peer in ledger.members.pick_alive(1):
+                effects += self.sync(peer, now)
+        self._whole_due = True
         return effects

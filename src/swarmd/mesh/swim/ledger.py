@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Final, Protocol
+from functools import partial
+from typing import ClassVar, Final, Protocol
 
 from swarmd.base.errors import MalformedMessage
 from swarmd.base.ids import NodeId
@@ -90,6 +91,10 @@ class Signer(EventSigner, Protocol):
 class Ledger:
     """This node's view, its own statements, and what of both waits to be told."""
 
+    table_type: ClassVar[type[MemberTable]] = MemberTable
+    suspicion_type: ClassVar[type[Suspicion]] = Suspicion
+    record_type: ClassVar[type[Record]] = Record
+
     def __init__(
         self,
         me: NodeId,
@@ -103,7 +108,7 @@ class Ledger:
         self.me = me
         self.health = LocalHealth()
         self.queue = BroadcastQueue()
-        self.members = MemberTable(me, rng)
+        self.members = self.table_type(me, rng)
         self.leaving = False
         self._announcements: list[Rumour] = []
         self._config = config
@@ -111,16 +116,21 @@ class Ledger:
         self._meta = meta
         self._unverified: dict[NodeId, Rumour] = {}
         first = self._say(ALIVE, me, start_counter << START_SHIFT)
-        self.self_record = self._record(first, now)
-        self.members.add(self.self_record)
+        self.members.add(self._record(first, now))
         self._publish(first)
+
+    @property
+    def self_record(self) -> Record:
+        record = self.members.get(self.me)
+        assert record is not None
+        return record
 
     # ---- hearing ----------------------------------------------------------------------
 
     def hear(self, raw: bytes, now: float) -> list[Effect]:
         """Take a rumour that came with a packet."""
         try:
-            rumour = decode_rumour(raw)
+            rumour = self._decode(raw)
         except MalformedMessage:
             return [Refused("malformed")]
         return self.judge(rumour, now)
@@ -136,7 +146,7 @@ class Ledger:
         gone: dict[NodeId, Rumour] = {}
         for raw in rumours:
             try:
-                rumour = decode_rumour(raw)
+                rumour = self._decode(raw)
             except MalformedMessage:
                 effects.append(Refused("malformed"))
                 continue
@@ -184,8 +194,9 @@ class Ledger:
         for known in self.members.records():
             held = known.evidence
             if held is not None and held.author in evicted and held.author != known.node_id:
-                known.evidence = self._say(held.kind, known.node_id, held.incarnation)
-                self._publish(known.evidence)
+                mine = self._say(held.kind, known.node_id, held.incarnation)
+                self.members.change(known, partial(_prove, evidence=mine))
+                self._publish(mine)
         for node_id in sorted(evicted):
             self._unverified.pop(node_id, None)
             record = self.members.get(node_id)
@@ -199,8 +210,8 @@ class Ledger:
         """See everybody in the roles that they have now."""
         effects: list[Effect] = []
         for record in self.members.records():
-            before = record.view()
-            record.may_be = self._signer.may_be(record.node_id)
+            before, may_be = record.view(), self._signer.may_be(record.node_id)
+            record = self.members.change(record, partial(_allow, may_be=may_be))
             effects += _update(before, record)
         return effects
 
@@ -237,6 +248,7 @@ class Ledger:
             return []
         rumour = self._say(SUSPECT, record.node_id, record.incarnation)
         effects = self._suspect(record, rumour, now)
+        record = self.members.get(record.node_id) or record
         if within_s is not None and record.suspicion is not None:
             record.suspicion.shorten(now - record.suspicion.started_at + within_s)
             effects.append(self._suspicion_timer(record, now))
@@ -280,6 +292,9 @@ class Ledger:
         self.members.change(self.self_record, lambda r: _turn(r, LEFT, rumour, now))
         self._publish(rumour)
         return [Changed(before, self.self_record.view())]
+
+    def _decode(self, raw: bytes) -> Rumour:
+        return decode_rumour(raw)
 
     # ---- the rules --------------------------------------------------------------------
 
@@ -338,12 +353,12 @@ class Ledger:
         record = self.self_record
         before = record.view()
         rumour = self._say(ALIVE, self.me, incarnation)
-        self.members.change(record, lambda r: r.take_alive(rumour))
+        record = self.members.change(record, lambda r: r.take_alive(rumour))
         self._publish(rumour)
         return _update(before, record)
 
     def _record(self, alive: Rumour, now: float) -> Record:
-        return Record(alive, now, self._signer.may_be(alive.subject))
+        return self.record_type(alive, now, self._signer.may_be(alive.subject))
 
     def _meet(self, rumour: Rumour, now: float) -> list[Effect]:
         if self.members.full():
@@ -382,7 +397,7 @@ class Ledger:
             r.state, r.evidence, r.suspicion = ALIVE, None, None
             r.take_alive(rumour)
 
-        self.members.change(record, apply)
+        record = self.members.change(record, apply)
         self._publish(rumour)
         return _update(before, record)
 
@@ -395,7 +410,7 @@ class Ledger:
         before = record.view()
         config, count = self._config, self.members.present_count
         min_s = suspicion_min_s(config.suspicion_mult, count, config.probe_interval_s)
-        suspicion = Suspicion(
+        suspicion = self.suspicion_type(
             rumour.author,
             now,
             wanted=confirmations_wanted(config.suspicion_mult, count),
@@ -407,14 +422,14 @@ class Ledger:
             _turn(r, SUSPECT, rumour, now)
             r.suspicion = suspicion
 
-        self.members.change(record, apply)
+        record = self.members.change(record, apply)
         self._publish(rumour)
         return [Changed(before, record.view()), self._suspicion_timer(record, now)]
 
     def _end(self, record: Record, rumour: Rumour, now: float) -> list[Effect]:
         """Dead or left."""
         before = record.view()
-        self.members.change(record, lambda r: _turn(r, rumour.kind, rumour, now))
+        record = self.members.change(record, lambda r: _turn(r, rumour.kind, rumour, now))
         self._publish(rumour)
         effects: list[Effect] = [Changed(before, record.view())]
         forgotten = self.members.forget_surplus(rumour.kind)
@@ -436,6 +451,14 @@ class Ledger:
         body = encode_meta(self._meta) if kind is ALIVE else b""
         statement = encode_statement(kind, subject, incarnation, author=self.me, body=body)
         return make_rumour(statement, self._signer.sign_rumour(statement))
+
+
+def _prove(record: Record, evidence: Rumour) -> None:
+    record.evidence = evidence
+
+
+def _allow(record: Record, may_be: tuple[str, ...] | None) -> None:
+    record.may_be = may_be
 
 
 def _turn(record: Record, state: MemberState, evidence: Rumour, now: float) -> None:

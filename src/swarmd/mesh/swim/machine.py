@@ -11,6 +11,7 @@ What is decided where:
 - `exchange`: when to exchange whole views.
 - `watching`: what streams tell.
 - `retries`: which of the dead to try again.
+- `coordinates`: how far members are from each other.
 - `names`: what happens when several carry one name.
 - `post`: what goes into a packet.
 - `mesh.events.machine`: user events, which ride along with the rest.
@@ -30,6 +31,7 @@ from swarmd.base.rng import Rng
 from swarmd.mesh.events.events import SendEvent
 from swarmd.mesh.events.machine import EventsMachine, Kept
 from swarmd.mesh.swim.config import SwimConfig, settle
+from swarmd.mesh.swim.coordinates import Coordinate, Coordinates
 from swarmd.mesh.swim.events import (
     Changed,
     CheckDue,
@@ -105,6 +107,9 @@ class SwimMachine:
     probing_type: ClassVar[type[Probing]] = Probing
     exchange_type: ClassVar[type[Exchange]] = Exchange
     retries_type: ClassVar[type[Retries]] = Retries
+    watching_type: ClassVar[type[Watching]] = Watching
+    post_type: ClassVar[type[Post]] = Post
+    names_type: ClassVar[type[Names]] = Names
     events_type: ClassVar[type[EventsMachine]] = EventsMachine
     packets: ClassVar[Family] = PACKETS
 
@@ -125,13 +130,14 @@ class SwimMachine:
         self._config = config = settle(config)
         self._ledger = ledger = self.ledger_type(me, config, rng, signer, meta, start_counter, now)
         self.events = events = self.events_type(me, signer, now, kept, founder=founder)
-        self._post = post = Post(ledger, config, self.packets, events.queue)
+        self._post = post = self.post_type(ledger, config, self.packets, events)
         self._pendings = pendings = Pendings(rng)
         self._probing = self.probing_type(me, config, rng, ledger, post, pendings)
         self._exchange = self.exchange_type(me, config, rng, ledger, now)
         self._retries = self.retries_type(config, rng, ledger, post, pendings)
-        self._watching = Watching(me, config, ledger, post, pendings, self._probing)
-        self._names = Names(me, meta.name)
+        self._watching = self.watching_type(me, config, ledger, post, pendings, self._probing)
+        self._names = self.names_type(me, meta.name)
+        self._coordinates = Coordinates(me)
         self._gossip_armed = False
         self._news_armed = False
         self._departed = False
@@ -175,6 +181,7 @@ class SwimMachine:
             self._watching.after_change(effect)
             effects += self._probing.after_change(effect)
             effects += self._names.after_change(effect)
+            self._forget_place(effect)
         if not len(queue) and not len(news):
             return effects
         if queue.pushed + news.pushed > pushed and not self._news_armed:
@@ -227,6 +234,14 @@ class SwimMachine:
         Something lets TCP pass between the two and stops UDP, perhaps in one direction only.
         """
         return self._probing.stream_only()
+
+    def coordinate(self, node_id: NodeId) -> Coordinate | None:
+        """Where a member is in the space of round trips; see `Coordinates.of`."""
+        return self._coordinates.of(node_id)
+
+    def estimate_s(self, node_id: NodeId) -> float | None:
+        """The round trip from this node to another in seconds; see `Coordinates.estimate_s`."""
+        return self._coordinates.estimate_s(node_id)
 
     def queued(self) -> list[Rumour]:
         """The rumours that wait to be passed on, oldest first."""
@@ -290,11 +305,14 @@ class SwimMachine:
                 effects += self._ledger.hear(raw, now)
         if isinstance(packet, Ping):
             self._probing.follow(packet)
-            effects.append(self._post.ack(peer, packet.sequence, packet.view))
+            told = self._coordinates.told()
+            effects.append(self._post.ack(peer, packet.sequence, packet.view, told))
             effects += self._exchange.compare(peer, packet.view, now)
         elif isinstance(packet, Ack):
+            effects += self._measure(peer, packet, now)
             effects += self._on_ack(peer, packet, now)
             effects += self._exchange.compare(peer, packet.view, now)
+            effects += self._compare_whole(peer, packet.whole, now)
         elif isinstance(packet, PingFor):
             effects += self._probing.on_ping_for(peer, packet)
         elif isinstance(packet, Nack):
@@ -315,6 +333,26 @@ class SwimMachine:
             self._news_asked_after = now + _NEWS_ASKED_FRACTION * self._config.sync_interval_s
             heard += self._exchange.sync(event.peer, now)
         return effects + heard
+
+    def _compare_whole(self, peer: NodeId, whole: bytes, now: float) -> list[Effect]:
+        """What a member knows of anybody, and of events, as we do; whoever is new asks anyway."""
+        events = self.events
+        if len(events.queue):
+            return []
+        known = events.mixed(whole) if events.placed else b""
+        return self._exchange.compare_whole(peer, known, now)
+
+    def _measure(self, peer: NodeId, ack: Ack, now: float) -> list[Effect]:
+        rtt_s = self._probing.round_trip_s(peer, ack, now)
+        if rtt_s is None or self._coordinates.hear(peer, ack.coordinate, rtt_s):
+            return []
+        return [Refused("absurd")]
+
+    def _forget_place(self, change: Changed) -> None:
+        if change.after is None or change.left or change.moved:
+            one = change.after or change.before
+            assert one is not None
+            self._coordinates.forget(one.node_id)
 
     def _on_ack(self, peer: NodeId, ack: Ack, now: float) -> list[Effect]:
         if self._probing.on_ack(peer, ack):

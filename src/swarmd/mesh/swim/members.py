@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Final
 
 from swarmd.base.ids import NodeId, digest
 from swarmd.base.limits import MEMBERS_MAX
 from swarmd.base.rng import Rng
 from swarmd.mesh.swim.events import Member
-from swarmd.mesh.swim.messages import MemberState, Meta, Rumour, decode_meta
+from swarmd.mesh.swim.messages import MemberState, Meta, Rumour
 from swarmd.mesh.swim.suspicion import Suspicion
 
 # Dead and left members are remembered, the most recent of each: the dead so that partitions
@@ -23,7 +23,7 @@ PRESENT: Final = (MemberState.ALIVE, MemberState.SUSPECT)
 
 
 class Record:
-    """What is known of one member.
+    """What is known of one member. Only `MemberTable.change` alters one, and it alters a copy.
 
     `alive` is its own newest word, with its meta; `evidence` is the rumour that put it into a
     state other than alive. `may_be`: the roles it was admitted with, whatever its word says;
@@ -38,7 +38,6 @@ class Record:
         "excused_until",
         "incarnation",
         "may_be",
-        "meta",
         "state",
         "suspicion",
     )
@@ -59,8 +58,21 @@ class Record:
 
     def take_alive(self, alive: Rumour) -> None:
         self.alive = alive
-        self.meta: Meta = decode_meta(alive.body)
         self.incarnation = alive.incarnation
+
+    @property
+    def meta(self) -> Meta:
+        meta = self.alive.meta
+        assert meta is not None, "decoded with every rumour of this kind"
+        return meta
+
+    def copy(self) -> Record:
+        new = type(self).__new__(type(self))
+        new.alive, new.incarnation, new.may_be = self.alive, self.incarnation, self.may_be
+        new.state, new.evidence, new.suspicion = self.state, self.evidence, self.suspicion
+        new.changed_at, new.excused_until = self.changed_at, self.excused_until
+        new.excused_incarnation = self.excused_incarnation
+        return new
 
     def excuse(self, until: float) -> None:
         """Let nobody here suspect it before `until`: once in each incarnation, and only in it."""
@@ -99,8 +111,9 @@ class MemberTable:
     def __init__(self, me: NodeId, rng: Rng) -> None:
         self._me = me
         self._rng = rng
-        self._records: dict[NodeId, Record] = {}
+        self._records: MutableMapping[NodeId, Record] = {}
         self._view = 0
+        self._whole = 0
         # Sorted, so that members of one view agree on it.
         self._present: list[NodeId] = []
         # The dead and the left, each in the order in which they became so.
@@ -139,6 +152,10 @@ class MemberTable:
         """Equal where the same members are held present at the same incarnations."""
         return self._view.to_bytes(_VIEW_BYTES, "big")
 
+    def whole_digest(self) -> bytes:
+        """Equal where the same members are known, in the same states at the same incarnations."""
+        return self._whole.to_bytes(_VIEW_BYTES, "big")
+
     def full(self) -> bool:
         return len(self._records) >= MEMBERS_MAX
 
@@ -149,15 +166,22 @@ class MemberTable:
         self._index(record.node_id, record.state)
         self._mark(record)
 
-    def change(self, record: Record, apply: Callable[[Record], None]) -> None:
-        """Run `apply` on a record of this table, keeping count and digest right."""
-        before = record.state
-        self._mark(record)
-        apply(record)
-        self._mark(record)
-        if record.state is not before and {before, record.state} != set(PRESENT):
-            self._take_out(record.node_id, before)
-            self._index(record.node_id, record.state)
+    def change(self, record: Record, apply: Callable[[Record], None]) -> Record:
+        """Put a copy of a record of this table in its place, altered by `apply`; returns it.
+
+        So tables may share records: those of thousands of simulated members do.
+        """
+        before, node_id = record.state, record.node_id
+        new = record.copy()
+        apply(new)
+        self._records[node_id] = new
+        if (before, record.incarnation) != (new.state, new.incarnation):
+            self._mark(record)
+            self._mark(new)
+        if new.state is not before and not (before in PRESENT and new.state in PRESENT):
+            self._take_out(node_id, before)
+            self._index(node_id, new.state)
+        return new
 
     def remove(self, record: Record) -> None:
         """Remove a record of this table; a probe of it that is under way finds nobody."""
@@ -248,7 +272,9 @@ class MemberTable:
             del self._gone[state][node_id]
 
     def _mark(self, record: Record) -> None:
-        """Put a member into the digest if it is present, or take it out again."""
+        """Put a member into the digests, or take it out again: a part of its hash for its state."""
+        mark = digest(record.node_id, record.incarnation.to_bytes(8, "big"))
         if record.state in PRESENT:
-            mark = digest(record.node_id, record.incarnation.to_bytes(8, "big"))
             self._view ^= int.from_bytes(mark[:_VIEW_BYTES], "big")
+        begin = _VIEW_BYTES * (record.state - 1)
+        self._whole ^= int.from_bytes(mark[begin : begin + _VIEW_BYTES], "big")

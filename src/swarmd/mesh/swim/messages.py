@@ -10,10 +10,7 @@ A *packet* is one probe message with as many rumours as fit PACKET_BYTES_MAX, si
 The transport encrypts and authenticates packets: the peer that a packet comes from is known.
 
 All of these may grow by the rules of `wire.codec`, but for what holds a statement and its
-signature together: nobody but the author may add to a rumour. So, when they come:
-- A network coordinate goes to the end of Ping and Ack, as a bounded list of 32-bit floats, empty
-  by default: a build that measures nothing, or an older one, sends none. What it takes is added to
-  PACKET_HEADER_BYTES_MAX, which the assertions below hold against the largest rumour.
+signature together: nobody but the author may add to a rumour. So:
 - News that is no rumour about a member (user events) is at the end of Gossip, as a bounded list of
   bytes which only its own room decodes (`mesh.events`); it takes its room from what the rumours
   leave. Not in pings: while there is news there is gossip, five times as often, and an idle member
@@ -37,7 +34,8 @@ from swarmd.wire.codec import Family, Growing, decode_struct, encode_struct
 
 # What a packet may hold once the transport's header and tag are counted off a datagram.
 PACKET_BYTES_MAX: Final = 1_100
-# Everything of a packet that is not a rumour: format, tag, sequence, view, target, list header.
+# Everything of a packet that is not a rumour: format, tag, sequence, view, target or coordinate,
+# list header.
 PACKET_HEADER_BYTES_MAX: Final = 80
 META_BYTES_MAX: Final = 512
 STATEMENT_BYTES_MAX: Final = META_BYTES_MAX + 128
@@ -57,6 +55,8 @@ INCARNATION_MAX: Final = 2**62
 # One turn a second reaches this in millions of years; a false one cannot wear the numbers out.
 TURN_FOLLOWED_MAX: Final = 2**48
 TURN_MAX: Final = 2**62
+# A later build's may be longer than ours; whoever does not know its size ignores it.
+_PLACE_BYTES_MAX: Final = 128
 
 assert PACKET_HEADER_BYTES_MAX + RUMOUR_BYTES_MAX + 3 <= PACKET_BYTES_MAX
 assert PACKET_HEADER_BYTES_MAX + EVENT_BYTES_MAX + 3 <= PACKET_BYTES_MAX
@@ -71,6 +71,7 @@ _View = Annotated[bytes, msgspec.Meta(max_length=8)]
 _Raw = Annotated[bytes, msgspec.Meta(max_length=RUMOUR_BYTES_MAX)]
 _Rumours = Annotated[list[_Raw], msgspec.Meta(max_length=PACKET_RUMOURS_MAX)]
 _News = Annotated[bytes, msgspec.Meta(max_length=EVENT_BYTES_MAX)]
+_Place = Annotated[bytes, msgspec.Meta(max_length=_PLACE_BYTES_MAX)]
 _Short = Annotated[str, msgspec.Meta(max_length=64)]
 
 
@@ -137,13 +138,16 @@ class SignedStatement(msgspec.Struct, frozen=True, array_like=True, forbid_unkno
 
 @dataclass(frozen=True, slots=True)
 class Rumour:
-    """A decoded rumour and the very bytes it came in; not yet verified."""
+    """A decoded rumour and the very bytes it came in; not yet verified.
+
+    `meta`: what a member says about itself, if the rumour is that it is alive.
+    """
 
     kind: MemberState
     subject: NodeId
     incarnation: int
     author: NodeId
-    body: bytes
+    meta: Meta | None
     statement: bytes
     signature: bytes
     raw: bytes
@@ -171,9 +175,16 @@ class PingFor(Growing, frozen=True, tag=2):
 
 
 class Ack(Growing, frozen=True, tag=3):
+    """I am there. `whole` sums up all that the sender knows of anybody, and the user events that it
+    holds. `coordinate`: where it is (`coordinates`), if the asker asked itself. Either is empty
+    from an older build.
+    """
+
     sequence: _Sequence
     view: _View
     rumours: _Rumours
+    whole: _View = b""
+    coordinate: _Place = b""
 
 
 class Nack(Growing, frozen=True, tag=4):
@@ -262,14 +273,12 @@ def decode_rumour(raw: bytes) -> Rumour:
         raise MalformedMessage(f"a {said.kind} rumour with an accuser of {len(said.accuser)} bytes")
     if (said.kind is MemberState.ALIVE) != bool(said.body):
         raise MalformedMessage(f"a {said.kind} rumour with a body of {len(said.body)} bytes")
-    if said.body:
-        decode_meta(said.body)
     return Rumour(
         kind=said.kind,
         subject=NodeId(said.subject),
         incarnation=said.incarnation,
         author=NodeId(said.subject if own else said.accuser),
-        body=said.body,
+        meta=decode_meta(said.body) if said.body else None,
         statement=signed.statement,
         signature=signed.signature,
         raw=raw,

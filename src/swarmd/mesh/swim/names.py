@@ -11,7 +11,7 @@ Nobody is refused for its name: the two may have got it on either side of a part
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect
@@ -25,7 +25,7 @@ class Names:
 
     def __init__(self, me: NodeId, name: str) -> None:
         # At most MEMBERS_MAX: every member has one name.
-        self._holders: dict[str, tuple[NodeId, ...]] = {name: (me,)}
+        self._holders: MutableMapping[str, tuple[NodeId, ...]] = {name: (me,)}
 
     def after_change(self, change: Changed) -> list[Effect]:
         """`NameConflict` for a name that several carry, and when that has changed or is over."""

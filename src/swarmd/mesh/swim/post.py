@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect, Send
+from swarmd.mesh.events.machine import EventsMachine
 from swarmd.mesh.events.messages import UserEvent
-from swarmd.mesh.events.queue import EventQueue
 from swarmd.mesh.swim.broadcasts import LENGTH_BYTES, RUMOUR_BUDGET_BYTES
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.ledger import Ledger
@@ -38,10 +38,10 @@ class Post:
     """Makes packets. `packets` is the codec of this build."""
 
     def __init__(
-        self, ledger: Ledger, config: SwimConfig, packets: Family, news: EventQueue
+        self, ledger: Ledger, config: SwimConfig, packets: Family, events: EventsMachine
     ) -> None:
         self._ledger = ledger
-        self._news = news
+        self._events, self._news = events, events.queue
         self._config = config
         self._packets = packets
 
@@ -56,11 +56,16 @@ class Post:
     def ping_for(self, helper: NodeId, sequence: int, target: NodeId) -> Effect:
         return self._packet(helper, lambda rumours: PingFor(sequence, target, rumours))
 
-    def ack(self, peer: NodeId, sequence: int, peer_view: bytes = b"") -> Effect:
-        view = self._ledger.members.view_digest()
+    def ack(
+        self, peer: NodeId, sequence: int, peer_view: bytes = b"", coordinate: bytes = b""
+    ) -> Effect:
+        members = self._ledger.members
+        view, whole = members.view_digest(), self._events.mixed(members.whole_digest())
         # A peer with another view may hold us dead, or at an address that we left.
         differs = bool(peer_view) and peer_view != view
-        return self._packet(peer, lambda rumours: Ack(sequence, view, rumours), differs)
+        return self._packet(
+            peer, lambda rumours: Ack(sequence, view, rumours, whole, coordinate), differs
+        )
 
     def nack(self, peer: NodeId, sequence: int) -> Effect:
         return Send(peer, self._packets.encode(Nack(sequence)))

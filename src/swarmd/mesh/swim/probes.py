@@ -15,14 +15,15 @@ PENDING_MAX: Final = 1_024
 class Round:
     """One probe: a ping, then helpers and a stream, until `due_at`.
 
-    `incarnation` is the life of the target that is asked. `check`: it is made out of turn, because
-    another doubts the target. `stream`: what is known of the attempt over a stream. `holds`: how
-    often its end was put off because its timer came late.
+    `incarnation` is the life of the target that is asked, at `sent_at`. `check`: it is made out of
+    turn, because another doubts the target. `stream`: what is known of the attempt over a stream.
+    `holds`: how often its end was put off because its timer came late.
     """
 
     target: NodeId
     incarnation: int
     sequence: int
+    sent_at: float
     due_at: float
     check: bool = False
     answered: bool = False

@@ -34,6 +34,7 @@ from swarmd.mesh.swim.events import (
     StreamProbe,
 )
 from swarmd.mesh.swim.ledger import Ledger
+from swarmd.mesh.swim.members import Record
 from swarmd.mesh.swim.messages import (
     TURN_FOLLOWED_MAX,
     Ack,
@@ -109,7 +110,7 @@ class Probing:
         record = self._ledger.members.probed_in(self.turn)
         if record is None:
             return effects
-        self._in_turn, asking = self._ask(record.node_id, record.incarnation, now + interval_s)
+        self._in_turn, asking = self._ask(record, now, now + interval_s)
         return effects + asking
 
     def follow(self, ping: Ping) -> None:
@@ -118,10 +119,10 @@ class Probing:
             self.turn = ping.turn - 1
 
     def _ask(
-        self, target: NodeId, incarnation: int, due_at: float, *, check: bool = False
+        self, record: Record, now: float, due_at: float, *, check: bool = False
     ) -> tuple[int, list[Effect]]:
-        sequence = self._pendings.sequence()
-        self._rounds[sequence] = Round(target, incarnation, sequence, due_at, check)
+        sequence, target = self._pendings.sequence(), record.node_id
+        self._rounds[sequence] = Round(target, record.incarnation, sequence, now, due_at, check)
         turn = 0 if check else self.turn
         timeout = SetTimer(self._config.probe_timeout_s, ProbeTimeout(sequence))
         return sequence, [self._post.ping(target, sequence, turn), timeout]
@@ -174,9 +175,7 @@ class Probing:
         if record.incarnation != event.incarnation or not wanted or checks >= CHECKS_MAX:
             return []
         interval_s = self._config.probe_interval_s
-        sequence, asking = self._ask(
-            record.node_id, record.incarnation, now + interval_s, check=True
-        )
+        sequence, asking = self._ask(record, now, now + interval_s, check=True)
         return [*asking, SetTimer(interval_s, RoundDue(sequence))]
 
     def on_round_due(self, event: RoundDue, now: float) -> list[Effect]:
@@ -242,6 +241,17 @@ class Probing:
         if peer == probe.target or peer in probe.helpers:
             probe.answered = True
         return True
+
+    def round_trip_s(self, peer: NodeId, ack: Ack, now: float) -> float | None:
+        """How long a target took that answered itself and in time; None for all other answers.
+
+        To be asked before `on_ack`. Others' answers take another way, and late ones waited.
+        """
+        probe = self._rounds.get(ack.sequence)
+        if probe is None or peer != probe.target or probe.answered or probe.asked:
+            return None
+        took_s = now - probe.sent_at
+        return took_s if took_s <= self._config.probe_timeout_s else None
 
     def on_stream_answered(self, event: StreamAnswered, now: float) -> list[Effect]:
         """A stream was tried instead of datagrams."""

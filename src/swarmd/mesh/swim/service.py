@@ -27,6 +27,7 @@ from swarmd.mesh.driver import Driver
 from swarmd.mesh.events.service import UserEvents, load_kept
 from swarmd.mesh.link import Inbound, Link
 from swarmd.mesh.swim.config import SwimConfig, settle
+from swarmd.mesh.swim.coordinates import Coordinate
 from swarmd.mesh.swim.events import (
     Changed,
     Departed,
@@ -258,6 +259,14 @@ class Membership:
     def stream_only(self) -> list[NodeId]:
         """Members that answer a stream and no datagram; see `SwimMachine.stream_only`."""
         return self._machine.stream_only()
+
+    def coordinate(self, node_id: NodeId) -> Coordinate | None:
+        """Where a member is, as it told this node; None if it did not, or has no place yet."""
+        return self._machine.coordinate(node_id)
+
+    def estimate_s(self, node_id: NodeId) -> float | None:
+        """The round trip from here to a member in seconds; None while either has no place."""
+        return self._machine.estimate_s(node_id)
 
     async def changed(self) -> None:
         """Wait until anything of a member changes next."""

@@ -6,8 +6,9 @@ choice needs no talk, and one who comes or goes changes little of it. When a pro
 resets these connections at once, also in a swarm that has nothing to say.
 
 A reset is a hint and no more: three quick pings follow, and one attempt to connect. A refused
-connection is no more by itself, for a firewall may refuse TCP where datagrams pass; but where the
-pings stay silent too, it shortens the suspicion. A clean close gives its reason and is no hint; who
+connection is no more by itself, for a firewall may refuse TCP where datagrams pass; but a host that
+refuses is near and awake, so the pings follow each other faster, and where they stay silent too,
+the suspicion is short. A clean close gives its reason and is no hint; who
 restarts, or leaves, is not suspected for as long as it said, or as its goodbye may take to come
 round: once in each incarnation, for the next one is back.
 """
@@ -30,7 +31,8 @@ from swarmd.mesh.swim.probing import Probing
 WATCHED: Final = 4
 _HINT_PINGS: Final = 3
 _HINT_INTERVAL_S: Final = 0.1
-# How long the quick pings have.
+_REFUSED_INTERVAL_S: Final = 0.05
+# How long the quick pings have at most.
 HINT_S: Final = _HINT_PINGS * _HINT_INTERVAL_S
 
 
@@ -96,7 +98,7 @@ class Watching:
             return []
         if event.how in ("restarting", "leaving"):
             quiet_s = max(event.quiet_s, 2 * self._config.leave_timeout_s)
-            record.excuse(now + quiet_s)
+            self._ledger.members.change(record, lambda r: r.excuse(now + quiet_s))
             return []
         if record.is_excused(now) or event.how not in ("reset", "refused"):
             return []
@@ -123,7 +125,8 @@ class Watching:
             return self._probing.silent(event.subject, hint.incarnation, now, within_s=within_s)
         hint.sent += 1
         sequence = self._pendings.open(Pending("hint", event.subject))
-        return [self._post.ping(event.subject, sequence), SetTimer(_HINT_INTERVAL_S, event)]
+        interval_s = _REFUSED_INTERVAL_S if hint.refused else _HINT_INTERVAL_S
+        return [self._post.ping(event.subject, sequence), SetTimer(interval_s, event)]
 
     def answered(self, peer: NodeId) -> None:
         """One of the quick pings was."""

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final, cast
 
@@ -78,17 +78,13 @@ from swarmd.mesh.transports.memory import direct_ports
 from swarmd.mesh.transports.mux import How, MuxLink, Port
 from swarmd.mesh.transports.ports import StreamPort
 from swarmd.mesh.transports.roster import Roster, admitted
-from swarmd.mesh.transports.strangers import Places
+from swarmd.mesh.transports.strangers import JoinDoor, JoinServer, Places
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import BYTES, DROPPED
 from swarmd.wire.version import PROTOCOL_VERSION
 
 PLANES: Final = (MESH_ALPN, RAFT_ALPN, BUS_ALPN)
 ALPNS: Final = (*PLANES, JOIN_ALPN)
-_JOINERS_MAX: Final = 16
-_JOINERS_PER_ADDRESS_MAX: Final = 8
-_JOIN_TIMEOUT_S: Final = 70.0
-_TURN_AWAY_S: Final = 2.0
 _RETRY_FIRST_S: Final = 0.05
 _RETRY_MAX_S: Final = 1.0
 _RECONNECT_EVERY_S: Final = 2.0
@@ -106,9 +102,6 @@ _CONNECTION_ERRORS: Final = (
     OSError,
     ValueError,
 )
-
-# Serves a joiner, or, if true, turns it away because there are too many.
-JoinServer = Callable[["trio.SSLStream[trio.SocketStream]", bool], Awaitable[None]]
 
 _log = get_logger("mesh")
 
@@ -131,7 +124,6 @@ class Streams(MuxLink):
         self._key, self._roster, self._addresses = key, roster, addresses
         self._config, self._rng, self._nursery = config, rng, nursery
         self._listen_port = listen_port
-        self._join = join
         self._contexts = ContextCache(key, roster)
         self._boot = os.urandom(8)
         self._numbers = itertools.count(1)
@@ -141,7 +133,7 @@ class Streams(MuxLink):
         self._reconnected: dict[NodeId, float] = {}
         self._loop, _ = direct_ports(self, self)
         self._unproven = Places(config.unproven_connections_max, config.unproven_per_address_max)
-        self._joiners = Places(_JOINERS_MAX, _JOINERS_PER_ADDRESS_MAX)
+        self._join = None if join is None else JoinDoor(join, self._unproven)
         self._leaving = False
         # Of which peers the connection is kept though it has nothing to say.
         self.keeps: Callable[[NodeId], bool] = lambda peer: False
@@ -344,7 +336,10 @@ class Streams(MuxLink):
             if proven is not None:
                 await self._run(proven[0], stream, proven[1], client=False)
             elif plane_of(stream) == JOIN_ALPN:
-                await self._serve_join(stream, host)
+                if self._join is None or self._leaving:
+                    DROPPED.labels("stream", "no_joins").inc()
+                else:
+                    await self._join.serve(stream, host)
         except RemoteError as error:
             DROPPED.labels("stream", "untrusted").inc()
             _log.debug("stream_refused", reason=error.message)
@@ -417,23 +412,6 @@ class Streams(MuxLink):
         port.stage = "accepted"
         port.boot, port.number, port.version = hello.boot, hello.number, hello.version
         return port
-
-    async def _serve_join(self, stream: TlsStream, host: str) -> None:
-        if self._join is None or self._leaving:
-            DROPPED.labels("stream", "no_joins").inc()
-            return
-        # Who finds no place is told so, for which it has the place of an unproven one again.
-        crowded = bool(self._joiners.take(host))
-        places = self._unproven if crowded else self._joiners
-        if crowded:
-            DROPPED.labels("stream", "joiners_full").inc()
-            if self._unproven.take(host):
-                return
-        try:
-            with trio.move_on_after(_TURN_AWAY_S if crowded else _JOIN_TIMEOUT_S):
-                await self._join(stream, crowded)
-        finally:
-            places.give_back(host)
 
     # ---- a connection's life ----------------------------------------------------------
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # in heartbeats from the last sign of life. Whoever stands must not meet one that still follows.
 DOUBTED_FOLLOWED_BEATS: Final = 1.25
 DOUBTED_STAND_BEATS: Final = 1.5
+# Who is eager asks again before the next in the order stands: voters learn of a doubt some
+# milliseconds apart, and the first to learn of it is refused by those who do not know yet.
+EAGER_AGAIN_BEATS: Final = 0.5
 
 
 class Elections:
@@ -64,8 +67,9 @@ class Elections:
         core = self._core
         if peer == core.leader and peer == self._leader_heard:
             others = sorted(name for name in core.voters if name != peer)
-            beats = DOUBTED_STAND_BEATS + others.index(core.me)
-            core.stand_by(self._leader_heard_at + beats * core.config.heartbeat_s)
+            beat_s = core.config.heartbeat_s
+            first = max(core.now, self._leader_heard_at + DOUBTED_STAND_BEATS * beat_s)
+            core.stand_by(first + others.index(core.me) * beat_s)
             self._eager_until = core.now + core.config.election_max_s
 
     def _is_leader_heard(self) -> bool:
@@ -94,7 +98,8 @@ class Elections:
             self.campaign()
             return
         eager = core.now < self._eager_until
-        core.stand_again_in(core.config.heartbeat_s if eager else core.election_time_s())
+        again_s = EAGER_AGAIN_BEATS * core.config.heartbeat_s
+        core.stand_again_in(again_s if eager else core.election_time_s())
         core.forget_leader()
         if self._pre_votes is None or not eager:
             self._pre_votes = {core.me}
