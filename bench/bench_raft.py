@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import shutil
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ from typing import Any
 import etcd_peer
 import psutil
 from localswarm import Daemon, LocalSwarm, wait_until
+from percentiles import at
 from run import Figure, Options
 
 from swarmd.client import Client
@@ -118,11 +118,6 @@ def end_load(processes: list[subprocess.Popen[str]], seconds: float) -> Load:
 def drive(targets: Sequence[dict[str, Any]], clients: int, op: str = "put") -> Load:
     processes, _ = begin_load(targets, clients, op, MEASURE_S)
     return end_load(processes, MEASURE_S)
-
-
-def at(ordered: Sequence[float], share: float) -> float:
-    """The value that `share` of them do not exceed."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def middle(loads: Sequence[Load], field: str) -> float | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import signal
 import sys
 import tomllib
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("tasks", "cli", "raft", "bus")
+NAMES = ("tasks", "cli", "raft", "bus", "swim")
+PEERS = ("etcd_peer", "serf_peer")
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,11 @@ def main() -> int:
     parser.add_argument("--setup-peers", action="store_true", help="install the peers to compare")
     arguments = parser.parse_args()
     sys.path.insert(0, str(HERE))
+    # Ended like this, too, a bench ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if arguments.setup_peers:
-        importlib.import_module("etcd_peer").setup()
+        for peer in PEERS:
+            importlib.import_module(peer).setup()
         if arguments.name is None:
             return 0
     if arguments.name is None:

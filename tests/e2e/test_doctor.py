@@ -41,6 +41,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from localswarm import BIN, Daemon, LocalSwarm, wait_until
@@ -246,6 +247,26 @@ def test_who_keeps_streams_to_whom_is_the_same_from_everywhere(lab: LocalSwarm) 
     assert text.count("──") == 6
     assert "only this side" not in text
     assert lab[0].ctl("node", "topology", "--dot").stdout.count(" -- ") == 3
+
+
+def test_how_far_two_are_is_told_by_everyone(lab: LocalSwarm) -> None:
+    """Each probes another in turn, so all have a coordinate soon; who was not heard is asked."""
+    for daemon in lab.daemons:
+        told: list[Any] = []
+
+        def tells(asked: Daemon = daemon, told: list[Any] = told) -> bool:
+            told[:] = [asked.try_json("node", "rtt", "n2", "n3")]
+            return told != [None]
+
+        wait_until("an estimate", tells)
+        assert (told[0]["a"], told[0]["b"]) == ("n2", "n3")
+        assert 0.0 < told[0]["rtt_ms"] < 1_000.0
+
+    def heard() -> list[float | None]:
+        return [one["rtt_ms"] for one in lab[0].json("members") if not one["itself"]]
+
+    wait_until("both others heard", lambda: sum(map(bool, heard())) == 2)
+    assert lab[0].ctl("node", "rtt", "n2").stdout.startswith("n2 - n1: ")
 
 
 def test_members_are_watched_as_they_go_and_come(lab: LocalSwarm) -> None:

@@ -14,6 +14,8 @@ outcome anew: read the difference before you believe it.
     find b               start anew knowing nobody
     call c b             c gives itself the name b from its next start on
     leave b              say goodbye
+    says b 10            b closes its streams and says that it restarts within 10 s
+    refused a b          b's host refuses a connection of a's
     cut a b | heal       cut these off from the others | undo it
     deaf a b             what a sends does not reach the others named; one way
     block a b            no datagram of a's reaches b, but streams do
@@ -109,6 +111,14 @@ class Story:
     def do_leave(self, name: str) -> None:
         self.sim.leave(name)
 
+    def do_says(self, name: str, quiet_s: str) -> None:
+        for other in self.sim.running():
+            if other.name != name:
+                self.sim.hint(other.name, name, "restarting", float(quiet_s))
+
+    def do_refused(self, witness: str, name: str) -> None:
+        self.sim.hint(witness, name, "refused")
+
     def do_cut(self, *names: str) -> None:
         self.sim.cut(names)
 
@@ -197,7 +207,7 @@ def test_the_story_goes_as_told(file: Path) -> None:
 
 
 def test_the_stories_are_there() -> None:
-    assert len(FILES) >= 12
+    assert len(FILES) >= 14
     assert NodeId(b"") is not None
 
 

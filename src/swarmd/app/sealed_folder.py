@@ -35,8 +35,8 @@ IN_CLEAR: Final = b""
 _KIND: Final = "sealed"
 _FORMAT: Final = 1
 _WAY_BACK: Final = (
-    "restore that file, or move it away if a daemon makes it anew (mesh/members, raft.e*.copy.*), "
-    "then do the same again"
+    "restore that file, or move it away if a daemon makes it anew (mesh/members, mesh/place, "
+    "raft.e*.copy.*), then do the same again"
 )
 _ABOUT: Final = b"sealed data folder\0"
 

@@ -59,6 +59,11 @@ BYTES = Counter(
     ["transport", "direction"],
     registry=REGISTRY,
 )
+VIEW_BYTES = Counter(
+    "swarmd_swim_view_bytes_total",
+    "Bytes of rumours that went out in whole views, over streams",
+    registry=REGISTRY,
+)
 MEMBERS = Gauge("swarmd_members", "Members by state, as seen here", ["state"], registry=REGISTRY)
 USER_EVENTS = Counter("swarmd_user_events_total", "User events told here", registry=REGISTRY)
 TASKS = Gauge("swarmd_tasks", "Tasks by state", ["state"], registry=REGISTRY)

@@ -27,6 +27,7 @@ HEAL_S: Final = 60.0
 HOUR_S: Final = 3_600.0
 STARVED: Final = 0.2
 FLAPPING: Final = 0.01
+_BUSY_S: Final = 10
 
 
 class Spread:
@@ -125,17 +126,16 @@ def join(count: int, seed: int) -> Made:
 def load(count: int, seed: int) -> Made:
     """What a member sends, with nothing to say and with one change a second in the swarm."""
     sim = _settled(count, seed)
-    sim.run_for(28.0)
-    # Views are exchanged once in this time.
-    period_s = sim.sync_period_s()
-    idle = _sent(sim, lambda: sim.run_for(period_s), period_s)
+    # Within the first interval each compares views once, however many there are: later less often.
+    interval_s = sim.config.sync_interval_s
+    idle = _sent(sim, lambda: sim.run_for(interval_s), interval_s)
 
     def busy() -> None:
-        for second in range(20):
+        for second in range(_BUSY_S):
             sim.change_something(sim.rng.choice(sim.members), str(second))
             sim.run_for(1.0)
 
-    told = _sent(sim, busy, 20.0)
+    told = _sent(sim, busy, _BUSY_S)
     return sim, {
         "idle_packets": idle[0], "idle_bytes": idle[1],
         "busy_packets": told[0], "busy_bytes": told[1],
@@ -220,6 +220,8 @@ def partition(count: int, seed: int) -> Made:
     half = range(count // 2)
     sim.cut(half, range(count // 2, count))
     sim.run_for(PARTITION_S)
+    views = [member.machine.present_count() for member in sim.members if member.machine]
+    assert max(views) <= count - count // 2, "each half has buried the other"
     sim.heal()
     return sim, {"healed_s": sim.run_until(sim.agreed, 2 * HEAL_S)}
 

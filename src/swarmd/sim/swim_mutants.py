@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect
@@ -210,21 +210,13 @@ class _NoQuietTime(Watching):
 class _TellsOthersFirst(Post):
     """Who is doubted hears of it with the other news, if it comes to that."""
 
-    def _packet(
-        self,
-        peer: NodeId,
-        make: Callable[[list[bytes]], Any],
-        introduce: bool = False,
-        first: tuple[Rumour, ...] = (),
-    ) -> Effect:
+    def _must_say(
+        self, peer: NodeId, first: tuple[Rumour, ...], introduce: bool = False
+    ) -> tuple[Rumour, ...]:
         record = self._ledger.members.get(peer)
-        if record is None:
-            return super()._packet(peer, make, introduce, first)
-        held, record.evidence = record.evidence, None
-        try:
-            return super()._packet(peer, make, introduce, first)
-        finally:
-            record.evidence = held
+        held = None if record is None else record.evidence
+        said = super()._must_say(peer, first, introduce)
+        return tuple(rumour for rumour in said if rumour in first or rumour is not held)
 
 
 class _AnyNames(Names):

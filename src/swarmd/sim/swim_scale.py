@@ -48,21 +48,26 @@ from swarmd.mesh.swim.messages import (
     encode_statement,
     make_rumour,
 )
-from swarmd.mesh.swim.suspicion import sync_scale
 from swarmd.sim.swim import SimSigner
 from swarmd.sim.swim_shared import Agreed, SharedMachine
 from swarmd.sim.world import World
 from swarmd.wire.version import PROTOCOL_LOWEST, PROTOCOL_VERSION
 
 ALIVE, SUSPECT, DEAD, LEFT = MemberState
-# How long a datagram takes from one process to another on one machine, sealed and opened: 20
-# equal parts of 2,000 measured by `scripts/loopback_delays.py` on two cores.
+# How long a datagram takes from one process to another on one machine, sealed and opened: the
+# middles of 20 equal parts of 2,000, which `scripts/loopback_delays.py` measured on two cores while
+# others kept them busy.
 LOOPBACK_S: Final = (
-    0.00018, 0.00019, 0.00019, 0.00020, 0.00020, 0.00020, 0.00021, 0.00021, 0.00022, 0.00022,
-    0.00023, 0.00023, 0.00024, 0.00025, 0.00026, 0.00028, 0.00031, 0.00037, 0.00055, 0.00150,
+    0.000163, 0.000189, 0.000220, 0.000247, 0.000277, 0.000301, 0.000327, 0.000351, 0.000369,
+    0.000383, 0.000393, 0.000402, 0.000412, 0.000423, 0.000432, 0.000443, 0.000455, 0.000483,
+    0.004106, 0.006794,
 )  # fmt: skip
-# A connection with TLS and both hellos, likewise.
-CONNECT_S: Final = (0.006, 0.020)
+# A connection with TLS and both hellos, and an answer over it, likewise.
+CONNECT_S: Final = (
+    0.013968, 0.093086, 0.101510, 0.110646, 0.116762, 0.127444, 0.136627, 0.150197, 0.155671,
+    0.164422, 0.181074, 0.199169, 0.205201, 0.218436, 0.224073, 0.227748, 0.229533, 0.246335,
+    0.276434, 0.305978,
+)  # fmt: skip
 # What the transport adds to a packet (sealing), and IPv4 and UDP.
 DATAGRAM_OVERHEAD_BYTES: Final = 33 + 28
 # TLS record, TCP and IPv4, for each segment of a stream.
@@ -94,6 +99,7 @@ class ScaleMember:
         "packets_held",
         "packets_out",
         "stalled",
+        "suspects",
         "syncs",
     )
 
@@ -110,6 +116,8 @@ class ScaleMember:
         self.excused = False
         # It is cut off: what it holds of others is no mistake.
         self.blind = False
+        # How many others it suspects.
+        self.suspects = 0
         self.packets_out = 0
         self.bytes_out = 0
         self.syncs = 0
@@ -182,7 +190,7 @@ class ScaleWorld:
         assert member.machine is None, member.name
         member.boot += 1
         member.held.clear()
-        member.packets_held = 0
+        member.packets_held = member.suspects = 0
         member.machine = self._build(member, self.world.now)
         self.feed(member, Started())
         self.feed(member, Join(tuple(one.node_id for one in self.members[:seeds])))
@@ -289,6 +297,9 @@ class ScaleWorld:
     def _delay_s(self) -> float:
         return LOOPBACK_S[int(self.rng.random() * len(LOOPBACK_S))]
 
+    def _connect_s(self) -> float:
+        return CONNECT_S[int(self.rng.random() * len(CONNECT_S))]
+
     def _stream_delay_s(self, legs: int) -> float:
         """How long so many crossings of a stream take, with what is lost sent again."""
         delay_s = 0.0
@@ -361,8 +372,7 @@ class ScaleWorld:
         member.syncs += 1
         assert member.machine is not None
         asked = tuple(member.machine.view())
-        connect_s = CONNECT_S[0] + self.rng.random() * (CONNECT_S[1] - CONNECT_S[0])
-        delay_s = connect_s + self._stream_delay_s(3)
+        delay_s = self._connect_s() + self._stream_delay_s(3)
         self.world.after(delay_s, self._sync_asked, member, member.boot, peer, asked)
 
     def _sync_asked(
@@ -385,8 +395,8 @@ class ScaleWorld:
         delay_s = effect.timeout_s
         answered = False
         if peer is not None and self._connected(member, peer):
-            # A connection to a member that is watched is there; others are made.
-            took_s = CONNECT_S[1] + self._stream_delay_s(3)
+            # Most have no connection yet; where there is one it is faster.
+            took_s = self._connect_s() + self._stream_delay_s(3)
             answered, delay_s = took_s < delay_s, min(took_s, delay_s)
         event = StreamAnswered(effect.peer, effect.sequence, answered)
         self.world.after(delay_s, self._fire, member, member.boot, event)
@@ -399,7 +409,11 @@ class ScaleWorld:
     # ---- watching -------------------------------------------------------------------------
 
     def _changed(self, member: ScaleMember, effect: Changed) -> None:
-        after = effect.after
+        before, after = effect.before, effect.after
+        if before is not None and before.state is SUSPECT:
+            member.suspects -= 1
+        if after is not None and after.state is SUSPECT:
+            member.suspects += 1
         if after is not None and after.state is DEAD:
             subject = self.by_id.get(after.node_id)
             if subject is not None and not subject.excused and not member.blind:
@@ -419,15 +433,13 @@ class ScaleWorld:
         return [member for member in self.members if member.machine is not None]
 
     def agreed(self) -> bool:
-        """True if all who run hold exactly those who run present, at the same incarnations."""
+        """True if all who run hold exactly those who run alive, at the same incarnations."""
         up = self.up()
+        if any(member.suspects for member in up):
+            return False
         digests = {member.machine.view_digest() for member in up if member.machine}
         first = up[0].machine
         return len(digests) == 1 and first is not None and first.present_count() == len(up)
-
-    def sync_period_s(self) -> float:
-        """How often each member exchanges its view, news or no."""
-        return self.config.sync_interval_s * sync_scale(len(self.up()))
 
     def change_something(self, member: ScaleMember, tag: str) -> None:
         """Let a member say something else about itself."""

@@ -158,12 +158,6 @@ class SharedMachine(SwimMachine):
     def present_count(self) -> int:
         return self._ledger.members.present_count
 
-    def all_alive(self) -> bool:
-        """True if nobody present is suspect."""
-        members = self._ledger.members
-        states = (members.get(node_id) for node_id in members.present())
-        return all(record is not None and record.state is MemberState.ALIVE for record in states)
-
     def watches(self, peer: NodeId) -> bool:
         """True if `peer` is among those whose connections this member keeps."""
         return any(node_id == peer for _, node_id in self._watching._highest(self.me))

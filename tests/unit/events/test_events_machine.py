@@ -238,18 +238,6 @@ def test_push_pull_gives_what_the_other_lacks_and_nothing_where_nothing_is_lacki
         assert len(one) < 32, "an idle swarm exchanges a few bytes"
 
 
-def test_the_digest_of_all_that_is_known_tells_of_events_too() -> None:
-    a, b = Member("a"), Member("b")
-    whole = b"12345678"
-    assert a.machine.mixed(whole) == whole, "without events it is that of builds without them"
-    a.send()
-    assert a.machine.mixed(whole) != b.machine.mixed(whole)
-    assert a.machine.mixed(a.machine.mixed(whole)) == whole
-    b.ask(a)
-    assert a.machine.mixed(whole) == b.machine.mixed(whole)
-    assert a.machine.mixed(b"") == b"", "an older build tells nothing"
-
-
 def test_what_an_older_build_tells_is_nothing() -> None:
     a = Member("a")
     a.send()

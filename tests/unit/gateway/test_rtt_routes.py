@@ -20,6 +20,7 @@ from swarmd.base.errors import BadRequest, NotFound, NotReady, RemoteError, Unre
 from swarmd.base.ids import to_text
 from swarmd.cli.member_views import rtt_text
 from swarmd.client import Client
+from swarmd.gateway.routes import rtt as rtt_routes
 from swarmd.gateway.services import Services
 from swarmd.gateway.shapes_members import Rtt
 from swarmd.mesh.swim.coordinates import Coordinate
@@ -90,9 +91,19 @@ async def test_two_members_have_to_be_named(tmp_path: Path) -> None:
             await rtt(pair, "n9")
 
 
-async def test_who_cannot_be_asked_is_named(tmp_path: Path) -> None:
+async def test_who_cannot_be_asked_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with two_nodes(tmp_path) as pair:
         put(pair.here, HERE)
+        put(pair.there, THERE)
+        with monkeypatch.context() as patch:
+            patch.setattr(rtt_routes, "COORDINATE_PATH", "/api/v1/not-there-yet")
+            with pytest.raises(RemoteError, match="n2 runs an older version"):
+                await rtt(pair, "n2")
+        pair.network.cut(node_id("n1"), node_id("n2"))
+        with pytest.raises(Unreachable, match="n2 could not be asked where it is"):
+            await rtt(pair, "n2")
         gone = replace(member("n3", MemberState.DEAD))
         membership_of(pair.here).become(*membership_of(pair.here).found, gone)
         with pytest.raises(Unreachable, match="n3 is dead, and never told"):

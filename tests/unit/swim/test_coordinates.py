@@ -300,7 +300,7 @@ def test_who_answers_directly_and_in_time_is_measured(bench: Bench) -> None:
     bench.know("x")
     ping = bench.probe()
     bench.now += 0.02
-    bench.get("x", Ack(ping.sequence, ping.view, [], encode_coordinate(far("x"))))
+    bench.get("x", Ack(ping.sequence, ping.view, [], coordinate=encode_coordinate(far("x"))))
     heard = bench.machine.coordinate(node("x"))
     assert heard == decode_coordinate(encode_coordinate(far("x")))
     estimate_s = bench.machine.estimate_s(node("x"))
@@ -308,7 +308,7 @@ def test_who_answers_directly_and_in_time_is_measured(bench: Bench) -> None:
     assert 0.01 < estimate_s < 0.02
     own = bench.machine.coordinate(ME)
     bench.now += 0.4
-    bench.get("x", Ack(ping.sequence, ping.view, [], encode_coordinate(far("y"))))
+    bench.get("x", Ack(ping.sequence, ping.view, [], coordinate=encode_coordinate(far("y"))))
     assert bench.machine.coordinate(ME) == own, "the same answer twice"
 
 
@@ -322,7 +322,7 @@ def test_a_ping_is_answered_with_the_place_and_other_answers_are_not(bench: Benc
     assert ack.coordinate == b""
     bench.get("y", PingFor(9, node("x"), []))
     [ping] = bench.sent("x")
-    bench.get("x", Ack(ping.sequence, ping.view, [], encode_coordinate(far("x"))))
+    bench.get("x", Ack(ping.sequence, ping.view, [], coordinate=encode_coordinate(far("x"))))
     [relayed] = bench.sent("y")
     assert (relayed.sequence, relayed.coordinate) == (9, b"")
     assert bench.machine.coordinate(node("x")) is None, "it was another's probe"
@@ -336,8 +336,8 @@ def test_what_waited_or_took_another_way_is_not_measured(bench: Bench) -> None:
     bench.handle(ProbeTimeout(ping.sequence))
     helpers = [name for name in "xyz" if bench.sent(name)]
     [target] = set("xyz") - set(helpers)
-    bench.get(helpers[0], Ack(ping.sequence, ping.view, [], place))
-    bench.get(target, Ack(ping.sequence, ping.view, [], place))
+    bench.get(helpers[0], Ack(ping.sequence, ping.view, [], coordinate=place))
+    bench.get(target, Ack(ping.sequence, ping.view, [], coordinate=place))
     assert [name for name in "xyz" if bench.machine.coordinate(node(name))] == []
     assert bench.machine.coordinate(ME) is None
 
@@ -346,7 +346,7 @@ def test_what_waited_behind_a_process_that_stood_still_is_not_measured(bench: Be
     bench.know("x")
     ping = bench.probe()
     bench.now += 5.0
-    bench.get("x", Ack(ping.sequence, ping.view, [], encode_coordinate(far("x"))))
+    bench.get("x", Ack(ping.sequence, ping.view, [], coordinate=encode_coordinate(far("x"))))
     assert bench.machine.coordinate(ME) is None
     bench.handle(ProbeTimeout(ping.sequence))
     assert not any(isinstance(p, PingFor | Nack) for p in bench.sent()), "it did answer"
@@ -357,7 +357,7 @@ def test_an_absurd_place_is_refused_and_the_answer_counts(bench: Bench) -> None:
     ping = bench.probe()
     bench.now += 0.02
     absurd = struct.pack(">11f", *(math.nan,) * 11)
-    assert Refused("absurd") in bench.get("x", Ack(ping.sequence, ping.view, [], absurd))
+    assert Refused("absurd") in bench.get("x", Ack(ping.sequence, ping.view, [], coordinate=absurd))
     assert bench.machine.coordinate(ME) is None
     bench.handle(ProbeTimeout(ping.sequence))
     assert bench.effects == [], "it is there all the same"
@@ -368,7 +368,7 @@ def test_the_place_of_who_is_gone_or_elsewhere_is_forgotten(bench: Bench, how: s
     bench.know("x")
     ping = bench.probe()
     bench.now += 0.02
-    bench.get("x", Ack(ping.sequence, ping.view, [], encode_coordinate(far("x"))))
+    bench.get("x", Ack(ping.sequence, ping.view, [], coordinate=encode_coordinate(far("x"))))
     if how == "evicted":
         bench.handle(TrustChanged(frozenset({node("x")})))
     elif how == "left":
@@ -386,7 +386,7 @@ def moved_rumour() -> Rumour:
 
 
 def test_a_packet_with_a_place_and_the_largest_header_keeps_its_budget() -> None:
-    header = PACKETS.encode(Ack(2**62, bytes(8), [], bytes(COORDINATE_BYTES)))
+    header = PACKETS.encode(Ack(2**62, bytes(8), [], bytes(8), bytes(COORDINATE_BYTES)))
     # The list of rumours may need two bytes more for its length.
     assert len(header) + 2 <= PACKET_HEADER_BYTES_MAX
 
@@ -395,7 +395,9 @@ def test_a_place_of_a_later_layout_does_not_spoil_an_answer(bench: Bench) -> Non
     bench.know("x")
     ping = bench.probe()
     bench.now += 0.02
-    assert Refused("malformed") not in bench.get("x", Ack(ping.sequence, ping.view, [], bytes(99)))
+    assert Refused("malformed") not in bench.get(
+        "x", Ack(ping.sequence, ping.view, [], coordinate=bytes(99))
+    )
     assert bench.machine.coordinate(ME) is None
     bench.handle(ProbeTimeout(ping.sequence))
     assert bench.effects == []

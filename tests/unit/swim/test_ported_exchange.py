@@ -10,6 +10,8 @@ import pytest
 from swim_bench import ALIVE, DEAD, LEFT, SUSPECT, Bench, node, rumour
 
 from swarmd.base.errors import MalformedMessage
+from swarmd.mesh.events.events import SendEvent
+from swarmd.mesh.events.machine import NEW_HERE_S
 from swarmd.mesh.swim import exchange
 from swarmd.mesh.swim.broadcasts import RUMOUR_BUDGET_BYTES, BroadcastQueue
 from swarmd.mesh.swim.events import (
@@ -187,8 +189,7 @@ def quiet_with_a_tick(bench: Bench) -> tuple[bytes, bytes]:
     bench.clear()
     bench.handle(SyncTick())
     assert synced_with(bench) == []
-    members = bench.machine._ledger.members
-    return members.view_digest(), members.whole_digest()
+    return bench.machine._ledger.members.view_digest(), bench.machine._post.whole()
 
 
 def test_now_and_then_an_answer_from_one_who_knows_the_same_is_enough(bench: Bench) -> None:
@@ -212,6 +213,14 @@ def test_now_and_then_views_are_exchanged_with_one_who_knows_something_else(
     assert synced_with(bench) == [node("a")]
     bench.get("b", Ack(2, view, [], whole))
     assert synced_with(bench) == []
+
+
+def test_the_digest_of_all_that_is_known_tells_of_user_events(bench: Bench) -> None:
+    """Else what gossip did not bring would never come, where all agree about the members."""
+    _, before = quiet_with_a_tick(bench)
+    bench.now += NEW_HERE_S
+    bench.handle(SendEvent(1, "deploy", "", 0))
+    assert bench.machine._post.whole() != before
 
 
 def test_the_digest_of_all_that_is_known_tells_the_dead_from_the_left(bench: Bench) -> None:
@@ -305,8 +314,8 @@ def test_a_packet_that_is_full_takes_nothing_and_counts_nothing() -> None:
 
 def test_a_smaller_rumour_goes_where_a_larger_one_does_not_fit() -> None:
     queue = BroadcastQueue()
-    large, small = rumour(ALIVE, "y", 1, "v" * 20), rumour(LEFT, "x", 1)
-    first = (rumour(ALIVE, "z", 1, "v" * 20),) * (RUMOUR_BUDGET_BYTES // (len(large.raw) + 3))
+    large, small = rumour(ALIVE, "y", 1, "v" * 43), rumour(LEFT, "x", 1)
+    first = (rumour(ALIVE, "z", 1, "v" * 43),) * (RUMOUR_BUDGET_BYTES // (len(large.raw) + 3))
     room = RUMOUR_BUDGET_BYTES - len(first) * (len(large.raw) + 3)
     assert len(small.raw) + 3 <= room < len(large.raw) + 3
     queue.push(large)

@@ -15,10 +15,11 @@ from swarmd.base.errors import BadRequest, CorruptFile, SwarmError, TooLarge
 from swarmd.base.ids import NodeId, digest, short
 from swarmd.base.rng import make_rng
 from swarmd.mesh.link import Inbound
-from swarmd.mesh.swim.config import SwimConfig
+from swarmd.mesh.swim.config import SwimConfig, settle
 from swarmd.mesh.swim.messages import PACKET_BYTES_MAX, MemberState, Meta, StreamPing, Sync
 from swarmd.mesh.swim.service import CHANGES_MAX, Membership, open_membership
 from swarmd.mesh.transports.memory import MemoryNetwork
+from swarmd.observe.metrics import REGISTRY
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.wire.codec import Message
@@ -159,6 +160,19 @@ async def test_everyone_sees_everyone_within_a_second(
         assert nodes[2].alive()[0] == nodes[2].node_id
 
 
+async def test_what_views_take_is_counted(autojump_clock: trio.testing.MockClock) -> None:
+    """Each of two begins one exchange in each interval, and the other answers in kind."""
+    async with town() as t:
+        a, b = await t.start("a"), await t.start("b", "a")
+        await all_alive([a, b])
+        interval_s = settle(CONFIG).sync_interval_s
+        await trio.sleep(2 * interval_s)
+        before = REGISTRY.get_sample_value("swarmd_swim_view_bytes_total") or 0.0
+        await trio.sleep(interval_s)
+        after = REGISTRY.get_sample_value("swarmd_swim_view_bytes_total") or 0.0
+        assert after - before == 4 * sum(map(len, a._machine.view())) > 4 * 2 * 64
+
+
 async def test_a_leaver_is_left_and_not_dead(autojump_clock: trio.testing.MockClock) -> None:
     async with town() as t:
         a = await t.start("a")
@@ -215,6 +229,26 @@ async def test_remembered_members_are_joined_at_the_next_start(
         ]
         with trio.fail_after(1.0):
             await again.seen(node("a"), MemberState.ALIVE)
+
+
+async def test_a_node_is_where_it_was_when_it_is_started_anew(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with town() as t:
+        a, b = await t.start("a"), await t.start("b", "a")
+        await trio.sleep(20.0)
+        assert a.estimate_s(node("b")) is not None
+        place = b.coordinate(node("b"))
+        assert place is not None
+        await t.kill("b")
+        again = await t.start("b")
+        found = again.coordinate(node("b"))
+        assert found is not None
+        assert found.axes_s == pytest.approx(place.axes_s)
+        assert found.error == pytest.approx(place.error)
+        await t.kill("b")
+        t.disks["b"].replace("place", b"junk")
+        assert (await t.start("b")).coordinate(node("b")) is None
 
 
 async def test_a_refused_connection_makes_a_killed_member_dead_within_a_second(

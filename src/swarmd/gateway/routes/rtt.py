@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from swarmd.base.errors import BadRequest, NotReady, RemoteError, Unreachable
+from swarmd.base.errors import BadRequest, NotFound, NotReady, RemoteError, SwarmError, Unreachable
 from swarmd.base.ids import to_text
 from swarmd.gateway.context import ApiRoute, Context
 from swarmd.gateway.forward import ask_member, find_member
@@ -80,7 +80,8 @@ class RttRoutes:
 
         Raises:
             NotReady: it has no place yet.
-            SwarmError: it could not be asked.
+            Unreachable: it could not be asked.
+            RemoteError: it knows of no places, or told one that is none.
         """
         known = mesh.membership.coordinate(member.node_id)
         if known is not None:
@@ -89,18 +90,29 @@ class RttRoutes:
             raise _no_place(member)
         if member.state is MemberState.DEAD:
             raise Unreachable(f"{member.name} is dead, and never told this node where it is")
-        timeout_s = self._context.config.ask_timeout_s
-        raw = await ask_member(mesh.link, member.node_id, COORDINATE_PATH, timeout_s=timeout_s)
-        try:
-            told = msgspec.msgpack.decode(raw, type=NodeCoordinate)
-        except msgspec.MsgspecError as error:
-            raise RemoteError(f"{member.name} answered something else") from error
+        told = await self._ask(mesh, member)
         if told.place is None:
             raise _no_place(member)
         place = _coordinate(told.place)
         if place is None:
             raise RemoteError(f"{member.name} says that it is where nobody can be")
         return place
+
+    async def _ask(self, mesh: Mesh, member: Member) -> NodeCoordinate:
+        timeout_s = self._context.config.ask_timeout_s
+        try:
+            raw = await ask_member(mesh.link, member.node_id, COORDINATE_PATH, timeout_s=timeout_s)
+            return msgspec.msgpack.decode(raw, type=NodeCoordinate)
+        except NotFound as error:
+            raise RemoteError(
+                f"{member.name} runs an older version that has no coordinates: upgrade it"
+            ) from error
+        except SwarmError as error:
+            raise Unreachable(
+                f"{member.name} could not be asked where it is: {error.message}"
+            ) from error
+        except msgspec.MsgspecError as error:
+            raise RemoteError(f"{member.name} answered something else") from error
 
 
 def _no_place(member: Member) -> NotReady:

@@ -1,7 +1,7 @@
 """User events: named texts that any member sends to all (as serf's). A part of `SwimMachine`.
 
 - *Once.* What is held already, or is older than what is kept, is told to nobody here (`recent`).
-- *To all.* News rides on gossip behind the rumours about members, a bounded number of times; what
+- *To all.* News rides on gossip, in turn with rumours of members, a bounded number of times; what
   gossip misses, push-pull makes good: whoever holds other events than the one it exchanges views
   with asks for that one's.
 - *From now on.* A newcomer takes over what the first member that it asks holds, and tells none of
@@ -100,17 +100,14 @@ class EventsMachine:
         """What to keep over a restart; None while there is nothing to go by."""
         return Kept(self._clock.time, tuple(self._recent.events())) if self._placed else None
 
-    def mixed(self, whole: bytes) -> bytes:
-        """A digest of all else that is known, and the sum of the events, as one; or one less them.
-
-        Two that know the same have one; without any event it is the digest as it was.
-        """
-        return bytes(a ^ b for a, b in zip(whole, self._recent.sum(), strict=False))
-
     @property
     def placed(self) -> bool:
-        """True if it knows which events were there before it."""
+        """False until this node knows what was before it came: it needs a member to tell it."""
         return self._placed
+
+    def sum(self) -> bytes:
+        """The same where the same events are held; 8 bytes."""
+        return self._recent.sum()
 
     def told(self, asked: bytes | None = None) -> bytes:
         """What goes along with a view: asked for (None), or in answer to what came with `asked`."""

@@ -68,15 +68,17 @@ class BroadcastQueue:
             if waiting.rumour.author in authors:
                 del self._waiting[subject]
 
-    def take(self, limit: int, *, first: tuple[Rumour, ...] = ()) -> list[bytes]:
+    def take(
+        self, limit: int, *, first: tuple[Rumour, ...] = (), room: int = RUMOUR_BUDGET_BYTES
+    ) -> list[bytes]:
         """The bytes of what goes into the next packet, `first` before all else.
 
         Args:
             limit: a rumour that was taken this often is forgotten.
             first: what this packet must say whatever waits; not counted as a transmission.
+            room: in bytes, the heads of the rumours included.
         """
         chosen: list[bytes] = []
-        room = RUMOUR_BUDGET_BYTES
         for rumour in first:
             room -= len(rumour.raw) + LENGTH_BYTES
             if room < 0:

@@ -194,6 +194,10 @@ class Coordinates:
 
     # ---- what moves it ----------------------------------------------------------------
 
+    def begin_at(self, place: Coordinate) -> None:
+        """Start where this node was before."""
+        self.own, self._told = place, b""
+
     def hear(self, peer: NodeId, raw: bytes, rtt_s: float) -> bool:
         """Take an answer that came with a place; False if it is refused, and nothing is changed.
 

@@ -120,7 +120,7 @@ class Exchange:
         self._backoff = min(_SYNC_BACKOFF_MAX, self._backoff * 2)
         return self.sync(peer, now)
 
-    def compare_whole(self, peer: NodeId, whole: bytes, now: float) -> list[Effect]:
+    def compare_whole(self, peer: NodeId, now: float, *, differs: bool) -> list[Effect]:
         """Exchange views with the first that answers after a tick, unless it knows the same."""
         ledger = self._ledger
         if not self._whole_due or len(ledger.queue) or ledger.leaving or now < self._after:
@@ -129,7 +129,7 @@ class Exchange:
         if record is None or record.state is not MemberState.ALIVE:
             return []
         self._whole_due = False
-        return [] if whole == ledger.members.whole_digest() else self.sync(peer, now)
+        return self.sync(peer, now) if differs else []
 
     def sync(self, peer: NodeId, now: float) -> list[Effect]:
         """Exchange views with a peer."""

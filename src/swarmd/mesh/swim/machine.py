@@ -243,6 +243,10 @@ class SwimMachine:
         """The round trip from this node to another in seconds; see `Coordinates.estimate_s`."""
         return self._coordinates.estimate_s(node_id)
 
+    def begin_at(self, place: Coordinate) -> None:
+        """Be where an earlier start of this node was; before `Started`."""
+        self._coordinates.begin_at(place)
+
     def queued(self) -> list[Rumour]:
         """The rumours that wait to be passed on, oldest first."""
         return self._ledger.queue.rumours()
@@ -312,7 +316,8 @@ class SwimMachine:
             effects += self._measure(peer, packet, now)
             effects += self._on_ack(peer, packet, now)
             effects += self._exchange.compare(peer, packet.view, now)
-            effects += self._compare_whole(peer, packet.whole, now)
+            differs = packet.whole != self._post.whole() or not self.events.placed
+            effects += self._exchange.compare_whole(peer, now, differs=differs)
         elif isinstance(packet, PingFor):
             effects += self._probing.on_ping_for(peer, packet)
         elif isinstance(packet, Nack):
@@ -321,26 +326,6 @@ class SwimMachine:
             for raw in packet.news:
                 effects += self.events.hear(raw, now)
         return effects
-
-    def _on_sync(self, event: SyncIn, now: float) -> list[Effect]:
-        """Take a view; if it came from one that holds other user events, ask for those, too.
-
-        Not all the time: while many are sent everybody's are different.
-        """
-        effects = self._exchange.on_sync(event, now)
-        heard, ask = self.events.hear_told(event.news, now, answer=event.answer)
-        if ask and now >= self._news_asked_after and not self._ledger.leaving:
-            self._news_asked_after = now + _NEWS_ASKED_FRACTION * self._config.sync_interval_s
-            heard += self._exchange.sync(event.peer, now)
-        return effects + heard
-
-    def _compare_whole(self, peer: NodeId, whole: bytes, now: float) -> list[Effect]:
-        """What a member knows of anybody, and of events, as we do; whoever is new asks anyway."""
-        events = self.events
-        if len(events.queue):
-            return []
-        known = events.mixed(whole) if events.placed else b""
-        return self._exchange.compare_whole(peer, known, now)
 
     def _measure(self, peer: NodeId, ack: Ack, now: float) -> list[Effect]:
         rtt_s = self._probing.round_trip_s(peer, ack, now)
@@ -353,6 +338,18 @@ class SwimMachine:
             one = change.after or change.before
             assert one is not None
             self._coordinates.forget(one.node_id)
+
+    def _on_sync(self, event: SyncIn, now: float) -> list[Effect]:
+        """Take a view; if it came from one that holds other user events, ask for those, too.
+
+        Not all the time: while many are sent everybody's are different.
+        """
+        effects = self._exchange.on_sync(event, now)
+        heard, ask = self.events.hear_told(event.news, now, answer=event.answer)
+        if ask and now >= self._news_asked_after and not self._ledger.leaving:
+            self._news_asked_after = now + _NEWS_ASKED_FRACTION * self._config.sync_interval_s
+            heard += self._exchange.sync(event.peer, now)
+        return effects + heard
 
     def _on_ack(self, peer: NodeId, ack: Ack, now: float) -> list[Effect]:
         if self._probing.on_ack(peer, ack):

@@ -10,7 +10,7 @@ A *packet* is one probe message with as many rumours as fit PACKET_BYTES_MAX, si
 The transport encrypts and authenticates packets: the peer that a packet comes from is known.
 
 All of these may grow by the rules of `wire.codec`, but for what holds a statement and its
-signature together: nobody but the author may add to a rumour. So:
+signature together: nobody but the author may add to a rumour. So, when it comes:
 - News that is no rumour about a member (user events) is at the end of Gossip, as a bounded list of
   bytes which only its own room decodes (`mesh.events`); it takes its room from what the rumours
   leave. Not in pings: while there is news there is gossip, five times as often, and an idle member
@@ -34,9 +34,9 @@ from swarmd.wire.codec import Family, Growing, decode_struct, encode_struct
 
 # What a packet may hold once the transport's header and tag are counted off a datagram.
 PACKET_BYTES_MAX: Final = 1_100
-# Everything of a packet that is not a rumour: format, tag, sequence, view, target or coordinate,
+# Everything of a packet that is not a rumour: format, tag, sequence, digests, target or coordinate,
 # list header.
-PACKET_HEADER_BYTES_MAX: Final = 80
+PACKET_HEADER_BYTES_MAX: Final = 88
 META_BYTES_MAX: Final = 512
 STATEMENT_BYTES_MAX: Final = META_BYTES_MAX + 128
 SIGNATURE_BYTES: Final = 64
@@ -70,8 +70,8 @@ _Turn = Annotated[int, msgspec.Meta(ge=0, le=TURN_MAX)]
 _View = Annotated[bytes, msgspec.Meta(max_length=8)]
 _Raw = Annotated[bytes, msgspec.Meta(max_length=RUMOUR_BYTES_MAX)]
 _Rumours = Annotated[list[_Raw], msgspec.Meta(max_length=PACKET_RUMOURS_MAX)]
-_News = Annotated[bytes, msgspec.Meta(max_length=EVENT_BYTES_MAX)]
 _Place = Annotated[bytes, msgspec.Meta(max_length=_PLACE_BYTES_MAX)]
+_News = Annotated[bytes, msgspec.Meta(max_length=EVENT_BYTES_MAX)]
 _Short = Annotated[str, msgspec.Meta(max_length=64)]
 
 
@@ -175,9 +175,8 @@ class PingFor(Growing, frozen=True, tag=2):
 
 
 class Ack(Growing, frozen=True, tag=3):
-    """I am there. `whole` sums up all that the sender knows of anybody, and the user events that it
-    holds. `coordinate`: where it is (`coordinates`), if the asker asked itself. Either is empty
-    from an older build.
+    """I am there. `whole` sums up all that the sender knows of anybody. `coordinate`: where it is
+    (`coordinates`), if the asker asked itself. Either is empty from an older build.
     """
 
     sequence: _Sequence

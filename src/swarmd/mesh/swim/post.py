@@ -1,6 +1,6 @@
 """What is put into packets: one matter, and as many rumours as fit beside it.
 
-Gossip takes user events along behind the rumours, where there is room left.
+Gossip takes user events along with the rumours.
 
 Whoever gets a packet while it is held suspect or dead is told so in it before all else: it alone
 can refute that (Lifeguard's buddy, section IV.C, for every kind of packet).
@@ -41,7 +41,9 @@ class Post:
         self, ledger: Ledger, config: SwimConfig, packets: Family, events: EventsMachine
     ) -> None:
         self._ledger = ledger
-        self._events, self._news = events, events.queue
+        self._events = events
+        self._news = events.queue
+        self._news_turn = False
         self._config = config
         self._packets = packets
 
@@ -59,13 +61,17 @@ class Post:
     def ack(
         self, peer: NodeId, sequence: int, peer_view: bytes = b"", coordinate: bytes = b""
     ) -> Effect:
-        members = self._ledger.members
-        view, whole = members.view_digest(), self._events.mixed(members.whole_digest())
+        view, whole = self._ledger.members.view_digest(), self.whole()
         # A peer with another view may hold us dead, or at an address that we left.
         differs = bool(peer_view) and peer_view != view
         return self._packet(
             peer, lambda rumours: Ack(sequence, view, rumours, whole, coordinate), differs
         )
+
+    def whole(self) -> bytes:
+        """Sums up all that this node would tell when views are exchanged: members and events."""
+        members, events = self._ledger.members.whole_digest(), self._events.sum()
+        return bytes(one ^ other for one, other in zip(members, events, strict=True))
 
     def nack(self, peer: NodeId, sequence: int) -> Effect:
         return Send(peer, self._packets.encode(Nack(sequence)))
@@ -78,17 +84,30 @@ class Post:
     ) -> list[Effect]:
         """What waits, to each of `peers` as long as there is any; `first` and `news` to all."""
 
-        def gossip(rumours: list[bytes]) -> Gossip:
-            """User events take the room that rumours leave."""
-            room = RUMOUR_BUDGET_BYTES - sum(len(raw) + LENGTH_BYTES for raw in rumours)
-            limit = self._retransmits()
-            return Gossip(rumours, self._news.take(room, limit, PACKET_NEWS_MAX, first=news))
-
         return [
-            self._packet(peer, gossip, first=first)
+            self._gossip(peer, first, news)
             for peer in peers
             if first or news or len(self._ledger.queue) or len(self._news)
         ]
+
+    def _gossip(
+        self, peer: NodeId, first: tuple[Rumour, ...], news: tuple[UserEvent, ...]
+    ) -> Effect:
+        """Where rumours and user events wait, they take turns at being first.
+
+        A swarm that starts, or comes together again, has rumours to tell for many seconds.
+        """
+        first, limit = self._must_say(peer, first), self._retransmits()
+        self._news_turn = not self._news_turn
+        events: list[bytes] = []
+        if news or self._news_turn:
+            room = RUMOUR_BUDGET_BYTES - _size([rumour.raw for rumour in first])
+            events = self._news.take(room, limit, PACKET_NEWS_MAX, first=news)
+        room = RUMOUR_BUDGET_BYTES - _size(events)
+        rumours = self._ledger.queue.take(limit, first=first, room=room)
+        if not events:
+            events = self._news.take(room - _size(rumours), limit, PACKET_NEWS_MAX)
+        return Send(peer, self._packets.encode(Gossip(rumours, events)))
 
     def announce(self) -> list[Effect]:
         """What this node has just said itself, to as many as all of a small swarm."""
@@ -117,16 +136,26 @@ class Post:
         peer: NodeId,
         make: Callable[[list[bytes]], Any],
         introduce: bool = False,
-        first: tuple[Rumour, ...] = (),
     ) -> Effect:
+        first = self._must_say(peer, (), introduce)
+        rumours = self._ledger.queue.take(self._retransmits(), first=first)
+        return Send(peer, self._packets.encode(make(rumours)))
+
+    def _must_say(
+        self, peer: NodeId, first: tuple[Rumour, ...], introduce: bool = False
+    ) -> tuple[Rumour, ...]:
+        """`first`, after who we are if it may not know, and what it is accused of."""
         record = self._ledger.members.get(peer)
         if record is None or introduce:
             first = (self._ledger.self_record.alive, *first)
         if record is not None and record.evidence is not None and record.evidence not in first:
             first = (record.evidence, *first)
-        rumours = self._ledger.queue.take(self._retransmits(), first=first)
-        return Send(peer, self._packets.encode(make(rumours)))
+        return first
 
     def _retransmits(self) -> int:
         count = self._ledger.members.present_count
         return max(1, retransmit_limit(self._config.retransmit_mult, count))
+
+
+def _size(raws: list[bytes]) -> int:
+    return sum(len(raw) + LENGTH_BYTES for raw in raws)

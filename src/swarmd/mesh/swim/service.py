@@ -59,9 +59,10 @@ from swarmd.mesh.swim.messages import (
     Sync,
     encode_meta,
 )
+from swarmd.mesh.swim.place import keep_place, last_place
 from swarmd.mesh.swim.tags import checked_tags
 from swarmd.observe.log import get_logger
-from swarmd.observe.metrics import DROPPED, MEMBERS
+from swarmd.observe.metrics import DROPPED, MEMBERS, VIEW_BYTES
 from swarmd.wire.codec import decode_struct, encode_struct
 
 __all__ = [
@@ -416,7 +417,9 @@ class Membership:
 
     def _view(self, asked: bytes | None = None) -> Sync:
         """What this node tells of members and events; `asked`: in answer to this of events."""
-        return Sync(self._machine.view(), self._machine.events.told(asked))
+        rumours, events = self._machine.view(), self._machine.events.told(asked)
+        VIEW_BYTES.inc(sum(map(len, rumours)) + len(events))
+        return Sync(rumours, events)
 
     async def _sync(self, peer: NodeId) -> None:
         try:
@@ -504,7 +507,7 @@ async def open_membership(
     """Be a member for as long as the block runs; call `leave` before its end to say goodbye.
 
     Args:
-        disk: holds the files `starts` and `members` of this room, and `events`.
+        disk: holds the files `starts`, `members` and `place` of this room, and `events`.
         meta: what this node says about itself.
         founder: it made the swarm; that counts at its first start.
 
@@ -521,6 +524,9 @@ async def open_membership(
         link.node_id, config, rng, signer, meta, starts, clock.now(),
         kept=load_kept(disk), founder=founder and starts == 1,
     )  # fmt: skip
+    place = last_place(disk)
+    if place is not None:
+        machine.begin_at(place)
     async with trio.open_nursery() as nursery:
         membership = Membership(
             machine, link, datagrams, disk, settled, clock, meta, remembered, nursery
@@ -529,6 +535,7 @@ async def open_membership(
         try:
             yield membership
         finally:
+            keep_place(disk, machine.coordinate(machine.me))
             nursery.cancel_scope.cancel()
 
 
