@@ -186,6 +186,7 @@ def test_now_and_then_a_view_is_exchanged_with_one_who_is_alive(bench: Bench) ->
 def quiet_with_a_tick(bench: Bench) -> tuple[bytes, bytes]:
     """Two others, no news, and a tick just now; the digests."""
     bench.know("a", "b")
+    bench.machine.events._placed = True
     bench.clear()
     bench.handle(SyncTick())
     assert synced_with(bench) == []
@@ -200,6 +201,13 @@ def test_now_and_then_an_answer_from_one_who_knows_the_same_is_enough(bench: Ben
     assert synced_with(bench) == [], "once in an interval"
     bench.handle(SyncTick())
     assert synced_with(bench) == [], "it was compared since the last time"
+
+
+def test_who_knows_nothing_of_events_yet_asks_one_who_else_knows_the_same(bench: Bench) -> None:
+    view, whole = quiet_with_a_tick(bench)
+    bench.machine.events._placed = False
+    bench.get("a", Ack(1, view, [], whole))
+    assert synced_with(bench) == [node("a")]
 
 
 @pytest.mark.parametrize("whole", [b"other...", b""], ids=["knows-else", "of-an-older-build"])
