@@ -89,6 +89,21 @@ def test_an_event_is_passed_on_for_a_while_and_then_there_is_silence() -> None:
     assert _waiting(sim) == 0
 
 
+def test_what_gossip_missed_is_found_by_comparing_what_is_known() -> None:
+    sim = joined(5)
+    sim.run_for(30.0)
+    for _ in range(3):
+        sim.send("n3")
+        machine = sim.nodes["n3"].machine
+        assert machine is not None
+        machine.events.queue.clear()
+    sim.run_for(0.1)
+    assert sim.told_to("n1") == []
+    sim.run_for(100.0)
+    assert [len(sim.told_to(name)) for name in sim.nodes] == [3] * 5
+    assert sim.world.counts["sync"] < 200, "and not by asking all the time"
+
+
 def test_who_is_alone_may_send_as_much_as_anybody() -> None:
     sim = joined(1)
     for _ in range(200):
