@@ -250,16 +250,15 @@ class ScaleWorld:
         assert machine is not None
         others = [one for one in self.members if one is not member and one.machine is not None]
         least = 255 if len(others) > 5_000 else 0
-        rank = {one.number: digest(b"watch", one.node_id, member.node_id) for one in others}
-        watching = [
-            one
-            for one in others
-            if rank[one.number][0] >= least and one.machine and one.machine.watches(member.node_id)
+        watched = set(machine.choice())
+        return [
+            one for one in others if one.node_id in watched or self._watches(one, member, least)
         ]
-        known = {one.number for one in watching}
-        return watching + [
-            one for one in others if one.number not in known and machine.watches(one.node_id)
-        ]
+
+    def _watches(self, one: ScaleMember, member: ScaleMember, least: int) -> bool:
+        if digest(b"watch", one.node_id, member.node_id)[0] < least:
+            return False
+        return one.machine is not None and member.node_id in one.machine.choice()
 
     def _stop(self, member: ScaleMember) -> None:
         member.machine = None

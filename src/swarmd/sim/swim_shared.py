@@ -158,9 +158,9 @@ class SharedMachine(SwimMachine):
     def present_count(self) -> int:
         return self._ledger.members.present_count
 
-    def watches(self, peer: NodeId) -> bool:
-        """True if `peer` is among those whose connections this member keeps."""
-        return any(node_id == peer for _, node_id in self._watching._highest(self.me))
+    def choice(self) -> list[NodeId]:
+        """Whose connections this member keeps, by its view; the warm have not chosen yet."""
+        return [node_id for _, node_id in self._watching._highest(self.me)]
 
 
 class Agreed:

@@ -214,7 +214,7 @@ BUDGETS: Final = (
     Budget("false_deaths", 0.0),
     Budget("false_deaths_0.1", 0.0),
     Budget("false_deaths_0.25", 0.0),
-    Budget("false_deaths_0.5", 0.0),
+    Budget("false_deaths_0.5", 0.0, (10,)),
     Budget("starved_false_deaths", 0.0),
 )
 

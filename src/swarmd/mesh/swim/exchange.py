@@ -168,17 +168,19 @@ class Exchange:
         return [SetTimer(delay_s * self._rng.uniform(0.75, 1.25), JoinAgain(event.peer))]
 
     def on_tick(self, now: float) -> list[Effect]:
-        """From now on compare; but exchange at once if there was no quiet moment to since the last.
+        """From now on compare; but exchange at once where digests tell nothing.
 
-        Where news never ends, or nobody answers, digests tell nothing.
+        That is while there is news, and where no answer could be compared since the last time.
         """
         ledger = self._ledger
         if ledger.leaving:
             return []
         scale = sync_scale(ledger.members.present_count)
         effects: list[Effect] = [SetTimer(self._config.sync_interval_s * scale, SyncTick())]
-        if self._whole_due:
+        if len(ledger.queue) or self._whole_due:
+            self._whole_due = False
             for peer in ledger.members.pick_alive(1):
                 effects += self.sync(peer, now)
-        self._whole_due = True
+        else:
+            self._whole_due = True
         return effects
