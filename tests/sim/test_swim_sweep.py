@@ -137,6 +137,18 @@ def test_where_datagrams_do_not_pass_streams_answer_and_nobody_is_suspected() ->
     assert all(not node.machine.stream_only() for node in sim.running() if node.machine)
 
 
+@pytest.mark.parametrize("one_way", [False, True])
+def test_a_cut_between_two_that_others_reach_suspects_nobody(one_way: bool) -> None:
+    """Not even when their stream breaks, as it does after a while."""
+    sim = joined(10)
+    sim.network.cut(["n7"], ["n8"], one_way=one_way)
+    sim.run_for(12.0)
+    sim.hint("n7", "n8", "reset")
+    sim.hint("n8", "n7", "reset")
+    sim.run_for(60.0)
+    assert sim.world.counts["suspicion"] == 0
+
+
 @pytest.mark.parametrize("cut", [1, 3])
 def test_a_partition_heals_in_a_minute_though_a_thousand_others_are_dead(cut: int) -> None:
     """They died after the partition began: the recent are not those who come back."""

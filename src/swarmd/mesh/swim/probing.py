@@ -9,6 +9,8 @@ Beyond the papers:
 - Who hears that another is suspected probes it at once, out of turn: a dead member is confirmed
   dead within an interval, and a live one is told of the doubt by many. In a large swarm only some
   do, drawn by lot. A check that nobody at all answers proves nothing and confirms nothing.
+- Who does not answer after its stream broke is not suspected for that alone: it may be only this
+  node that it does not hear, so others are asked first.
 - A helper refuses at 80 % of the time that the asker has left, so that its Nack is counted
   (Lifeguard, section IV.A).
 - A timer that comes late shows that this process stood still, and that answers may wait behind
@@ -170,14 +172,25 @@ class Probing:
         if record is None or record.suspicion is None or self._ledger.leaving:
             return []
         wanted = record.suspicion.would_confirm(self._me)
-        checks = sum(probe.check for probe in self._rounds.values())
-        if record.incarnation != event.incarnation or not wanted or checks >= CHECKS_MAX:
+        if record.incarnation != event.incarnation or not wanted or self._checks() >= CHECKS_MAX:
             return []
         interval_s = self._config.probe_interval_s
         sequence, asking = self._ask(
             record.node_id, record.incarnation, now + interval_s, check=True
         )
         return [*asking, SetTimer(interval_s, RoundDue(sequence))]
+
+    def _checks(self) -> int:
+        return sum(probe.check for probe in self._rounds.values())
+
+    def ask_around(self, target: NodeId, incarnation: int, now: float) -> list[Effect]:
+        """A member does not answer us when asked out of turn: let others try before we doubt it."""
+        if self._checks() >= CHECKS_MAX or not self._ledger.is_present(target):
+            return []  # Its turn comes anyway.
+        interval_s = self._config.probe_interval_s
+        sequence, asking = self._ask(target, incarnation, now + interval_s, check=True)
+        others = self.on_timeout(ProbeTimeout(sequence), now)
+        return [*asking, *others, SetTimer(interval_s, RoundDue(sequence))]
 
     def on_round_due(self, event: RoundDue, now: float) -> list[Effect]:
         probe = self._rounds.get(event.sequence)
