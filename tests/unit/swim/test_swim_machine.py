@@ -602,6 +602,7 @@ def test_who_restarts_is_excused_for_as_long_as_it_said(bench: Bench) -> None:
     bench.now += 6.0
     bench.handle(ProbeTick(2))
     elapse(bench, ProbeTick)
+    elapse(bench, RoundDue)
     assert bench.state("x") == (SUSPECT, 1)
 
 

@@ -13,6 +13,8 @@ Beyond the papers:
   node that it does not hear, so others are asked first.
 - A helper refuses at 80 % of the time that the asker has left, so that its Nack is counted
   (Lifeguard, section IV.A).
+- A node that is unwell asks seldom, and may have been cut off when it asked, and be back since.
+  Where nothing at all came back it asks once more before it accuses anybody.
 - A timer that comes late shows that this process stood still, and that answers may wait behind
   it: they get their time before anything is concluded, HOLDS_MAX times in succession.
 """
@@ -101,7 +103,7 @@ class Probing:
             self._tick_holds += 1
             self._tick_due = now + self._config.probe_timeout_s
             return [SetTimer(self._config.probe_timeout_s, event)]
-        effects = [] if self._in_turn is None else self._end(self._in_turn, now)
+        effects = [] if self._in_turn is None else self._conclude(self._in_turn, now)
         self._tick += 1
         self._tick_holds = 0
         self.turn += 1
@@ -112,6 +114,7 @@ class Probing:
         if record is None:
             return effects
         self._in_turn, asking = self._ask(record.node_id, record.incarnation, now + interval_s)
+        self._rounds[self._in_turn].slow = self._ledger.health.score > 0
         return effects + asking
 
     def follow(self, ping: Ping) -> None:
@@ -202,6 +205,20 @@ class Probing:
         return self._end(event.sequence, now)
 
     # ---- ends -------------------------------------------------------------------------
+
+    def _conclude(self, sequence: int, now: float) -> list[Effect]:
+        """A turn is over; a stale one begins again before anybody is accused."""
+        probe = self._rounds.get(sequence)
+        if probe is None or not probe.is_stale() or self._ledger.has_left(probe.target):
+            return self._end(sequence, now)
+        self._in_turn = None
+        interval_s = self._config.probe_interval_s
+        probe.begin_again(now + interval_s)
+        return [
+            self._post.ping(probe.target, sequence),
+            SetTimer(self._config.probe_timeout_s, ProbeTimeout(sequence)),
+            SetTimer(interval_s, RoundDue(sequence)),
+        ]
 
     def _end(self, sequence: int, now: float) -> list[Effect]:
         probe = self._rounds.pop(sequence, None)
