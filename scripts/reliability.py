@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
 import os
 import random
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from isolation import isolate
 from localswarm import LocalSwarm, file_for_agents, wait_until
 from nethosts import NetHosts, missing_tools
 from reliability_clients import committed_fence
@@ -70,7 +70,6 @@ _TASKS_ASKED: Final = 500
 _SHOWN_MAX: Final = 20
 # Names the folder of the run to the process that runs inside.
 _INSIDE: Final = "RELIABILITY_FOLDER"
-_PR_SET_PDEATHSIG: Final = 1
 
 
 @dataclass(frozen=True)
@@ -394,25 +393,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def isolate(folder: Path) -> int:
-    """Run this again in a process and a mount namespace of its own; its exit code.
-
-    The first process there does nothing but wait and reap what lost its parent. It dies when
-    this one does.
-    """
-    unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]
-    inner = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, *sys.argv]
-    child = subprocess.Popen(
-        [*unshare, *inner],
-        env={**os.environ, _INSIDE: str(folder)},
-        start_new_session=True,
-        preexec_fn=lambda: ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
-    )
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: os.killpg(child.pid, signal.SIGINT))
-    return child.wait()
-
-
 def main() -> int:
     options = parse()
     if _INSIDE in os.environ:
@@ -422,7 +402,7 @@ def main() -> int:
         print(f"scripts/reliability: {reason}", file=sys.stderr)
         return 2
     folder = Path(tempfile.mkdtemp(prefix=f"swarmd-reliability-{os.getpid()}-"))
-    code = isolate(folder)
+    code = isolate({_INSIDE: str(folder)})
     if code == 1:
         print(f"the history and the daemons' logs are in {folder}", file=sys.stderr)
     else:

@@ -6,7 +6,7 @@ import pytest
 from hash_seeds import printed_whatever_the_hash_seed
 
 from swarmd.mesh.swim.config import SwimConfig
-from swarmd.mesh.swim.events import SyncIn
+from swarmd.mesh.swim.events import Join, SyncIn
 from swarmd.mesh.swim.messages import (
     MemberState,
     Meta,
@@ -135,6 +135,33 @@ def test_where_datagrams_do_not_pass_streams_answer_and_nobody_is_suspected() ->
     sim.heal()
     sim.run_for(60.0)
     assert all(not node.machine.stream_only() for node in sim.running() if node.machine)
+
+
+@pytest.mark.parametrize("one_way", [False, True])
+def test_a_cut_between_two_that_others_reach_suspects_nobody(one_way: bool) -> None:
+    """Not even when their stream breaks, as it does after a while."""
+    sim = joined(10)
+    sim.network.cut(["n7"], ["n8"], one_way=one_way)
+    sim.run_for(12.0)
+    sim.hint("n7", "n8", "reset")
+    sim.hint("n8", "n7", "reset")
+    sim.run_for(60.0)
+    assert sim.world.counts["suspicion"] == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_who_was_cut_off_and_is_back_suspects_nobody_any_more(seed: int) -> None:
+    """Not even for what it asked while it was cut off and asked seldom, being unwell."""
+    sim = joined(10, seed)
+    sim.cut(["n3"])
+    sim.run_for(15.0 + seed / 10)
+    sim.heal()
+    # As the mesh does once a session is there again.
+    sim.feed(sim.nodes["n3"], Join(tuple(node_id(name) for name in names(10) if name != "n3")))
+    sim.run_for(1.0)
+    before = sim.world.counts["suspicion"]
+    sim.run_for(20.0)
+    assert sim.world.counts["suspicion"] == before
 
 
 @pytest.mark.parametrize("cut", [1, 3])

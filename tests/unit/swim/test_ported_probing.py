@@ -16,6 +16,7 @@ from swarmd.mesh.swim.events import (
     ProbeTick,
     ProbeTimeout,
     RelayTimeout,
+    RoundDue,
     SetMeta,
     StreamClosed,
     TrustChanged,
@@ -255,13 +256,20 @@ def test_an_unwell_node_probes_more_slowly_until_probes_are_answered(bench: Benc
 
 
 def test_health_has_a_worst_and_waits_for_an_answer_are_never_longer(bench: Bench) -> None:
+    """Nor is a turn that begins again, before which another one begins."""
     bench.know("x")
     bench.probe()
     for turn in range(1, 12):
         bench.handle(ProbeTick(turn))
-        assert bench.timer(ProbeTimeout).delay_s == bench.config.probe_timeout_s
+        waits = [timer.delay_s for timer in bench.timers(ProbeTimeout)]
+        assert set(waits) == {bench.config.probe_timeout_s}
+        assert len(waits) == (1 if turn == 1 else 2)
+        [tick] = bench.timers(ProbeTick)
+        for over in bench.timers(RoundDue):
+            assert over.delay_s == bench.config.probe_interval_s
+            bench.handle(over.event)
     assert bench.machine.health == 7
-    assert bench.timer(ProbeTick).delay_s == 8 * bench.config.probe_interval_s
+    assert tick.delay_s == 8 * bench.config.probe_interval_s
 
 
 # ---- the accused is told ----------------------------------------------------------------
@@ -305,7 +313,8 @@ def test_a_word_of_a_suspect_that_knows_nothing_of_it_clears_nothing(bench: Benc
 def test_quick_pings_after_a_reset_say_nothing_about_ones_own_health(bench: Bench) -> None:
     bench.know("x")
     bench.handle(StreamClosed(node("x"), "reset"))
-    while bench.state("x")[0] is ALIVE:
+    for _ in range(3):
         bench.elapse(HintTick)
+    bench.elapse(RoundDue)
     assert bench.state("x") == (SUSPECT, 1)
     assert bench.machine.health == 0

@@ -24,6 +24,7 @@ from swarmd.mesh.swim.events import (
     Refused,
     RelayTimeout,
     RetryTick,
+    RoundDue,
     SetMeta,
     Started,
     StreamClosed,
@@ -48,6 +49,7 @@ from swarmd.mesh.swim.messages import (
     make_rumour,
 )
 from swarmd.mesh.swim.probes import PENDING_MAX, Pending, Pendings
+from swarmd.mesh.swim.probing import CHECKS_MAX
 
 START = 1 << 32
 
@@ -463,7 +465,15 @@ def test_the_dead_are_tried_again_and_their_answer_is_followed_by_a_sync(bench: 
 # ---- streams ----------------------------------------------------------------------------
 
 
+def reset_unanswered(bench: Bench, name: str) -> None:
+    """A stream broke, and three quick pings stay silent."""
+    bench.handle(StreamClosed(node(name), "reset"))
+    for _ in range(3):
+        elapse(bench, HintTick)
+
+
 def test_a_reset_is_followed_by_three_quick_pings_and_ordinary_suspicion(bench: Bench) -> None:
+    """Others are asked first, and refuse."""
     bench.know("x", "y", "z")
     started_at = bench.now
     bench.handle(StreamClosed(node("x"), "reset"))
@@ -472,11 +482,47 @@ def test_a_reset_is_followed_by_three_quick_pings_and_ordinary_suspicion(bench: 
         assert bench.state("x") == (ALIVE, 1)
         elapse(bench, HintTick)
         pings += len(bench.sent("x"))
-    assert pings == 3
+    assert pings == 4
     assert bench.now - started_at == pytest.approx(0.3)
+    asked = {name: bench.sent(name)[0].sequence for name in ("y", "z")}
+    bench.now += 0.4
+    for name, sequence in asked.items():
+        assert bench.state("x") == (ALIVE, 1)
+        get(bench, name, Nack(sequence))
     assert bench.state("x") == (SUSPECT, 1)
     least_s = bench.config.suspicion_mult * bench.config.probe_interval_s
     assert timer(bench, SuspicionDue).delay_s >= least_s
+
+
+def test_whose_stream_broke_and_whom_another_reaches_is_not_suspected(bench: Bench) -> None:
+    """A cut between two hosts breaks their stream, too."""
+    bench.know("x", "y")
+    reset_unanswered(bench, "x")
+    due = timer(bench, RoundDue)
+    [asked] = bench.sent("y")
+    assert isinstance(asked, PingFor)
+    get(bench, "y", Ack(asked.sequence, b"", []))
+    bench.now += due.delay_s
+    bench.handle(due.event)
+    assert bench.state("x") == (ALIVE, 1)
+
+
+def test_who_reaches_nobody_after_a_reset_doubts_nobody(bench: Bench) -> None:
+    """Not even a helper refuses: likelier the fault is ours. The probe in turn decides."""
+    bench.know("x", "y")
+    reset_unanswered(bench, "x")
+    elapse(bench, RoundDue)
+    assert bench.state("x") == (ALIVE, 1)
+
+
+def test_after_many_resets_at_once_few_are_asked_about(bench: Bench) -> None:
+    others = [f"x{number}" for number in range(2 * CHECKS_MAX)]
+    bench.know(*others)
+    asked = 0
+    for name in others:
+        reset_unanswered(bench, name)
+        asked += any(isinstance(effect, PingFor) for effect in bench.sent())
+    assert asked == CHECKS_MAX
 
 
 def test_an_answer_after_a_reset_ends_the_doubt(bench: Bench) -> None:
@@ -557,6 +603,7 @@ def test_who_restarts_is_excused_for_as_long_as_it_said(bench: Bench) -> None:
     bench.now += 6.0
     bench.handle(ProbeTick(2))
     elapse(bench, ProbeTick)
+    elapse(bench, RoundDue)
     assert bench.state("x") == (SUSPECT, 1)
 
 
@@ -584,6 +631,7 @@ def test_an_excuse_counts_for_one_life_and_is_given_once(bench: Bench) -> None:
     assert len(bench.sent("x")) == 1, "the first excuse is over, and was not made longer"
     for _ in range(3):
         elapse(bench, HintTick)
+    elapse(bench, RoundDue)
     assert bench.state("x") == (SUSPECT, 1)
 
 
@@ -591,9 +639,8 @@ def test_who_is_back_is_excused_no_more(bench: Bench) -> None:
     bench.know("x")
     bench.handle(StreamClosed(node("x"), "restarting", quiet_s=30.0))
     bench.tell(rumour(ALIVE, "x", 1 << 32))
-    bench.handle(StreamClosed(node("x"), "reset"))
-    for _ in range(3):
-        elapse(bench, HintTick)
+    reset_unanswered(bench, "x")
+    elapse(bench, RoundDue)
     assert bench.state("x") == (SUSPECT, 1 << 32)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from swim_bench import ALIVE, DEAD, SUSPECT, Bench, node, rumour
+from swim_bench import ALIVE, DEAD, LEFT, SUSPECT, Bench, node, rumour
 
 from swarmd.base.machine import Event, Send, SetTimer
 from swarmd.base.rng import make_rng
@@ -123,8 +123,64 @@ def test_turns_are_followed_but_not_far_beyond_reason(bench: Bench) -> None:
         get(bench, "x", Ping(1, ping.view, [], said))
         bench.now += bench.config.probe_interval_s
         bench.handle(ProbeTick(bench.machine._probing._tick))
-        [ping] = [p for p in bench.sent("x") if isinstance(p, Ping)]
-        assert ping.turn == then
+        [turn] = [p.turn for p in bench.sent("x") if isinstance(p, Ping) and p.turn]
+        assert turn == then
+
+
+# ---- turns of a node that is unwell -------------------------------------------------------
+
+
+def unwell(bench: Bench) -> Ping:
+    """A node that was doubted itself: its turns last for longer. The ping of the first one."""
+    bench.know("x")
+    bench.tell(rumour(SUSPECT, "me", 1 << 32))
+    assert bench.machine.health == 1
+    return probe(bench)
+
+
+def test_who_is_unwell_asks_again_before_it_accuses(bench: Bench) -> None:
+    """All the silence may have been its own, and be over."""
+    ping = unwell(bench)
+    bench.now += 2 * bench.config.probe_interval_s
+    bench.handle(ProbeTick(1))
+    assert [again.turn for again in bench.sent("x")] == [0, 2], "the next turn begins beside it"
+    [over] = timers(bench, RoundDue)
+    assert bench.state("x") == (ALIVE, 1)
+    get(bench, "x", Ack(ping.sequence, b"", []))
+    bench.now += over.delay_s
+    bench.handle(over.event)
+    assert bench.state("x") == (ALIVE, 1)
+    assert bench.machine.health == 0
+
+
+def test_who_asked_again_in_vain_accuses(bench: Bench) -> None:
+    unwell(bench)
+    bench.now += 2 * bench.config.probe_interval_s
+    bench.handle(ProbeTick(1))
+    elapse(bench, RoundDue)
+    assert bench.state("x") == (SUSPECT, 1)
+    assert bench.machine.health == 2
+
+
+def test_where_a_helper_refused_nobody_is_asked_again(bench: Bench) -> None:
+    """Others hear us, and do not reach it either."""
+    bench.know("y")
+    ping = unwell(bench)
+    [target] = [name for name in ("x", "y") if bench.sent(name)]
+    [helper] = {"x", "y"} - {target}
+    bench.handle(ProbeTimeout(ping.sequence))
+    get(bench, helper, Nack(ping.sequence))
+    bench.now += 2 * bench.config.probe_interval_s
+    bench.handle(ProbeTick(1))
+    assert timers(bench, RoundDue) == []
+    assert bench.state(target) == (SUSPECT, 1)
+
+
+def test_who_left_is_not_asked_again(bench: Bench) -> None:
+    unwell(bench)
+    bench.tell(rumour(LEFT, "x", 1))
+    bench.handle(ProbeTick(1))
+    assert bench.sent("x") == []
 
 
 # ---- helpers ----------------------------------------------------------------------------

@@ -10,7 +10,15 @@ from swim_bench import ALIVE, DEAD, LEFT, SUSPECT, Bench, node, rumour, told
 from swarmd.base.machine import SetTimer
 from swarmd.base.rng import make_rng
 from swarmd.mesh.swim.config import SwimConfig
-from swarmd.mesh.swim.events import HowClosed, Leave, ProbeTick, RetryTick, Started, StreamClosed
+from swarmd.mesh.swim.events import (
+    HowClosed,
+    Leave,
+    ProbeTick,
+    RetryTick,
+    RoundDue,
+    Started,
+    StreamClosed,
+)
 from swarmd.mesh.swim.machine import SwimMachine
 from swarmd.mesh.swim.members import MemberTable, Record
 from swarmd.mesh.swim.messages import MemberState, Meta
@@ -90,6 +98,8 @@ def test_who_says_goodbye_to_us_alone_is_not_suspected_while_it_comes_round(
     for number in range(2, 5):
         bench.now += bench.config.probe_interval_s
         bench.handle(ProbeTick(number))
+        for over in bench.timers(RoundDue):
+            bench.handle(over.event)
     assert bench.state("x") == (SUSPECT, 1)
 
 

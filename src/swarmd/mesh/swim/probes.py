@@ -17,7 +17,8 @@ class Round:
 
     `incarnation` is the life of the target that is asked, at `sent_at`. `check`: it is made out of
     turn, because another doubts the target. `stream`: what is known of the attempt over a stream.
-    `holds`: how often its end was put off because its timer came late.
+    `holds`: how often its end was put off because its timer came late. `slow`: it lasts for longer
+    than an interval, because this node is unwell.
     """
 
     target: NodeId
@@ -32,6 +33,16 @@ class Round:
     helpers: list[NodeId] = field(default_factory=list)
     nacks: list[NodeId] = field(default_factory=list)
     holds: int = 0
+    slow: bool = False
+
+    def is_stale(self) -> bool:
+        """Nothing at all came back, and much may have changed since it was asked."""
+        return self.slow and not self.answered and not self.nacks
+
+    def begin_again(self, due_at: float) -> None:
+        """Try everything a second time, until `due_at`."""
+        self.asked, self.stream, self.slow = False, "none", False
+        self.helpers, self.due_at = [], due_at
 
     def hopeless(self) -> bool:
         """Every way was tried, and whoever could answer for the target has refused."""

@@ -9,8 +9,12 @@ Beyond the papers:
 - Who hears that another is suspected probes it at once, out of turn: a dead member is confirmed
   dead within an interval, and a live one is told of the doubt by many. In a large swarm only some
   do, drawn by lot. A check that nobody at all answers proves nothing and confirms nothing.
+- Who does not answer after its stream broke is not suspected for that alone: it may be only this
+  node that it does not hear, so others are asked first.
 - A helper refuses at 80 % of the time that the asker has left, so that its Nack is counted
   (Lifeguard, section IV.A).
+- A node that is unwell asks seldom, and may have been cut off when it asked, and be back since.
+  Where nothing at all came back it asks once more before it accuses anybody.
 - A timer that comes late shows that this process stood still, and that answers may wait behind
   it: they get their time before anything is concluded, HOLDS_MAX times in succession.
 """
@@ -34,7 +38,7 @@ from swarmd.mesh.swim.events import (
     StreamProbe,
 )
 from swarmd.mesh.swim.ledger import Ledger
-from swarmd.mesh.swim.members import Record
+from swarmd.mesh.swim.members import PRESENT, Record
 from swarmd.mesh.swim.messages import (
     TURN_FOLLOWED_MAX,
     Ack,
@@ -100,7 +104,7 @@ class Probing:
             self._tick_holds += 1
             self._tick_due = now + self._config.probe_timeout_s
             return [SetTimer(self._config.probe_timeout_s, event)]
-        effects = [] if self._in_turn is None else self._end(self._in_turn, now)
+        effects = [] if self._in_turn is None else self._conclude(self._in_turn, now)
         self._tick += 1
         self._tick_holds = 0
         self.turn += 1
@@ -111,6 +115,7 @@ class Probing:
         if record is None:
             return effects
         self._in_turn, asking = self._ask(record, now, now + interval_s)
+        self._rounds[self._in_turn].slow = self._ledger.health.score > 0
         return effects + asking
 
     def follow(self, ping: Ping) -> None:
@@ -171,12 +176,26 @@ class Probing:
         if record is None or record.suspicion is None or self._ledger.leaving:
             return []
         wanted = record.suspicion.would_confirm(self._me)
-        checks = sum(probe.check for probe in self._rounds.values())
-        if record.incarnation != event.incarnation or not wanted or checks >= CHECKS_MAX:
+        if record.incarnation != event.incarnation or not wanted or self._checks() >= CHECKS_MAX:
             return []
         interval_s = self._config.probe_interval_s
         sequence, asking = self._ask(record, now, now + interval_s, check=True)
         return [*asking, SetTimer(interval_s, RoundDue(sequence))]
+
+    def _checks(self) -> int:
+        return sum(probe.check for probe in self._rounds.values())
+
+    def ask_around(self, target: NodeId, incarnation: int, now: float) -> list[Effect]:
+        """A member does not answer us when asked out of turn: let others try before we doubt it."""
+        record = self._ledger.members.get(target)
+        if record is None or record.state not in PRESENT or record.incarnation != incarnation:
+            return []
+        if self._checks() >= CHECKS_MAX:
+            return []  # Its turn comes anyway.
+        interval_s = self._config.probe_interval_s
+        sequence, asking = self._ask(record, now, now + interval_s, check=True)
+        others = self.on_timeout(ProbeTimeout(sequence), now)
+        return [*asking, *others, SetTimer(interval_s, RoundDue(sequence))]
 
     def on_round_due(self, event: RoundDue, now: float) -> list[Effect]:
         probe = self._rounds.get(event.sequence)
@@ -188,6 +207,20 @@ class Probing:
         return self._end(event.sequence, now)
 
     # ---- ends -------------------------------------------------------------------------
+
+    def _conclude(self, sequence: int, now: float) -> list[Effect]:
+        """A turn is over; a stale one begins again before anybody is accused."""
+        probe = self._rounds.get(sequence)
+        if probe is None or not probe.is_stale() or self._ledger.has_left(probe.target):
+            return self._end(sequence, now)
+        self._in_turn = None
+        interval_s = self._config.probe_interval_s
+        probe.begin_again(now + interval_s)
+        return [
+            self._post.ping(probe.target, sequence),
+            SetTimer(self._config.probe_timeout_s, ProbeTimeout(sequence)),
+            SetTimer(interval_s, RoundDue(sequence)),
+        ]
 
     def _end(self, sequence: int, now: float) -> list[Effect]:
         probe = self._rounds.pop(sequence, None)

@@ -5,12 +5,13 @@ those for whom a hash of both ids is highest. So each is connected to that many 
 choice needs no talk, and one who comes or goes changes little of it. When a process dies its host
 resets these connections at once, also in a swarm that has nothing to say.
 
-A reset is a hint and no more: three quick pings follow, and one attempt to connect. A refused
-connection is no more by itself, for a firewall may refuse TCP where datagrams pass; but a host that
-refuses is near and awake, so the pings follow each other faster, and where they stay silent too,
-the suspicion is short. A clean close gives its reason and is no hint; who
-restarts, or leaves, is not suspected for as long as it said, or as its goodbye may take to come
-round: once in each incarnation, for the next one is back.
+A reset is a hint and no more: three quick pings follow, and one attempt to connect. Where they stay
+silent others are asked, for a cut between two hosts breaks their stream, too. A refused connection
+is no more than a hint by itself, for a firewall may refuse TCP where datagrams pass; but a host
+that refuses is near and awake, so the pings follow each other faster, and where they stay silent as
+well, its process is gone, and the suspicion is short. A clean close gives its reason and is no
+hint; who restarts, or leaves, is not suspected for as long as it said, or as its goodbye may take
+to come round: once in each incarnation, for the next one is back.
 """
 
 from __future__ import annotations
@@ -120,8 +121,10 @@ class Watching:
             return []
         if hint.sent == _HINT_PINGS:
             del self._hints[event.subject]
+            if not hint.refused:
+                return self._probing.ask_around(event.subject, hint.incarnation, now)
             # Its host answers and its process does not: doubt it briefly, and let it object.
-            within_s = self._config.refused_suspicion_s if hint.refused else None
+            within_s = self._config.refused_suspicion_s
             return self._probing.silent(event.subject, hint.incarnation, now, within_s=within_s)
         hint.sent += 1
         sequence = self._pendings.open(Pending("hint", event.subject))
