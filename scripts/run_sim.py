@@ -7,6 +7,7 @@ Exit codes: 0 clean; 1 a violation, a fault that never fired, or a mutant that s
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from swarmd.sim import swim_paper_tables
 from swarmd.sim.swarm_mutants import MUTANTS, SIMULATIONS, BySeed, ByTest, catch
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -31,12 +33,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=20, metavar="N", help="how many (20)")
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="the first one (0)")
     parser.add_argument("--mutants", action="store_true", help="take guards away, one by one")
+    parser.add_argument(
+        "--paper",
+        choices=("some", "full"),
+        help="the experiments of the Lifeguard paper, over a part of its grid or all (swim)",
+    )
+    parser.add_argument(
+        "--stall",
+        choices=("messages", "process"),
+        default="messages",
+        help="what stands still in them (messages)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (2)")
     options = parser.parse_args(arguments)
     if options.seeds < 1 or options.jobs < 1:
         parser.error("--seeds and --jobs are at least 1")
     started = time.monotonic()
+    if options.paper:
+        return run_paper(options)
     if options.mutants:
         result = run_mutants(options.name, options.jobs)
     else:
@@ -117,6 +132,23 @@ def show_seeds(result: dict[str, Any]) -> None:
     if more > 0:
         print(f"\nand {more} more")
     print(f"\n{len(result['violations'])} violations: {'clean' if result['ok'] else 'FAILED'}")
+
+
+# ---- the Lifeguard paper ---------------------------------------------------------------------
+
+
+def run_paper(options: argparse.Namespace) -> int:
+    """Print the paper's tables; 1 if ours misses the goal."""
+    plan = swim_paper_tables.FULL_PLAN if options.paper == "full" else swim_paper_tables.Plan()
+    with ProcessPoolExecutor(options.jobs) as pool:
+        results = swim_paper_tables.measure(
+            dataclasses.replace(plan, model=options.stall),
+            pool,
+            wait=lambda futures: _progress(futures, "paper", [], "violations"),
+        )
+    tables = swim_paper_tables.tables(results)
+    print(json.dumps(tables, indent=2) if options.json else swim_paper_tables.text(tables))
+    return 0 if all(row[-1] == "reached" for row in swim_paper_tables.verdict(results)[1:]) else 1
 
 
 # ---- mutants -----------------------------------------------------------------------------

@@ -86,6 +86,7 @@ class SwimMachine:
     """
 
     ledger_type: ClassVar[type[Ledger]] = Ledger
+    post_type: ClassVar[type[Post]] = Post
     probing_type: ClassVar[type[Probing]] = Probing
     exchange_type: ClassVar[type[Exchange]] = Exchange
     retries_type: ClassVar[type[Retries]] = Retries
@@ -104,7 +105,7 @@ class SwimMachine:
         self.me = me
         self._config = config = settle(config)
         self._ledger = ledger = self.ledger_type(me, config, rng, signer, meta, start_counter, now)
-        self._post = post = Post(ledger, config, self.packets)
+        self._post = post = self.post_type(ledger, config, self.packets)
         self._pendings = pendings = Pendings(rng)
         self._probing = self.probing_type(me, config, rng, ledger, post, pendings)
         self._exchange = self.exchange_type(me, config, rng, ledger, now)

@@ -13,6 +13,7 @@ from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect, Send
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.ledger import Ledger
+from swarmd.mesh.swim.members import Record
 from swarmd.mesh.swim.messages import Ack, Gossip, Nack, Ping, PingFor, Rumour
 from swarmd.mesh.swim.suspicion import retransmit_limit
 from swarmd.wire.codec import Family
@@ -83,10 +84,15 @@ class Post:
         record = self._ledger.members.get(peer)
         if record is None or introduce:
             first = (self._ledger.self_record.alive, *first)
-        if record is not None and record.evidence is not None and record.evidence not in first:
-            first = (record.evidence, *first)
+        doubt = None if record is None else self.told_of(record)
+        if doubt is not None and doubt not in first:
+            first = (doubt, *first)
         rumours = self._ledger.queue.take(self._retransmits(), first=first)
         return Send(peer, self._packets.encode(make(rumours)))
+
+    def told_of(self, record: Record) -> Rumour | None:
+        """What a member is told of itself in each packet that it gets."""
+        return record.evidence
 
     def _retransmits(self) -> int:
         count = self._ledger.members.present_count
