@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--stall",
-        choices=("messages", "process"),
+        choices=("messages", "senders", "process"),
         default="messages",
         help="what stands still in them (messages)",
     )

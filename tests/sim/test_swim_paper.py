@@ -190,7 +190,7 @@ def test_a_member_that_stands_still_for_good_is_found_by_all(variant: Variant) -
         assert shortest_s < first_s <= all_s < shortest_s + 6.0
 
 
-@pytest.mark.parametrize("model", ["messages", "process"])
+@pytest.mark.parametrize("model", ["messages", "senders", "process"])
 def test_what_is_held_is_taken_up_when_a_member_wakes(model: Model) -> None:
     cluster = Cluster(0, OURS, size=6, model=model)
     cluster.stall([0])
@@ -210,6 +210,20 @@ def test_a_stall_of_the_process_holds_its_timers_too() -> None:
         cluster.run_for(5.0)
         health[model] = cluster.health(0)
     assert health["messages"] > health["process"] == 0
+
+
+def test_where_senders_wait_suspicions_run_out_all_the_same() -> None:
+    """The process that stands still declares nobody dead before it goes on."""
+    dead_while_stalled: dict[str, set[int]] = {}
+    for model in ("messages", "senders", "process"):
+        cluster = Cluster(0, SWIM_4, size=6, model=model)  # type: ignore[arg-type]
+        cluster.stall([1])
+        cluster.run_for(2.8)
+        cluster.stall([0])  # It has heard that member 1 is suspect, and hears nothing more.
+        cluster.run_for(9.0)
+        dead_while_stalled[model] = {death.about for death in cluster.deaths if death.at == 0}
+    assert dead_while_stalled["messages"] >= dead_while_stalled["senders"] == {1}
+    assert dead_while_stalled["process"] == set()
 
 
 def test_a_run_is_a_function_of_its_seed() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Final
 
 from swarmd.sim.swim_paper import (
@@ -108,21 +109,22 @@ def measure(
         wait: turns the futures into those that are done, in any order, for a progress line.
     """
     results = Results(plan)
-    grid = [tuned(alpha, beta) for alpha in ALPHAS for beta in BETAS]
     compared = (*PARTS, SWIM_4, OURS)
+    grid = [tuned(alpha, beta) for alpha in ALPHAS for beta in BETAS]
+    variants = dict.fromkeys((*compared, *grid))
     futures: dict[Any, tuple[Variant, Anomalies | None]] = {}
-    for variant in dict.fromkeys((*compared, *grid)):
-        points = plan.points if variant in compared else plan.tuning
-        results.tallies[variant] = {point: Tally() for point in points}
+    for variant in variants:
+        results.tallies[variant] = {}
         results.latencies[variant] = Latencies()
-        for point in points:
+        for concurrent, seed in product(THRESHOLDS, plan.threshold_seeds):
+            future = pool.submit(run_threshold, variant, concurrent, seed, model=plan.model)
+            futures[future] = variant, None
+    for point, variant in product(dict.fromkeys((*plan.points, *plan.tuning)), variants):
+        if (variant in compared and point in plan.points) or point in plan.tuning:
+            results.tallies[variant][point] = Tally()
             for seed in plan.seeds:
                 run = pool.submit(run_interval, variant, point, seed, model=plan.model)
                 futures[run] = variant, point
-        for concurrent in THRESHOLDS:
-            for seed in plan.threshold_seeds:
-                run_t = pool.submit(run_threshold, variant, concurrent, seed, model=plan.model)
-                futures[run_t] = variant, None
     for future in wait(futures):
         variant, where = futures[future]
         if where is None:

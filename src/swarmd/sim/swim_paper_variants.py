@@ -21,6 +21,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
+import msgspec
+
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect
 from swarmd.base.rng import Rng
@@ -38,6 +40,8 @@ from swarmd.mesh.swim.suspicion import LocalHealth, Suspicion
 
 # K in the paper: after so many confirmations a suspicion is as short as it gets.
 _CONFIRMATIONS: Final = 3
+# Serf tries one of the dead again this often, in seconds.
+_RETRY_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,10 @@ class Variant:
 
     def config(self) -> SwimConfig:
         """The settings of `lan`, which are memberlist's, with these suspicions."""
-        return SwimConfig(suspicion_mult=self.alpha, suspicion_max_mult=self.beta)
+        ours = SwimConfig(suspicion_mult=self.alpha, suspicion_max_mult=self.beta)
+        if self.production:
+            return ours
+        return msgspec.structs.replace(ours, retry_interval_s=_RETRY_S, retry_dead=1)
 
     def machine(self) -> type[SwimMachine]:
         """The class to make members of."""

@@ -2,14 +2,18 @@
 
 An *anomaly* (Dadgar, Phillips and Currey, "Lifeguard", 2018, section V) keeps a member from sending
 and receiving what belongs to the protocol; all that is held meanwhile is taken up when it ends. Of
-how that comes about there are two models:
+how that comes about there are three models:
 
 - `messages`: what comes and goes is held, and timers run on time. So a member probes others while
   it cannot hear them, and waits for answers of which it gets none. As it ends, what was to be sent
   goes out first.
-- `process`: the process stands still. As it goes on its overdue timers are the first thing to run,
-  in their order, and then what came meanwhile: nothing that would have spoken for another member is
-  heard before the verdict about it is due.
+- `senders`: whoever would send waits, too, and only suspicions run out on time: as in memberlist,
+  where the goroutine that probes waits for its send, and a suspicion has a timer of its own.
+- `process`: the process stands still.
+
+In the last two, overdue timers are the first thing to run when a member goes on, in their order,
+and then what came meanwhile: nothing that would have spoken for another is heard before the verdict
+about it is due.
 
 The network loses nothing, so that whatever is said about a member that is well is a mistake of who
 says it.
@@ -29,6 +33,7 @@ from swarmd.mesh.swim.events import (
     Started,
     StreamAnswered,
     StreamProbe,
+    SuspicionDue,
     SyncFailed,
     SyncIn,
     SyncWith,
@@ -41,7 +46,7 @@ from swarmd.sim.swim_paper_variants import Variant
 from swarmd.sim.world import World
 from swarmd.wire.version import PROTOCOL_LOWEST, PROTOCOL_VERSION
 
-Model = Literal["process", "messages"]
+Model = Literal["messages", "senders", "process"]
 _DELAY_S: Final = (0.0003, 0.002)
 # So long members find into their rhythm before anything happens.
 _WARM_UP_S: Final = 5.0
@@ -187,10 +192,15 @@ class Cluster:
             self._stream_probe(host, peer, effect)
 
     def _fire(self, host: _Host, event: Event) -> None:
-        if host.stalled and self._model == "process":
+        if host.stalled and self._is_held(event):
             host.timers.append(event)
         else:
             self._step(host, event)
+
+    def _is_held(self, event: Event) -> bool:
+        if self._model == "senders":
+            return not isinstance(event, SuspicionDue)
+        return self._model == "process"
 
     def _after(
         self, delay_s: float, host: _Host, function: Callable[..., None], *arguments: Any
