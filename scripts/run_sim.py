@@ -148,7 +148,7 @@ def run_paper(options: argparse.Namespace) -> int:
         )
     tables = swim_paper_tables.tables(results)
     print(json.dumps(tables, indent=2) if options.json else swim_paper_tables.text(tables))
-    return 0 if all(row[-1] == "reached" for row in swim_paper_tables.verdict(results)[1:]) else 1
+    return 0 if swim_paper_tables.verdict(results)[1][-1] == "reached" else 1
 
 
 # ---- mutants -----------------------------------------------------------------------------

@@ -27,14 +27,12 @@ from swarmd.sim.swim_paper_world import Model
 
 # What is run unless all of it is asked for: every duration, and some of each of the others.
 REPRESENTATIVE: Final = (
-    Anomalies(8, 128, 1),
-    Anomalies(16, 512, 4),
+    Anomalies(4, 128, 1),
+    Anomalies(8, 512, 4),
     Anomalies(4, 2_048, 64),
     Anomalies(8, 8_192, 16),
     Anomalies(4, 16_384, 1),
-    Anomalies(12, 16_384, 256),
-    Anomalies(1, 32_768, 1),
-    Anomalies(8, 32_768, 4_096),
+    Anomalies(8, 32_768, 1_024),
 )
 # The grid of alpha and beta costs twelve variants: it gets a part of that.
 TUNING: Final = REPRESENTATIVE[4:5]
@@ -44,9 +42,10 @@ BETAS: Final = (2, 4, 6)
 _PARTS_SHOWN: Final = (0.5, 0.99, 0.999)
 # At most so far apart, two detection times are equal.
 EQUAL: Final = 0.05
-# As published: false positives of Lifeguard at members that are well, of those of SWIM.
-PUBLISHED_FP_HEALTHY: Final = 0.019
+# So many of SWIM's FP- ours may have.
 GOAL: Final = 0.02
+# What we know of the paper's Table IV, in % of SWIM: "between 50x and 100x" fewer (section V).
+_PUBLISHED: Final = {"SWIM": "100, 100", "Lifeguard": "1 to 2, 1.9"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +153,10 @@ def false_positives(results: Results) -> list[Row]:
     """FP and FP- of each variant."""
     points = results.plan.points
     base = results.sum(SWIM, points)
-    rows: list[Row] = [("", "FP", "FP-", "FP % of SWIM", "FP- % of SWIM", "FP- published")]
+    rows: list[Row] = [("", "FP", "FP-", "FP % of SWIM", "FP- % of SWIM", "published, FP, FP-")]
     for variant in (*PARTS, SWIM_4, OURS):
         one = results.sum(variant, points)
-        published = {SWIM: "100", LIFEGUARD: "1.9"}.get(variant, "-")
+        published = _PUBLISHED.get(variant.name, "-")
         shares = _share(one.fp, base.fp), _share(one.fp_healthy, base.fp_healthy)
         rows.append((variant.name, f"{one.fp:,}", f"{one.fp_healthy:,}", *shares, published))
     return rows
@@ -210,24 +209,22 @@ def tuning(results: Results) -> list[Row]:
 
 def verdict(results: Results) -> list[Row]:
     """Ours against SWIM where both take as long: the goal is 2 % of the FP-."""
-    rows: list[Row] = [("", "median first, s", "apart", "FP-", "of SWIM's", "")]
-    for ours, swim in ((OURS, SWIM_4), (LIFEGUARD, SWIM)):
-        points = results.plan.points
-        times = results.first_s(ours), results.first_s(swim)
-        apart = abs(times[0] / times[1] - 1)
-        counts = results.sum(ours, points).fp_healthy, results.sum(swim, points).fp_healthy
-        reached = apart <= EQUAL and counts[0] <= GOAL * counts[1]
-        rows.append(
-            (
-                f"{ours.name} against {swim.name}",
-                f"{times[0]:.2f}, {times[1]:.2f}",
-                f"{apart:.1%}",
-                f"{counts[0]:,}, {counts[1]:,}",
-                _share(counts[0], counts[1]) + " %",
-                "reached" if reached else "missed",
-            )
-        )
-    return rows
+    points = results.plan.points
+    times = results.first_s(OURS), results.first_s(SWIM_4)
+    apart = abs(times[0] / times[1] - 1)
+    counts = results.sum(OURS, points).fp_healthy, results.sum(SWIM_4, points).fp_healthy
+    reached = apart <= EQUAL and counts[0] <= GOAL * counts[1]
+    return [
+        ("", "median first, s", "apart", "FP-", "FP- % of SWIM", "goal: 2 % at most"),
+        (
+            f"{OURS.name} against {SWIM_4.name}",
+            f"{times[0]:.2f}, {times[1]:.2f}",
+            f"{apart:.1%}",
+            f"{counts[0]:,}, {counts[1]:,}",
+            _share(counts[0], counts[1]),
+            "reached" if reached else "missed",
+        ),
+    ]
 
 
 def _share(part: float, whole: float) -> str:
