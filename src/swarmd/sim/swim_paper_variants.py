@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Final
 
 import msgspec
@@ -32,7 +33,7 @@ from swarmd.mesh.swim.exchange import Exchange
 from swarmd.mesh.swim.ledger import Ledger, Signer
 from swarmd.mesh.swim.machine import SwimMachine
 from swarmd.mesh.swim.members import PRESENT, MemberTable, Record
-from swarmd.mesh.swim.messages import MemberState, Meta, Ping, Rumour
+from swarmd.mesh.swim.messages import MemberState, Meta, Ping, Rumour, decode_rumour
 from swarmd.mesh.swim.post import Post
 from swarmd.mesh.swim.probes import Round
 from swarmd.mesh.swim.probing import Probing
@@ -42,6 +43,10 @@ from swarmd.mesh.swim.suspicion import LocalHealth, Suspicion
 _CONFIRMATIONS: Final = 3
 # Serf tries one of the dead again this often, in seconds.
 _RETRY_S: Final = 30.0
+
+
+# The same rumour reaches all members of a swarm, many times each: decoding it once saves time.
+_decoded: Final = lru_cache(maxsize=1 << 14)(decode_rumour)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +141,9 @@ class _PaperLedger(Ledger):
             self.health = _Indifferent()
         self.members = _ShuffledTable(me, rng)
         self.members.add(self.self_record)
+
+    def hear(self, raw: bytes, now: float) -> list[Effect]:
+        return self.judge(_decoded(raw), now)  # All members here are honest.
 
     def new_suspicion(self, accuser: NodeId, now: float) -> Suspicion:
         config, count = self._config, self.members.present_count
