@@ -35,8 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mutants", action="store_true", help="take guards away, one by one")
     parser.add_argument(
         "--paper",
-        choices=("some", "full"),
-        help="the experiments of the Lifeguard paper, over a part of its grid or all (swim)",
+        type=paper_plan,
+        metavar="some|full|C,D,I:...",
+        help="the Lifeguard paper's experiments, over some of its grid, all, or such points (swim)",
     )
     parser.add_argument(
         "--stall",
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.seeds < 1 or options.jobs < 1:
         parser.error("--seeds and --jobs are at least 1")
+    if options.paper and (options.name != "swim" or options.mutants):
+        parser.error("--paper is of swim, and without --mutants")
     started = time.monotonic()
     if options.paper:
         return run_paper(options)
@@ -137,12 +140,21 @@ def show_seeds(result: dict[str, Any]) -> None:
 # ---- the Lifeguard paper ---------------------------------------------------------------------
 
 
+def paper_plan(text: str) -> swim_paper_tables.Plan:
+    """What `--paper` names."""
+    try:
+        return swim_paper_tables.plan_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither some, nor full, nor points such as 4,16384,1 ({error})"
+        ) from error
+
+
 def run_paper(options: argparse.Namespace) -> int:
     """Print the paper's tables; 1 if ours misses the goal."""
-    plan = swim_paper_tables.FULL_PLAN if options.paper == "full" else swim_paper_tables.Plan()
     with ProcessPoolExecutor(options.jobs) as pool:
         results = swim_paper_tables.measure(
-            dataclasses.replace(plan, model=options.stall),
+            dataclasses.replace(options.paper, model=options.stall),
             pool,
             wait=lambda futures: _progress(futures, "paper", [], "violations"),
         )

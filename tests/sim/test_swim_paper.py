@@ -44,6 +44,7 @@ from swarmd.sim.swim_paper_tables import (
     Plan,
     Results,
     measure,
+    plan_of,
     tables,
     text,
     tuned,
@@ -283,6 +284,17 @@ def _results(fp_healthy: int, first_s: float) -> Results:
     results.latencies[OURS].first_s = [first_s]
     results.plan = dataclasses.replace(results.plan, points=(point,))
     return results
+
+
+def test_a_plan_is_named_or_made_of_points() -> None:
+    assert plan_of("some") == Plan()
+    assert len(plan_of("full").points) == 9 * 6 * 8
+    points = (Anomalies(4, 16_384, 1), Anomalies(8, 32_768, 1_024))
+    assert plan_of("4,16384,1:8,32768,1024").points == points
+    assert plan_of("4,16384,1:8,32768,1024").tuning == points[:1]
+    for wrong in ("", "4,16384", "4,x,1", "128,1,1", "0,1,1", "4,16384,0"):
+        with pytest.raises(ValueError, match=r"."):
+            plan_of(wrong)
 
 
 def test_percentiles_are_values_that_occur() -> None:

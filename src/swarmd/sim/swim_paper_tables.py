@@ -13,6 +13,7 @@ from swarmd.sim.swim_paper import (
     LIFEGUARD,
     OURS,
     PARTS,
+    SIZE,
     SWIM,
     SWIM_4,
     Anomalies,
@@ -59,7 +60,25 @@ class Plan:
     model: Model = "messages"
 
 
-FULL_PLAN: Final = Plan(points=FULL, tuning=FULL)
+def plan_of(text: str) -> Plan:
+    """The plan that a command names: `some`, `full`, or points as in `4,16384,1:8,32768,1024`.
+
+    Raises:
+        ValueError: it names none.
+    """
+    if text == "some":
+        return Plan()
+    if text == "full":
+        return Plan(points=FULL, tuning=FULL)
+    points = tuple(Anomalies(*_three(one)) for one in text.split(":"))
+    return Plan(points=points, tuning=points[:1])
+
+
+def _three(text: str) -> tuple[int, int, int]:
+    concurrent, blocked_ms, open_ms = map(int, text.split(","))
+    if not 1 <= concurrent < SIZE or blocked_ms < 1 or open_ms < 1:
+        raise ValueError(f"{text}: fewer than {SIZE} members, and at least 1 ms each")
+    return concurrent, blocked_ms, open_ms
 
 
 @dataclass(slots=True)
