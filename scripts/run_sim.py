@@ -151,7 +151,7 @@ def paper_plan(text: str) -> swim_paper_tables.Plan:
 
 
 def run_paper(options: argparse.Namespace) -> int:
-    """Print the paper's tables; 1 if ours misses the goal."""
+    """Print the paper's tables; 1 if ours misses the goal, or there is nothing to compare with."""
     with ProcessPoolExecutor(options.jobs) as pool:
         results = swim_paper_tables.measure(
             dataclasses.replace(options.paper, model=options.stall),

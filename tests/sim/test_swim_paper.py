@@ -273,6 +273,14 @@ def test_the_goal_wants_few_mistakes_at_equal_detection_time(
     assert verdict(results)[1][-1] == says
 
 
+def test_where_swim_makes_no_mistake_nothing_is_proven() -> None:
+    results = _results(0, 10.0)
+    for tallies in results.tallies.values():
+        for tally in tallies.values():
+            tally.fp_healthy = 0
+    assert verdict(results)[1][-1] == "nothing to compare with"
+
+
 def _results(fp_healthy: int, first_s: float) -> Results:
     point = Anomalies(1, 1_024, 64)
     results = measure(Plan(points=(), tuning=(), threshold_seeds=()), Here())

@@ -241,9 +241,15 @@ def verdict(results: Results) -> list[Row]:
             f"{apart:.1%}",
             f"{counts[0]:,}, {counts[1]:,}",
             _share(counts[0], counts[1]),
-            "reached" if reached else "missed",
+            _said(reached, of_theirs=counts[1]),
         ),
     ]
+
+
+def _said(reached: bool, *, of_theirs: int) -> str:
+    if not of_theirs:
+        return "nothing to compare with"
+    return "reached" if reached else "missed"
 
 
 def _share(part: float, whole: float) -> str:
