@@ -7,6 +7,7 @@ that was exceeded; 2 a wrong call.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swarmd.sim import swim_figures, swim_table
+from swarmd.sim import swim_figures, swim_paper_tables, swim_table
 from swarmd.sim.swarm_mutants import MUTANTS, SIMULATIONS, BySeed, ByTest, catch
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -46,6 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--runs", type=int, metavar="N", help="so many runs of each, with --table and --only"
     )
+    parser.add_argument(
+        "--paper",
+        type=paper_plan,
+        metavar="some|full|C,D,I:...",
+        help="the Lifeguard paper's experiments, over some of its grid, all, or such points (swim)",
+    )
+    parser.add_argument(
+        "--stall",
+        choices=("messages", "senders", "process"),
+        default="messages",
+        help="what stands still in them (messages)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (2)")
     options = parser.parse_args(arguments)
@@ -57,7 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--runs goes with --only")
     if min(options.nodes) < 4 or max(options.nodes) > 10_000:
         parser.error("--nodes are from 4 to 10000")
+    if options.paper and (options.name != "swim" or options.mutants or options.table):
+        parser.error("--paper is of swim, and without --mutants and --table")
     started = time.monotonic()
+    if options.paper:
+        return run_paper(options)
     if options.table:
         counts = sorted(set(options.nodes))
         result = run_table(counts, options.jobs, options.only or swim_table.PLAN, options.runs)
@@ -143,6 +160,32 @@ def show_seeds(result: dict[str, Any]) -> None:
     if more > 0:
         print(f"\nand {more} more")
     print(f"\n{len(result['violations'])} violations: {'clean' if result['ok'] else 'FAILED'}")
+
+
+# ---- the Lifeguard paper ---------------------------------------------------------------------
+
+
+def paper_plan(text: str) -> swim_paper_tables.Plan:
+    """What `--paper` names."""
+    try:
+        return swim_paper_tables.plan_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither some, nor full, nor points such as 4,16384,1 ({error})"
+        ) from error
+
+
+def run_paper(options: argparse.Namespace) -> int:
+    """Print the paper's tables; 1 if ours misses the goal, or there is nothing to compare with."""
+    with ProcessPoolExecutor(options.jobs) as pool:
+        results = swim_paper_tables.measure(
+            dataclasses.replace(options.paper, model=options.stall),
+            pool,
+            wait=lambda futures: _progress(futures, "paper", [], "violations"),
+        )
+    tables = swim_paper_tables.tables(results)
+    print(json.dumps(tables, indent=2) if options.json else swim_paper_tables.text(tables))
+    return 0 if swim_paper_tables.verdict(results)[1][-1] == "reached" else 1
 
 
 # ---- mutants -----------------------------------------------------------------------------

@@ -408,15 +408,7 @@ class Ledger:
             self._publish(rumour)
             return [self._suspicion_timer(record, now)]
         before = record.view()
-        config, count = self._config, self.members.present_count
-        min_s = suspicion_min_s(config.suspicion_mult, count, config.probe_interval_s)
-        suspicion = self.suspicion_type(
-            rumour.author,
-            now,
-            wanted=confirmations_wanted(config.suspicion_mult, count),
-            min_s=min_s,
-            max_s=min_s * config.suspicion_max_mult,
-        )
+        suspicion = self.new_suspicion(rumour.author, now)
 
         def apply(r: Record) -> None:
             _turn(r, SUSPECT, rumour, now)
@@ -425,6 +417,18 @@ class Ledger:
         record = self.members.change(record, apply)
         self._publish(rumour)
         return [Changed(before, record.view()), self._suspicion_timer(record, now)]
+
+    def new_suspicion(self, accuser: NodeId, now: float) -> Suspicion:
+        """A doubt that begins now: how long it lasts, and whom it takes to shorten it."""
+        config, count = self._config, self.members.present_count
+        min_s = suspicion_min_s(config.suspicion_mult, count, config.probe_interval_s)
+        return self.suspicion_type(
+            accuser,
+            now,
+            wanted=confirmations_wanted(config.suspicion_mult, count),
+            min_s=min_s,
+            max_s=min_s * config.suspicion_max_mult,
+        )
 
     def _end(self, record: Record, rumour: Rumour, now: float) -> list[Effect]:
         """Dead or left."""

@@ -104,11 +104,11 @@ class SwimMachine:
     """
 
     ledger_type: ClassVar[type[Ledger]] = Ledger
+    post_type: ClassVar[type[Post]] = Post
     probing_type: ClassVar[type[Probing]] = Probing
     exchange_type: ClassVar[type[Exchange]] = Exchange
     retries_type: ClassVar[type[Retries]] = Retries
     watching_type: ClassVar[type[Watching]] = Watching
-    post_type: ClassVar[type[Post]] = Post
     names_type: ClassVar[type[Names]] = Names
     events_type: ClassVar[type[EventsMachine]] = EventsMachine
     packets: ClassVar[Family] = PACKETS

@@ -18,6 +18,7 @@ from swarmd.mesh.events.messages import UserEvent
 from swarmd.mesh.swim.broadcasts import LENGTH_BYTES, RUMOUR_BUDGET_BYTES
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.ledger import Ledger
+from swarmd.mesh.swim.members import Record
 from swarmd.mesh.swim.messages import (
     PACKET_NEWS_MAX,
     Ack,
@@ -136,8 +137,9 @@ class Post:
         peer: NodeId,
         make: Callable[[list[bytes]], Any],
         introduce: bool = False,
+        first: tuple[Rumour, ...] = (),
     ) -> Effect:
-        first = self._must_say(peer, (), introduce)
+        first = self._must_say(peer, first, introduce)
         rumours = self._ledger.queue.take(self._retransmits(), first=first)
         return Send(peer, self._packets.encode(make(rumours)))
 
@@ -148,9 +150,12 @@ class Post:
         record = self._ledger.members.get(peer)
         if record is None or introduce:
             first = (self._ledger.self_record.alive, *first)
-        if record is not None and record.evidence is not None and record.evidence not in first:
-            first = (record.evidence, *first)
-        return first
+        doubt = None if record is None else self.told_of(record)
+        return first if doubt is None or doubt in first else (doubt, *first)
+
+    def told_of(self, record: Record) -> Rumour | None:
+        """What a member is told of itself in each packet that it gets."""
+        return record.evidence
 
     def _retransmits(self) -> int:
         count = self._ledger.members.present_count

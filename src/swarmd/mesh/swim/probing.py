@@ -129,8 +129,12 @@ class Probing:
         sequence, target = self._pendings.sequence(), record.node_id
         self._rounds[sequence] = Round(target, record.incarnation, sequence, now, due_at, check)
         turn = 0 if check else self.turn
-        timeout = SetTimer(self._config.probe_timeout_s, ProbeTimeout(sequence))
+        timeout = SetTimer(self.timeout_s(), ProbeTimeout(sequence))
         return sequence, [self._post.ping(target, sequence, turn), timeout]
+
+    def timeout_s(self) -> float:
+        """How long a direct answer may take."""
+        return self._config.probe_timeout_s
 
     def on_timeout(self, event: ProbeTimeout, now: float) -> list[Effect]:
         """No answer in time: let others try, and try a stream."""
