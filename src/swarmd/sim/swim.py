@@ -232,7 +232,10 @@ class SwimWorld:
         """Let a member say goodbye; its process ends when it has."""
         node = self.nodes[name]
         node.left = True
-        node.unheard = any(other.paused for other in self.nodes.values()) or self._cut_off(node)
+        # Who was found by nobody since it started has nobody to tell it to.
+        alone = node.machine is not None and len(node.machine.alive()) == 1
+        paused = any(other.paused for other in self.nodes.values())
+        node.unheard = alone or paused or self._cut_off(node)
         self.world.count("leave")
         self.feed(node, Leave())
 

@@ -22,6 +22,8 @@ Made = tuple[ScaleWorld, Figures]
 
 AWARE: Final = 0.9999
 LOSSES: Final = (0.0, 0.1, 0.25, 0.5)
+# From here on no promise is made that nobody is declared dead by mistake.
+HOPELESS_LOSS: Final = 0.5
 PARTITION_S: Final = 600.0
 HEAL_S: Final = 60.0
 HOUR_S: Final = 3_600.0
@@ -69,6 +71,7 @@ class Spread:
 def change(count: int, seed: int, loss: float = 0.0) -> Made:
     """One member changes its tags."""
     sim = ScaleWorld(seed, count, loss=loss)
+    sim.hopeless = loss >= HOPELESS_LOSS
     sim.start_warm()
     sim.run_for(2.0 + sim.rng.random())
     subject = sim.rng.choice(sim.members)
@@ -153,8 +156,9 @@ def _sent(sim: ScaleWorld, act: Callable[[], None], lasts_s: float) -> tuple[flo
 
 
 def lossy(count: int, seed: int, loss: float) -> Made:
-    """A minute in which packets are lost."""
+    """A minute in which packets are lost: of streams, too, which then take too long for a probe."""
     sim = ScaleWorld(seed, count, loss=loss)
+    sim.hopeless = loss >= HOPELESS_LOSS
     sim.start_warm()
     sim.run_for(60.0)
     return sim, {f"false_deaths_{loss:g}": sim.false_deaths}

@@ -125,6 +125,7 @@ class _ShuffledTable(MemberTable):
 
 class _PaperLedger(Ledger):
     variant: ClassVar[Variant]
+    table_type = _ShuffledTable
 
     def __init__(
         self,
@@ -139,8 +140,6 @@ class _PaperLedger(Ledger):
         super().__init__(me, config, rng, signer, meta, start_counter, now)
         if not self.variant.lha_probe:
             self.health = _Indifferent()
-        self.members = _ShuffledTable(me, rng)
-        self.members.add(self.self_record)
 
     def hear(self, raw: bytes, now: float) -> list[Effect]:
         return self.judge(_decoded(raw), now)  # All members here are honest.

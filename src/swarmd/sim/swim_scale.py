@@ -151,6 +151,8 @@ class ScaleWorld:
         self.by_id = {member.node_id: member for member in self.members}
         self.watches: list[Callable[[ScaleMember, Changed], None]] = []
         self.false_deaths = 0
+        # Deaths of the well are counted and no violation: more is asked of it than is promised.
+        self.hopeless = False
         self._cuts: list[tuple[frozenset[int], frozenset[int]]] = []
         self._make = machine
         self._perform: dict[type[Effect], Callable[[ScaleMember, Any], None]] = {
@@ -417,7 +419,8 @@ class ScaleWorld:
             subject = self.by_id.get(after.node_id)
             if subject is not None and not subject.excused and not member.blind:
                 self.false_deaths += 1
-                self._violate(f"{member.name} declared {subject.name} dead, which is well")
+                if not self.hopeless:
+                    self._violate(f"{member.name} declared {subject.name} dead, which is well")
         for watch in self.watches:
             watch(member, effect)
 

@@ -140,7 +140,7 @@ ROWS: Final[tuple[Row | str, ...]] = (
     Row("in all of the above", "false_deaths", sum, 0),
     Row("in a minute, 10 % of packets lost", "false_deaths_0.1", sum, 0),
     Row("25 % lost", "false_deaths_0.25", sum, 0),
-    Row("50 % lost", "false_deaths_0.5", sum, 0),
+    Row("50 % lost (no promise)", "false_deaths_0.5", sum, 0),
     Row("10 % lost, 1 in 5 starved", "starved_false_deaths", sum, 0),
     Row("for so many minutes", "starved_for_s", lambda values: sum(values) / 60, 0),
 )  # fmt: skip
@@ -214,7 +214,6 @@ BUDGETS: Final = (
     Budget("false_deaths", 0.0),
     Budget("false_deaths_0.1", 0.0),
     Budget("false_deaths_0.25", 0.0),
-    Budget("false_deaths_0.5", 0.0, (10,)),
     Budget("starved_false_deaths", 0.0),
 )
 
