@@ -24,10 +24,10 @@ from swarmd.client import Client
 # A voter takes its time where the cores have much to do.
 STOPPED_WITHIN_S: Final = 30.0
 STARTED_WITHIN_S: Final = 30.0
-# A daemon that has nothing to do takes 1 % of a core, and a voter 2.5 %.
+# What a daemon takes that has nothing to do; a voter takes 2.5 %.
 STARVED_CORES: Final = 0.01
-# For how much of the time they wanted to run and might not, at least.
-_THROTTLED_LEAST: Final = 0.1
+# For this part of the time they wanted to run and might not, at least.
+_THROTTLED_LEAST: Final = 0.01
 # News that comes within so long of the same is the same.
 _NEWS_S: Final = 1.0
 _NONE: Final[frozenset[Pair]] = frozenset()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from hash_seeds import printed_whatever_the_hash_seed
 
+from swarmd.base.machine import Event
 from swarmd.mesh.swim.config import SwimConfig
-from swarmd.mesh.swim.events import Join, SyncIn
+from swarmd.mesh.swim.events import Join, PacketIn, StreamAnswered, SyncIn
 from swarmd.mesh.swim.messages import (
     MemberState,
     Meta,
@@ -15,7 +16,7 @@ from swarmd.mesh.swim.messages import (
     make_rumour,
 )
 from swarmd.sim.network import LinkFaults
-from swarmd.sim.swim import EXPECTED, SimSigner, SwimWorld, node_id, run_seed, sweep
+from swarmd.sim.swim import EXPECTED, SimNode, SimSigner, SwimWorld, node_id, run_seed, sweep
 from swarmd.sim.swim_mutants import BY_SEED, first_catch
 
 # Seeds that found a bug once: 156 and 173 a member that moved while cut off and was never
@@ -163,6 +164,29 @@ def test_who_was_cut_off_and_is_back_suspects_nobody_any_more(seed: int) -> None
     before = sim.world.counts["suspicion"]
     sim.run_for(20.0)
     assert sim.world.counts["suspicion"] == before
+
+
+class LateReader(SwimWorld):
+    """What n2 is told it reads ever later, up to half a minute: a process that hardly runs."""
+
+    def feed(self, node: SimNode, event: Event) -> None:
+        late = isinstance(event, (PacketIn, StreamAnswered, SyncIn))
+        backlog_s = min(30.0, max(0.0, self.world.now - 5.0))
+        if node.name == "n2" and late:
+            self.world.after(backlog_s, super().feed, node, event)
+        else:
+            super().feed(node, event)
+
+
+def test_who_hardly_runs_holds_nobody_dead_who_is_well() -> None:
+    sim = LateReader(1, names(10))
+    sim.start_all()
+    sim.run_for(240.0)
+    slow = sim.nodes["n2"].machine
+    assert slow is not None
+    assert slow.health > 0
+    assert sim.world.counts["suspicion"] > 20
+    assert sim.world.counts["death"] == 0
 
 
 @pytest.mark.parametrize("cut", [1, 3])

@@ -15,6 +15,7 @@ is verified only once it is known that it would change something.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -110,6 +111,7 @@ class Ledger:
         self.queue = BroadcastQueue()
         self.members = self.table_type(me, rng)
         self.leaving = False
+        self.heard_at = -math.inf
         self._announcements: list[Rumour] = []
         self._config = config
         self._signer = signer
@@ -265,6 +267,12 @@ class Ledger:
             # This process stood still, and what the suspect has answered meanwhile may be waiting
             # behind the timer.
             return [self._suspicion_timer(record, now)]
+        late = self.heard_at > record.suspicion.started_at and self.health.score > 0
+        if late and record.suspicion.stretch():
+            # This node is unwell and hears others nevertheless, so what it hears may be old: a
+            # process that hardly runs reads what a suspect answered long after it came. Who is cut
+            # off hears nobody, and is right to conclude something.
+            return [self._suspicion_timer(record, now)]
         return self._end(record, self._say(DEAD, record.node_id, record.incarnation), now)
 
     def is_due(self, suspicion: Suspicion, now: float) -> bool:
@@ -384,9 +392,11 @@ class Ledger:
         if not self._verified(rumour):
             return [Refused("bad_signature")]
         record = self.members.get(rumour.subject)
-        if record is None or record.state is not ALIVE:
+        if record is None:
             return []
-        return self.accuse(record, now)
+        if record.suspicion is not None and record.suspicion.stretch_no_more():
+            return [self._suspicion_timer(record, now)]
+        return self.accuse(record, now) if record.state is ALIVE else []
 
     def _revive(self, record: Record, rumour: Rumour, now: float) -> list[Effect]:
         before = record.view()

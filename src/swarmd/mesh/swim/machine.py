@@ -304,6 +304,7 @@ class SwimMachine:
             return [Refused("malformed")]
         effects: list[Effect] = []
         peer = event.peer
+        self._ledger.heard_at = now
         if not isinstance(packet, Nack):
             for raw in packet.rumours:
                 effects += self._ledger.hear(raw, now)

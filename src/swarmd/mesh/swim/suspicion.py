@@ -2,7 +2,7 @@
 
 A suspicion starts long and shortens as others confirm it independently, because one accuser
 may itself be the one that is slow. A member that misses answers, or hears that it is doubted,
-holds itself to be unwell and probes more slowly.
+holds itself to be unwell: it probes more slowly, and what nobody confirms it doubts for longer.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ HEALTH_MAX: Final = 8
 # How often in succession a timer that came late waits once more for answers that may be behind it:
 # where all timers are late, something is concluded nevertheless.
 HOLDS_MAX: Final = 3
+# So many times longer lasts what a node that reads late suspects alone: not for longer than a
+# partition may take to heal.
+STRETCH: Final = 2.0
+_NEVER: Final = 0.0
 
 
 def retransmit_limit(mult: int, member_count: int) -> int:
@@ -58,7 +62,10 @@ class Suspicion:
         wanted: how many confirmations shorten it fully (k).
     """
 
-    __slots__ = ("_accusers", "_holds", "_max_s", "_min_s", "_not_before", "_wanted", "started_at")
+    __slots__ = (
+        "_accusers", "_holds", "_max_s", "_min_s", "_not_before", "_stretch", "_wanted",
+        "started_at",
+    )  # fmt: skip
 
     def __init__(
         self, accuser: NodeId, now: float, *, wanted: int, min_s: float, max_s: float
@@ -69,6 +76,7 @@ class Suspicion:
         self._min_s = min_s
         self._max_s = max_s
         self._not_before = now
+        self._stretch = 1.0
         self._holds = 0
 
     @property
@@ -98,9 +106,29 @@ class Suspicion:
         self._not_before = max(self._not_before, until)
         return True
 
+    def stretch(self) -> bool:
+        """Let it last twice as long unless somebody confirms it.
+
+        False if somebody has, if too few are left to do so, if there is more than silence against
+        it (see `shorten`), or if it lasts so long already.
+        """
+        silent_only = self._min_s < self._max_s
+        if self.confirmed or not self._wanted or not silent_only or self._stretch != 1.0:
+            return False
+        self._stretch = STRETCH
+        return True
+
+    def stretch_no_more(self) -> bool:
+        """Others hold it dead. False if it was not stretched anyway."""
+        stretched = self._stretch > 1.0
+        self._stretch = _NEVER
+        return stretched
+
     def due_at(self) -> float:
         """When it becomes certainty, in monotonic seconds."""
         lasts = suspicion_s(self.confirmed, self._wanted, self._min_s, self._max_s)
+        if not self.confirmed:
+            lasts *= max(1.0, self._stretch)
         return max(self.started_at + lasts, self._not_before)
 
 
