@@ -144,7 +144,7 @@ def test_a_socket_holds_so_much_for_a_process_that_stands_still() -> None:
     sim = ScaleWorld(1, 10)
     sim.start_warm()
     sim.stall(sim.members[3])
-    for number in range(60):
+    for number in range(90):
         sim.change_something(sim.members[0], str(number))
         sim.run_for(1.0)
     assert sim.members[3].packets_held == HELD_PACKETS_MAX

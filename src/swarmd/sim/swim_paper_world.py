@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from swarmd.base.machine import Effect, Event, Send, SetTimer
+from swarmd.mesh.events.machine import Kept
 from swarmd.mesh.swim.config import SwimConfig, settle
 from swarmd.mesh.swim.events import (
     Changed,
@@ -113,7 +114,8 @@ class Cluster:
             protocol_lowest=PROTOCOL_LOWEST,
         )
         rng = self.world.rng_for(f"n{number}")
-        return make(me, self._config, rng, SimSigner(me), meta, 1, self.world.now)
+        now = self.world.now
+        return make(me, self._config, rng, SimSigner(me), meta, 1, now, kept=Kept(0))
 
     def _introduce(self) -> None:
         """Let all know each other, as if they had joined long ago: nobody has news."""
@@ -224,16 +226,16 @@ class Cluster:
 
     def _sync(self, host: _Host, peer: _Host) -> None:
         call = _Call()
-        asked = tuple(host.machine.view())
+        news = host.machine.events.told()
+        asked = SyncIn(host.machine.me, tuple(host.machine.view()), news=news)
         self._after(2 * self._delay_s(), peer, self._answer_sync, host, asked, call)
         failed = SyncFailed(peer.machine.me)
         self.world.after(self._config.sync_timeout_s, self._give_up, host, failed, call)
 
-    def _answer_sync(
-        self, host: _Host, asker: _Host, asked: tuple[bytes, ...], call: _Call
-    ) -> None:
-        answer = SyncIn(host.machine.me, tuple(host.machine.view()), answer=True)
-        self._step(host, SyncIn(asker.machine.me, asked))
+    def _answer_sync(self, host: _Host, asker: _Host, asked: SyncIn, call: _Call) -> None:
+        news = host.machine.events.told(asked.news)
+        answer = SyncIn(host.machine.me, tuple(host.machine.view()), answer=True, news=news)
+        self._step(host, asked)
         self._after(self._delay_s(), asker, self._take, answer, call)
 
     def _stream_probe(self, host: _Host, peer: _Host, effect: StreamProbe) -> None:

@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from swarmd.base.ids import NodeId, digest
 from swarmd.base.machine import Effect, Event, Send, SetTimer
+from swarmd.mesh.events.machine import Kept
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.events import (
     Changed,
@@ -175,7 +176,7 @@ class ScaleWorld:
         here = self.members[: len(self.members) - but]
         for member in here:
             member.boot = 1
-            member.machine = self._build(member, self.world.now - _LONG_AGO_S)
+            member.machine = self._build(member, self.world.now - _LONG_AGO_S, Kept(0))
         records = [m.machine.own_record() for m in here if m.machine is not None]
         agreed = Agreed([*records, *map(self._long_dead, range(dead))], self.rng)
         for member in here:
@@ -197,7 +198,7 @@ class ScaleWorld:
         self.feed(member, Started())
         self.feed(member, Join(tuple(one.node_id for one in self.members[:seeds])))
 
-    def _build(self, member: ScaleMember, now: float) -> SharedMachine:
+    def _build(self, member: ScaleMember, now: float, kept: Kept | None = None) -> SharedMachine:
         return self._make(
             member.node_id,
             self.config,
@@ -206,6 +207,8 @@ class ScaleWorld:
             self.meta_of(member),
             member.boot,
             now,
+            kept=kept,
+            founder=member is self.members[0],
         )
 
     def meta_of(self, member: ScaleMember, tag: str = "") -> Meta:
@@ -372,24 +375,23 @@ class ScaleWorld:
             return
         member.syncs += 1
         assert member.machine is not None
-        asked = tuple(member.machine.view())
+        news = member.machine.events.told()
+        asked = SyncIn(member.node_id, tuple(member.machine.view()), news=news)
         delay_s = self._connect_s() + self._stream_delay_s(3)
         self.world.after(delay_s, self._sync_asked, member, member.boot, peer, asked)
 
-    def _sync_asked(
-        self, member: ScaleMember, boot: int, peer: ScaleMember, asked: tuple[bytes, ...]
-    ) -> None:
+    def _sync_asked(self, member: ScaleMember, boot: int, peer: ScaleMember, asked: SyncIn) -> None:
         if not self._connected(member, peer):
             failed = SyncFailed(peer.node_id)
             self.world.after(_STREAM_TIMEOUT_S, self._fire, member, boot, failed)
             return
         assert peer.machine is not None
-        answer = tuple(peer.machine.view())
+        news = peer.machine.events.told(asked.news)
+        answer = SyncIn(peer.node_id, tuple(peer.machine.view()), answer=True, news=news)
         member.bytes_out += _stream_bytes(asked)
         peer.bytes_out += _stream_bytes(answer)
-        event = SyncIn(peer.node_id, answer, answer=True)
-        self.world.after(self._stream_delay_s(1), self._fire, member, boot, event)
-        self.feed(peer, SyncIn(member.node_id, asked))
+        self.world.after(self._stream_delay_s(1), self._fire, member, boot, answer)
+        self.feed(peer, asked)
 
     def _stream_probe(self, member: ScaleMember, effect: StreamProbe) -> None:
         peer = self.by_id.get(effect.peer)
@@ -448,8 +450,9 @@ class ScaleWorld:
         self.feed(member, SetMeta(self.meta_of(member, tag)))
 
 
-def _stream_bytes(rumours: tuple[bytes, ...]) -> int:
-    size = sum(map(len, rumours)) + 3 * len(rumours) + 64
+def _stream_bytes(view: SyncIn) -> int:
+    rumours = view.rumours
+    size = sum(map(len, rumours)) + 3 * len(rumours) + len(view.news) + 64
     return size + -(-size // SEGMENT_BYTES) * SEGMENT_OVERHEAD_BYTES
 
 
