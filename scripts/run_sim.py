@@ -70,14 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--runs goes with --only")
     if min(options.nodes) < 4 or max(options.nodes) > 10_000:
         parser.error("--nodes are from 4 to 10000")
-    if options.paper and (options.name != "swim" or options.mutants or options.table):
-        parser.error("--paper is of swim, and without --mutants and --table")
+    if options.paper and (options.name != "swim" or options.mutants):
+        parser.error("--paper is of swim, and without --mutants")
     started = time.monotonic()
-    if options.paper:
-        return run_paper(options)
     if options.table:
         counts = sorted(set(options.nodes))
         result = run_table(counts, options.jobs, options.only or swim_table.PLAN, options.runs)
+        if options.paper:
+            paper = run_paper(dataclasses.replace(options.paper, model=options.stall), options.jobs)
+            result["paper"], result["ok"] = paper["tables"], result["ok"] and paper["ok"]
+    elif options.paper:
+        result = run_paper(dataclasses.replace(options.paper, model=options.stall), options.jobs)
     elif options.mutants:
         result = run_mutants(options.name, options.jobs)
     else:
@@ -88,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(result, indent=2, sort_keys=True))
     elif options.table:
         show_table(result)
+    elif options.paper:
+        print(swim_paper_tables.text(result["tables"]))
     elif options.mutants:
         show_mutants(result)
     else:
@@ -175,17 +180,14 @@ def paper_plan(text: str) -> swim_paper_tables.Plan:
         ) from error
 
 
-def run_paper(options: argparse.Namespace) -> int:
-    """Print the paper's tables; 1 if ours misses the goal, or there is nothing to compare with."""
-    with ProcessPoolExecutor(options.jobs) as pool:
+def run_paper(plan: swim_paper_tables.Plan, jobs: int) -> dict[str, Any]:
+    """The paper's tables; not ok if ours misses the goal, or there is nothing to compare with."""
+    with ProcessPoolExecutor(jobs) as pool:
         results = swim_paper_tables.measure(
-            dataclasses.replace(options.paper, model=options.stall),
-            pool,
-            wait=lambda futures: _progress(futures, "paper", [], "violations"),
+            plan, pool, wait=lambda futures: _progress(futures, "paper", [], "violations")
         )
-    tables = swim_paper_tables.tables(results)
-    print(json.dumps(tables, indent=2) if options.json else swim_paper_tables.text(tables))
-    return 0 if swim_paper_tables.verdict(results)[1][-1] == "reached" else 1
+    reached = swim_paper_tables.verdict(results)[1][-1] == "reached"
+    return {"name": "swim", "tables": swim_paper_tables.tables(results), "ok": reached}
 
 
 # ---- mutants -----------------------------------------------------------------------------
@@ -264,7 +266,7 @@ def measured(experiment: str, count: int, seed: int) -> Measured:
 def run_table(
     counts: list[int], jobs: int, only: Iterable[str], runs: int | None = None
 ) -> dict[str, Any]:
-    """Every experiment with every number of members, and the tables that follow."""
+    """Every experiment with every number of members."""
     results: list[tuple[int, Mapping[str, float]]] = []
     cpu_s: dict[int, float] = {}
     bytes_max = 0
@@ -283,15 +285,12 @@ def run_table(
                 bytes_max = max(bytes_max, run.memory_bytes)
                 violations += [f"{experiment} {count} seed {seed}: {v}" for v in run.violations]
     samples = swim_table.gather(results)
-    appended = {title: make() for title, make in swim_table.APPENDED}
     budgets = swim_table.broken(samples)
     return {
         "name": "swim",
         "nodes": counts,
         "lines": swim_table.lines(samples, counts),
         "samples": samples,
-        "appended": {title: made[1] for title, made in appended.items()},
-        "appended_lines": {title: made[0] for title, made in appended.items()},
         "cpu_s": {count: round(took_s, 1) for count, took_s in cpu_s.items()},
         "memory_bytes_max": bytes_max,
         "over_budget": budgets,
@@ -302,8 +301,8 @@ def run_table(
 
 def show_table(result: dict[str, Any]) -> None:
     print("\n".join(result["lines"]))
-    for title, made in result["appended_lines"].items():
-        print(f"\n{title}\n\n" + "\n".join(made))
+    if "paper" in result:
+        print("\n" + swim_paper_tables.text(result["paper"]))
     cpu = ", ".join(f"{count:,}: {took_s:,.0f} s" for count, took_s in result["cpu_s"].items())
     print(f"\nprocessor time: {cpu}; at most {result['memory_bytes_max'] / 1e9:.1f} GB at a time")
     for text in [*result["over_budget"], *result["violations"][:_SHOWN_MAX]]:

@@ -1,7 +1,7 @@
 """The table of figures of membership at scale, beside those that others have published.
 
 `PLAN` says how often each experiment is run with how many members, and so what a figure rests on;
-what would take too long is not run, and its cell stays empty. Other tables follow it: `APPENDED`.
+what would take too long is not run, and its cell stays empty.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.suspicion import suspicion_min_s
@@ -146,10 +146,6 @@ ROWS: Final[tuple[Row | str, ...]] = (
 )  # fmt: skip
 
 Samples = Mapping[str, Mapping[int, Sequence[float]]]
-
-# Tables of other experiments, printed after this one: each gives its lines, of 80 characters at
-# most, and what `--json` shows of it, under its name.
-APPENDED: Final[list[tuple[str, Callable[[], tuple[list[str], Any]]]]] = []
 
 
 def gather(results: Sequence[tuple[int, Mapping[str, float]]]) -> Samples:
