@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 HASH_SEEDS = ("1", "2", "4242")
+_SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 def printed_whatever_the_hash_seed(code: str, *, path: Path | None = None) -> str:
@@ -16,7 +17,7 @@ def printed_whatever_the_hash_seed(code: str, *, path: Path | None = None) -> st
     Args:
         path: a folder that it may import from, too.
     """
-    folders = [Path(__file__).parent] if path is None else [path, Path(__file__).parent]
+    folders = [*([] if path is None else [path]), Path(__file__).parent, _SCRIPTS]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
     printed = {
         subprocess.run(

@@ -369,6 +369,8 @@ class Mesh:
             Outdated: this build speaks less than the swarm accepts by now.
         """
         version = trust.version
+        # What this node remembers of members and events may be older than what it knows by now.
+        self.membership.trust_changed(trust.evicted())
         while True:
             version = await trust.changed(version)
             _check_may_run(trust, self.link.node_id)

@@ -67,10 +67,10 @@ class Member:
             self.note(self.machine.hear(one.raw, self.now))
         return self.told[before:]
 
-    def send(self, name: str = "deploy", payload: str = "") -> Any:
+    def send(self, name: str = "deploy", payload: str = "", *, alone: bool = False) -> Any:
         self.tickets += 1
         sending = SendEvent(self.tickets, name, payload, 7)
-        self.note(self.machine.on_send(sending, self.now))
+        self.note(self.machine.on_send(sending, self.now, alone=alone))
         return self.answers[-1]
 
     def ask(self, other: Member) -> bool:
@@ -323,14 +323,18 @@ def test_a_newcomer_that_knows_nothing_yet_sends_nothing() -> None:
     assert new.send() == "not_ready", "the other knows no more"
     assert new.machine.kept() is None
     new.now = NEW_HERE_S
-    assert isinstance(new.send(), UserEvent), "there is nobody who knows"
+    assert new.send() == "not_ready", "there are others: one may know"
+    assert isinstance(new.send(alone=True), UserEvent), "there is nobody who knows"
 
 
 def test_newcomers_among_themselves_begin_after_a_while() -> None:
     some, other = Member("some", new=True), Member("other", new=True)
     waiting = event(4, by="third")
     assert some.hear(waiting) == []
-    some.now = NEW_HERE_S
+    some.now = 100.0
+    some.ask(other)
+    assert some.told == [], "it may have been cut off until now: the next one may know"
+    some.now += NEW_HERE_S
     some.ask(other)
     assert some.told == [waiting]
 
@@ -351,6 +355,22 @@ def test_who_returns_is_told_what_it_missed_and_nothing_twice() -> None:
     returned.ask(a)
     assert returned.told == [missed]
     assert returned.send().time > missed.time
+
+
+def test_who_returns_is_not_told_again_what_it_keeps_no_more() -> None:
+    b = Member("b")
+    first, *_ = [b.hear(event(time, payload=str(time)))[0] for time in range(1, 700)]
+    returned = Member("b", kept=b.machine.kept(), new=True)
+    assert returned.hear(first) == []
+    assert returned.refused == ["old"]
+
+
+def test_what_is_below_all_that_is_kept_is_not_told() -> None:
+    a = Member("a")
+    for time in range(100, 100 + EVENTS_KEPT_MAX):
+        a.hear(event(time, payload=str(time)))
+    assert a.hear(event(1)) == []
+    assert len(a.machine.queue) == EVENTS_KEPT_MAX
 
 
 # ---- in their time ----------------------------------------------------------------------

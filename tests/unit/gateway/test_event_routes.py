@@ -158,6 +158,29 @@ async def test_who_does_not_answer_in_time_is_named(
         assert (found.missing, found.nodes[0].problem) == (["n3"], "it is dead")
 
 
+async def test_who_is_suspected_keeps_nobody_else_from_being_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    async def silent(_: object, peer: object, *__: object, **___: object) -> bytes:
+        asked.append(peer)
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    monkeypatch.setattr(queries, "ask_member", silent)
+    monkeypatch.setattr(queries, "_AT_ONCE_MAX", 2)
+    async with two_nodes(tmp_path) as pair:
+        assert isinstance(pair.here.mesh, FakeMesh)
+        doubted = [member(f"s{number}", MemberState.SUSPECT) for number in range(3)]
+        pair.here.mesh.membership.become(*doubted, *pair.here.mesh.membership.found)
+        found = await blocking(pair.client("n1").query, "ping", timeout_s=0.2)
+        assert asked == [member("n2").node_id, doubted[0].node_id]
+        assert [one.node for one in found.nodes if one.answer is not None] == ["n1"]
+        assert [one.code for one in found.nodes if one.node in ("s1", "s2")] == ["not_asked"] * 2
+        assert set(found.missing) == {"s0", "s1", "s2", "n2"}
+
+
 async def test_an_answer_is_bounded_on_both_sides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,3 +163,24 @@ def test_17_how_costs_grow_with_members() -> None:
     timeouts = [suspicion_min_s(1, n, 1.0) for n in (10, 50, 100, 1000)]
     assert timeouts == pytest.approx([1.0, 1.698, 2.0, 3.0], abs=0.001)
     assert [sync_scale(n) for n in (1, 32, 33, 64, 65, 128)] == [1, 1, 2, 2, 3, 3]
+
+
+def test_more_than_silence_against_it_ends_the_stretch_of_a_suspicion() -> None:
+    def stretched() -> Suspicion:
+        one = Suspicion(node("a"), 0.0, wanted=2, min_s=4.0, max_s=24.0)
+        assert one.stretch()
+        assert one.due_at() == 48.0
+        return one
+
+    late, early, unstretched = (
+        stretched(),
+        stretched(),
+        Suspicion(node("a"), 0.0, wanted=2, min_s=4.0, max_s=24.0),
+    )
+    late.shorten(30.5)
+    assert late.due_at() == 30.5, "it still gets its time to object"
+    early.shorten(10.5)
+    assert early.due_at() == 10.5
+    unstretched.shorten(10.5)
+    assert not unstretched.stretch()
+    assert not early.stretch()

@@ -27,8 +27,8 @@ def placed() -> Bench:
     """A machine that knows peers, and the swarm's events."""
     bench = Bench()
     bench.now = 20.0
+    bench.handle(SendEvent(0, "first", "", 0))  # Alone, it knows all there was.
     bench.tell(*(rumour(ALIVE, name, 1) for name in ("peer", "a", "b", "c")))
-    bench.handle(SendEvent(0, "first", "", 0))
     bench.handle(NewsTick())
     while bench.machine.events.queue.take(2_000, 1, 64):
         pass
@@ -61,7 +61,7 @@ def test_what_a_node_sends_goes_to_all_of_a_small_swarm_at_once() -> None:
     assert all([decode_event(raw).payload for raw in one.news] == ["y" * 512] for one in told)
 
 
-def test_events_go_behind_rumours_and_no_packet_is_too_large() -> None:
+def test_events_go_with_rumours_and_no_packet_is_too_large() -> None:
     bench = placed()
     bench.handle(SendEvent(1, "x" * 128, "y" * 512, 2**60))
     for number in range(6):

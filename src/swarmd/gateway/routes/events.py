@@ -82,8 +82,7 @@ class EventRoutes:
             with events.watch(*names) as watch:
                 yield EventNews(names=names)
                 async for event in watch:
-                    missed, watch.missed = watch.missed, 0
-                    yield EventNews(event=self._shown(event), missed=missed)
+                    yield EventNews(event=self._shown(event), missed=watch.missed)
         finally:
             self._watches -= 1
 

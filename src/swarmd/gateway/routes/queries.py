@@ -28,11 +28,11 @@ from swarmd.gateway.services import Mesh
 from swarmd.gateway.shapes_events import NodeAnswer, QueryResult
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.members import PRESENT
-from swarmd.mesh.swim.messages import TAGS_MAX
+from swarmd.mesh.swim.messages import TAGS_MAX, MemberState
 
 ANSWERS_PATH: Final = "/api/v1/answers"
 ASKED_MAX: Final = 1_024
-_AT_ONCE_MAX: Final = 64
+_AT_ONCE_MAX: Final = 256
 _NODES_MAX: Final = 256
 
 
@@ -115,23 +115,29 @@ class QueryRoutes:
     async def _gather(
         self, mesh: Mesh, chosen: Sequence[Member], name: str, payload: str, timeout_s: float
     ) -> list[NodeAnswer]:
-        """An answer, or why there is none, of each of them in their order."""
+        """An answer, or why there is none, of each of them in their order.
+
+        Those held alive are asked first: who is suspected may take up a place until the end.
+        """
         late = f"it did not answer within {timeout_s:g} s"
+        unasked = f"it was not asked within {timeout_s:g} s: too many others did not answer"
         took_ms = round(timeout_s * 1_000)
-        found = [_problem(one, "timeout", late, took_ms) for one in chosen]
+        found = [_problem(one, "not_asked", unasked, took_ms) for one in chosen]
         limit = trio.CapacityLimiter(_AT_ONCE_MAX)
         started = trio.current_time()
 
         async def ask(number: int, member: Member) -> None:
             async with limit:
+                found[number] = _problem(member, "timeout", late, took_ms)
                 told = await self._ask(mesh, member, name, payload, timeout_s)
-            took_ms = round((trio.current_time() - started) * 1_000)
-            found[number] = msgspec.structs.replace(told, took_ms=took_ms)
+            after_ms = round((trio.current_time() - started) * 1_000)
+            found[number] = msgspec.structs.replace(told, took_ms=after_ms)
 
         with trio.move_on_after(timeout_s):
             async with trio.open_nursery() as nursery:
-                for number, member in enumerate(chosen):
+                for number, member in sorted(enumerate(chosen), key=_later_if_suspected):
                     nursery.start_soon(ask, number, member)
+                    await trio.lowlevel.checkpoint()
         return found
 
     async def _ask(
@@ -168,7 +174,11 @@ class QueryRoutes:
 
 
 # Codes of who said nothing.
-_SILENT: Final = ("timeout", "unreachable")
+_SILENT: Final = ("timeout", "unreachable", "not_asked")
+
+
+def _later_if_suspected(numbered: tuple[int, Member]) -> bool:
+    return numbered[1].state is not MemberState.ALIVE
 
 
 def _problem(member: Member, code: str, problem: str, took_ms: int = 0) -> NodeAnswer:

@@ -24,6 +24,7 @@ from swarmd.base.machine import Effect
 from swarmd.mesh.events.clock import LamportClock
 from swarmd.mesh.events.events import Answered, EventRefused, Happened, Refusal, Remember, SendEvent
 from swarmd.mesh.events.messages import (
+    Key,
     Told,
     UserEvent,
     decode_event,
@@ -32,7 +33,7 @@ from swarmd.mesh.events.messages import (
     make_event,
 )
 from swarmd.mesh.events.queue import EventQueue
-from swarmd.mesh.events.recent import Recent
+from swarmd.mesh.events.recent import NO_KEY, Recent
 from swarmd.wire.codec import encode_struct
 
 # After this long among members that do not know the swarm's time either, there is none to know.
@@ -54,10 +55,14 @@ class EventSigner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What outlives a restart: the Lamport time, and the events that were told."""
+    """What outlives a restart: the Lamport time, the events that were told, and the floor.
+
+    `floor`: up to there everything that is not kept was told, or will not be.
+    """
 
     time: int
     events: tuple[UserEvent, ...] = ()
+    floor: Key = NO_KEY
 
 
 class EventsMachine:
@@ -80,10 +85,12 @@ class EventsMachine:
     ) -> None:
         self._me = me
         self._signer = signer
-        self._started_at = now
         self._clock = self.clock_type(kept.time if kept is not None else 0)
         self._placed = founder or kept is not None
+        self._started_at = now
         self._recent = self.recent_type()
+        self._recent.floor = kept.floor if kept is not None else NO_KEY
+        self._among_new_since: float | None = None
         self._early: list[bytes] = []
         self.queue = EventQueue()
         for event in kept.events if kept is not None else ():
@@ -98,7 +105,9 @@ class EventsMachine:
 
     def kept(self) -> Kept | None:
         """What to keep over a restart; None while there is nothing to go by."""
-        return Kept(self._clock.time, tuple(self._recent.events())) if self._placed else None
+        if not self._placed:
+            return None
+        return Kept(self._clock.time, tuple(self._recent.events()), self._recent.floor)
 
     @property
     def placed(self) -> bool:
@@ -123,10 +132,11 @@ class EventsMachine:
 
     # ---- sending ----------------------------------------------------------------------------
 
-    def on_send(self, event: SendEvent, now: float) -> list[Effect]:
+    def on_send(self, event: SendEvent, now: float, *, alone: bool = False) -> list[Effect]:
+        """`alone`: no other member is known, who could tell what there was before."""
         effects: list[Effect] = []
         if not self._placed:
-            if not self._waited(now):
+            if not alone or now - self._started_at < NEW_HERE_S:
                 return [_refused(event, "not_ready")]
             effects = self._place(self._clock.time, now)
         if self.queue.count_by(self._me) >= OWN_WAITING_MAX:
@@ -173,7 +183,7 @@ class EventsMachine:
         if not answer:
             return effects, told.sum != self._recent.sum() or not self._placed
         if not self._placed:
-            if not told.placed and not self._waited(now):
+            if not told.placed and not self._all_are_new(now):
                 return effects, False
             for one in told.events:
                 effects += self._take(one, now, tell=False)
@@ -203,7 +213,7 @@ class EventsMachine:
         if not self._clock.witness(event.time, now):
             return [EventRefused("too_far")]
         self._recent.add(event)
-        if not tell:
+        if not tell or not self.is_known(event):  # Else it is below all that is kept.
             return [Remember()]
         self.queue.push(event)
         return [Remember(), Happened(event)]
@@ -221,8 +231,11 @@ class EventsMachine:
             effects += self._take(raw, now)
         return effects
 
-    def _waited(self, now: float) -> bool:
-        return now - self._started_at >= NEW_HERE_S
+    def _all_are_new(self, now: float) -> bool:
+        """For long enough nobody was found who knows; counted from the first who did not."""
+        if self._among_new_since is None:
+            self._among_new_since = now
+        return now - self._among_new_since >= NEW_HERE_S
 
 
 def _refused(event: SendEvent, why: Refusal) -> Effect:

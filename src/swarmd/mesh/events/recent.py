@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import EVENTS_KEPT_BYTES_MAX, EVENTS_KEPT_MAX
 from swarmd.mesh.events.messages import SUM_BYTES, Key, UserEvent
 
-_NONE: Key = (0, b"")
+NO_KEY: Final[Key] = (0, b"")
 
 
 class Recent:
@@ -28,7 +28,7 @@ class Recent:
         self._events: dict[Key, UserEvent] = {}
         self._bytes = 0
         self._sum = 0
-        self.floor: Key = _NONE
+        self.floor: Key = NO_KEY
         """The highest that fell out."""
 
     def __len__(self) -> int:

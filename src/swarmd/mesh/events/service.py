@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import trio
@@ -25,6 +25,7 @@ from swarmd.base.machine import Effect, Event
 from swarmd.mesh.events.events import Answered, EventRefused, Happened, Refusal, Remember, SendEvent
 from swarmd.mesh.events.machine import EventsMachine, Kept
 from swarmd.mesh.events.messages import Time, UserEvent, check_event, decode_event
+from swarmd.mesh.events.recent import NO_KEY
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED, USER_EVENTS
 from swarmd.wire.codec import decode_struct
@@ -35,6 +36,7 @@ WATCHED_MAX: Final = 1_000
 _WATCHES_MAX: Final = 256
 _SENDING_MAX: Final = 256
 _SAVE_EVERY_S: Final = 1.0
+_SAVE_AGAIN_S: Final = 10.0
 _ANSWER_S: Final = 5.0
 _FORMAT: Final = 1
 _FILE: Final = "events"
@@ -54,20 +56,23 @@ _log = get_logger("events")
 class _Saved(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     time: Time
     events: tuple[bytes, ...]
+    floor: tuple[Time, Annotated[bytes, msgspec.Meta(max_length=64)]] = NO_KEY
 
 
 class Watch:
     """Events from the moment of watching on, in the order in which they came: an async iterator.
 
-    At most WATCHED_MAX wait. Beyond that events are dropped, and `missed` counts them.
+    At most WATCHED_MAX wait. Beyond that events are dropped; `missed` tells where, and how many.
     """
 
     def __init__(self, events: UserEvents, names: frozenset[str]) -> None:
         self._events = events
         self._names = names
-        self._waiting: deque[UserEvent] = deque()
+        self._waiting: deque[tuple[int, UserEvent]] = deque()
         self._wake = trio.Event()
+        self._dropped = 0
         self.missed = 0
+        """How many were dropped before the one that was received last, and after its forerunner."""
 
     def __enter__(self) -> Watch:
         return self
@@ -92,15 +97,17 @@ class Watch:
             self._wake = trio.Event()
             await self._wake.wait()
         await trio.lowlevel.checkpoint_if_cancelled()
-        return self._waiting.popleft()
+        self.missed, event = self._waiting.popleft()
+        return event
 
     def _push(self, event: UserEvent) -> None:
         if self._names and event.name not in self._names:
             return
         if len(self._waiting) >= WATCHED_MAX:
-            self.missed += 1
+            self._dropped += 1
             return
-        self._waiting.append(event)
+        self._waiting.append((self._dropped, event))
+        self._dropped = 0
         self._wake.set()
 
 
@@ -121,6 +128,7 @@ class UserEvents:
         self._sending: dict[int, trio.Event] = {}
         self._answers: dict[int, UserEvent | Refusal] = {}
         self._unsaved = trio.Event()
+        self._saved = True
         self.performers: Mapping[type[Effect], Callable[[Any], None]] = {
             Happened: self._perform_happened,
             Answered: self._perform_answered,
@@ -191,25 +199,32 @@ class UserEvents:
         try:
             while True:
                 await self._unsaved.wait()
-                await trio.to_thread.run_sync(self._write, self._to_write())
+                kept = self._to_write()
+                await trio.to_thread.run_sync(self._write, kept)
+                if not self._saved:
+                    await trio.sleep(_SAVE_AGAIN_S)
+                    self._unsaved.set()
                 await trio.sleep(_SAVE_EVERY_S)
         finally:
-            if self._unsaved.is_set():
+            if self._unsaved.is_set() or not self._saved:
                 self._write(self._to_write())
 
     def _to_write(self) -> Kept | None:
         self._unsaved = trio.Event()
+        self._saved = False
         return self._machine.kept()
 
     def _write(self, kept: Kept | None) -> None:
-        if kept is None:
-            return
-        body = msgspec.msgpack.encode(_Saved(kept.time, tuple(one.raw for one in kept.events)))
-        try:
-            self._disk.replace(_FILE, seal_body(_FILE, _FORMAT, body))
-        except DiskFault as error:
-            # Should this node be restarted, it may be told an event again.
-            _log.warning("events not saved", error=error.message)
+        if kept is not None:
+            saved = _Saved(kept.time, tuple(one.raw for one in kept.events), kept.floor)
+            try:
+                body = seal_body(_FILE, _FORMAT, msgspec.msgpack.encode(saved))
+                self._disk.replace(_FILE, body)
+            except DiskFault as error:
+                # Should this node be restarted, it may be told an event again.
+                _log.warning("events not saved", error=error.message)
+                return
+        self._saved = True
 
     # ---- effects ----------------------------------------------------------------------------
 
@@ -239,4 +254,4 @@ def load_kept(disk: Disk) -> Kept | None:
         # This node is then a newcomer: it is told nothing of what it missed.
         _log.warning("known events not read", error=error.message)
         return None
-    return Kept(saved.time, events)
+    return Kept(saved.time, events, saved.floor)

@@ -168,7 +168,7 @@ class SwimMachine:
             RetryTick: lambda event, now: self._retries.on_tick(),
             SuspicionDue: self._on_suspicion_due,
             HintTick: watching.on_hint_tick,
-            SendEvent: events.on_send,
+            SendEvent: self._on_send_event,
         }
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -339,6 +339,9 @@ class SwimMachine:
             one = change.after or change.before
             assert one is not None
             self._coordinates.forget(one.node_id)
+
+    def _on_send_event(self, event: SendEvent, now: float) -> list[Effect]:
+        return self.events.on_send(event, now, alone=len(self._ledger.members) == 1)
 
     def _on_sync(self, event: SyncIn, now: float) -> list[Effect]:
         """Take a view; if it came from one that holds other user events, ask for those, too.

@@ -94,7 +94,10 @@ class Suspicion:
         return True
 
     def shorten(self, max_s: float) -> None:
-        """Let it last `max_s` from its start at most."""
+        """Let it last `max_s` from its start at most: there is more than silence against it."""
+        if self._stretch > 1.0:  # It may have lasted longer than it would have, and is not over.
+            self._not_before = max(self._not_before, self.started_at + min(max_s, self._lasts_s()))
+        self._stretch = _NEVER
         self._min_s = min(self._min_s, max_s)
         self._max_s = min(self._max_s, max_s)
 
@@ -112,8 +115,7 @@ class Suspicion:
         False if somebody has, if too few are left to do so, if there is more than silence against
         it (see `shorten`), or if it lasts so long already.
         """
-        silent_only = self._min_s < self._max_s
-        if self.confirmed or not self._wanted or not silent_only or self._stretch != 1.0:
+        if self.confirmed or not self._wanted or self._stretch != 1.0:
             return False
         self._stretch = STRETCH
         return True
@@ -126,10 +128,11 @@ class Suspicion:
 
     def due_at(self) -> float:
         """When it becomes certainty, in monotonic seconds."""
-        lasts = suspicion_s(self.confirmed, self._wanted, self._min_s, self._max_s)
-        if not self.confirmed:
-            lasts *= max(1.0, self._stretch)
-        return max(self.started_at + lasts, self._not_before)
+        return max(self.started_at + self._lasts_s(), self._not_before)
+
+    def _lasts_s(self) -> float:
+        lasts_s = suspicion_s(self.confirmed, self._wanted, self._min_s, self._max_s)
+        return lasts_s if self.confirmed else lasts_s * max(1.0, self._stretch)
 
 
 class LocalHealth:
