@@ -190,10 +190,9 @@ def test_a_hundred_members_keep_the_budgets() -> None:
 
 @pytest.mark.long
 def test_a_thousand_members_keep_the_budgets() -> None:
-    once = ("change_0", "change_0.5", "kill", "death", "join", "bootstrap", "load")
-    samples = figures(1_000, dict.fromkeys(once, 1))
+    """What costs minutes of processor time is in `scripts/sim swim --table --nodes 1000`."""
+    samples = figures(1_000, dict.fromkeys(("change_0", "kill"), 1))
     assert broken(samples) == []
-    assert max(samples["silent_death_s"][1_000]) <= swim_table.shortest_suspicion_s(1_000) + 2.5
 
 
 def test_a_budget_that_is_exceeded_is_named() -> None:
