@@ -16,10 +16,12 @@ import msgspec
 
 from swarmd import __version__
 from swarmd.base.errors import BadRequest, NotFound, TooLarge
-from swarmd.base.limits import EVENT_PAYLOAD_BYTES_MAX, QUERY_ANSWER_BYTES_MAX
+from swarmd.base.limits import QUERY_ANSWER_BYTES_MAX
 from swarmd.gateway.services import Services
+from swarmd.mesh.events.messages import check_payload
 from swarmd.wire.version import PROTOCOL_LOWEST, PROTOCOL_VERSION
 
+NOBODY_ASKED: Final = "nobody was asked"
 Answer = dict[str, int | float | str]
 _UPTIME: Final = Path("/proc/uptime")
 
@@ -38,7 +40,7 @@ def answer_query(services: Services, name: str, payload: str) -> Answer:
             f"{services.config.node_name} answers no question {name!r}: it answers "
             f"{', '.join(sorted(_ANSWERS))}"
         )
-    check_payload(payload)
+    check_payload(payload, "a question", NOBODY_ASKED)
     if payload and name != "ping":
         raise BadRequest(f"the question {name!r} takes no payload")
     found = answerer(services, payload)
@@ -46,19 +48,6 @@ def answer_query(services: Services, name: str, payload: str) -> Answer:
     if size > QUERY_ANSWER_BYTES_MAX:
         raise TooLarge(f"the answer has {size} bytes; at most {QUERY_ANSWER_BYTES_MAX} fit")
     return found
-
-
-def check_payload(payload: str) -> None:
-    """Raises BadRequest, TooLarge."""
-    try:
-        size = len(payload.encode())
-    except UnicodeEncodeError as error:
-        raise BadRequest("the payload of a question is valid Unicode text") from error
-    if size > EVENT_PAYLOAD_BYTES_MAX:
-        raise TooLarge(
-            f"the payload has {size} bytes, and that of a question has at most "
-            f"{EVENT_PAYLOAD_BYTES_MAX}: nobody was asked"
-        )
 
 
 def _ping(services: Services, payload: str) -> Answer:

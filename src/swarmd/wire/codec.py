@@ -18,13 +18,16 @@ How a family grows, so that builds whose versions differ by one understand each 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 import msgspec
 
 from swarmd.base.errors import CorruptFile, MalformedMessage, TooLarge
 from swarmd.base.limits import MESSAGE_BYTES_MAX
+
+# What a byte string of up to 64 KiB costs beside its bytes, at most (msgpack, bin 16).
+BYTES_HEAD_MAX: Final = 3
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -20,12 +20,13 @@ from swarmd.base.errors import SwarmError, TooLarge, Unavailable
 from swarmd.base.ids import to_text
 from swarmd.base.limits import QUERY_ANSWER_BYTES_MAX
 from swarmd.base.names import check_name
-from swarmd.gateway.answers import Answer, answer_query, check_payload
+from swarmd.gateway.answers import NOBODY_ASKED, Answer, answer_query
 from swarmd.gateway.context import ApiRoute, Context
 from swarmd.gateway.forward import ask_member, find_member
 from swarmd.gateway.http import answer
 from swarmd.gateway.services import Mesh
 from swarmd.gateway.shapes_events import NodeAnswer, QueryResult
+from swarmd.mesh.events.messages import check_payload
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.members import PRESENT
 from swarmd.mesh.swim.messages import TAGS_MAX, MemberState
@@ -67,7 +68,7 @@ class QueryRoutes:
         body = await self._context.read(request, QueryBody)
         name = request.path_params["name"]
         check_name(name, "query")
-        check_payload(body.payload)
+        check_payload(body.payload, "a question", NOBODY_ASKED)
         mesh = self._services.need(self._services.mesh)
         chosen = self._chosen(mesh, body)
         default_s = self._context.config.ask_timeout_s

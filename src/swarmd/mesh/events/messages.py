@@ -21,7 +21,7 @@ from swarmd.base.limits import (
     NAME_BYTES_MAX,
 )
 from swarmd.base.names import check_name
-from swarmd.wire.codec import decode_struct, encode_struct
+from swarmd.wire.codec import BYTES_HEAD_MAX, decode_struct, encode_struct
 
 TIME_MAX: Final = 2**62
 SIGNATURE_BYTES: Final = 64
@@ -30,7 +30,7 @@ DIGEST_BYTES: Final = 16
 # Time, origin, name, payload and wall time with the heads of each, and room for what may be added.
 SAID_BYTES_MAX: Final = 1 + 9 + 34 + (NAME_BYTES_MAX + 2) + (EVENT_PAYLOAD_BYTES_MAX + 3) + 9 + 40
 EVENT_BYTES_MAX: Final = SAID_BYTES_MAX + SIGNATURE_BYTES + 8
-TOLD_BYTES_MAX: Final = EVENTS_KEPT_BYTES_MAX + 3 * EVENTS_KEPT_MAX + 64
+TOLD_BYTES_MAX: Final = EVENTS_KEPT_BYTES_MAX + BYTES_HEAD_MAX * EVENTS_KEPT_MAX + 64
 
 # Where an event stands among all: its Lamport time, and a digest of what was signed. Of two at one
 # time the order says nothing; it is the same everywhere.
@@ -98,14 +98,27 @@ def check_event(name: str, payload: str) -> None:
         TooLarge: the payload exceeds EVENT_PAYLOAD_BYTES_MAX.
     """
     check_name(name, "user event")
+    undone = "nothing was sent; send a name or the address of something"
+    check_payload(payload, "an event", undone)
+
+
+def check_payload(payload: str, what: str, undone: str) -> None:
+    """Refuse what is no payload of an event, or of a question to all members.
+
+    Args:
+        what, undone: what it was to go along with, and what did not happen, for the error.
+
+    Raises:
+        BadRequest, TooLarge: see `check_event`.
+    """
     try:
         size = len(payload.encode())
     except UnicodeEncodeError as error:
-        raise BadRequest("the payload of an event is valid Unicode text") from error
+        raise BadRequest(f"the payload of {what} is valid Unicode text: {undone}") from error
     if size > EVENT_PAYLOAD_BYTES_MAX:
         raise TooLarge(
-            f"the payload has {size} bytes, and that of an event has at most "
-            f"{EVENT_PAYLOAD_BYTES_MAX}: nothing was sent; send a name or the address of something"
+            f"the payload has {size} bytes, and that of {what} has at most "
+            f"{EVENT_PAYLOAD_BYTES_MAX}: {undone}"
         )
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
 
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import EVENTS_KEPT_MAX
 from swarmd.mesh.events.messages import Key, UserEvent
-
-# A msgpack byte string of up to 64 KiB costs three bytes of header at most.
-_LENGTH_BYTES: Final = 3
+from swarmd.wire.codec import BYTES_HEAD_MAX
 
 
 class EventQueue:
@@ -74,9 +71,9 @@ class EventQueue:
         for event in (*first, *(self._waiting[key] for key in waiting if key not in told)):
             if len(chosen) >= most:
                 break
-            if len(event.raw) + _LENGTH_BYTES > room:
+            if len(event.raw) + BYTES_HEAD_MAX > room:
                 continue
-            room -= len(event.raw) + _LENGTH_BYTES
+            room -= len(event.raw) + BYTES_HEAD_MAX
             chosen.append(event.raw)
             if event.key not in told:
                 self._sent[event.key] += 1

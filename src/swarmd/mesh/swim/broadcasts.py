@@ -15,11 +15,10 @@ from swarmd.mesh.swim.messages import (
     PACKET_RUMOURS_MAX,
     Rumour,
 )
+from swarmd.wire.codec import BYTES_HEAD_MAX
 
 QUEUE_MAX: Final = 4_096
 RUMOUR_BUDGET_BYTES: Final = PACKET_BYTES_MAX - PACKET_HEADER_BYTES_MAX
-# A msgpack byte string of up to 64 KiB costs three bytes of header at most.
-LENGTH_BYTES: Final = 3
 
 
 class _Waiting:
@@ -80,7 +79,7 @@ class BroadcastQueue:
         """
         chosen: list[bytes] = []
         for rumour in first:
-            room -= len(rumour.raw) + LENGTH_BYTES
+            room -= len(rumour.raw) + BYTES_HEAD_MAX
             if room < 0:
                 return chosen
             chosen.append(rumour.raw)
@@ -89,7 +88,7 @@ class BroadcastQueue:
         spent: list[NodeId] = []
         # `sorted` is stable: among equals the oldest goes first, so none waits for ever.
         for waiting in sorted(self._waiting.values(), key=lambda w: w.sent):
-            size = len(waiting.rumour.raw) + LENGTH_BYTES
+            size = len(waiting.rumour.raw) + BYTES_HEAD_MAX
             if size > room or waiting.rumour in first:
                 continue
             room -= size

@@ -30,6 +30,7 @@ from swarmd.mesh.swim.events import (
 from swarmd.mesh.swim.ledger import Ledger
 from swarmd.mesh.swim.messages import SYNC_BYTES_MAX, SYNC_RUMOURS_MAX, MemberState
 from swarmd.mesh.swim.suspicion import sync_scale
+from swarmd.wire.codec import BYTES_HEAD_MAX
 
 _JOIN_AGAIN_S: Final = 1.0
 _JOIN_AGAIN_MAX_S: Final = 60.0
@@ -72,7 +73,7 @@ class Exchange:
             if record is mine and chosen:
                 continue
             raws = [rumour.raw for rumour in record.rumours()]
-            room -= sum(len(raw) + 3 for raw in raws)
+            room -= sum(len(raw) + BYTES_HEAD_MAX for raw in raws)
             if room < 0 or len(chosen) + len(raws) > SYNC_RUMOURS_MAX:
                 break
             chosen += raws

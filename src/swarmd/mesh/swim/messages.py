@@ -30,7 +30,7 @@ from swarmd.base.errors import BadRequest, MalformedMessage, TooLarge
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import KIB, MESSAGE_BYTES_MAX, NAME_BYTES_MAX
 from swarmd.mesh.events.messages import EVENT_BYTES_MAX, TOLD_BYTES_MAX
-from swarmd.wire.codec import Family, Growing, decode_struct, encode_struct
+from swarmd.wire.codec import BYTES_HEAD_MAX, Family, Growing, decode_struct, encode_struct
 
 # What a packet may hold once the transport's header and tag are counted off a datagram.
 PACKET_BYTES_MAX: Final = 1_100
@@ -58,8 +58,8 @@ TURN_MAX: Final = 2**62
 # A later build's may be longer than ours; whoever does not know its size ignores it.
 _PLACE_BYTES_MAX: Final = 128
 
-assert PACKET_HEADER_BYTES_MAX + RUMOUR_BYTES_MAX + 3 <= PACKET_BYTES_MAX
-assert PACKET_HEADER_BYTES_MAX + EVENT_BYTES_MAX + 3 <= PACKET_BYTES_MAX
+assert PACKET_HEADER_BYTES_MAX + RUMOUR_BYTES_MAX + BYTES_HEAD_MAX <= PACKET_BYTES_MAX
+assert PACKET_HEADER_BYTES_MAX + EVENT_BYTES_MAX + BYTES_HEAD_MAX <= PACKET_BYTES_MAX
 assert SYNC_BYTES_MAX + TOLD_BYTES_MAX + 16 * KIB < MESSAGE_BYTES_MAX
 
 Address = tuple[str, int]

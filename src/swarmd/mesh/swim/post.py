@@ -15,7 +15,7 @@ from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect, Send
 from swarmd.mesh.events.machine import EventsMachine
 from swarmd.mesh.events.messages import UserEvent
-from swarmd.mesh.swim.broadcasts import LENGTH_BYTES, RUMOUR_BUDGET_BYTES
+from swarmd.mesh.swim.broadcasts import RUMOUR_BUDGET_BYTES
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.ledger import Ledger
 from swarmd.mesh.swim.members import Record
@@ -29,7 +29,7 @@ from swarmd.mesh.swim.messages import (
     Rumour,
 )
 from swarmd.mesh.swim.suspicion import retransmit_limit
-from swarmd.wire.codec import Family
+from swarmd.wire.codec import BYTES_HEAD_MAX, Family
 
 # To how many at once a node says what it says itself.
 ANNOUNCE_FANOUT: Final = 16
@@ -163,4 +163,4 @@ class Post:
 
 
 def _size(raws: list[bytes]) -> int:
-    return sum(len(raw) + LENGTH_BYTES for raw in raws)
+    return sum(len(raw) + BYTES_HEAD_MAX for raw in raws)
