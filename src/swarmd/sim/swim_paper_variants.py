@@ -30,10 +30,10 @@ from swarmd.base.rng import Rng
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.events import Changed, NewsTick, RelayTimeout
 from swarmd.mesh.swim.exchange import Exchange
-from swarmd.mesh.swim.ledger import Ledger, Signer
+from swarmd.mesh.swim.ledger import Ledger
 from swarmd.mesh.swim.machine import SwimMachine
 from swarmd.mesh.swim.members import PRESENT, MemberTable, Record
-from swarmd.mesh.swim.messages import MemberState, Meta, Ping, Rumour, decode_rumour
+from swarmd.mesh.swim.messages import MemberState, Ping, Rumour, decode_rumour
 from swarmd.mesh.swim.post import Post
 from swarmd.mesh.swim.probes import Round
 from swarmd.mesh.swim.probing import Probing
@@ -76,8 +76,9 @@ class Variant:
         if self.production:
             return SwimMachine
         variant = {"variant": self}
+        health = LocalHealth if self.lha_probe else _Indifferent
         parts = {
-            "ledger_type": type("PaperLedger", (_PaperLedger,), dict(variant)),
+            "ledger_type": type("PaperLedger", (_PaperLedger,), {**variant, "health_type": health}),
             "probing_type": type("PaperProbing", (_PaperProbing,), dict(variant)),
             "post_type": type("PaperPost", (_PaperPost,), dict(variant)),
         }
@@ -126,20 +127,6 @@ class _ShuffledTable(MemberTable):
 class _PaperLedger(Ledger):
     variant: ClassVar[Variant]
     table_type = _ShuffledTable
-
-    def __init__(
-        self,
-        me: NodeId,
-        config: SwimConfig,
-        rng: Rng,
-        signer: Signer,
-        meta: Meta,
-        start_counter: int,
-        now: float,
-    ) -> None:
-        super().__init__(me, config, rng, signer, meta, start_counter, now)
-        if not self.variant.lha_probe:
-            self.health = _Indifferent()
 
     def hear(self, raw: bytes, now: float) -> list[Effect]:
         return self.judge(_decoded(raw), now)  # All members here are honest.

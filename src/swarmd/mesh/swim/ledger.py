@@ -95,6 +95,7 @@ class Ledger:
     table_type: ClassVar[type[MemberTable]] = MemberTable
     suspicion_type: ClassVar[type[Suspicion]] = Suspicion
     record_type: ClassVar[type[Record]] = Record
+    health_type: ClassVar[type[LocalHealth]] = LocalHealth
 
     def __init__(
         self,
@@ -107,7 +108,7 @@ class Ledger:
         now: float,
     ) -> None:
         self.me = me
-        self.health = LocalHealth()
+        self.health = self.health_type()
         self.queue = BroadcastQueue()
         self.members = self.table_type(me, rng)
         self.leaving = False
@@ -212,9 +213,10 @@ class Ledger:
         """See everybody in the roles that they have now."""
         effects: list[Effect] = []
         for record in self.members.records():
-            before, may_be = record.view(), self._signer.may_be(record.node_id)
-            record = self.members.change(record, partial(_allow, may_be=may_be))
-            effects += _update(before, record)
+            may_be = self._signer.may_be(record.node_id)
+            if may_be != record.may_be:
+                changed = self.members.change(record, partial(_allow, may_be=may_be))
+                effects += _update(record.view(), changed)
         return effects
 
     def keys_learnt(self, now: float) -> list[Effect]:

@@ -222,7 +222,7 @@ class Probing:
         probe.begin_again(now + interval_s)
         return [
             self._post.ping(probe.target, sequence),
-            SetTimer(self._config.probe_timeout_s, ProbeTimeout(sequence)),
+            SetTimer(self.timeout_s(), ProbeTimeout(sequence)),
             SetTimer(interval_s, RoundDue(sequence)),
         ]
 
