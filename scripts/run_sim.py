@@ -234,9 +234,10 @@ def _passed(node_ids: list[str]) -> set[str]:
 
 def show_mutants(result: dict[str, Any]) -> None:
     print(f"mutants of {result['name']}: {len(result['mutants'])}, {result['took_s']} s\n")
+    width = max(map(len, result["mutants"]), default=0)
     for mutant, row in result["mutants"].items():
         verdict = "caught by" if row["caught"] else "SURVIVES "
-        print(f"  {mutant:28}{verdict} {row['by']}")
+        print(f"  {mutant:{width}}  {verdict} {row['by']}")
         if row["what"]:
             print(f"      {row['what'][:110]}")
     survivors = [mutant for mutant, row in result["mutants"].items() if not row["caught"]]
