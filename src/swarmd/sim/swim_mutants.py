@@ -71,7 +71,7 @@ class _AnyStep(Ledger):
 
 
 class _EvictedStay(Ledger):
-    def shut_out(self, evicted: frozenset[NodeId]) -> list[Effect]:
+    def shut_out(self, evicted: frozenset[NodeId], now: float) -> list[Effect]:
         return []
 
 

@@ -222,6 +222,27 @@ def test_what_evicted_members_sent_is_told_to_nobody_any_more() -> None:
     assert newcomer.machine.recent() == [good]
 
 
+def test_after_a_flooder_was_evicted_members_hold_the_same_events_again() -> None:
+    flooded, spared = Member("flooded"), Member("spared")
+    old = [event(time, by="good") for time in range(1, 9)]
+    flood = [event(100 + number, by="bad") for number in range(EVENTS_KEPT_MAX)]
+    for member in (flooded, spared):
+        member.hear(*old)
+    flooded.hear(*flood)
+    assert not set(old) & set(flooded.machine.recent()), "it has no room for them"
+    for member in (flooded, spared):
+        member.note(member.machine.shut_out(frozenset({node_id("bad")})))
+    flooded.ask(spared)
+    assert flooded.machine.sum() == spared.machine.sum()
+    assert flooded.machine.recent() == old
+    assert flooded.told == [*old, *flood], "nothing is told again"
+    again = Member("flooded", kept=flooded.machine.kept())
+    assert again.machine.recent() == old
+    again.note(again.machine.shut_out(frozenset({node_id("good")})))
+    again.hear(*old)
+    assert again.told == []
+
+
 # ---- to all -----------------------------------------------------------------------------
 
 

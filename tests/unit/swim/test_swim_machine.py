@@ -176,6 +176,20 @@ def test_what_the_evicted_has_said_of_others_is_said_in_ones_own_name(bench: Ben
     assert bench.state("x") == bench.state("y") == (ALIVE, 2)
 
 
+def test_the_evicted_shorten_no_suspicion(bench: Bench) -> None:
+    def lasts_s(effects: list[Any]) -> float:
+        timers = [e for e in effects if isinstance(e, SetTimer)]
+        return [e.delay_s for e in timers if isinstance(e.event, SuspicionDue)][-1]
+
+    liars = [node("liar1"), node("liar2")]
+    bench.know("x", "y", "liar1", "liar2")
+    alone_s = lasts_s(bench.tell(rumour(SUSPECT, "x", 1, by="y")))
+    confirmed = [rumour(SUSPECT, "x", 1, by=liar) for liar in ("liar1", "liar2")]
+    assert lasts_s(bench.tell(*confirmed)) < alone_s / 2
+    bench.signer.unknown = liars
+    assert lasts_s(bench.handle(TrustChanged(frozenset(liars)))) == alone_s
+
+
 def test_a_member_has_no_role_that_it_was_not_admitted_with(bench: Bench) -> None:
     def alive(incarnation: int) -> Rumour:
         body = encode_meta(Meta("x", roles=("worker", "voter")))

@@ -55,14 +55,12 @@ class EventSigner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What outlives a restart: the Lamport time, the events that were told, and the floor.
-
-    `floor`: up to there everything that is not kept was told, or will not be.
-    """
+    """What outlives a restart: the Lamport time, and the events and bounds of `Recent`."""
 
     time: int
     events: tuple[UserEvent, ...] = ()
     floor: Key = NO_KEY
+    told: Key = NO_KEY
 
 
 class EventsMachine:
@@ -89,7 +87,9 @@ class EventsMachine:
         self._placed = founder or kept is not None
         self._started_at = now
         self._recent = self.recent_type()
-        self._recent.floor = kept.floor if kept is not None else NO_KEY
+        if kept is not None:
+            self._recent.floor = kept.floor
+            self._recent.told = max(kept.told, kept.floor)
         self._among_new_since: float | None = None
         self._early: list[bytes] = []
         self.queue = EventQueue()
@@ -107,7 +107,8 @@ class EventsMachine:
         """What to keep over a restart; None while there is nothing to go by."""
         if not self._placed:
             return None
-        return Kept(self._clock.time, tuple(self._recent.events()), self._recent.floor)
+        recent = self._recent
+        return Kept(self._clock.time, tuple(recent.events()), recent.floor, recent.told)
 
     @property
     def placed(self) -> bool:
@@ -213,7 +214,7 @@ class EventsMachine:
         if not self._clock.witness(event.time, now):
             return [EventRefused("too_far")]
         self._recent.add(event)
-        if not tell or not self.is_known(event):  # Else it is below all that is kept.
+        if not tell or self._recent.is_told(event.key):
             return [Remember()]
         self.queue.push(event)
         return [Remember(), Happened(event)]

@@ -1,8 +1,12 @@
 """The latest events: what is known, so that none is told twice, and what others are given of it.
 
 They are the highest by `Key`, as many as fit both bounds. What fell out, and whatever is older than
-that, is refused: nobody knows of it whether it was told. So members that heard of the same events
-hold the same ones, whatever the order was in which they came.
+that, is refused. So members that heard of the same events hold the same ones, whatever the order
+was in which they came.
+
+Where events are forgotten because their sender was evicted, there is room again for older ones, and
+members that still hold some give them to the others: nobody is told of those, as nobody knows
+whether they were told before.
 """
 
 from __future__ import annotations
@@ -29,7 +33,9 @@ class Recent:
         self._bytes = 0
         self._sum = 0
         self.floor: Key = NO_KEY
-        """The highest that fell out."""
+        """The highest that fell out: up to there nothing is taken."""
+        self.told: Key = NO_KEY
+        """Up to there all was told that will be, whether it is kept or not; never below `floor`."""
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -48,6 +54,9 @@ class Recent:
     def is_old(self, key: Key) -> bool:
         return key <= self.floor
 
+    def is_told(self, key: Key) -> bool:
+        return key <= self.told
+
     def add(self, event: UserEvent) -> None:
         """Keep an event that is not old, and drop the oldest beyond the bounds."""
         if event.key in self._events:
@@ -57,6 +66,7 @@ class Recent:
         self._account(event, 1)
         while len(self._keys) > self.kept_max or self._bytes > EVENTS_KEPT_BYTES_MAX:
             self.floor = self._keys.pop(0)
+            self.told = max(self.told, self.floor)
             self._account(self._events.pop(self.floor), -1)
 
     def drop_by(self, origins: Iterable[NodeId]) -> bool:
@@ -65,6 +75,8 @@ class Recent:
         for event in gone:
             del self._keys[bisect_left(self._keys, event.key)]
             self._account(self._events.pop(event.key), -1)
+        if gone:
+            self.floor = NO_KEY
         return bool(gone)
 
     def _account(self, event: UserEvent, sign: int) -> None:

@@ -50,13 +50,16 @@ _WHY: Final[Mapping[Refusal, str]] = {
     "exhausted": "the clock of the events has come to its end: no event can be sent in this swarm",
 }
 
+_Bound = tuple[Time, Annotated[bytes, msgspec.Meta(max_length=64)]]
+
 _log = get_logger("events")
 
 
 class _Saved(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     time: Time
     events: tuple[bytes, ...]
-    floor: tuple[Time, Annotated[bytes, msgspec.Meta(max_length=64)]] = NO_KEY
+    floor: _Bound = NO_KEY
+    told: _Bound = NO_KEY
 
 
 class Watch:
@@ -216,7 +219,7 @@ class UserEvents:
 
     def _write(self, kept: Kept | None) -> None:
         if kept is not None:
-            saved = _Saved(kept.time, tuple(one.raw for one in kept.events), kept.floor)
+            saved = _Saved(kept.time, tuple(one.raw for one in kept.events), kept.floor, kept.told)
             try:
                 body = seal_body(_FILE, _FORMAT, msgspec.msgpack.encode(saved))
                 self._disk.replace(_FILE, body)
@@ -254,4 +257,4 @@ def load_kept(disk: Disk) -> Kept | None:
         # This node is then a newcomer: it is told nothing of what it missed.
         _log.warning("known events not read", error=error.message)
         return None
-    return Kept(saved.time, events, saved.floor)
+    return Kept(saved.time, events, saved.floor, saved.told)

@@ -185,7 +185,7 @@ class Ledger:
             return self._suspect(record, rumour, now)
         return self._end(record, rumour, now)
 
-    def shut_out(self, evicted: frozenset[NodeId]) -> list[Effect]:
+    def shut_out(self, evicted: frozenset[NodeId], now: float) -> list[Effect]:
         """Forget members that were evicted: what they said counts no more.
 
         The signer no longer verifies their rumours, so that none brings them back. What this
@@ -200,6 +200,9 @@ class Ledger:
                 mine = self._say(held.kind, known.node_id, held.incarnation)
                 self.members.change(known, partial(_prove, evidence=mine))
                 self._publish(mine)
+            doubt = known.suspicion
+            if doubt is not None and doubt.shut_out(evicted, instead=self.me):
+                effects.append(self._suspicion_timer(known, now))
         for node_id in sorted(evicted):
             self._unverified.pop(node_id, None)
             record = self.members.get(node_id)

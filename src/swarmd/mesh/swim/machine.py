@@ -288,7 +288,7 @@ class SwimMachine:
         self._exchange.forget(evicted)
         self._watching.forget(evicted)
         self._probing.forget(evicted)
-        effects = [*ledger.shut_out(evicted), *ledger.roles_learnt()]
+        effects = [*ledger.shut_out(evicted, now), *ledger.roles_learnt()]
         effects += self.events.shut_out(evicted)
         return [*effects, *ledger.keys_learnt(now)]
 

@@ -93,6 +93,13 @@ class Suspicion:
         self._accusers.append(accuser)
         return True
 
+    def shut_out(self, evicted: frozenset[NodeId], *, instead: NodeId) -> bool:
+        """Count none of these; `instead` accuses if nobody else does. True if any was counted."""
+        kept = [accuser for accuser in self._accusers if accuser not in evicted]
+        counted = len(kept) < len(self._accusers)
+        self._accusers = kept or [instead]
+        return counted
+
     def shorten(self, max_s: float) -> None:
         """Let it last `max_s` from its start at most: there is more than silence against it."""
         if self._stretch > 1.0:  # It may have lasted longer than it would have, and is not over.
