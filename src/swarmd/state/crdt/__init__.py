@@ -1,0 +1,1 @@
+"""The eventual store: written on any side of a partition, and equal everywhere afterwards."""
