@@ -10,6 +10,7 @@ to add to it.
 from __future__ import annotations
 
 from fuzz_audit import audits
+from fuzz_crdt import eventual
 from fuzz_events import user_events
 from fuzz_lower import identity, membership, mesh, messages, sealed
 from fuzz_target import Target
@@ -21,8 +22,8 @@ __all__ = ["Target", "targets"]
 def targets() -> dict[str, Target]:
     """All of them, by name."""
     makers = (
-        messages, identity, sealed, mesh, membership, user_events, store, epochs, audits, work,
-        edges,
+        messages, identity, sealed, mesh, membership, user_events, store, epochs, eventual, audits,
+        work, edges,
     )  # fmt: skip
     found = [target for make in makers for target in make()]
     assert len({one.name for one in found}) == len(found)

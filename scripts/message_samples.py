@@ -53,7 +53,7 @@ def sample(kind: shape.Type, depth: int = 0) -> Any:
         return {sample(kind.key_type, depth + 1): sample(kind.value_type, depth + 1)}
     if isinstance(kind, shape.UnionType):
         return sample(kind.types[0], depth + 1)
-    if isinstance(kind, shape.StructType):
+    if isinstance(kind, shape.StructType | shape.NamedTupleType):
         return kind.cls(**{f.name: sample(f.type, depth + 1) for f in kind.fields})
     raise AssertionError(f"no sample for {kind}")
 

@@ -52,6 +52,7 @@ OTHERS = {
     "mesh.discovery.mdns.open_mdns": "opens a room",
     "mesh.reach.service.open_reach": "opens a room",
     "mesh.bus.service.open_bus": "opens a room",
+    "state.crdt.types.registers.read_all": "of cells, whose bytes count as nothing if unreadable",
     "mesh.service.open_mesh": "opens a room",
     "mesh.swim.service.open_membership": "opens a room",
     "mesh.transports.carriers.open_carrier": "opens a connection",

@@ -56,6 +56,13 @@ BUS_INBOX_BYTES_MAX: Final = 8 * MIB
 # What one node may have waiting at another for inboxes with no room.
 BUS_HELD_BYTES_MAX: Final = 16 * MIB
 
+# The eventual store. A batch of the largest value fits a message of a stream.
+CRDT_SHARDS: Final = 64
+CRDT_KEY_BYTES_MAX: Final = 1 * KIB
+CRDT_VALUE_BYTES_MAX: Final = 512 * KIB
+CRDT_BATCH_CHANGES_MAX: Final = 256
+CRDT_BATCH_BYTES_MAX: Final = 640 * KIB
+
 # Secrets. One is a text of an environment; all that one agent is given fits an answer.
 SECRETS_MAX: Final = 1_000
 SECRET_BYTES_MAX: Final = 32 * KIB
@@ -75,6 +82,7 @@ TIMERS_MAX: Final = 100_000
 
 assert MESSAGE_BYTES_MAX < FRAME_BYTES_MAX
 assert BLOB_CHUNK_BYTES < MESSAGE_BYTES_MAX
+assert CRDT_VALUE_BYTES_MAX < CRDT_BATCH_BYTES_MAX < MESSAGE_BYTES_MAX
 assert INLINE_BYTES_MAX < VALUE_BYTES_MAX < ENTRY_BYTES_MAX
 assert BATCH_BYTES_MAX <= ENTRY_BYTES_MAX
 assert ENTRY_BYTES_MAX < HISTORY_BYTES_MAX

@@ -14,8 +14,9 @@ from types import MappingProxyType
 from typing import Final
 
 from swarmd.mesh.swim.machine import SwimMachine
-from swarmd.sim import bus, raft, swarm, swim, swim_events, swim_mutants, tasks
+from swarmd.sim import bus, crdt, raft, swarm, swim, swim_events, swim_mutants, tasks
 from swarmd.sim.raft_rules import SealRule
+from swarmd.state.crdt.machine import ReplicaMachine
 from swarmd.state.raft.guards import Guard
 
 SEEDS_TRIED: Final = 40
@@ -147,6 +148,9 @@ _EVENTS: Final[dict[str, How]] = {
         ("events.lamport_time", 0),
     )
 }
+_CRDT: Final[dict[str, How]] = {
+    guard: BySeed("crdt", 6 if guard == "crdt.sync_first" else 0) for guard in crdt.MUTANTS
+}
 _SWARM: Final[dict[str, How]] = {
     Guard.W2_PERSIST_FIRST.value: BySeed("all", 0),
     Guard.W2_REWRITE_AFTER_FAULT.value: BySeed("all", 5),
@@ -161,6 +165,7 @@ MUTANTS: Final[Mapping[str, Mapping[str, How]]] = MappingProxyType(
         "tasks": _TASKS,
         "bus": _BUS,
         "events": _EVENTS,
+        "crdt": _CRDT,
         "all": {**_SWIM, **_RAFT, **_TASKS, **_SWARM},
     }
 )
@@ -178,6 +183,9 @@ def _violations(sim: str, seed: int, mutant: str) -> list[str]:
         made = swim_events.MUTANTS[mutant] if mutant else None
         run = swim_events.run_seed(seed, made, stop_at_violation=bool(mutant))
         return run.world.violations
+    if sim == "crdt":
+        made_of = crdt.MUTANTS[mutant] if mutant else ReplicaMachine
+        return crdt.run_seed(seed, made_of, stop_at_violation=bool(mutant)).world.violations
     if sim == "bus":
         guards = frozenset(one.removeprefix("bus.") for one in removed)
         return bus.run_seed(seed, guards).world.violations
@@ -228,6 +236,11 @@ def _events_seed(seed: int) -> tuple[list[str], Mapping[str, int]]:
     return world.violations, world.counts
 
 
+def _crdt_seed(seed: int) -> tuple[list[str], Mapping[str, int]]:
+    world = crdt.run_seed(seed).world
+    return world.violations, world.counts
+
+
 def _swarm_seed(seed: int) -> tuple[list[str], Mapping[str, int]]:
     report = swarm.sweep(range(seed, seed + 1))
     return [text for _, text in report.violations], report.counts
@@ -261,6 +274,7 @@ SIMULATIONS: Final[Mapping[str, Simulation]] = MappingProxyType(
             ("acknowledged", "coordinator_change", "restart", "attempt"),
         ),
         "bus": Simulation(_bus_seed, bus.FAULTS, bus.OTHERS),
+        "crdt": Simulation(_crdt_seed, crdt.FAULTS, crdt.OTHERS),
         "events": Simulation(_events_seed, swim_events.FAULTS, swim_events.OTHERS),
         "all": Simulation(
             _swarm_seed,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from swarmd.state.crdt.dots import Actor, Context, Dot
 
@@ -56,8 +56,10 @@ class Cells:
 
     __slots__ = ("_keys", "context")
 
+    context_type: ClassVar[type[Context]] = Context
+
     def __init__(self) -> None:
-        self.context = Context()
+        self.context = self.context_type()
         self._keys: dict[str, dict[Dot, Cell]] = {}
 
     def __len__(self) -> int:
@@ -119,6 +121,11 @@ class Cells:
         self._put(change.key, cells)
         self.context.see(dot)
         return True
+
+    def hold(self, key: str, dot: Dot, cell: Cell) -> None:
+        """Put a cell whose dot was seen: a state that is read from a disk or a stream."""
+        assert self.context.has_seen(dot)
+        self._keys.setdefault(key, {})[dot] = cell
 
     def join(self, other: Cells) -> set[str]:
         """Take the whole of another replica. Returns the keys whose cells changed."""

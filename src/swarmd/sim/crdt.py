@@ -1,0 +1,534 @@
+"""Replicas of the eventual store in a simulated world: what they owe, whatever befalls them.
+
+Messages are lost, repeated and overtaken; nodes are cut off, killed with and without a loss of what
+was not synced, lose their disk, come back from an old copy of it, and have clocks that jump. What
+is held against them:
+- After the last fault all replicas hold the same.
+- What was acknowledged is there: elements that were put into sets, steps of counters. Excused is
+  what was on no other disk when its own was lost.
+- What was removed stays away.
+- A newcomer that takes over whole states holds what the others came to change by change.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from swarmd.base.errors import NotFound
+from swarmd.base.ids import NodeId, node_id_of
+from swarmd.base.machine import Effect, Event, Persist, Send, SetTimer
+from swarmd.base.rng import Rng
+from swarmd.sim.network import LinkFaults, Network
+from swarmd.sim.world import World
+from swarmd.state.crdt.cells import Cells
+from swarmd.state.crdt.dots import Actor, Context, Dot, actor_of
+from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, Write, Written
+from swarmd.state.crdt.machine import ReplicaMachine
+from swarmd.state.crdt.messages import CRDT, Batch, Shard, Sums, decode_batch
+from swarmd.state.crdt.shard import ShardState
+from swarmd.state.crdt.stored import decode_shard, encode_shard
+from swarmd.state.crdt.types.kinds import Kind
+from swarmd.state.crdt.types.values import AddTo, Assign, Count, Operation, Remove, TakeFrom, read
+
+CHAOS_S: Final = 60.0
+CALM_S: Final = 60.0
+BUCKET: Final = "b"
+SETS: Final = ("set/a", "set/b", "set/c")
+COUNTERS: Final = ("count/a", "count/b")
+REGISTERS: Final = ("one/a", "one/b", "all/c")
+MAPS: Final = ("map/a",)
+_JUMP_MAX_MS: Final = 90_000
+_LOG_BYTES_MAX: Final = 3_000
+FAULTS: Final = (
+    "loss", "duplicate", "delay", "reorder", "partition", "one_way_cut", "kill", "power_loss",
+    "disk_lost", "disk_restored", "clock_jump",
+)  # fmt: skip
+# Each must have happened, or the seeds prove nothing about it.
+OTHERS: Final = (
+    "acknowledged", "removed", "whole_state", "clock_skew", "from_the_future", "newcomer",
+    "excused",
+)  # fmt: skip
+_CRASHES: Final = ("kill", "kill", "power_loss", "power_loss", "disk_lost", "disk_restored")
+CHAOS_FAULTS: Final = LinkFaults(loss=0.1, duplicate=0.05, slow=0.1, slow_max_s=3.0)
+
+
+class SimSigner:
+    """Signatures that only this simulation could tell from real ones."""
+
+    def __init__(self, me: NodeId) -> None:
+        self._me = me
+
+    def sign_batch(self, said: bytes) -> bytes:
+        return self._me + (sum(said) & 0xFFFF).to_bytes(32, "big")
+
+    def verify_batch(self, author: NodeId, said: bytes, signature: bytes) -> bool:
+        return signature == author + (sum(said) & 0xFFFF).to_bytes(32, "big")
+
+
+class SimJournal:
+    """Batches and whole shards in order; what was not synced goes with the power."""
+
+    def __init__(self) -> None:
+        self._durable: list[tuple[str, bytes]] = []
+        self._pending: list[tuple[str, bytes]] = []
+
+    def append(self, batch: Batch) -> None:
+        self._pending.append(("batch", batch.raw))
+
+    def replace(self, shard: ShardState) -> None:
+        self._pending.append(("whole", encode_shard(shard)))
+
+    def sync(self) -> None:
+        self._durable += self._pending
+        self._pending.clear()
+
+    def lose_power(self) -> None:
+        self._pending.clear()
+
+    def copy(self) -> list[tuple[str, bytes]]:
+        return list(self._durable)
+
+    def restore(self, records: list[tuple[str, bytes]]) -> None:
+        self._durable, self._pending = list(records), []
+
+    def load(self, shard_type: type[ShardState] = ShardState) -> list[ShardState]:
+        shards: dict[Shard, ShardState] = {}
+        for kind, raw in self._durable:
+            if kind == "whole":
+                shard = decode_shard(raw, _LOG_BYTES_MAX, shard_type)
+                shards[shard.name] = shard
+                continue
+            batch = decode_batch(raw)
+            held = shards.setdefault(batch.shard, shard_type(batch.shard, _LOG_BYTES_MAX))
+            assert not held.missing(batch), "a journal with a gap"
+            held.take(batch)
+        return list(shards.values())
+
+
+@dataclass(eq=False)
+class _Node:
+    name: str
+    node_id: NodeId
+    journal: SimJournal = field(default_factory=SimJournal)
+    machine: ReplicaMachine | None = None
+    life: int = 0
+    skew_ms: int = 0
+    copy: list[tuple[str, bytes]] | None = None
+    # What it wrote and waits for: ticket -> what is owed once it is acknowledged.
+    waiting: dict[int, _Owed] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Owed:
+    """One write: by which node and in which life, and what it is good for."""
+
+    node: str
+    life: int
+    key: str
+    operation: Operation
+    seen: frozenset[Any] = frozenset()
+
+
+class CrdtWorld:
+    def __init__(
+        self, seed: int, machine: type[ReplicaMachine] = ReplicaMachine, *, most: int = 8
+    ) -> None:
+        self.world = World(seed)
+        self.network = Network(self.world, CHAOS_FAULTS)
+        self.rng: Rng = self.world.rng_for("crdt")
+        self._machine = machine
+        self._tickets = self._elements = 0
+        count = self.rng.randint(3, most)
+        if seed % 25 == 24:
+            count = self.rng.randint(20, 50)
+        names = [f"n{number}" for number in range(count)]
+        self.nodes = {n: _Node(n, node_id_of(n.encode().ljust(32, b"."))) for n in names}
+        self._by_id = {node.node_id: node for node in self.nodes.values()}
+        # Elements that were added and acknowledged, and those whose removal was.
+        self.added: dict[tuple[str, int], _Owed] = {}
+        self.removed: dict[tuple[str, int], _Owed] = {}
+        self.counted: list[_Owed] = []
+        # Steps of counters of which it is not known whether they were taken.
+        self.doubtful: list[_Owed] = []
+        self.excused: set[tuple[str, int]] = set()
+        self.excused_counts = False
+        for name in names:
+            self.start(name)
+
+    # ---- nodes -------------------------------------------------------------------------------
+
+    def start(self, name: str) -> None:
+        node = self.nodes[name]
+        node.life += 1
+        life = self.rng.getrandbits(64).to_bytes(8, "big")
+        node.machine = self._machine(
+            node.node_id,
+            actor_of(node.node_id, life),
+            SimSigner(node.node_id),
+            node.journal,
+            self.world.rng_for(f"{name}:{node.life}"),
+            lambda: self.wall_ms(node),
+            node.journal.load(self._machine.shard_type),
+            log_bytes_max=_LOG_BYTES_MAX,
+        )
+        self.network.attach(name, lambda source, raw: self._arrive(node, source, raw))
+        for effect in node.machine.start():
+            self._perform(node, effect)
+        self.tell_peers()
+
+    def crash(self, name: str, how: str) -> None:
+        """`how`: kill, power_loss, disk_lost or disk_restored."""
+        node = self.nodes[name]
+        assert node.machine is not None
+        self.world.count(how)
+        self.network.detach(name)
+        node.machine = None
+        self.doubtful += node.waiting.values()
+        node.waiting.clear()
+        if how == "kill":
+            node.journal.sync()  # The kernel writes it out in its own time.
+        else:
+            node.journal.lose_power()
+        if how in ("disk_lost", "disk_restored"):
+            self._lose(node, [] if how == "disk_lost" else node.copy or [])
+        self.tell_peers()
+
+    def _lose(self, node: _Node, records: list[tuple[str, bytes]]) -> None:
+        """Put an older state onto a disk, and excuse what was nowhere else."""
+        before = _elements_on(node)
+        node.journal.restore(records)
+        held = set().union(*map(_elements_on, self.nodes.values()))
+        for what in set(self.added) | set(self.removed):
+            if what in before - held and what not in self.removed:
+                self.excused.add(what)
+                self.world.count("excused")
+            gone = self.removed.get(what)
+            if gone is not None and gone.node == node.name:
+                # Whether another disk has this removal is not told by what is there.
+                self.excused.add(what)
+        self.excused_counts = True
+
+    def tell_peers(self) -> None:
+        running = [node for node in self.nodes.values() if node.machine is not None]
+        for node in running:
+            alive = tuple(other.node_id for other in running if other is not node)
+            self.feed(node, Peers(alive))
+
+    def running(self) -> list[_Node]:
+        return [node for node in self.nodes.values() if node.machine is not None]
+
+    def wall_ms(self, node: _Node) -> int:
+        return 10**12 + round(self.world.now * 1_000) + node.skew_ms
+
+    # ---- the machine's shell -----------------------------------------------------------------
+
+    def feed(self, node: _Node, *events: Event) -> None:
+        machine = node.machine
+        if machine is None:
+            return
+        effects: list[Effect] = []
+        for event in events:
+            effects += machine.handle(event, self.world.now)
+        effects += machine.settle(self.world.now)
+        if any(isinstance(effect, Persist) for effect in effects):
+            node.journal.sync()
+        for effect in effects:
+            self._perform(node, effect)
+
+    def _perform(self, node: _Node, effect: Effect) -> None:
+        match effect:
+            case Send(peer, message):
+                raw = CRDT.encode(message)
+                self.network.send(node.name, self._by_id[peer].name, raw)
+            case SetTimer(delay_s, event):
+                life = node.life
+                self.world.after(delay_s, self._timer, node, life, event)
+            case Written(ticket, error):
+                owed = node.waiting.pop(ticket)
+                if error is None:
+                    self._acknowledged(owed)
+                else:
+                    self.world.count(error.code)
+            case Ignored(_, reason):
+                self.world.count(reason)
+                if reason in ("malformed", "bad_signature", "unproven", "other_shard"):
+                    self.world.violate(f"{node.name} ignored a message: {reason}")
+            case KeyChanged() | Persist():
+                pass
+            case _:
+                raise AssertionError(effect)
+
+    def _timer(self, node: _Node, life: int, event: Event) -> None:
+        if node.life == life:
+            self.feed(node, event)
+
+    def _arrive(self, node: _Node, source: str, raw: bytes) -> None:
+        message = CRDT.decode(raw)
+        if type(message).__name__ == "Whole":
+            self.world.count("whole_state")
+        self.world.note(source, node.name, raw)
+        self.feed(node, Heard(self.nodes[source].node_id, message))
+
+    # ---- callers -----------------------------------------------------------------------------
+
+    def write(self, node: _Node, key: str, operation: Operation, **more: Any) -> None:
+        self._tickets += 1
+        node.waiting[self._tickets] = _Owed(node.name, node.life, key, operation)
+        self.feed(node, Write(self._tickets, BUCKET, key, operation, **more))
+
+    def _acknowledged(self, owed: _Owed) -> None:
+        self.world.count("acknowledged")
+        self.world.note("acknowledged", owed.node, owed.key)
+        match owed.operation:
+            case AddTo(element):
+                self.added[owed.key, element] = owed
+            case TakeFrom(element):
+                self.world.count("removed")
+                self.removed[owed.key, element] = owed
+            case Count():
+                self.counted.append(owed)
+
+    def value(self, node: _Node, key: str) -> Any:
+        assert node.machine is not None
+        cells = node.machine.cells(BUCKET, key)
+        if cells is None:
+            return None
+        try:
+            return read(cells.at(key))
+        except NotFound:
+            return None
+
+    def someone_writes(self) -> None:
+        node = self.rng.choice(self.running())
+        key = self.rng.choice((*SETS, *SETS, *COUNTERS, *REGISTERS, *MAPS))
+        if key in SETS:
+            held = self.value(node, key) or []
+            if held and self.rng.random() < 0.4:
+                self.write(node, key, TakeFrom(self.rng.choice(held)))
+            else:
+                self._elements += 1
+                self.write(node, key, AddTo(self._elements))
+        elif key in COUNTERS:
+            self.write(node, key, Count(self.rng.randint(-3, 9)))
+        elif key in REGISTERS:
+            kind = Kind.MULTI if key.startswith("all/") else Kind.REGISTER
+            remove = self.rng.random() < 0.2
+            self.write(node, key, Remove() if remove else Assign(self._tickets, kind))
+        else:
+            field_name = self.rng.choice(("x", "y"))
+            operation: Operation = self.rng.choice((AddTo(1), TakeFrom(1), Remove()))
+            self.write(node, key, operation, fields=(field_name,))
+
+    # ---- what is owed ------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """All faults are over, and time has passed."""
+        first, *others = self.running()
+        assert first.machine is not None
+        states = {shard.name: shard for shard in first.machine.shards()}
+        for node in others:
+            assert node.machine is not None
+            for shard in node.machine.shards():
+                mine = states.get(shard.name)
+                if mine is None or mine.cells != shard.cells or mine.sum() != shard.sum():
+                    self.world.violate(f"{first.name} and {node.name} differ in {shard.name}")
+            if len(node.machine.shards()) != len(states):
+                self.world.violate(f"{first.name} and {node.name} hold other shards")
+        self._check_sets(first)
+        if not self.excused_counts:
+            self._check_counters(first)
+        for node in self.running():
+            assert node.machine is not None
+            if node.machine.parked:
+                self.world.violate(f"{node.name} keeps {node.machine.parked} batches parked")
+
+    def _check_sets(self, node: _Node) -> None:
+        there = {(key, one) for key in SETS for one in self.value(node, key) or []}
+        taken = {
+            (owed.key, owed.operation.element)
+            for owed in self.doubtful
+            if isinstance(owed.operation, TakeFrom)
+        }
+        for what in set(self.added) - there - set(self.removed) - self.excused - taken:
+            self.world.violate(f"an acknowledged element is gone: {what}")
+        for what in self.removed:
+            if what in there and what not in self.excused:
+                self.world.violate(f"a removed element is back: {what}")
+
+    def _check_counters(self, node: _Node) -> None:
+        for key in COUNTERS:
+            sure = sum(_step(one) for one in self.counted if one.key == key)
+            maybe = [_step(one) for one in self.doubtful if one.key == key]
+            least = sure + sum(step for step in maybe if step < 0)
+            most = sure + sum(step for step in maybe if step > 0)
+            if not least <= (self.value(node, key) or 0) <= most:
+                self.world.violate(f"{key} is {self.value(node, key)}, not {least} to {most}")
+
+
+def _elements_on(node: _Node) -> set[tuple[str, int]]:
+    """What is in the sets on a node's disk."""
+    return {
+        (key, one)
+        for shard in node.journal.load()
+        for key in shard.cells
+        if key in SETS
+        for one in read(shard.cells.at(key))
+    }
+
+
+def _step(owed: _Owed) -> int:
+    return owed.operation.by if isinstance(owed.operation, Count) else 0
+
+
+def disturb(sim: CrdtWorld) -> None:
+    """One fault, or the end of some."""
+    rng, world = sim.rng, sim.world
+    running = sim.running()
+    match rng.randrange(8):
+        case 0:
+            names = sorted(sim.nodes)
+            rng.shuffle(names)
+            middle = rng.randrange(1, len(names))
+            one_way = rng.random() < 0.3
+            sim.network.cut(names[:middle], names[middle:], one_way=one_way)
+        case 1 | 2:
+            sim.network.heal()
+        case 3 | 4 if len(running) > 1:
+            how = rng.choice(
+                ("kill", "kill", "power_loss", "power_loss", "disk_lost", "disk_restored")
+            )
+            sim.crash(rng.choice(running).name, how)
+        case 5:
+            for node in sim.nodes.values():
+                if node.machine is None:
+                    sim.start(node.name)
+        case 6:
+            world.count("clock_jump")
+            rng.choice(running).skew_ms = rng.randint(-_JUMP_MAX_MS, _JUMP_MAX_MS)
+        case 7:
+            node = rng.choice(running)
+            node.copy = node.journal.copy()
+
+
+def run_seed(
+    seed: int, machine: type[ReplicaMachine] = ReplicaMachine, *, stop_at_violation: bool = False
+) -> CrdtWorld:
+    """A minute of faults and a minute of peace."""
+    sim = CrdtWorld(seed, machine)
+    while sim.world.now < CHAOS_S:
+        until = sim.world.now + sim.rng.uniform(0.5, 4.0)
+        while sim.world.now < until:
+            sim.world.run_for(sim.rng.uniform(0.0, 0.2))
+            sim.someone_writes()
+        disturb(sim)
+        if stop_at_violation and sim.world.violations:
+            return sim
+    make_peace(sim)
+    sim.world.run_for(CALM_S)
+    sim.check()
+    return sim
+
+
+def make_peace(sim: CrdtWorld) -> None:
+    """Everything runs, nothing is lost, all clocks are right; and somebody new comes."""
+    sim.network.heal()
+    sim.network.faults = LinkFaults()
+    for node in sim.nodes.values():
+        node.skew_ms = 0
+        if node.machine is None:
+            sim.start(node.name)
+    sim.world.run_for(_JUMP_MAX_MS / 1_000)  # What came from the future is of the past now.
+    sim.world.count("newcomer")
+    name = f"n{len(sim.nodes)}"
+    newcomer = _Node(name, node_id_of(name.encode().ljust(32, b".")))
+    sim.nodes[name] = newcomer
+    sim._by_id[newcomer.node_id] = newcomer
+    sim.start(name)
+
+
+@dataclass
+class Report:
+    seeds: int = 0
+    violations: list[tuple[int, str]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def sweep(seeds: range, machine: type[ReplicaMachine] = ReplicaMachine) -> Report:
+    """Run each seed and gather what it violated and counted."""
+    report = Report()
+    for seed in seeds:
+        world = run_seed(seed, machine).world
+        report.seeds += 1
+        report.violations += [(seed, text) for text in world.violations]
+        report.counts.update(world.counts)
+    return report
+
+
+# ---- guards, each taken away on trial -----------------------------------------------------
+
+
+class _NothingEarly(Context):
+    def remove_early(self, dot: Dot, key: str) -> None:
+        pass
+
+
+class _Union(Cells):
+    """Takes whatever another holds."""
+
+    def join(self, other: Cells) -> set[str]:
+        for key, dot, cell in other.items():
+            self._put(key, {**self.at(key), dot: cell})
+        self.context.join(other.context)
+        return set(other)
+
+
+class _NeverGone(ShardState):
+    """Passes over what it does not keep any more, and sends what comes after it."""
+
+    def _beyond(self, theirs: dict[Actor, int]) -> Iterator[Batch | None]:
+        return (batch for batch in super()._beyond(theirs) if batch is not None)
+
+
+class _Unsynced(ReplicaMachine):
+    def settle(self, now: float) -> Sequence[Effect]:
+        return [e for e in super().settle(now) if not isinstance(e, Persist)]
+
+
+class _PushAlone(ReplicaMachine):
+    def _on_sums(self, peer: NodeId, sums: Sums, now: float) -> list[Effect]:
+        return []
+
+
+class _OneLife(ReplicaMachine):
+    def __init__(self, me: NodeId, actor: Actor, *rest: Any, **more: Any) -> None:
+        super().__init__(me, actor_of(me, bytes(8)), *rest, **more)
+
+
+def _over(cells: type[Cells]) -> type[ReplicaMachine]:
+    shard = type("Mutant", (ShardState,), {"cells_type": cells})
+    return type("Mutant", (ReplicaMachine,), {"shard_type": shard})
+
+
+MUTANTS: Final[Mapping[str, type[ReplicaMachine]]] = {
+    "crdt.early_removals": _over(type("Mutant", (Cells,), {"context_type": _NothingEarly})),
+    "crdt.join_by_context": _over(_Union),
+    "crdt.whole_where_gone": type("Mutant", (ReplicaMachine,), {"shard_type": _NeverGone}),
+    "crdt.sync_first": _Unsynced,
+    "crdt.anti_entropy": _PushAlone,
+    "crdt.actor_per_life": _OneLife,
+}
+
+
+def first_catch(mutant: str, seeds: range) -> tuple[int, str] | None:
+    """The first of `seeds` in which the mutant breaks a promise, and which; None if it survives."""
+    for seed in seeds:
+        try:
+            world = run_seed(seed, MUTANTS[mutant], stop_at_violation=True).world
+        except AssertionError as error:
+            return seed, f"it stops: {error}"
+        if world.violations:
+            return seed, world.violations[0]
+    return None

@@ -1,0 +1,67 @@
+"""What happens to a replica, and what it wants done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swarmd.base.errors import SwarmError
+from swarmd.base.ids import NodeId
+from swarmd.base.machine import Effect, Event
+from swarmd.state.crdt.messages import Batches, Sums, Vector, Whole, WholeAsk
+from swarmd.state.crdt.types.values import Operation
+
+Spoken = Sums | Vector | Batches | WholeAsk | Whole
+
+
+@dataclass(frozen=True, slots=True)
+class Write(Event):
+    """A caller's operation; `Written` answers with the same ticket."""
+
+    ticket: int
+    bucket: str
+    key: str
+    operation: Operation
+    fields: tuple[str, ...] = ()
+    expires_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Heard(Event):
+    peer: NodeId
+    message: Spoken
+
+
+@dataclass(frozen=True, slots=True)
+class Peers(Event):
+    """Who is alive now, this node not among them."""
+
+    alive: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SyncDue(Event):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Written(Effect):
+    """What became of a write: durable here, or refused and nothing changed."""
+
+    ticket: int
+    error: SwarmError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyChanged(Effect):
+    """The cells of a key are others now."""
+
+    bucket: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored(Effect):
+    """Something of a peer's was of no use, or not to be believed."""
+
+    peer: NodeId
+    reason: str

@@ -1,0 +1,426 @@
+"""The replication of the eventual store: every member holds everything, and writes without asking.
+
+- A write is applied, signed, made durable and acknowledged here; then it goes to some members at
+  once.
+- Whoever was not reached, or missed something, gets it by anti-entropy: once a second each member
+  tells another what it has seen of each shard, as sums; where these differ, vectors; then batches.
+- Where the batches are kept no more, the whole shard is taken over as it is, in parts, and joined.
+- Nothing is applied over a gap, and nothing that is not signed by its author.
+
+What comes from a clock that is far ahead waits until this node's own clock has come near; this
+node writes nothing while the others' clocks say that its own is wrong.
+
+A member cannot write for others, or leave out a change of theirs without all later ones of that
+life. Who hands over a whole state could leave out or invent cells in it; see `docs/security.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import ClassVar, Final, Protocol
+
+from swarmd.base.errors import MalformedMessage, SwarmError, Unavailable
+from swarmd.base.ids import NodeId
+from swarmd.base.limits import CRDT_BATCH_BYTES_MAX, CRDT_BATCH_CHANGES_MAX
+from swarmd.base.machine import Effect, Event, Persist, Send, SetTimer
+from swarmd.base.rng import Rng
+from swarmd.state.crdt.cells import Cells, Change
+from swarmd.state.crdt.clock import HybridClock, ms_of
+from swarmd.state.crdt.dots import Actor
+from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, SyncDue, Write, Written
+from swarmd.state.crdt.messages import (
+    Batch,
+    Batches,
+    Shard,
+    ShardSum,
+    Sums,
+    Vector,
+    Whole,
+    WholeAsk,
+    decode_batch,
+    encode_said,
+    make_batch,
+    shard_of,
+)
+from swarmd.state.crdt.shard import LOG_BYTES_MAX, ShardState
+from swarmd.state.crdt.types.values import change
+from swarmd.state.crdt.wholes import Arriving, Departures
+
+SYNC_S: Final = 1.0
+# A write goes to so many members at once; anti-entropy brings it to the others.
+PUSH_PEERS_MAX: Final = 8
+VECTORS_MAX: Final = 64
+SKEW_MAX_MS: Final = 60_000
+PARKED_MAX: Final = 1_000
+PARKED_BYTES_MAX: Final = 16 * 1024 * 1024
+# A peer's clock was heard of this long ago at most to count.
+_CLOCK_HEARD_S: Final = 300.0
+_ARRIVING_MAX: Final = 4
+# What a change may take of a batch beside its key, value and removals.
+_CHANGE_BYTES_EXTRA: Final = 64
+_BATCH_BYTES: Final = CRDT_BATCH_BYTES_MAX // 4
+
+
+class ClockSkew(Unavailable):
+    """This node's clock is far from the others'. Nothing changed: set the clock."""
+
+    code = "clock_skew"
+
+
+class BatchSigner(Protocol):
+    def sign_batch(self, said: bytes) -> bytes:
+        """This node's signature, 64 bytes."""
+        ...
+
+    def verify_batch(self, author: NodeId, said: bytes, signature: bytes) -> bool:
+        """False if the signature is wrong, or if `author` was never admitted as far as we know."""
+        ...
+
+
+class Journal(Protocol):
+    """Where a state is kept; what was given is durable once the step's Persist is done."""
+
+    def append(self, batch: Batch) -> None:
+        """A batch that was applied."""
+        ...
+
+    def replace(self, shard: ShardState) -> None:
+        """A shard that took over another's whole state."""
+        ...
+
+
+@dataclass
+class _Pending:
+    """What callers wrote to a shard in this step."""
+
+    first: int
+    changes: list[Change] = field(default_factory=list)
+    bytes: int = 0
+
+
+class ReplicaMachine:
+    """Args:
+    actor: of this start; never used before.
+    shards: what an earlier start left.
+    wall_ms: this node's wall clock.
+    """
+
+    shard_type: ClassVar[type[ShardState]] = ShardState
+
+    def __init__(
+        self,
+        me: NodeId,
+        actor: Actor,
+        signer: BatchSigner,
+        journal: Journal,
+        rng: Rng,
+        wall_ms: Callable[[], int],
+        shards: Iterable[ShardState] = (),
+        *,
+        log_bytes_max: int = LOG_BYTES_MAX,
+    ) -> None:
+        self._me, self._actor = me, actor
+        self._signer, self._journal, self._rng, self._wall_ms = signer, journal, rng, wall_ms
+        self._log_bytes_max = log_bytes_max
+        self._shards = {shard.name: shard for shard in shards}
+        self.clock = HybridClock()
+        for shard in self._shards.values():
+            for _, _, cell in shard.cells.items():
+                self.clock.witness(cell.stamp)
+        self._alive: tuple[NodeId, ...] = ()
+        self._heard_clocks: dict[NodeId, tuple[float, int]] = {}
+        self._pending: dict[Shard, _Pending] = {}
+        self._answers: list[Written] = []
+        # Whom this node has asked for what is missing of a shard since its last turn.
+        self._asked: set[tuple[NodeId, Shard]] = set()
+        self._parked: dict[tuple[Actor, Shard, int], bytes] = {}
+        self._departures = Departures()
+        self._arriving: dict[Shard, Arriving] = {}
+
+    # ---- what others may read between steps ---------------------------------------------
+
+    def cells(self, bucket: str, key: str) -> Cells | None:
+        """The shard that a key is in; None if nothing was ever written there."""
+        shard = self._shards.get((bucket, shard_of(key)))
+        return shard.cells if shard is not None else None
+
+    def shards(self) -> list[ShardState]:
+        return list(self._shards.values())
+
+    @property
+    def parked(self) -> int:
+        """Batches that wait until this node's clock has come near to theirs."""
+        return len(self._parked)
+
+    def skew_ms(self, now: float) -> int:
+        """How far the others' clocks are ahead of this node's, by their median."""
+        offsets = [ms for at, ms in self._heard_clocks.values() if now - at <= _CLOCK_HEARD_S]
+        return round(median(offsets)) if offsets else 0
+
+    # ---- steps --------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> Sequence[Effect]:
+        match event:
+            case Write():
+                return self._on_write(event, now)
+            case Heard(peer, message):
+                return self._on_heard(peer, message, now)
+            case Peers(alive):
+                return self._on_peers(alive)
+            case SyncDue():
+                return self._on_sync_due(now)
+        raise AssertionError(event)
+
+    def start(self) -> list[Effect]:
+        """What to do before the first event."""
+        return [SetTimer(self._rng.uniform(0.0, SYNC_S), SyncDue())]
+
+    def settle(self, now: float) -> Sequence[Effect]:
+        """Sign what the step's callers wrote: a batch for each shard, and one sync for all."""
+        if not self._answers and not self._pending:
+            return []
+        effects: list[Effect] = []
+        for name in list(self._pending):
+            effects += self._close(name)
+        answers, self._answers = self._answers, []
+        return [*effects, *answers]
+
+    # ---- writing ------------------------------------------------------------------------
+
+    def _on_write(self, event: Write, now: float) -> list[Effect]:
+        try:
+            return self._write(event, now)
+        except SwarmError as error:
+            self._answers.append(Written(event.ticket, error))
+            return []
+
+    def _write(self, event: Write, now: float) -> list[Effect]:
+        skew_ms = self.skew_ms(now)
+        if abs(skew_ms) > SKEW_MAX_MS:
+            raise ClockSkew(
+                f"this node's clock is {abs(skew_ms) // 1_000} s "
+                f"{'behind' if skew_ms > 0 else 'ahead of'} the others': nothing changed; set it"
+            )
+        shard = self._shard((event.bucket, shard_of(event.key)))
+        made = change(
+            shard.cells.at(event.key),
+            event.key,
+            event.operation,
+            actor=self._actor,
+            stamp=self.clock.tick(self._wall_ms()),
+            fields=event.fields,
+            expires_ms=event.expires_ms,
+        )
+        self._answers.append(Written(event.ticket))
+        if made is None:
+            return []
+        effects: list[Effect] = []
+        size = _size_of(made)
+        pending = self._pending.get(shard.name)
+        if pending is not None and (
+            len(pending.changes) >= CRDT_BATCH_CHANGES_MAX or pending.bytes + size > _BATCH_BYTES
+        ):
+            effects += self._close(shard.name)
+            pending = None
+        if pending is None:
+            first = shard.cells.context.seen_of(self._actor) + 1
+            pending = self._pending[shard.name] = _Pending(first)
+        shard.cells.commit(self._actor, [made])
+        pending.changes.append(made)
+        pending.bytes += size
+        return [*effects, KeyChanged(event.bucket, event.key)]
+
+    def _close(self, name: Shard) -> list[Effect]:
+        """Sign what was written to a shard, keep it and tell it."""
+        pending = self._pending.pop(name)
+        said = encode_said(name, self._actor, pending.first, tuple(pending.changes))
+        batch = make_batch(said, self._signer.sign_batch(said))
+        self._shards[name].note(batch)
+        self._journal.append(batch)
+        message = Batches(*name, (batch.raw,))
+        some = min(PUSH_PEERS_MAX, len(self._alive))
+        return [Persist(), *(Send(p, message) for p in self._rng.sample(self._alive, some))]
+
+    def _shard(self, name: Shard) -> ShardState:
+        if name not in self._shards:
+            self._shards[name] = self.shard_type(name, self._log_bytes_max)
+        return self._shards[name]
+
+    # ---- hearing ------------------------------------------------------------------------
+
+    def _on_heard(self, peer: NodeId, message: object, now: float) -> list[Effect]:
+        match message:
+            case Sums():
+                return self._on_sums(peer, message, now)
+            case Vector():
+                return self._on_vector(peer, message)
+            case Batches():
+                return self._on_batches(peer, message)
+            case WholeAsk():
+                return self._on_whole_ask(peer, message, now)
+            case Whole():
+                return self._on_whole(peer, message, now)
+        raise AssertionError(message)
+
+    def _on_sums(self, peer: NodeId, sums: Sums, now: float) -> list[Effect]:
+        """Ask for, and offer, what differs."""
+        self._heard_clocks[peer] = (now, sums.wall_ms - self._wall_ms())
+        theirs = {(one.bucket, one.shard): one.sum for one in sums.sums}
+        differing = [
+            name
+            for name in {**theirs, **self._shards}
+            if name not in self._shards or self._shards[name].sum() != theirs.get(name)
+        ]
+        if len(differing) > VECTORS_MAX:
+            differing = self._rng.sample(differing, VECTORS_MAX)
+        return [self._ask(peer, name, asks=True) for name in differing]
+
+    def _ask(self, peer: NodeId, name: Shard, *, asks: bool) -> Effect:
+        shard = self._shards.get(name)
+        return Send(peer, Vector(*name, shard.seen() if shard is not None else (), asks))
+
+    def _on_vector(self, peer: NodeId, vector: Vector) -> list[Effect]:
+        name = (vector.bucket, vector.shard)
+        shard = self._shards.get(name)
+        effects: list[Effect] = []
+        if shard is not None and name not in self._pending:
+            batches, more, gone = shard.after(vector.seen)
+            if batches or gone:
+                effects.append(Send(peer, Batches(*name, tuple(batches), more, gone)))
+        if vector.asks and (self._shard(name).lacks(vector.seen)):
+            effects.append(self._ask(peer, name, asks=False))
+        return effects
+
+    def _on_batches(self, peer: NodeId, message: Batches) -> list[Effect]:
+        name = (message.bucket, message.shard)
+        effects: list[Effect] = []
+        missing = False
+        for raw in message.batches:
+            try:
+                batch = decode_batch(raw)
+            except MalformedMessage:
+                return [*effects, Ignored(peer, "malformed")]
+            if batch.shard != name:
+                return [*effects, Ignored(peer, "other_shard")]
+            taken, gap = self._take(peer, batch)
+            effects += taken
+            missing = missing or gap
+        if message.gone:
+            return [*effects, *self._ask_whole(peer, name)]
+        if missing and (peer, name) not in self._asked:
+            # Once in each turn: what is missing may wait for this node's clock, or be nowhere.
+            self._asked.add((peer, name))
+            effects.append(self._ask(peer, name, asks=False))
+        elif message.more and Persist() in effects:
+            effects.append(self._ask(peer, name, asks=False))
+        return effects
+
+    def _take(self, peer: NodeId, batch: Batch) -> tuple[list[Effect], bool]:
+        """Apply a batch if it can be; whether something before it is missing."""
+        shard = self._shard(batch.shard)
+        if shard.knows(batch):
+            return [], False
+        if shard.missing(batch):
+            return [], True
+        if not self._signer.verify_batch(batch.author, batch.said, batch.signature):
+            return [Ignored(peer, "bad_signature")], False
+        if ms_of(batch.stamp) > self._wall_ms() + SKEW_MAX_MS:
+            return self._park(peer, batch), False
+        self.clock.witness(batch.stamp)
+        keys = shard.take(batch)
+        self._journal.append(batch)
+        return [Persist(), *(KeyChanged(batch.shard[0], key) for key in sorted(keys))], False
+
+    def _park(self, peer: NodeId, batch: Batch) -> list[Effect]:
+        size = sum(map(len, self._parked.values())) + len(batch.raw)
+        if len(self._parked) >= PARKED_MAX or size > PARKED_BYTES_MAX:
+            return [Ignored(peer, "parked_full")]  # It comes again by anti-entropy.
+        self._parked[batch.actor, batch.shard, batch.first] = batch.raw
+        return [Ignored(peer, "from_the_future")]
+
+    # ---- anti-entropy -------------------------------------------------------------------
+
+    def _on_peers(self, alive: tuple[NodeId, ...]) -> list[Effect]:
+        self._alive = tuple(sorted(alive))
+        for gone in [peer for peer in self._heard_clocks if peer not in alive]:
+            del self._heard_clocks[gone]
+        return []
+
+    def _on_sync_due(self, now: float) -> list[Effect]:
+        effects: list[Effect] = [SetTimer(SYNC_S * self._rng.uniform(0.75, 1.25), SyncDue())]
+        self._asked.clear()
+        self._departures.expire(now)
+        for name in [n for n, one in self._arriving.items() if one.is_stuck(now)]:
+            del self._arriving[name]
+        parked, self._parked = self._parked, {}
+        for _, raw in sorted(parked.items()):
+            effects += self._take(self._me, decode_batch(raw))[0]
+        if self._alive:
+            sums = tuple(
+                ShardSum(*name, shard.sum())
+                for name, shard in sorted(self._shards.items())
+                if shard.cells.context.vector
+            )
+            effects.append(Send(self._rng.choice(self._alive), Sums(self._wall_ms(), sums)))
+        return effects
+
+    # ---- whole states -------------------------------------------------------------------
+
+    def _ask_whole(self, peer: NodeId, name: Shard) -> list[Effect]:
+        if name in self._arriving or len(self._arriving) >= _ARRIVING_MAX:
+            return []
+        self._arriving[name] = Arriving(peer)
+        return [Send(peer, WholeAsk(*name))]
+
+    def _on_whole_ask(self, peer: NodeId, ask: WholeAsk, now: float) -> list[Effect]:
+        shard = self._shards.get((ask.bucket, ask.shard))
+        if shard is None or shard.name in self._pending:
+            return []
+        part = self._departures.part(peer, shard, ask, now)
+        return [] if part is None else [Send(peer, part)]
+
+    def _on_whole(self, peer: NodeId, part: Whole, now: float) -> list[Effect]:
+        name = (part.bucket, part.shard)
+        arriving = self._arriving.get(name)
+        if arriving is None or not arriving.expects(peer, part):
+            return []
+        try:
+            done = arriving.take(part, now)
+        except MalformedMessage:
+            del self._arriving[name]
+            return [Ignored(peer, "malformed")]
+        if not done:
+            return [Send(peer, WholeAsk(*name, part.number, part.part + 1))]
+        del self._arriving[name]
+        return self._join(peer, name, arriving)
+
+    def _join(self, peer: NodeId, name: Shard, arrived: Arriving) -> list[Effect]:
+        """Take over a whole state, if every actor in it has proven to have gone that far."""
+        shard = self._shard(name)
+        newest = {batch.actor: batch for batch in arrived.newest}
+        for actor, number in arrived.cells.context.vector.items():
+            batch = newest.get(actor)
+            if batch is None or batch.last != number or batch.shard != name:
+                return [Ignored(peer, "unproven")]
+            if number > shard.cells.context.seen_of(actor) and not self._signer.verify_batch(
+                batch.author, batch.said, batch.signature
+            ):
+                return [Ignored(peer, "bad_signature")]
+        stamp = max((cell.stamp for _, _, cell in arrived.cells.items()), default=0)
+        if ms_of(stamp) > self._wall_ms() + SKEW_MAX_MS:
+            return [Ignored(peer, "from_the_future")]
+        self.clock.witness(stamp)
+        keys = shard.join(arrived.cells, arrived.newest)
+        self._journal.replace(shard)
+        return [Persist(), *(KeyChanged(name[0], key) for key in sorted(keys))]
+
+
+def _size_of(made: Change) -> int:
+    """About how many bytes a change takes in a batch."""
+    size = _CHANGE_BYTES_EXTRA + 4 * len(made.key) + 56 * len(made.removes)
+    if made.cell is not None:
+        size += len(made.cell.value) + len(made.cell.element)
+        size += sum(4 * len(name) for name in made.cell.fields)
+    return size

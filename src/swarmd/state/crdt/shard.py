@@ -1,0 +1,141 @@
+"""One shard at one replica: its cells, and the batches that made them as far as they are kept.
+
+Of each actor the newest batch is kept for ever: it proves that the actor went that far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import ClassVar, Final
+
+from swarmd.state.crdt.cells import Cells
+from swarmd.state.crdt.dots import Actor
+from swarmd.state.crdt.messages import BATCHES_MAX, SUM_BYTES, Batch, Seen, Shard
+
+# Of one shard. What is older only a whole state brings.
+LOG_BYTES_MAX: Final = 1024 * 1024
+# What one message holds beside its first batch.
+_SENT_BYTES: Final = 256 * 1024
+
+
+class ShardState:
+    """Args:
+    log_bytes_max: of the batches that are kept, beside the newest of each actor.
+    """
+
+    cells_type: ClassVar[type[Cells]] = Cells
+
+    def __init__(self, name: Shard, log_bytes_max: int = LOG_BYTES_MAX) -> None:
+        self.name = name
+        self.cells = self.cells_type()
+        self._log: dict[Actor, list[Batch]] = {}
+        self._log_bytes = 0
+        self._log_bytes_max = log_bytes_max
+        self._sum: bytes | None = None
+
+    # ---- what was seen ------------------------------------------------------------------------
+
+    def sum(self) -> bytes:
+        """The same where the same changes were seen; 8 bytes."""
+        if self._sum is None:
+            state = blake2b(digest_size=SUM_BYTES)
+            for actor, number in sorted(self.cells.context.vector.items()):
+                state.update(actor + number.to_bytes(8, "big"))
+            self._sum = state.digest()
+        return self._sum
+
+    def seen(self) -> tuple[Seen, ...]:
+        return tuple(Seen(a, n) for a, n in sorted(self.cells.context.vector.items()))
+
+    def lacks(self, seen: tuple[Seen, ...]) -> bool:
+        """Whether another has seen something that this replica has not."""
+        context = self.cells.context
+        return any(number > context.seen_of(Actor(actor)) for actor, number in seen)
+
+    def log(self) -> Iterator[Batch]:
+        """The batches that are kept, those of each actor in order."""
+        for _, log in sorted(self._log.items()):
+            yield from log
+
+    def newest(self) -> tuple[bytes, ...]:
+        """The newest batch of each actor."""
+        return tuple(log[-1].raw for _, log in sorted(self._log.items()))
+
+    # ---- batches --------------------------------------------------------------------------------
+
+    def missing(self, batch: Batch) -> bool:
+        """Whether changes that its actor made before are missing here."""
+        return batch.first > self.cells.context.seen_of(batch.actor) + 1
+
+    def knows(self, batch: Batch) -> bool:
+        return batch.last <= self.cells.context.seen_of(batch.actor)
+
+    def take(self, batch: Batch) -> set[str]:
+        """Apply a verified batch of which nothing before is missing. The keys that it concerns."""
+        for dot, change in batch.dots():
+            self.cells.apply(dot, change)
+        self.note(batch)
+        return {change.key for change in batch.changes}
+
+    def note(self, batch: Batch) -> None:
+        """Keep a batch whose changes were applied."""
+        self._sum = None
+        self._log.setdefault(batch.actor, []).append(batch)
+        self._log_bytes += len(batch.raw)
+        if self._log_bytes > self._log_bytes_max:
+            self._collect()
+
+    def after(self, seen: tuple[Seen, ...]) -> tuple[list[bytes], bool, bool]:
+        """What another lacks that has seen this much.
+
+        Returns:
+            Batches to send, each actor's in order; whether there are more of them; whether some
+            are kept no more.
+        """
+        theirs = {Actor(actor): number for actor, number in seen}
+        chosen: list[bytes] = []
+        room = _SENT_BYTES
+        gone = False
+        for batch in self._beyond(theirs):
+            if batch is None:
+                gone = True
+                continue
+            if chosen and (room < len(batch.raw) or len(chosen) >= BATCHES_MAX):
+                return chosen, True, gone
+            room -= len(batch.raw)
+            chosen.append(batch.raw)
+        return chosen, False, gone
+
+    def _beyond(self, theirs: dict[Actor, int]) -> Iterator[Batch | None]:
+        """Batches that another lacks; None for an actor whose next one is kept no more."""
+        for actor, log in sorted(self._log.items()):
+            had = theirs.get(actor, 0)
+            if had >= log[-1].last:
+                continue
+            if log[0].first > had + 1:
+                yield None
+                continue
+            yield from (batch for batch in log if batch.last > had)
+
+    def _collect(self) -> None:
+        """Drop old batches until the rest is half of what may be kept."""
+        for log in sorted(self._log.values(), key=_oldest_stamp):
+            while len(log) > 1 and self._log_bytes > self._log_bytes_max // 2:
+                self._log_bytes -= len(log.pop(0).raw)
+
+    # ---- whole states ---------------------------------------------------------------------------
+
+    def join(self, other: Cells, newest: list[Batch]) -> set[str]:
+        """Take over what another replica holds; the keys that changed."""
+        ahead = [b for b in newest if b.last > self.cells.context.seen_of(b.actor)]
+        changed = self.cells.join(other)
+        self._sum = None
+        for batch in ahead:
+            self._log_bytes -= sum(len(old.raw) for old in self._log.pop(batch.actor, []))
+            self.note(batch)
+        return changed
+
+
+def _oldest_stamp(log: list[Batch]) -> tuple[int, Actor]:
+    return log[0].stamp, log[0].actor

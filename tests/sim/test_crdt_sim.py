@@ -1,0 +1,30 @@
+"""The eventual store under seeded faults; see `sim.crdt`."""
+
+from __future__ import annotations
+
+import pytest
+from hash_seeds import printed_whatever_the_hash_seed
+
+from swarmd.sim.crdt import FAULTS, MUTANTS, OTHERS, first_catch, run_seed, sweep
+
+
+def test_a_sweep_is_clean_and_saw_every_fault() -> None:
+    report = sweep(range(20))
+    assert report.violations == []
+    assert [what for what in (*FAULTS, *OTHERS) if not report.counts[what]] == []
+
+
+def test_fifty_replicas_agree() -> None:
+    sim = run_seed(24)
+    assert len(sim.nodes) > 20
+    assert sim.world.violations == []
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_each_mutant_is_caught(name: str) -> None:
+    assert first_catch(name, range(20)) is not None
+
+
+def test_one_seed_is_one_trace_whatever_the_hash_seed() -> None:
+    script = "from swarmd.sim.crdt import run_seed; print(run_seed(7).world.trace())"
+    assert len(printed_whatever_the_hash_seed(script)) == 32

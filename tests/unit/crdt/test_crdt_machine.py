@@ -1,0 +1,427 @@
+"""A replica of the eventual store: what it keeps, tells, asks for and refuses."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from typing import Any
+
+import pytest
+
+from swarmd.base.errors import MalformedMessage, SwarmError
+from swarmd.base.ids import NodeId
+from swarmd.base.limits import CRDT_BATCH_CHANGES_MAX
+from swarmd.base.machine import Persist, Send, SetTimer
+from swarmd.base.rng import make_rng
+from swarmd.sim.crdt import SimJournal, SimSigner
+from swarmd.state.crdt import machine, wholes
+from swarmd.state.crdt.cells import Change
+from swarmd.state.crdt.clock import stamp_at
+from swarmd.state.crdt.dots import actor_of
+from swarmd.state.crdt.events import Heard, Ignored, Peers, SyncDue, Write, Written
+from swarmd.state.crdt.machine import PUSH_PEERS_MAX, SKEW_MAX_MS, ReplicaMachine
+from swarmd.state.crdt.messages import (
+    CRDT,
+    Batches,
+    ShardSum,
+    Sums,
+    Vector,
+    Whole,
+    WholeAsk,
+    decode_batch,
+    encode_said,
+    make_batch,
+    shard_of,
+)
+from swarmd.state.crdt.shard import ShardState
+from swarmd.state.crdt.stored import decode_shard, encode_shard
+from swarmd.state.crdt.types.values import AddTo, Assign, Count, Operation, TakeFrom, change, read
+
+WALL_MS = 10**12
+
+
+def node_id(name: str) -> NodeId:
+    return NodeId(name.encode().ljust(32, b"."))
+
+
+class Node:
+    """A machine, what it sent, and what became of its callers' writes."""
+
+    def __init__(self, name: str, *others: str, log_bytes_max: int = 1_000_000) -> None:
+        self.id = node_id(name)
+        self.journal = SimJournal()
+        self.wall_ms = WALL_MS
+        self.machine = ReplicaMachine(
+            self.id, actor_of(self.id, bytes(8)), SimSigner(self.id), self.journal,
+            make_rng(name), lambda: self.wall_ms, log_bytes_max=log_bytes_max,
+        )  # fmt: skip
+        self.sent: deque[tuple[NodeId, Any]] = deque()
+        self.answers: dict[int, SwarmError | None] = {}
+        self.ignored: list[str] = []
+        self.now = 0.0
+        self.step(Peers(tuple(map(node_id, others))))
+
+    def step(self, *events: Any) -> list[Any]:
+        effects = []
+        for event in events:
+            effects += self.machine.handle(event, self.now)
+        effects += self.machine.settle(self.now)
+        if Persist() in effects:
+            self.journal.sync()
+        for effect in effects:
+            match effect:
+                case Send(peer, message):
+                    self.sent.append((peer, CRDT.decode(CRDT.encode(message))))
+                case Written(ticket, error):
+                    self.answers[ticket] = error
+                case Ignored(_, reason):
+                    self.ignored.append(reason)
+        return effects
+
+    def write(self, key: str, operation: Operation) -> SwarmError | None:
+        ticket = len(self.answers)
+        self.step(Write(ticket, "b", key, operation))
+        return self.answers[ticket]
+
+    def value(self, key: str) -> Any:
+        cells = self.machine.cells("b", key)
+        return None if cells is None or not cells.at(key) else read(cells.at(key))
+
+    def take(self) -> list[Any]:
+        sent = [message for _, message in self.sent]
+        self.sent.clear()
+        return sent
+
+
+def talk(*nodes: Node) -> None:
+    """Carry what they have sent until nothing is left."""
+    by_id = {node.id: node for node in nodes}
+    for _ in range(10_000):
+        busy = [node for node in nodes if node.sent]
+        if not busy:
+            return
+        peer, message = busy[0].sent.popleft()
+        if peer in by_id:
+            by_id[peer].step(Heard(busy[0].id, message))
+    raise AssertionError("they never come to an end")
+
+
+def sync(a: Node, b: Node) -> None:
+    """One round of anti-entropy, begun by `a`."""
+    sums = tuple(ShardSum(*shard.name, shard.sum()) for shard in a.machine.shards())
+    b.step(Heard(a.id, Sums(a.wall_ms, sums)))
+    talk(a, b)
+
+
+def same_shard(count: int) -> list[str]:
+    """Keys of one shard."""
+    names = (f"k{number}" for number in itertools.count())
+    return list(itertools.islice((name for name in names if shard_of(name) == 0), count))
+
+
+# ---- writing ------------------------------------------------------------------------------
+
+
+def test_a_write_is_durable_before_it_is_told_or_acknowledged() -> None:
+    node = Node("a", "b")
+    effects = node.step(Write(1, "b", "k", Assign(1)))
+    kinds = [type(effect) for effect in effects]
+    assert kinds.index(Persist) < kinds.index(Send) < kinds.index(Written)
+    assert node.value("k") == 1
+
+
+def test_writes_of_one_step_are_one_batch_and_large_ones_are_several() -> None:
+    node = Node("a", "b")
+    keys = same_shard(CRDT_BATCH_CHANGES_MAX + 1)
+    node.step(*(Write(n, "b", key, Assign(n)) for n, key in enumerate(keys)))
+    first, second = (decode_batch(message.batches[0]) for message in node.take())
+    assert len(first.changes) == CRDT_BATCH_CHANGES_MAX
+    assert (second.first, len(second.changes)) == (first.last + 1, 1)
+    node.step(
+        *(Write(9_000 + n, "b", key, Assign("x" * 400_000)) for n, key in enumerate(keys[:2]))
+    )
+    assert len(node.take()) == 2
+    assert set(node.answers.values()) == {None}
+
+
+def test_a_write_goes_to_a_few_at_once() -> None:
+    node = Node("a", *(f"n{number}" for number in range(20)))
+    node.write("k", Assign(1))
+    assert len({peer for peer, _ in node.sent}) == PUSH_PEERS_MAX
+
+
+def test_a_refused_write_changes_nothing_and_the_others_of_its_step_stand() -> None:
+    node = Node("a", "b")
+    node.write("k", Count(1))
+    node.take()
+    node.step(Write(7, "b", "k", AddTo("x")), Write(8, "b", "k", Count(1)))
+    assert node.answers[7] is not None
+    assert node.answers[7].code == "wrong_type"
+    assert node.answers[8] is None
+    [message] = node.take()
+    assert len(decode_batch(message.batches[0]).changes) == 1
+    assert node.value("k") == 2
+
+
+def test_what_changes_nothing_is_acknowledged_and_told_to_nobody() -> None:
+    node = Node("a", "b")
+    assert node.write("k", TakeFrom("x")) is None
+    assert node.take() == []
+
+
+# ---- what others bring ----------------------------------------------------------------------
+
+
+def test_a_batch_is_taken_once_and_passed_on_as_it_came() -> None:
+    a, b, c = Node("a", "b"), Node("b", "c"), Node("c")
+    a.write("k", Assign(1))
+    talk(a, b)
+    assert b.value("k") == 1
+    sync(c, b)
+    assert c.value("k") == 1
+    [shard] = c.machine.shards()
+    assert [batch.author for batch in shard.log()] == [a.id]
+    sync(c, b)
+    assert b.ignored == c.ignored == []
+
+
+def test_a_gap_is_asked_for_and_nothing_is_applied_over_it() -> None:
+    a, b = Node("a", "b"), Node("b", "a")
+    a.write("k", Assign(1))
+    a.take()
+    a.write("k", Assign(2))
+    [late] = a.take()
+    b.step(Heard(a.id, late))
+    assert b.value("k") is None
+    [ask] = [message for _, message in b.sent]
+    assert isinstance(ask, Vector)
+    talk(a, b)
+    assert b.value("k") == 2
+
+
+def test_what_nobody_of_that_name_has_signed_is_ignored() -> None:
+    a, b = Node("a", "b"), Node("b", "a")
+    a.write("k", Assign(1))
+    [sound] = a.take()
+    batch = decode_batch(sound.batches[0])
+    other = Change("k", change({}, "k", Assign(9), actor=batch.actor, stamp=1).cell, ())  # type: ignore[union-attr]
+    forged = make_batch(encode_said(batch.shard, batch.actor, 1, (other,)), batch.signature)
+    for raw, shard in (
+        (forged.raw, batch.shard),
+        (sound.batches[0], ("b", 1)),
+        (b"\xc1", ("b", 1)),
+    ):
+        b.step(Heard(a.id, Batches(*shard, (raw,))))
+    assert b.ignored == ["bad_signature", "other_shard", "malformed"]
+    assert b.value("k") is None
+
+
+def test_a_key_of_another_shard_is_malformed() -> None:
+    key = same_shard(1)[0]
+    cell = change({}, key, Assign(1), actor=actor_of(node_id("a"), bytes(8)), stamp=1)
+    assert cell is not None
+    said = encode_said(("b", 1), actor_of(node_id("a"), bytes(8)), 1, (cell,))
+    with pytest.raises(MalformedMessage, match="another shard"):
+        make_batch(said, bytes(64))
+
+
+# ---- clocks ----------------------------------------------------------------------------------
+
+
+def test_what_is_from_the_future_waits_until_it_is_not() -> None:
+    a, b = Node("a", "b"), Node("b", "a")
+    a.wall_ms += SKEW_MAX_MS + 5_000
+    a.write("k", Assign(1))
+    talk(a, b)
+    assert b.value("k") is None
+    assert (b.machine.parked, b.ignored) == (1, ["from_the_future"])
+    b.step(SyncDue())
+    assert b.machine.parked == 1
+    b.wall_ms += 5_000
+    b.step(SyncDue())
+    assert (b.machine.parked, b.value("k")) == (0, 1)
+
+
+def test_batches_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "PARKED_MAX", 10)
+    a, b = Node("a", "b"), Node("b", "a")
+    a.wall_ms += 2 * SKEW_MAX_MS
+    for number in range(100):
+        a.write(f"k{number}", Assign(1))
+    talk(a, b)
+    assert b.machine.parked == 10
+    assert "parked_full" in b.ignored
+
+
+def test_whose_clock_is_far_from_the_others_writes_nothing() -> None:
+    node = Node("a", "b", "c", "d")
+    for name, ahead_ms in (("b", 61_000), ("c", 61_000), ("d", 0)):
+        node.step(Heard(node_id(name), Sums(WALL_MS + ahead_ms, ())))
+    error = node.write("k", Assign(1))
+    assert error is not None
+    assert error.code == "clock_skew"
+    assert "61 s behind" in error.message
+    assert node.value("k") is None
+    node.wall_ms += 60_000
+    for name in "bcd":
+        node.step(Heard(node_id(name), Sums(node.wall_ms, ())))
+    assert node.write("k", Assign(1)) is None
+
+
+def test_clocks_of_those_that_are_gone_count_no_more() -> None:
+    node = Node("a", "b")
+    node.step(Heard(node_id("b"), Sums(WALL_MS + 10**6, ())))
+    assert node.write("k", Assign(1)) is not None
+    node.step(Peers(()))
+    assert node.write("k", Assign(1)) is None
+
+
+def test_a_stamp_is_above_all_that_was_seen() -> None:
+    a, b = Node("a", "b"), Node("b", "a")
+    a.wall_ms += 30_000
+    a.write("k", Assign("from ahead"))
+    talk(a, b)
+    b.write("k", Assign("later"))
+    talk(a, b)
+    assert a.value("k") == b.value("k") == "later"
+    assert b.machine.clock.latest > stamp_at(WALL_MS + 30_000)
+
+
+# ---- anti-entropy -----------------------------------------------------------------------------
+
+
+def test_one_round_brings_both_what_they_lack() -> None:
+    a, b = Node("a"), Node("b")
+    for number in range(50):
+        a.write(f"a{number}", Assign(number))
+        b.write(f"b{number}", Assign(number))
+    sync(a, b)
+    assert all(node.value(f"{n}7") == 7 for node in (a, b) for n in "ab")
+    sums = [{shard.name: shard.sum() for shard in node.machine.shards()} for node in (a, b)]
+    assert sums[0] == sums[1]
+
+
+def test_who_has_nothing_new_asks_for_nothing() -> None:
+    a, b = Node("a"), Node("b")
+    a.write("k", Assign(1))
+    sync(a, b)
+    sums = tuple(ShardSum(*shard.name, shard.sum()) for shard in a.machine.shards())
+    assert b.step(Heard(a.id, Sums(WALL_MS, sums))) == []
+
+
+def test_much_that_is_missing_comes_in_several_messages() -> None:
+    a, b = Node("a"), Node("b")
+    for key in same_shard(10):
+        a.write(key, Assign("x" * 100_000))
+    sync(a, b)
+    assert [b.value(key) for key in same_shard(10)] == ["x" * 100_000] * 10
+
+
+def test_anti_entropy_goes_on_for_ever_and_tells_one_member_at_a_time() -> None:
+    node = Node("a", "b", "c")
+    node.write("k", Assign(1))
+    node.take()
+    [timer, told] = node.step(SyncDue())
+    assert isinstance(timer, SetTimer)
+    assert isinstance(told.message, Sums)
+    assert [one.bucket for one in told.message.sums] == ["b"]
+
+
+# ---- whole states -----------------------------------------------------------------------------
+
+
+def overwritten(node: Node, count: int) -> list[str]:
+    """Keys of one shard, of which the node has dropped the batches that first wrote them."""
+    keys = same_shard(count)
+    for turn in range(2):
+        for key in keys:
+            node.write(key, Assign(f"{key} {turn}" + "x" * 2_000))
+    node.take()
+    return keys
+
+
+def test_where_batches_are_gone_the_whole_shard_comes_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wholes, "_PART_BYTES", 10_000)
+    a, b = Node("a", log_bytes_max=10_000), Node("b")
+    b.write("own", Count(3))
+    keys = overwritten(a, 30)
+    sync(b, a)
+    assert [b.value(key) for key in keys] == [a.value(key) for key in keys]
+    assert b.value("own") == a.value("own") == 3
+    assert {s.name: s.sum() for s in a.machine.shards()} == {
+        s.name: s.sum() for s in b.machine.shards()
+    }
+    again = b.journal.load()
+    assert sorted(len(s.cells) for s in again) == sorted(len(s.cells) for s in b.machine.shards())
+
+
+def test_a_transfer_of_which_nothing_comes_any_more_is_begun_anew() -> None:
+    a, b = Node("a", log_bytes_max=10_000), Node("b")
+    keys = overwritten(a, 10)
+    shard = a.machine.shards()[0]
+    gone = Batches(*shard.name, (), False, True)
+    b.step(Heard(a.id, gone))
+    assert [type(m) for m in b.take()] == [WholeAsk]
+    b.step(Heard(a.id, gone))
+    assert b.take() == [], "one at a time"
+    for now in (1.0, 20.0):
+        b.now = now
+        b.step(SyncDue())
+    b.step(Heard(a.id, gone))
+    talk(a, b)
+    assert b.value(keys[0]) == a.value(keys[0])
+
+
+@pytest.mark.parametrize("what", ["no_proof", "stray_cell", "other_peer", "forged_proof"])
+def test_a_whole_state_that_cannot_be_is_refused(what: str) -> None:
+    a, b = Node("a", log_bytes_max=10_000), Node("b")
+    overwritten(a, 3)
+    shard = a.machine.shards()[0]
+    b.step(Heard(a.id, Batches(*shard.name, (), False, True)))
+    talk_to_a = b.take()
+    a.step(Heard(b.id, talk_to_a[0]))
+    [first] = a.take()
+    seen, newest, peer = first.seen, first.newest, a.id
+    if what == "no_proof":
+        newest = ()
+    if what == "stray_cell":
+        seen = ()
+    if what == "other_peer":
+        peer = node_id("mallory")
+    if what == "forged_proof":
+        seen = tuple((actor, number + 1) for actor, number in seen)
+    b.step(Heard(peer, Whole(*shard.name, 1, 0, (), seen, (), newest, False)))
+    if asks := b.take():
+        a.step(Heard(b.id, asks[0]))
+        [second] = a.take()
+        b.step(Heard(a.id, second))
+    assert b.machine.shards() == [] or not len(b.machine.shards()[0].cells)
+    assert b.ignored == {"stray_cell": ["malformed"], "other_peer": []}.get(what, ["unproven"])
+
+
+# ---- disks --------------------------------------------------------------------------------------
+
+
+def test_a_shard_comes_back_as_it_was() -> None:
+    a, b = Node("a", log_bytes_max=3_000), Node("b", "a")
+    overwritten(a, 5)
+    for node in (a, b):
+        node.write(same_shard(1)[0], Assign(node.id[:1]))
+    sync(a, b)
+    for shard in a.machine.shards():
+        again = decode_shard(encode_shard(shard))
+        assert again.cells == shard.cells
+        assert again.sum() == shard.sum()
+        assert [one.raw for one in again.log()] == [one.raw for one in shard.log()]
+
+
+def test_the_newest_batch_of_each_actor_is_kept_whatever_the_bound() -> None:
+    a, b = Node("a"), Node("b", "a", log_bytes_max=1)
+    for node in (a, b):
+        for number in range(5):
+            node.write(same_shard(1)[0], Assign(number))
+    sync(a, b)
+    shard: ShardState = b.machine.shards()[0]
+    assert [batch.last for batch in shard.log()] == [5, 5]
