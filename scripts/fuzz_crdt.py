@@ -10,9 +10,12 @@ from fuzz_target import Target, always
 
 from swarmd.base.ids import NodeId
 from swarmd.base.rng import make_rng
-from swarmd.sim.crdt import SimJournal, SimSigner
+from swarmd.sim.crdt import SimSigner
+from swarmd.sim.disk import SimDisk
+from swarmd.sim.world import World
 from swarmd.state.crdt.dots import actor_of
 from swarmd.state.crdt.events import Heard, Peers, SyncDue, Write
+from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import ReplicaMachine
 from swarmd.state.crdt.messages import CRDT, Batches, Sums, Vector, WholeAsk, decode_batch
 from swarmd.state.crdt.stored import decode_shard, encode_shard
@@ -23,8 +26,14 @@ _ME, _PEER = (NodeId(name.ljust(32, b".")) for name in (b"me", b"peer"))
 
 def _replica(me: NodeId) -> ReplicaMachine:
     rng = make_rng(me)
+    journal = ShardJournal(SimDisk(World(0), "crdt"))
     machine = ReplicaMachine(
-        me, actor_of(me, bytes(8)), SimSigner(me), SimJournal(), rng, lambda: 10**12
+        me,
+        actor_of(me, bytes(8)),
+        SimSigner(me),
+        ShardJournal(SimDisk(World(0), "crdt")),
+        rng,
+        lambda: 10**12,
     )
     operations = (AddTo("x"), Count(3), Assign({"a": 1}))
     for number, operation in enumerate(operations):

@@ -21,15 +21,16 @@ from swarmd.base.errors import NotFound
 from swarmd.base.ids import NodeId, node_id_of
 from swarmd.base.machine import Effect, Event, Persist, Send, SetTimer
 from swarmd.base.rng import Rng
+from swarmd.sim.disk import SimDisk
 from swarmd.sim.network import LinkFaults, Network
 from swarmd.sim.world import World
 from swarmd.state.crdt.cells import Cells
 from swarmd.state.crdt.dots import Actor, Context, Dot, actor_of
 from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, Write, Written
+from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import ReplicaMachine
-from swarmd.state.crdt.messages import CRDT, Batch, Shard, Sums, decode_batch
+from swarmd.state.crdt.messages import CRDT, Batch, Sums
 from swarmd.state.crdt.shard import ShardState
-from swarmd.state.crdt.stored import decode_shard, encode_shard
 from swarmd.state.crdt.types.kinds import Kind
 from swarmd.state.crdt.types.values import AddTo, Assign, Count, Operation, Remove, TakeFrom, read
 
@@ -42,6 +43,7 @@ REGISTERS: Final = ("one/a", "one/b", "all/c")
 MAPS: Final = ("map/a",)
 _JUMP_MAX_MS: Final = 90_000
 _LOG_BYTES_MAX: Final = 3_000
+_SEGMENT_BYTES_MAX: Final = 20_000
 FAULTS: Final = (
     "loss", "duplicate", "delay", "reorder", "partition", "one_way_cut", "kill", "power_loss",
     "disk_lost", "disk_restored", "clock_jump",
@@ -49,7 +51,7 @@ FAULTS: Final = (
 # Each must have happened, or the seeds prove nothing about it.
 OTHERS: Final = (
     "acknowledged", "removed", "whole_state", "clock_skew", "from_the_future", "newcomer",
-    "excused",
+    "turn",    "excused",
 )  # fmt: skip
 _CRASHES: Final = ("kill", "kill", "power_loss", "power_loss", "disk_lost", "disk_restored")
 CHAOS_FAULTS: Final = LinkFaults(loss=0.1, duplicate=0.05, slow=0.1, slow_max_s=3.0)
@@ -68,55 +70,16 @@ class SimSigner:
         return signature == author + (sum(said) & 0xFFFF).to_bytes(32, "big")
 
 
-class SimJournal:
-    """Batches and whole shards in order; what was not synced goes with the power."""
-
-    def __init__(self) -> None:
-        self._durable: list[tuple[str, bytes]] = []
-        self._pending: list[tuple[str, bytes]] = []
-
-    def append(self, batch: Batch) -> None:
-        self._pending.append(("batch", batch.raw))
-
-    def replace(self, shard: ShardState) -> None:
-        self._pending.append(("whole", encode_shard(shard)))
-
-    def sync(self) -> None:
-        self._durable += self._pending
-        self._pending.clear()
-
-    def lose_power(self) -> None:
-        self._pending.clear()
-
-    def copy(self) -> list[tuple[str, bytes]]:
-        return list(self._durable)
-
-    def restore(self, records: list[tuple[str, bytes]]) -> None:
-        self._durable, self._pending = list(records), []
-
-    def load(self, shard_type: type[ShardState] = ShardState) -> list[ShardState]:
-        shards: dict[Shard, ShardState] = {}
-        for kind, raw in self._durable:
-            if kind == "whole":
-                shard = decode_shard(raw, _LOG_BYTES_MAX, shard_type)
-                shards[shard.name] = shard
-                continue
-            batch = decode_batch(raw)
-            held = shards.setdefault(batch.shard, shard_type(batch.shard, _LOG_BYTES_MAX))
-            assert not held.missing(batch), "a journal with a gap"
-            held.take(batch)
-        return list(shards.values())
-
-
 @dataclass(eq=False)
 class _Node:
     name: str
     node_id: NodeId
-    journal: SimJournal = field(default_factory=SimJournal)
+    disk: SimDisk
+    journal: ShardJournal | None = None
     machine: ReplicaMachine | None = None
     life: int = 0
     skew_ms: int = 0
-    copy: list[tuple[str, bytes]] | None = None
+    copy: dict[str, bytes] | None = None
     # What it wrote and waits for: ticket -> what is owed once it is acknowledged.
     waiting: dict[int, _Owed] = field(default_factory=dict)
 
@@ -145,7 +108,7 @@ class CrdtWorld:
         if seed % 25 == 24:
             count = self.rng.randint(20, 50)
         names = [f"n{number}" for number in range(count)]
-        self.nodes = {n: _Node(n, node_id_of(n.encode().ljust(32, b"."))) for n in names}
+        self.nodes = {name: self._new(name) for name in names}
         self._by_id = {node.node_id: node for node in self.nodes.values()}
         # Elements that were added and acknowledged, and those whose removal was.
         self.added: dict[tuple[str, int], _Owed] = {}
@@ -158,11 +121,17 @@ class CrdtWorld:
         for name in names:
             self.start(name)
 
+    def _new(self, name: str) -> _Node:
+        return _Node(name, node_id_of(name.encode().ljust(32, b".")), SimDisk(self.world, name))
+
     # ---- nodes -------------------------------------------------------------------------------
 
     def start(self, name: str) -> None:
         node = self.nodes[name]
         node.life += 1
+        node.journal = ShardJournal(
+            node.disk, segment_bytes_max=_SEGMENT_BYTES_MAX, shard_type=self._machine.shard_type
+        )
         life = self.rng.getrandbits(64).to_bytes(8, "big")
         node.machine = self._machine(
             node.node_id,
@@ -171,7 +140,7 @@ class CrdtWorld:
             node.journal,
             self.world.rng_for(f"{name}:{node.life}"),
             lambda: self.wall_ms(node),
-            node.journal.load(self._machine.shard_type),
+            node.journal.load(_LOG_BYTES_MAX),
             log_bytes_max=_LOG_BYTES_MAX,
         )
         self.network.attach(name, lambda source, raw: self._arrive(node, source, raw))
@@ -188,18 +157,16 @@ class CrdtWorld:
         node.machine = None
         self.doubtful += node.waiting.values()
         node.waiting.clear()
-        if how == "kill":
-            node.journal.sync()  # The kernel writes it out in its own time.
-        else:
-            node.journal.lose_power()
+        if how != "kill":  # Else the kernel writes it out in its own time.
+            node.disk.crash()
         if how in ("disk_lost", "disk_restored"):
-            self._lose(node, [] if how == "disk_lost" else node.copy or [])
+            self._lose(node, {} if how == "disk_lost" else node.copy or {})
         self.tell_peers()
 
-    def _lose(self, node: _Node, records: list[tuple[str, bytes]]) -> None:
+    def _lose(self, node: _Node, image: dict[str, bytes]) -> None:
         """Put an older state onto a disk, and excuse what was nowhere else."""
         before = _elements_on(node)
-        node.journal.restore(records)
+        node.disk.put_back(image)
         held = set().union(*map(_elements_on, self.nodes.values()))
         for what in set(self.added) | set(self.removed):
             if what in before - held and what not in self.removed:
@@ -234,9 +201,20 @@ class CrdtWorld:
             effects += machine.handle(event, self.world.now)
         effects += machine.settle(self.world.now)
         if any(isinstance(effect, Persist) for effect in effects):
-            node.journal.sync()
+            self._sync(node)
         for effect in effects:
             self._perform(node, effect)
+
+    def _sync(self, node: _Node) -> None:
+        assert node.journal is not None
+        assert node.machine is not None
+        node.journal.sync()
+        if node.journal.is_long:
+            self.world.count("turn")
+            shards = {shard.name: shard for shard in node.machine.shards()}
+            for name in node.journal.turn():
+                node.journal.keep(shards[name])
+            node.journal.forget()
 
     def _perform(self, node: _Node, effect: Effect) -> None:
         match effect:
@@ -372,7 +350,7 @@ def _elements_on(node: _Node) -> set[tuple[str, int]]:
     """What is in the sets on a node's disk."""
     return {
         (key, one)
-        for shard in node.journal.load()
+        for shard in ShardJournal(node.disk).load()
         for key in shard.cells
         if key in SETS
         for one in read(shard.cells.at(key))
@@ -410,7 +388,7 @@ def disturb(sim: CrdtWorld) -> None:
             rng.choice(running).skew_ms = rng.randint(-_JUMP_MAX_MS, _JUMP_MAX_MS)
         case 7:
             node = rng.choice(running)
-            node.copy = node.journal.copy()
+            node.copy = node.disk.copy()
 
 
 def run_seed(
@@ -443,8 +421,7 @@ def make_peace(sim: CrdtWorld) -> None:
     sim.world.run_for(_JUMP_MAX_MS / 1_000)  # What came from the future is of the past now.
     sim.world.count("newcomer")
     name = f"n{len(sim.nodes)}"
-    newcomer = _Node(name, node_id_of(name.encode().ljust(32, b".")))
-    sim.nodes[name] = newcomer
+    newcomer = sim.nodes[name] = sim._new(name)
     sim._by_id[newcomer.node_id] = newcomer
     sim.start(name)
 

@@ -13,12 +13,15 @@ from swarmd.base.ids import NodeId
 from swarmd.base.limits import CRDT_BATCH_CHANGES_MAX
 from swarmd.base.machine import Persist, Send, SetTimer
 from swarmd.base.rng import make_rng
-from swarmd.sim.crdt import SimJournal, SimSigner
+from swarmd.sim.crdt import SimSigner
+from swarmd.sim.disk import SimDisk
+from swarmd.sim.world import World
 from swarmd.state.crdt import machine, wholes
 from swarmd.state.crdt.cells import Change
 from swarmd.state.crdt.clock import stamp_at
 from swarmd.state.crdt.dots import actor_of
 from swarmd.state.crdt.events import Heard, Ignored, Peers, SyncDue, Write, Written
+from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import PUSH_PEERS_MAX, SKEW_MAX_MS, ReplicaMachine
 from swarmd.state.crdt.messages import (
     CRDT,
@@ -49,7 +52,9 @@ class Node:
 
     def __init__(self, name: str, *others: str, log_bytes_max: int = 1_000_000) -> None:
         self.id = node_id(name)
-        self.journal = SimJournal()
+        self.disk = SimDisk(World(0), name)
+        self.journal = ShardJournal(self.disk)
+        self.journal.load()
         self.wall_ms = WALL_MS
         self.machine = ReplicaMachine(
             self.id, actor_of(self.id, bytes(8)), SimSigner(self.id), self.journal,
@@ -353,7 +358,7 @@ def test_where_batches_are_gone_the_whole_shard_comes_in_parts(
     assert {s.name: s.sum() for s in a.machine.shards()} == {
         s.name: s.sum() for s in b.machine.shards()
     }
-    again = b.journal.load()
+    again = ShardJournal(b.disk).load()
     assert sorted(len(s.cells) for s in again) == sorted(len(s.cells) for s in b.machine.shards())
 
 

@@ -1,0 +1,250 @@
+"""What a replica of the eventual store keeps on its disk.
+
+    shard-...     a shard as it was when it was last written whole, in a checked file
+    log-0001      what was applied since, in order: length, CRC-32, payload
+
+A payload is a batch, or a whole shard that was taken over. Every batch is applied once however
+often it is replayed, so a shard's file may be newer than the logs that are replayed onto it, and
+files are written one by one while writing goes on.
+
+- What was appended since the last sync may be lost or torn: nobody was told of it.
+- A log is never gone on with after a restart or a failed sync: the next one begins, with what was
+  not synced.
+- What is damaged is named and moved aside, and nothing of it is served: what is missing comes from
+  the other members.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Final
+
+from swarmd.base.disk import Disk, open_body, seal_body
+from swarmd.base.errors import CorruptFile, DiskFault, MalformedMessage
+from swarmd.base.ids import digest, to_text
+from swarmd.base.limits import CHECKED_FILE_BYTES_MAX, MIB
+from swarmd.observe.log import get_logger
+from swarmd.state.crdt.messages import Batch, Shard, decode_batch
+from swarmd.state.crdt.shard import LOG_BYTES_MAX, ShardState
+from swarmd.state.crdt.stored import decode_shard, encode_shard
+
+# A log that is larger has its shards written whole.
+SEGMENT_BYTES_MAX: Final = 16 * MIB
+_LOG: Final = "log-"
+_SHARD: Final = "shard-"
+_ASIDE: Final = "damaged-"
+_KIND: Final = "crdt"
+_FORMAT: Final = 1
+_RECORD: Final = struct.Struct(">II")
+_BATCH, _WHOLE = b"b", b"w"
+
+_log = get_logger("crdt")
+
+
+class ShardJournal:
+    """Implements `machine.Journal`. `load` must be called once, before anything is appended.
+
+    `damaged`: names of what was moved aside.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        *,
+        segment_bytes_max: int = SEGMENT_BYTES_MAX,
+        shard_type: type[ShardState] = ShardState,
+    ) -> None:
+        self._disk = disk
+        self._shard_type = shard_type
+        self._segment_bytes_max = segment_bytes_max
+        self._number = 0
+        self._bytes = 0
+        self._unsynced: list[bytes] = []
+        # Shards that logs hold something of, and the logs.
+        self._touched: set[Shard] = set()
+        self._old: list[str] = []
+        self._failed = False
+        self.damaged: list[str] = []
+
+    # ---- while it runs ---------------------------------------------------------------------
+
+    def append(self, batch: Batch) -> None:
+        """See `machine.Journal`."""
+        self._touched.add(batch.shard)
+        self._write(_BATCH + batch.raw)
+
+    def replace(self, shard: ShardState) -> None:
+        """See `machine.Journal`."""
+        self._touched.add(shard.name)
+        self._write(_WHOLE + encode_shard(shard))
+
+    def sync(self) -> None:
+        """Make durable what was appended.
+
+        Raises:
+            DiskFault: it may not be. Call again: it is written to another file.
+        """
+        if not self._unsynced:
+            return
+        if self._failed:
+            self._begin()
+            for record in self._unsynced:
+                self._disk.append(self._name, record)
+            self._bytes = sum(map(len, self._unsynced))
+        self._failed = True
+        self._disk.sync(self._name)
+        self._failed = False
+        self._unsynced.clear()
+
+    @property
+    def is_long(self) -> bool:
+        """The log should be followed by another, and its shards be written whole."""
+        return self._bytes > self._segment_bytes_max
+
+    def turn(self) -> list[Shard]:
+        """Begin another log. Returns the shards to `keep` before `forget` drops the older ones."""
+        assert not self._unsynced, "sync first"
+        touched, self._touched = sorted(self._touched), set()
+        self._begin()
+        return touched
+
+    def keep(self, shard: ShardState) -> None:
+        """Write a shard whole. Raises DiskFault."""
+        sealed = seal_body(_KIND, _FORMAT, encode_shard(shard))
+        self._disk.replace(_file_of(shard.name), sealed)
+
+    def forget(self) -> None:
+        """Drop the logs of before the last `turn`, whose shards were all kept since.
+
+        Raises DiskFault; what is left is dropped the next time.
+        """
+        while self._old:
+            self._disk.remove(self._old[0])
+            self._old.pop(0)
+
+    def _begin(self) -> None:
+        if self._number:
+            self._old.append(self._name)
+        self._number += 1
+        self._bytes = 0
+
+    @property
+    def _name(self) -> str:
+        return f"{_LOG}{self._number:08}"
+
+    def _write(self, payload: bytes) -> None:
+        record = _RECORD.pack(len(payload), zlib.crc32(payload)) + payload
+        self._unsynced.append(record)
+        self._bytes += len(record)
+        if not self._failed:
+            try:
+                self._disk.append(self._name, record)
+            except DiskFault:
+                self._failed = True  # `sync` tells, and begins another log.
+
+    # ---- at the start ----------------------------------------------------------------------
+
+    def load(self, log_bytes_max: int = LOG_BYTES_MAX) -> list[ShardState]:
+        """What is there, whole and sound.
+
+        Raises:
+            DiskFault: the disk cannot be read or written.
+        """
+        names = self._disk.names()
+        shards: dict[Shard, ShardState] = {}
+        for name in names:
+            if name.startswith(_SHARD):
+                found = self._load_shard(name, log_bytes_max)
+                if found is not None:
+                    shards[found.name] = found
+        logs = [name for name in names if name.startswith(_LOG)]
+        for name in logs:
+            for payload in self._records(name, last=name == logs[-1]):
+                self._replay(shards, payload, log_bytes_max)
+        self._old = [name for name in logs if name not in self.damaged]
+        self._number = max((int(name.removeprefix(_LOG)) for name in logs), default=0) + 1
+        self._touched |= shards.keys()
+        return list(shards.values())
+
+    def _load_shard(self, name: str, log_bytes_max: int) -> ShardState | None:
+        raw = self._disk.read(name)
+        assert raw is not None
+        try:
+            body = open_body(_KIND, _FORMAT, raw, source=name)
+            shard = decode_shard(body, log_bytes_max, self._shard_type)
+            if _file_of(shard.name) != name:
+                raise CorruptFile(f"{name} holds another shard")
+        except CorruptFile as error:
+            self._move_aside(name, error.message)
+            return None
+        return shard
+
+    def _records(self, name: str, *, last: bool) -> Iterator[bytes]:
+        """The sound payloads of a log up to the first that is none.
+
+        Behind it there is nothing that was acknowledged in the last log of a process that was
+        killed; elsewhere it is damage.
+        """
+        raw = self._disk.read(name) or b""
+        at = 0
+        while at < len(raw):
+            payload = _payload_at(raw, at)
+            if payload is None:
+                if not last or _is_followed(raw, at):
+                    self._move_aside(name, f"{name} is damaged at byte {at} of {len(raw)}")
+                return
+            yield payload
+            at += _RECORD.size + len(payload)
+
+    def _replay(self, shards: dict[Shard, ShardState], payload: bytes, log_bytes_max: int) -> None:
+        kind, body = payload[:1], payload[1:]
+        try:
+            if kind == _WHOLE:
+                whole = decode_shard(body, log_bytes_max, self._shard_type)
+                held = shards.get(whole.name)
+                if held is None:
+                    shards[whole.name] = whole
+                else:
+                    held.join(whole.cells, list(whole.log()))
+                return
+            batch = decode_batch(body)
+        except (CorruptFile, MalformedMessage) as error:
+            _log.error("a record of the eventual store is unreadable", reason=error.message)
+            return
+        if batch.shard not in shards:
+            shards[batch.shard] = self._shard_type(batch.shard, log_bytes_max)
+        shard = shards[batch.shard]
+        # A gap is what was in a damaged file: the others bring it, and this with it.
+        if not shard.knows(batch) and not shard.missing(batch):
+            shard.take(batch)
+
+    def _move_aside(self, name: str, why: str) -> None:
+        _log.error("a file of the eventual store is damaged: it is fetched from others", file=why)
+        self._disk.rename(name, _ASIDE + name)
+        self.damaged.append(name)
+
+
+def _payload_at(raw: bytes, at: int) -> bytes | None:
+    """The payload of the record at a place; None where there is no whole, sound one."""
+    if at + _RECORD.size > len(raw):
+        return None
+    length, checksum = _RECORD.unpack_from(raw, at)
+    payload = raw[at + _RECORD.size : at + _RECORD.size + length]
+    whole = 0 < length <= CHECKED_FILE_BYTES_MAX and len(payload) == length
+    return payload if whole and zlib.crc32(payload) == checksum else None
+
+
+def _is_followed(raw: bytes, at: int) -> bool:
+    """Whether a sound record stands behind one that is not: a kill leaves no such thing."""
+    if at + _RECORD.size > len(raw):
+        return False
+    length, _ = _RECORD.unpack_from(raw, at)
+    behind = at + _RECORD.size + length
+    return behind < len(raw) and _payload_at(raw, behind) is not None
+
+
+def _file_of(shard: Shard) -> str:
+    bucket, number = shard
+    return f"{_SHARD}{to_text(digest(bucket.encode())[:10])}-{number:02}"
