@@ -31,7 +31,7 @@ def _replica(me: NodeId) -> ReplicaMachine:
         me,
         actor_of(me, bytes(8)),
         SimSigner(me),
-        ShardJournal(SimDisk(World(0), "crdt")),
+        journal,
         rng,
         lambda: 10**12,
     )

@@ -9,6 +9,8 @@ to add to it.
 
 from __future__ import annotations
 
+import functools
+
 from fuzz_audit import audits
 from fuzz_crdt import eventual
 from fuzz_events import user_events
@@ -19,6 +21,7 @@ from fuzz_upper import edges, epochs, store, work
 __all__ = ["Target", "targets"]
 
 
+@functools.cache
 def targets() -> dict[str, Target]:
     """All of them, by name."""
     makers = (

@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -119,7 +120,10 @@ def run_all(
     names: Sequence[str], inputs: int, seconds: float | None, seed: int, jobs: int
 ) -> Iterator[Result]:
     """One result per target, as they come."""
-    with ProcessPoolExecutor(jobs, max_tasks_per_child=1) as pool:
+    # What every process needs is made once, and is there when it is forked.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fuzz_ready"])
+    with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
         futures = [pool.submit(run_named, name, inputs, seconds, seed) for name in names]
         for future in as_completed(futures):
             yield future.result()
