@@ -168,7 +168,7 @@ def test_17_how_costs_grow_with_members() -> None:
 def test_more_than_silence_against_it_ends_the_stretch_of_a_suspicion() -> None:
     def stretched() -> Suspicion:
         one = Suspicion(node("a"), 0.0, wanted=2, min_s=4.0, max_s=24.0)
-        assert one.stretch()
+        assert one.stretch(late=False)
         assert one.due_at() == 48.0
         return one
 
@@ -182,5 +182,24 @@ def test_more_than_silence_against_it_ends_the_stretch_of_a_suspicion() -> None:
     early.shorten(10.5)
     assert early.due_at() == 10.5
     unstretched.shorten(10.5)
-    assert not unstretched.stretch()
-    assert not early.stretch()
+    assert not unstretched.stretch(late=False)
+    assert not early.stretch(late=False)
+
+
+def test_one_who_confirms_is_not_enough_for_a_node_that_was_late() -> None:
+    """Two that hardly run would hold the others dead together."""
+
+    def confirmed_by(*others: str, late: bool) -> tuple[bool, float]:
+        one = Suspicion(node("a"), 0.0, wanted=2, min_s=4.0, max_s=24.0)
+        for other in others:
+            one.confirm(node(other))
+        return one.stretch(late=late), one.due_at()
+
+    assert confirmed_by("b", late=False) == (False, pytest.approx(11.4, abs=0.1))
+    assert confirmed_by("b", late=True) == (True, pytest.approx(22.8, abs=0.1))
+    assert confirmed_by("b", "c", late=True) == (False, 4.0)
+    one = Suspicion(node("a"), 0.0, wanted=2, min_s=4.0, max_s=24.0)
+    assert one.stretch(late=True)
+    for other, due_at in (("b", 22.8), ("c", 4.0)):
+        one.confirm(node(other))
+        assert one.due_at() == pytest.approx(due_at, abs=0.1)

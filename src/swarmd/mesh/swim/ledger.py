@@ -113,6 +113,8 @@ class Ledger:
         self.members = self.table_type(me, rng)
         self.leaving = False
         self.heard_at = -math.inf
+        # When a timer of this node last came late: it did not run for a while.
+        self.late_at = -math.inf
         self._announcements: list[Rumour] = []
         self._config = config
         self._signer = signer
@@ -268,12 +270,15 @@ class Ledger:
             return []
         grace_s = self._config.probe_timeout_s
         late = now - record.suspicion.due_at() > grace_s
+        if late:
+            self.late_at = now
         if late and record.suspicion.hold(now + grace_s):
             # This process stood still, and what the suspect has answered meanwhile may be waiting
             # behind the timer.
             return [self._suspicion_timer(record, now)]
-        late = self.heard_at > record.suspicion.started_at and self.health.score > 0
-        if late and record.suspicion.stretch():
+        unwell = self.heard_at > record.suspicion.started_at and self.health.score > 0
+        was_late = self.late_at >= record.suspicion.started_at
+        if unwell and record.suspicion.stretch(late=was_late):
             # This node is unwell and hears others nevertheless, so what it hears may be old: a
             # process that hardly runs reads what a suspect answered long after it came. Who is cut
             # off hears nobody, and is right to conclude something.

@@ -264,7 +264,10 @@ class Probing:
                     self._in_turn = None
 
     def _stood_still(self, due: float, now: float) -> bool:
-        return now - due > self._config.probe_timeout_s
+        late = now - due > self._config.probe_timeout_s
+        if late:
+            self._ledger.late_at = now
+        return late
 
     # ---- answers ----------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ class Suspicion:
     """
 
     __slots__ = (
-        "_accusers", "_holds", "_max_s", "_min_s", "_not_before", "_stretch", "_wanted",
+        "_accusers", "_enough", "_holds", "_max_s", "_min_s", "_not_before", "_stretch", "_wanted",
         "started_at",
     )  # fmt: skip
 
@@ -77,6 +77,7 @@ class Suspicion:
         self._max_s = max_s
         self._not_before = now
         self._stretch = 1.0
+        self._enough = 1  # So many confirmations that it is not stretched any more.
         self._holds = 0
 
     @property
@@ -116,15 +117,20 @@ class Suspicion:
         self._not_before = max(self._not_before, until)
         return True
 
-    def stretch(self) -> bool:
+    def stretch(self, *, late: bool) -> bool:
         """Let it last twice as long unless somebody confirms it.
 
         False if somebody has, if too few are left to do so, if there is more than silence against
         it (see `shorten`), or if it lasts so long already.
+
+        Args:
+            late: this node was late meanwhile. It takes as many to confirm it then as are wanted:
+                fewer may be late for the same reason.
         """
-        if self.confirmed or not self._wanted or self._stretch != 1.0:
+        enough = self._wanted if late else min(1, self._wanted)
+        if self.confirmed >= enough or self._stretch != 1.0:
             return False
-        self._stretch = STRETCH
+        self._stretch, self._enough = STRETCH, enough
         return True
 
     def stretch_no_more(self) -> bool:
@@ -139,7 +145,7 @@ class Suspicion:
 
     def _lasts_s(self) -> float:
         lasts_s = suspicion_s(self.confirmed, self._wanted, self._min_s, self._max_s)
-        return lasts_s if self.confirmed else lasts_s * max(1.0, self._stretch)
+        return lasts_s if self.confirmed >= self._enough else lasts_s * max(1.0, self._stretch)
 
 
 class LocalHealth:
