@@ -26,11 +26,12 @@ from swarmd.sim.network import LinkFaults, Network
 from swarmd.sim.world import World
 from swarmd.state.crdt.cells import Cells
 from swarmd.state.crdt.dots import Actor, Context, Dot, actor_of
-from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, Write, Written
+from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, SyncDue, Write, Written
 from swarmd.state.crdt.journal import ShardJournal
-from swarmd.state.crdt.machine import ReplicaMachine
+from swarmd.state.crdt.machine import SYNC_S, ReplicaMachine
 from swarmd.state.crdt.messages import CRDT, Batch, Sums
 from swarmd.state.crdt.shard import ShardState
+from swarmd.state.crdt.stored import encode_shard
 from swarmd.state.crdt.types.kinds import Kind
 from swarmd.state.crdt.types.values import AddTo, Assign, Count, Operation, Remove, TakeFrom, read
 
@@ -144,8 +145,8 @@ class CrdtWorld:
             log_bytes_max=_LOG_BYTES_MAX,
         )
         self.network.attach(name, lambda source, raw: self._arrive(node, source, raw))
-        for effect in node.machine.start():
-            self._perform(node, effect)
+        first_s = self.rng.uniform(0.0, SYNC_S)
+        self.world.after(first_s, self._timer, node, node.life, SyncDue())
         self.tell_peers()
 
     def crash(self, name: str, how: str) -> None:
@@ -213,7 +214,7 @@ class CrdtWorld:
             self.world.count("turn")
             shards = {shard.name: shard for shard in node.machine.shards()}
             for name in node.journal.turn():
-                node.journal.keep(shards[name])
+                node.journal.keep(name, encode_shard(shards[name]))
             node.journal.forget()
 
     def _perform(self, node: _Node, effect: Effect) -> None:

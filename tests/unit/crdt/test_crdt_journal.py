@@ -17,6 +17,7 @@ from swarmd.state.crdt.events import Heard, Write
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import ReplicaMachine
 from swarmd.state.crdt.messages import Batches
+from swarmd.state.crdt.stored import encode_shard
 from swarmd.state.crdt.types.values import Assign
 
 ME = NodeId(b"me".ljust(32, b"."))
@@ -54,7 +55,7 @@ def compact(machine: ReplicaMachine) -> None:
     journal = journal_of(machine)
     shards = {shard.name: shard for shard in machine.shards()}
     for name in journal.turn():
-        journal.keep(shards[name])
+        journal.keep(name, encode_shard(shards[name]))
     journal.forget()
 
 

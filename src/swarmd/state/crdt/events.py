@@ -40,7 +40,7 @@ class Peers(Event):
 
 @dataclass(frozen=True, slots=True)
 class SyncDue(Event):
-    pass
+    """It is time to tell somebody what this replica has seen; the first one starts that."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from swarmd.base.disk import Disk, open_body, seal_body
@@ -110,10 +110,13 @@ class ShardJournal:
         self._begin()
         return touched
 
-    def keep(self, shard: ShardState) -> None:
-        """Write a shard whole. Raises DiskFault."""
-        sealed = seal_body(_KIND, _FORMAT, encode_shard(shard))
-        self._disk.replace(_file_of(shard.name), sealed)
+    def touch(self, names: Iterable[Shard]) -> None:
+        """Shards that could not be kept: they are named by the next `turn`, too."""
+        self._touched.update(names)
+
+    def keep(self, name: Shard, body: bytes) -> None:
+        """Write a shard whole, as `encode_shard` gives it. Raises DiskFault."""
+        self._disk.replace(_file_of(name), seal_body(_KIND, _FORMAT, body))
 
     def forget(self) -> None:
         """Drop the logs of before the last `turn`, whose shards were all kept since.

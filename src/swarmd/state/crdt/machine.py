@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import ClassVar, Final, Protocol
 
-from swarmd.base.errors import MalformedMessage, SwarmError, Unavailable
+from swarmd.base.errors import MalformedMessage, SwarmError, TooLarge, Unavailable
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import CRDT_BATCH_BYTES_MAX, CRDT_BATCH_CHANGES_MAX
 from swarmd.base.machine import Effect, Event, Persist, Send, SetTimer
@@ -31,6 +31,7 @@ from swarmd.state.crdt.clock import HybridClock, ms_of
 from swarmd.state.crdt.dots import Actor
 from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, SyncDue, Write, Written
 from swarmd.state.crdt.messages import (
+    SUMS_MAX,
     Batch,
     Batches,
     Shard,
@@ -173,10 +174,6 @@ class ReplicaMachine:
                 return self._on_sync_due(now)
         raise AssertionError(event)
 
-    def start(self) -> list[Effect]:
-        """What to do before the first event."""
-        return [SetTimer(self._rng.uniform(0.0, SYNC_S), SyncDue())]
-
     def settle(self, now: float) -> Sequence[Effect]:
         """Sign what the step's callers wrote: a batch for each shard, and one sync for all."""
         if not self._answers and not self._pending:
@@ -203,7 +200,10 @@ class ReplicaMachine:
                 f"this node's clock is {abs(skew_ms) // 1_000} s "
                 f"{'behind' if skew_ms > 0 else 'ahead of'} the others': nothing changed; set it"
             )
-        shard = self._shard((event.bucket, shard_of(event.key)))
+        name = (event.bucket, shard_of(event.key))
+        if self._is_one_too_many(name):
+            raise TooLarge("there are as many buckets as may be: nothing changed")
+        shard = self._shard(name)
         made = change(
             shard.cells.at(event.key),
             event.key,
@@ -242,6 +242,10 @@ class ReplicaMachine:
         message = Batches(*name, (batch.raw,))
         some = min(PUSH_PEERS_MAX, len(self._alive))
         return [Persist(), *(Send(p, message) for p in self._rng.sample(self._alive, some))]
+
+    def _is_one_too_many(self, name: Shard) -> bool:
+        """What is told of all shards fits one message."""
+        return name not in self._shards and len(self._shards) >= SUMS_MAX
 
     def _shard(self, name: Shard) -> ShardState:
         if name not in self._shards:
@@ -289,12 +293,15 @@ class ReplicaMachine:
             batches, more, gone = shard.after(vector.seen)
             if batches or gone:
                 effects.append(Send(peer, Batches(*name, tuple(batches), more, gone)))
-        if vector.asks and (self._shard(name).lacks(vector.seen)):
+        lacks = shard.lacks(vector.seen) if shard is not None else bool(vector.seen)
+        if vector.asks and lacks and not self._is_one_too_many(name):
             effects.append(self._ask(peer, name, asks=False))
         return effects
 
     def _on_batches(self, peer: NodeId, message: Batches) -> list[Effect]:
         name = (message.bucket, message.shard)
+        if self._is_one_too_many(name):
+            return [Ignored(peer, "too_many_shards")]
         effects: list[Effect] = []
         missing = False
         for raw in message.batches:

@@ -39,7 +39,8 @@ _ACTORS_MAX: Final = 4_096
 _VECTOR_MAX: Final = 10_000
 SUMS_MAX: Final = 4_096
 BATCHES_MAX: Final = 256
-PART_CELLS_MAX: Final = 4_096
+PART_ITEMS_MAX: Final = 4_096
+assert 64 * CRDT_SHARDS == SUMS_MAX, "what buckets there may be"
 
 Shard = tuple[str, int]
 """A bucket's name and the number of one of its shards."""
@@ -275,18 +276,19 @@ class Beyond(NamedTuple):
 class Whole(Message, frozen=True, tag=5):
     """A part of a shard as it was when the transfer began.
 
-    The first part has what was seen, and for each actor its newest batch, which proves that the
-    actor went that far. `last` is set on the last part.
+    The first part has what was seen. `newest` are batches, of each actor one, which prove that it
+    went that far; they come first, then what was removed early, then cells. `last` is set on the
+    last part.
     """
 
     bucket: _Bucket
     shard: _ShardNumber
     number: _Number
     part: Annotated[int, Meta(ge=0, le=2**32)]
-    cells: Annotated[tuple[Held, ...], Meta(max_length=PART_CELLS_MAX)]
+    cells: Annotated[tuple[Held, ...], Meta(max_length=PART_ITEMS_MAX)]
     seen: Annotated[tuple[Seen, ...], Meta(max_length=_VECTOR_MAX)]
-    beyond: Annotated[tuple[Beyond, ...], Meta(max_length=_VECTOR_MAX)]
-    newest: Annotated[tuple[_Raw, ...], Meta(max_length=_VECTOR_MAX)]
+    beyond: Annotated[tuple[Beyond, ...], Meta(max_length=PART_ITEMS_MAX)]
+    newest: Annotated[tuple[_Raw, ...], Meta(max_length=PART_ITEMS_MAX)]
     last: bool
 
 

@@ -11,13 +11,14 @@ from typing import Final
 
 from swarmd.base.errors import MalformedMessage
 from swarmd.base.ids import NodeId
-from swarmd.state.crdt.cells import Cell, Cells
-from swarmd.state.crdt.dots import Actor, Context, Dot
+from swarmd.state.crdt.cells import Cells
+from swarmd.state.crdt.dots import Actor, Context
 from swarmd.state.crdt.messages import (
-    PART_CELLS_MAX,
+    PART_ITEMS_MAX,
     Batch,
     Beyond,
     Held,
+    Seen,
     Shard,
     Whole,
     WholeAsk,
@@ -32,15 +33,19 @@ DEPARTURES_MAX: Final = 8
 # A transfer that nobody asks for, or of which nothing comes, is over.
 IDLE_S: Final = 10.0
 _PART_BYTES: Final = 256 * 1024
-_CELL_BYTES_EXTRA: Final = 128
+_ITEM_BYTES_EXTRA: Final = 128
+
+
+Item = Held | Beyond | bytes
+"""A live cell, a removal that came early, or a newest batch."""
 
 
 @dataclass
 class _Departure:
     peer: NodeId
     shard: Shard
-    first: Whole
-    items: list[tuple[str, Dot, Cell]]
+    seen: tuple[Seen, ...]
+    items: list[Item]
     # Where in `items` each part begins that was asked for.
     begins: list[int]
     used_at: float
@@ -72,7 +77,8 @@ class Departures:
         ):
             return self._begin(peer, shard, now)
         running.used_at = now
-        return self._make(running, ask.part)
+        assert ask.number is not None
+        return self._make(ask.number, running, ask.part)
 
     def _begin(self, peer: NodeId, shard: ShardState, now: float) -> Whole | None:
         for number in [n for n, one in self._running.items() if one.peer == peer]:
@@ -81,39 +87,44 @@ class Departures:
         if len(self._running) >= DEPARTURES_MAX:
             return None
         self._numbers += 1
-        context = shard.cells.context
-        beyond = tuple(Beyond(*dot, key) for dot, key in sorted(context.beyond.items()))
-        first = Whole(
-            *shard.name, self._numbers, 0, (), shard.seen(), beyond, shard.newest(), last=True
-        )
-        items = sorted(shard.cells.items(), key=lambda item: item[:2])
+        cells = sorted(shard.cells.items(), key=lambda item: item[:2])
+        items: list[Item] = [*shard.newest()]
+        items += [Beyond(*dot, key) for dot, key in sorted(shard.cells.context.beyond.items())]
+        items += [Held(key, *dot, packed_cell(cell)) for key, dot, cell in cells]
         running = self._running[self._numbers] = _Departure(
-            peer, shard.name, first, items, [0], now
+            peer, shard.name, shard.seen(), items, [0], now
         )
-        return self._make(running, 0)
+        return self._make(self._numbers, running, 0)
 
-    def _make(self, running: _Departure, part: int) -> Whole:
+    def _make(self, number: int, running: _Departure, part: int) -> Whole:
         begin = end = running.begins[part]
-        # The first part has what was seen, and the proofs, which may be large.
-        room = _PART_BYTES if part else 0
-        while end < len(running.items) and end - begin < PART_CELLS_MAX:
-            key, _, cell = running.items[end]
-            room -= 4 * len(key) + len(cell.value) + len(cell.element) + _CELL_BYTES_EXTRA
-            if room < 0 and (end > begin or not part):
+        room = _PART_BYTES
+        while end < len(running.items) and end - begin < PART_ITEMS_MAX:
+            room -= _size_of(running.items[end])
+            if room < 0 and end > begin:
                 break
             end += 1
         last = end == len(running.items)
         if not last and part + 1 == len(running.begins):
             running.begins.append(end)
-        cells = tuple(
-            Held(key, *dot, packed_cell(cell)) for key, dot, cell in running.items[begin:end]
-        )
-        whole = running.first
+        chosen = running.items[begin:end]
         return Whole(
-            whole.bucket, whole.shard, whole.number, part, cells,
-            () if part else whole.seen, () if part else whole.beyond,
-            () if part else whole.newest, last,
-        )  # fmt: skip
+            *running.shard,
+            number,
+            part,
+            tuple(one for one in chosen if isinstance(one, Held)),
+            () if part else running.seen,
+            tuple(one for one in chosen if isinstance(one, Beyond)),
+            tuple(one for one in chosen if isinstance(one, bytes)),
+            last,
+        )
+
+
+def _size_of(item: Item) -> int:
+    if isinstance(item, bytes):
+        return len(item)
+    size = 4 * len(item.key) + _ITEM_BYTES_EXTRA
+    return size + len(item.cell.value) + len(item.cell.element) if isinstance(item, Held) else size
 
 
 class Arriving:
@@ -146,10 +157,11 @@ class Arriving:
         """
         if part.part == 0:
             self.cells, self._number = Cells(), part.number
-            self.newest = [decode_batch(raw) for raw in part.newest]
-            seen = {Actor(actor): number for actor, number in part.seen}
-            beyond = {(Actor(actor), number): key for actor, number, key in part.beyond}
-            self.cells.context = Context(seen, beyond)
+            self.newest = []
+            self.cells.context = Context({Actor(actor): number for actor, number in part.seen})
+        self.newest += [decode_batch(raw) for raw in part.newest]
+        for actor, number, key in part.beyond:
+            self.cells.context.remove_early((Actor(actor), number), key)
         for key, actor, number, packed in part.cells:
             dot = (Actor(actor), number)
             if shard_of(key) != part.shard or not self.cells.context.has_seen(dot):

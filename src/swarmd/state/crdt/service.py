@@ -1,0 +1,329 @@
+"""The shell of the eventual store: callers, peers, the disk.
+
+What is acknowledged is synced here. While the disk refuses, nothing is written or taken over, and
+callers are told; what is there can be read.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from functools import partial
+from typing import Any, Final, Protocol
+
+import trio
+
+from swarmd.base.clock import Clock
+from swarmd.base.disk import Disk
+from swarmd.base.errors import Busy, DiskFault, ShuttingDown, SwarmError, TimedOut
+from swarmd.base.ids import NodeId
+from swarmd.base.machine import Send
+from swarmd.base.rng import Rng
+from swarmd.mesh.driver import Driver
+from swarmd.mesh.link import Inbound, Lane, Link
+from swarmd.mesh.swim.events import Changed, Member
+from swarmd.mesh.swim.messages import MemberState
+from swarmd.observe.log import get_logger
+from swarmd.observe.metrics import DROPPED
+from swarmd.state.crdt.dots import actor_of
+from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, SyncDue, Write, Written
+from swarmd.state.crdt.journal import ShardJournal
+from swarmd.state.crdt.machine import BatchSigner, ReplicaMachine
+from swarmd.state.crdt.messages import CRDT, Batches, Whole
+from swarmd.state.crdt.stored import encode_shard
+from swarmd.state.crdt.types.kinds import Live
+from swarmd.state.crdt.types.values import Operation, read
+from swarmd.state.raft.syncer import Syncer
+
+__all__ = ["Eventual", "KeyWatch", "open_eventual"]
+
+_ANSWER_S: Final = 10.0
+_WRITES_MAX: Final = 10_000
+_WATCHES_MAX: Final = 256
+# Keys that changed and that nobody has asked for yet; beyond it a watch is told to read them all.
+_WATCHED_MAX: Final = 10_000
+_DISK_AGAIN_S: Final = 1.0
+_LIFE_BITS: Final = 64
+
+_log = get_logger("crdt")
+
+
+class MemberChanges(Protocol):
+    lagged: bool
+
+    async def receive(self) -> Changed: ...
+
+
+class Membership(Protocol):
+    """What the store asks of membership; see `mesh.swim.service`."""
+
+    def members(self) -> list[Member]: ...
+    def subscribe(self) -> AbstractContextManager[MemberChanges]: ...
+
+
+class KeyWatch:
+    """Keys of a bucket as they change: each once, however often it changed since it was told.
+
+    `lagged`: so many changed that some were dropped: read all of them. Whoever reads this sets it
+    to False.
+    """
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        self.lagged = False
+        self._bucket, self._prefix = bucket, prefix
+        self._changed: dict[str, None] = {}
+        self._order: deque[str] = deque()
+        self._wake = trio.Event()
+
+    async def receive(self) -> str:
+        """The next key. Cancelled, it takes none."""
+        while not self._order:
+            self._wake = trio.Event()
+            await self._wake.wait()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        key = self._order.popleft()
+        del self._changed[key]
+        return key
+
+    def note(self, change: KeyChanged) -> None:
+        if change.bucket != self._bucket or not change.key.startswith(self._prefix):
+            return
+        if change.key in self._changed:
+            return
+        if len(self._order) >= _WATCHED_MAX:
+            self.lagged = True
+            return
+        self._changed[change.key] = None
+        self._order.append(change.key)
+        self._wake.set()
+
+
+class Eventual:
+    """Made by `open_eventual`."""
+
+    def __init__(
+        self,
+        machine: ReplicaMachine,
+        journal: ShardJournal,
+        link: Link,
+        syncer: Syncer,
+        clock: Clock,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._machine, self._journal, self._link, self._syncer = machine, journal, link, syncer
+        self._nursery = nursery
+        self._tickets = 0
+        self._waiting: dict[int, trio.Event] = {}
+        self._outcomes: dict[int, SwarmError | None] = {}
+        self._watches: list[KeyWatch] = []
+        self._refuses: DiskFault | None = None
+        self._keeping = False
+        self._closed = False
+        self._driver = Driver(
+            "crdt",
+            machine,
+            {
+                Send: self._perform_send,
+                Written: self._perform_written,
+                KeyChanged: self._perform_key_changed,
+                Ignored: lambda effect: DROPPED.labels("crdt", effect.reason).inc(),
+            },
+            clock=clock,
+            persist=self._persist,
+        )
+
+    # ---- callers ------------------------------------------------------------------------------
+
+    async def write(
+        self,
+        bucket: str,
+        key: str,
+        operation: Operation,
+        *,
+        fields: tuple[str, ...] = (),
+        expires_ms: int = 0,
+    ) -> None:
+        """Change a key; returns once that is on this node's disk. Others get it within a second.
+
+        Raises:
+            WrongType, BadRequest, TooLarge, ClockSkew: see `ReplicaMachine`; nothing changed.
+            DiskFault: this node's disk refuses writes; nothing changed.
+            Busy: too many callers wait; nothing changed.
+            TimedOut, ShuttingDown: whether it changed is unknown.
+
+        Cancelled, it may have changed.
+        """
+        if self._refuses is not None:
+            raise DiskFault(f"{self._refuses.message}: nothing changed; ask another node")
+        if self._closed:
+            raise ShuttingDown("this node is stopping: nothing changed; ask another one")
+        if len(self._waiting) >= _WRITES_MAX:
+            raise Busy(f"{_WRITES_MAX} writes wait already: nothing changed; try again shortly")
+        self._tickets += 1
+        ticket = self._tickets
+        done = self._waiting[ticket] = trio.Event()
+        try:
+            self._driver.feed(Write(ticket, bucket, key, operation, fields, expires_ms))
+            with trio.move_on_after(_ANSWER_S) as late:
+                await done.wait()
+            if late.cancelled_caught:
+                raise TimedOut("the disk is slow: whether the key changed is unknown; read it")
+            error = self._outcomes.pop(ticket)
+        finally:
+            del self._waiting[ticket]
+            self._outcomes.pop(ticket, None)
+        if error is not None:
+            raise error
+
+    def cells(self, bucket: str, key: str) -> Live:
+        """The live cells of a key; empty where there is none."""
+        cells = self._machine.cells(bucket, key)
+        return cells.at(key) if cells is not None else {}
+
+    def get(self, bucket: str, key: str) -> Any:
+        """What a key holds here and now. Raises NotFound."""
+        return read(self.cells(bucket, key))
+
+    def keys(self, bucket: str, prefix: str = "") -> list[str]:
+        """Keys that begin with a prefix, in order."""
+        return sorted(
+            key
+            for shard in self._machine.shards()
+            if shard.name[0] == bucket
+            for key in shard.cells
+            if key.startswith(prefix)
+        )
+
+    @contextmanager
+    def watch(self, bucket: str, prefix: str = "") -> Iterator[KeyWatch]:
+        """Be told of keys that change from now on, for as long as the block runs.
+
+        Raises:
+            Busy: there are too many watches; one of them leaks.
+        """
+        if len(self._watches) >= _WATCHES_MAX:
+            raise Busy(f"{_WATCHES_MAX} watch keys already")
+        watch = KeyWatch(bucket, prefix)
+        self._watches.append(watch)
+        try:
+            yield watch
+        finally:
+            self._watches.remove(watch)
+
+    # ---- effects ------------------------------------------------------------------------------
+
+    def _perform_send(self, effect: Send) -> None:
+        lane = Lane.BULK if isinstance(effect.message, Whole) else Lane.CONTROL
+        if not self._link.send_nowait(CRDT, effect.peer, effect.message, lane=lane):
+            kind = "pushed" if isinstance(effect.message, Batches) else "not_sent"
+            DROPPED.labels("crdt", kind).inc()  # Anti-entropy makes it good.
+
+    def _perform_written(self, effect: Written) -> None:
+        waiting = self._waiting.get(effect.ticket)
+        if waiting is not None:  # Else whoever asked is gone.
+            self._outcomes[effect.ticket] = effect.error
+            waiting.set()
+
+    def _perform_key_changed(self, effect: KeyChanged) -> None:
+        for watch in self._watches:
+            watch.note(effect)
+
+    # ---- the disk -----------------------------------------------------------------------------
+
+    async def _persist(self, ahead: bool) -> None:
+        """Return once everything is synced, however long the disk refuses."""
+        while True:
+            try:
+                await self._syncer.run(self._journal.sync, light=True, ahead=ahead)
+                break
+            except DiskFault as error:
+                if self._refuses is None:
+                    _log.error("the disk refuses writes of the eventual store", why=error.message)
+                self._refuses = error
+                await trio.sleep(_DISK_AGAIN_S)
+        if self._refuses is not None:
+            _log.info("the disk takes writes of the eventual store again")
+            self._refuses = None
+        if self._journal.is_long and not self._keeping:
+            self._keeping = True
+            self._nursery.start_soon(self._keep, self._journal.turn())
+
+    async def _keep(self, names: list[tuple[str, int]]) -> None:
+        """Write shards whole, so that older logs can go."""
+        shards = {shard.name: shard for shard in self._machine.shards()}
+        try:
+            for name in names:
+                body = encode_shard(shards[name])
+                await trio.to_thread.run_sync(self._journal.keep, name, body)
+            await trio.to_thread.run_sync(self._journal.forget)
+        except DiskFault as error:
+            # The logs stay; what is in them is written with the next ones.
+            _log.warning("shards of the eventual store not kept", why=error.message)
+            self._journal.touch(names)
+        finally:
+            self._keeping = False
+
+    # ---- peers --------------------------------------------------------------------------------
+
+    async def _receive(self, inbox: trio.MemoryReceiveChannel[Inbound]) -> None:
+        async for inbound in inbox:
+            try:
+                self._driver.feed(Heard(inbound.peer, inbound.message))
+            except Busy:
+                DROPPED.labels("crdt", "busy").inc()  # Anti-entropy makes it good.
+
+    async def _watch_members(self, membership: Membership) -> None:
+        with membership.subscribe() as changes:
+            while True:
+                self._driver.feed(Peers(_alive(membership, self._link.node_id)))
+                await changes.receive()
+
+    def _close(self) -> None:
+        self._closed = True
+        for ticket, waiting in self._waiting.items():
+            unknown = "this node is stopping: whether the key changed is unknown; read it elsewhere"
+            self._outcomes.setdefault(ticket, ShuttingDown(unknown))
+            waiting.set()
+
+
+def _alive(membership: Membership, me: NodeId) -> tuple[NodeId, ...]:
+    states = (MemberState.ALIVE, MemberState.SUSPECT)
+    found = (one.node_id for one in membership.members() if one.state in states)
+    return tuple(sorted(node_id for node_id in found if node_id != me))
+
+
+@asynccontextmanager
+async def open_eventual(
+    link: Link,
+    membership: Membership,
+    disk: Disk,
+    signer: BatchSigner,
+    clock: Clock,
+    rng: Rng,
+) -> AsyncIterator[Eventual]:
+    """Hold a replica of the eventual store for as long as the block runs.
+
+    Raises:
+        DiskFault: the disk cannot be read or written. Damaged files are moved aside, and named in
+            the log.
+    """
+    journal = ShardJournal(disk)
+    shards = await trio.to_thread.run_sync(journal.load)
+    actor = actor_of(link.node_id, rng.getrandbits(_LIFE_BITS).to_bytes(8, "big"))
+    machine = ReplicaMachine(link.node_id, actor, signer, journal, rng, clock.wall_ms, shards)
+    syncer = Syncer(blocking=disk.blocking)
+    try:
+        async with link.open_inbox(CRDT) as inbox, trio.open_nursery() as nursery:
+            store = Eventual(machine, journal, link, syncer, clock, nursery)
+            store._driver.feed(SyncDue())
+            nursery.start_soon(store._driver.run)
+            nursery.start_soon(partial(store._receive, inbox))
+            nursery.start_soon(store._watch_members, membership)
+            try:
+                yield store
+            finally:
+                store._close()
+                nursery.cancel_scope.cancel()
+    finally:
+        syncer.close()
