@@ -52,6 +52,7 @@ OTHERS = {
     "mesh.discovery.mdns.open_mdns": "opens a room",
     "mesh.reach.service.open_reach": "opens a room",
     "mesh.bus.service.open_bus": "opens a room",
+    "state.crdt.service.open_eventual": "opens a room",
     "state.crdt.types.registers.read_all": "of cells, whose bytes count as nothing if unreadable",
     "mesh.service.open_mesh": "opens a room",
     "mesh.swim.service.open_membership": "opens a room",

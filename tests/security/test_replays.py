@@ -114,6 +114,7 @@ DOMAINS = (
     "audit",
     "audit-floor",
     "authority",
+    "batch",
     "event",
     "head",
     "join-hello",

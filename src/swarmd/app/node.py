@@ -1,6 +1,6 @@
 """One node: every service opened from the ground up, and closed in reverse.
 
-    data folder -> API (answers "not ready") -> swarm -> mesh -> strong store -> blobs
+    data folder -> API (answers "not ready") -> swarm -> mesh -> memory -> strong store -> blobs
         -> supervisor and agents -> tasks -> ready
 
 A crash in any service cancels the others and ends the process with its error. SIGTERM,
@@ -45,13 +45,16 @@ from swarmd.gateway.service import Gateway, open_gateway
 from swarmd.gateway.services import Services
 from swarmd.identity.entries import Admit, open_entry
 from swarmd.identity.sealing import SealingKey
+from swarmd.memory.kv.service import SharedMemory
 from swarmd.mesh.bus.service import open_bus
+from swarmd.mesh.rumours import RumourSigner
 from swarmd.mesh.service import Mesh, open_mesh
 from swarmd.mesh.swim.service import MemberState
 from swarmd.mesh.swim.tags import checked_tags
 from swarmd.observe import log, metrics
 from swarmd.observe.loop import LoopWatch
 from swarmd.state.blobs.service import open_blobs
+from swarmd.state.crdt.service import open_eventual
 from swarmd.state.raft.messages import AuthorityEntry
 from swarmd.state.raft.service import Store, open_store
 from swarmd.state.recipes.service import open_recipes
@@ -222,6 +225,7 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
             open_bus(
                 mesh.link, mesh.membership, config.bus, services.clock, derive(node.rng, "bus")
             ) as services.bus,
+            _open_memory(node, mesh) as services.memory,
             open_store(
                 mesh.link,
                 mesh.membership,
@@ -267,6 +271,30 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
             ):
                 services.audit.note("node.started", config.node_name, "", "ok", __version__)
                 yield mesh, store
+
+
+@asynccontextmanager
+async def _open_memory(node: _Node, mesh: Mesh) -> AsyncIterator[SharedMemory]:
+    """The eventual store and the shared memory in it."""
+    trust, key, me = node.beginning.trust, node.folder.key, node.services.node_id
+    async with open_eventual(
+        mesh.link,
+        mesh.membership,
+        node.folder.disk("crdt"),
+        RumourSigner(key, trust),
+        node.services.clock,
+        derive(node.rng, "crdt"),
+    ) as store:
+        memory = SharedMemory(
+            me,
+            store,
+            node.services.clock,
+            alive=lambda: [one for one in mesh.membership.alive() if one != me],
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(memory.sweep)
+            yield memory
+            nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager

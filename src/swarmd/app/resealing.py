@@ -38,7 +38,7 @@ from swarmd.state.blobs.store import hash_in
 # The node's own file beside the rooms, and those whose files are any `Disk`'s.
 ROOT: Final = "node"
 ROOT_FILES: Final = ("node.key",)
-DISK_ROOMS: Final = ("mesh", "raft", "secrets", "gateway")
+DISK_ROOMS: Final = ("mesh", "raft", "secrets", "gateway", "crdt")
 AGENTS: Final = "agents"
 # Rooms where one file that does not open costs no more than that file.
 _TOLERANT: Final = (BLOBS, AUDIT)

@@ -15,6 +15,7 @@ from swarmd.base.limits import SUBMIT_TASKS_MAX
 from swarmd.client.bus import BusCalls
 from swarmd.client.events import EventCalls
 from swarmd.client.members import MemberCalls
+from swarmd.client.memory import MemoryCalls
 from swarmd.client.recipes import RecipeCalls
 from swarmd.client.requests import RETRY_PAUSE_S, segment
 from swarmd.gateway import shapes
@@ -29,7 +30,7 @@ REQUEST_BYTES: Final = 16 * 1024 * 1024
 _SNAPSHOT_ITEM: Any = shapes.SnapshotItem
 
 
-class Client(RecipeCalls, MemberCalls, BusCalls, EventCalls):
+class Client(RecipeCalls, MemberCalls, BusCalls, EventCalls, MemoryCalls):
     """Talks to one daemon, or to the first of several that answers.
 
     Args:

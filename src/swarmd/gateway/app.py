@@ -25,6 +25,7 @@ from swarmd.gateway.routes.keystream import KeyStreams
 from swarmd.gateway.routes.kv import Kv
 from swarmd.gateway.routes.leases import LeaseRoutes
 from swarmd.gateway.routes.members import Members
+from swarmd.gateway.routes.memory import MemoryRoutes
 from swarmd.gateway.routes.queries import QueryRoutes
 from swarmd.gateway.routes.raft import RaftRoutes
 from swarmd.gateway.routes.recipes import RecipeRoutes
@@ -69,6 +70,7 @@ class Api:
             *SecretRoutes(context).routes(),
             *AuditRoutes(context).routes(),
             *EventRoutes(context).routes(),
+            *MemoryRoutes(context).routes(),
             *QueryRoutes(context).routes(),
         ]
 

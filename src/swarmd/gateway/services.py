@@ -25,6 +25,7 @@ from swarmd.identity.authority import Admission
 from swarmd.identity.epochs import Chain
 from swarmd.identity.fingerprints import Fingerprint
 from swarmd.identity.genesis import Genesis
+from swarmd.memory.kv.service import SharedMemory
 from swarmd.mesh.approval.messages import Waiting
 from swarmd.mesh.bus.service import Bus
 from swarmd.mesh.config import MeshConfig
@@ -427,6 +428,7 @@ class Services:
     audit: Audit | None = None
     recipes: Recipes | None = None
     bus: Bus | None = None
+    memory: SharedMemory | None = None
     blobs: Blobs | None = None
     agents: Agents | None = None
     tasks: Tasks | None = None

@@ -135,6 +135,10 @@ class Trust:
         found = self._state.admissions.get(node_id)
         return None if found is None or found.evicted else found
 
+    def ever_admitted(self, node_id: NodeId) -> Admission | None:
+        """The node's admission, evicted or not; None if it never had one."""
+        return self._state.admissions.get(node_id)
+
     def is_known(self, public: bytes) -> bool:
         """Whether the node with this key was ever admitted, evicted or not."""
         return node_id_of(public) in self._state.admissions

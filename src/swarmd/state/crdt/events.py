@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from swarmd.base.errors import SwarmError
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect, Event
+from swarmd.state.crdt.dots import Dot
 from swarmd.state.crdt.messages import Batches, Sums, Vector, Whole, WholeAsk
 from swarmd.state.crdt.types.values import Operation
 
@@ -15,7 +16,7 @@ Spoken = Sums | Vector | Batches | WholeAsk | Whole
 
 @dataclass(frozen=True, slots=True)
 class Write(Event):
-    """A caller's operation; `Written` answers with the same ticket."""
+    """A caller's operation; `Written` answers with the same ticket. `expects` is for registers."""
 
     ticket: int
     bucket: str
@@ -23,6 +24,8 @@ class Write(Event):
     operation: Operation
     fields: tuple[str, ...] = ()
     expires_ms: int = 0
+    expects: Dot | tuple[()] | None = None
+    """The write that must count at the key now; (): none; None: whatever is there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import ClassVar, Final, Protocol
 
-from swarmd.base.errors import MalformedMessage, SwarmError, TooLarge, Unavailable
+from swarmd.base.errors import Conflict, MalformedMessage, SwarmError, TooLarge, Unavailable
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import CRDT_BATCH_BYTES_MAX, CRDT_BATCH_CHANGES_MAX
 from swarmd.base.machine import Effect, Event, Persist, Send, SetTimer
@@ -46,6 +46,8 @@ from swarmd.state.crdt.messages import (
     shard_of,
 )
 from swarmd.state.crdt.shard import LOG_BYTES_MAX, ShardState
+from swarmd.state.crdt.types.kinds import Live
+from swarmd.state.crdt.types.registers import winner
 from swarmd.state.crdt.types.values import change
 from swarmd.state.crdt.wholes import Arriving, Departures
 
@@ -204,6 +206,7 @@ class ReplicaMachine:
         if self._is_one_too_many(name):
             raise TooLarge("there are as many buckets as may be: nothing changed")
         shard = self._shard(name)
+        self._check_expected(event, shard.cells.at(event.key))
         made = change(
             shard.cells.at(event.key),
             event.key,
@@ -231,6 +234,19 @@ class ReplicaMachine:
         pending.changes.append(made)
         pending.bytes += size
         return [*effects, KeyChanged(event.bucket, event.key)]
+
+    def _check_expected(self, event: Write, live: Live) -> None:
+        if event.expects is None:
+            return
+        found = winner(live)
+        if found is None:
+            met = event.expects == ()
+        else:
+            # Whoever removes what has expired names it; for all others it is not there.
+            expired = 0 < found[1].expires_ms <= self._wall_ms()
+            met = event.expects == found[0] or (expired and event.expects == ())
+        if not met:
+            raise Conflict(f"{event.key} has another version: nothing changed; read it again")
 
     def _close(self, name: Shard) -> list[Effect]:
         """Sign what was written to a shard, keep it and tell it."""

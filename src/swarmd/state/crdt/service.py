@@ -26,7 +26,7 @@ from swarmd.mesh.swim.events import Changed, Member
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
-from swarmd.state.crdt.dots import actor_of
+from swarmd.state.crdt.dots import Dot, actor_of
 from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, SyncDue, Write, Written
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import BatchSigner, ReplicaMachine
@@ -143,11 +143,12 @@ class Eventual:
         *,
         fields: tuple[str, ...] = (),
         expires_ms: int = 0,
+        expects: Dot | tuple[()] | None = None,
     ) -> None:
         """Change a key; returns once that is on this node's disk. Others get it within a second.
 
         Raises:
-            WrongType, BadRequest, TooLarge, ClockSkew: see `ReplicaMachine`; nothing changed.
+            WrongType, Conflict, BadRequest, TooLarge, ClockSkew: nothing changed.
             DiskFault: this node's disk refuses writes; nothing changed.
             Busy: too many callers wait; nothing changed.
             TimedOut, ShuttingDown: whether it changed is unknown.
@@ -164,7 +165,7 @@ class Eventual:
         ticket = self._tickets
         done = self._waiting[ticket] = trio.Event()
         try:
-            self._driver.feed(Write(ticket, bucket, key, operation, fields, expires_ms))
+            self._driver.feed(Write(ticket, bucket, key, operation, fields, expires_ms, expects))
             with trio.move_on_after(_ANSWER_S) as late:
                 await done.wait()
             if late.cancelled_caught:

@@ -1,0 +1,170 @@
+"""swarmctl mem: values that all nodes remember, on any side of a partition."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from swarmd.cli.common import Duration, SwarmGroup, open_client, print_json, say, wants_json, warn
+
+if TYPE_CHECKING:
+    from swarmd.gateway.shapes_memory import MemoryEntry
+
+_VALUE_CHARS = 60
+_NAMESPACE = click.option(
+    "--namespace", "-n", default="default", show_default=True, help="Which keys these are among."
+)
+
+
+@click.group(
+    cls=SwarmGroup,
+    examples=[
+        "swarmctl mem set theme dark",
+        "swarmctl mem get theme",
+        "swarmctl mem set plan --json-value '{\"step\": 3}' --ttl 1h -n crew",
+        "swarmctl mem watch -n crew",
+    ],
+)
+def mem() -> None:
+    """Shared memory: values that every node has within a second, and keeps when cut off.
+
+    Of two writes that did not see each other the later one counts. What must never be lost to
+    another write belongs into `swarmctl kv`.
+    """
+
+
+@mem.command("set", examples=["swarmctl mem set theme dark", "swarmctl mem set lease x --ttl 30s"])
+@click.argument("key")
+@click.argument("value", required=False)
+@click.option("--json-value", metavar="JSON", help="A value of another type than text.")
+@click.option("--ttl", type=Duration(), help="Let it expire after this, like 30s, 15m or 7d.")
+@click.option("--if-version", metavar="VERSION", help="Only over this version; 0: only if absent.")
+@_NAMESPACE
+def set_(
+    key: str,
+    value: str | None,
+    json_value: str | None,
+    ttl: float | None,
+    if_version: str | None,
+    namespace: str,
+) -> None:
+    """Write VALUE, which is text, under KEY."""
+    if (value is None) == (json_value is None):
+        raise click.UsageError("give VALUE or --json-value")
+    given: Any = value
+    if json_value is not None:
+        try:
+            given = json.loads(json_value)
+        except ValueError as error:
+            raise click.UsageError(f"--json-value is not JSON: {error}") from error
+    with open_client() as client:
+        written = client.memory_set(namespace, key, given, ttl_s=ttl, if_version=if_version)
+    if wants_json():
+        print_json(written)
+    else:
+        say(f"{key} is written, version {written.version}")
+
+
+@mem.command(examples=["swarmctl mem get theme"])
+@click.argument("key")
+@_NAMESPACE
+def get(key: str, namespace: str) -> None:
+    """Print the value of KEY: text as it is, all else as JSON."""
+    with open_client() as client:
+        found = client.memory_get(namespace, key)
+    if wants_json():
+        print_json(found)
+    else:
+        click.echo(_shown(found.value))
+
+
+@mem.command("list", examples=["swarmctl mem list", "swarmctl mem list task/ -n crew"])
+@click.argument("prefix", required=False, default="")
+@_NAMESPACE
+def list_(prefix: str, namespace: str) -> None:
+    """List keys that begin with PREFIX, or all, and what they hold."""
+    from swarmd.cli.tables import printable, table
+
+    entries: list[MemoryEntry] = []
+    with open_client() as client:
+        more = True
+        while more:
+            after = entries[-1].key if entries else ""
+            page = client.memory_list(namespace, prefix, after=after)
+            entries += page.entries
+            more = page.more
+    if wants_json():
+        print_json(entries)
+        return
+    rows = [
+        [
+            printable(one.key),
+            printable(_cut(_shown(one.value))),
+            _when(one.created_at_ms),
+            printable(one.created_by),
+            _left(one),
+        ]
+        for one in entries
+    ]
+    click.echo(table(["KEY", "VALUE", "WRITTEN", "BY", "EXPIRES"], rows, whole=1))
+
+
+@mem.command(examples=["swarmctl mem delete theme"])
+@click.argument("key")
+@click.option("--if-version", metavar="VERSION", help="Only this version.")
+@_NAMESPACE
+def delete(key: str, if_version: str | None, namespace: str) -> None:
+    """Delete KEY."""
+    with open_client() as client:
+        client.memory_delete(namespace, key, if_version=if_version)
+    if wants_json():
+        print_json({})
+    else:
+        say(f"{key} is deleted")
+
+
+@mem.command(examples=["swarmctl mem watch", "swarmctl mem watch task/ -n crew"])
+@click.argument("prefix", required=False, default="")
+@_NAMESPACE
+def watch(prefix: str, namespace: str) -> None:
+    """Print keys as they change, until Ctrl-C."""
+    from swarmd.cli.tables import printable
+
+    with open_client() as client:
+        for news in client.memory_watch(namespace, prefix):
+            if news.key is None:
+                if sys.stderr.isatty():
+                    warn("watching from now on; Ctrl-C ends it")
+                continue
+            if news.lagged:
+                warn("more keys changed than could be told, because this was too slow: list them")
+            if wants_json():
+                print_json(news)
+            elif news.entry is None:
+                click.echo(f"{printable(news.key)}  is gone")
+            else:
+                click.echo(f"{printable(news.key)}  {printable(_shown(news.entry.value))}")
+            sys.stdout.flush()
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _VALUE_CHARS else text[: _VALUE_CHARS - 1] + "…"
+
+
+def _when(ms: int) -> str:
+    try:
+        return time.strftime("%m-%d %H:%M:%S", time.localtime(ms / 1_000))
+    except (OverflowError, ValueError, OSError):
+        return "?"
+
+
+def _left(one: MemoryEntry) -> str:
+    return _when(one.expires_at_ms) if one.expires_at_ms else "-"

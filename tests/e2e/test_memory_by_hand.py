@@ -1,0 +1,123 @@
+"""Shared memory between real daemons, as somebody types it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+from localswarm import Daemon, LocalSwarm, wait_until
+
+from swarmd.base.errors import NotFound
+from swarmd.client import Client
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSwarm]:
+    with LocalSwarm(tmp_path_factory.mktemp("memory"), 3) as one:
+        one.form()
+        yield one
+
+
+def typed(daemon: Daemon, *arguments: str, code: int = 0) -> str:
+    done = daemon.ctl("mem", *arguments)
+    assert done.returncode == code, done.stderr
+    return done.stdout or done.stderr
+
+
+def value_on(daemon: Daemon, key: str, namespace: str = "default") -> object:
+    with Client(str(daemon.socket)) as client:
+        try:
+            return client.memory_get(namespace, key).value
+        except NotFound:
+            return None
+
+
+def test_what_one_writes_all_read_list_and_delete(swarm: LocalSwarm) -> None:
+    n1, n2, n3 = swarm.daemons
+    assert "theme is written" in typed(n1, "set", "theme", "dark")
+    wait_until("the other nodes", lambda: value_on(n2, "theme") == "dark", timeout_s=5.0)
+    assert typed(n2, "get", "theme") == "dark\n"
+    typed(n2, "set", "plan", "--json-value", '{"step": 3}')
+    wait_until("the other nodes", lambda: value_on(n3, "plan") == {"step": 3}, timeout_s=5.0)
+    shown = typed(n3, "list")
+    assert all(word in shown for word in ("KEY", "theme", '{"step": 3}', "local user"))
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    typed(n3, "delete", "theme")
+    wait_until("the other nodes", lambda: value_on(n1, "theme") is None, timeout_s=5.0)
+    assert "no key 'theme'" in typed(n1, "get", "theme", code=1)
+
+
+def test_mistakes_are_told_in_one_line(swarm: LocalSwarm) -> None:
+    n1 = swarm.daemons[0]
+    typed(n1, "set", "once", "x")
+    for arguments, code, text in (
+        (("set", "once", "y", "--if-version", "0"), 1, "another version"),
+        (("set", "k"), 2, "give VALUE or --json-value"),
+        (("set", "k", "--json-value", "{"), 2, "is not JSON"),
+        (("set", "k", "v", "--ttl", "0s"), 2, "not a duration"),
+        (("set", "k", "v", "-n", "a/b"), 2, "not a namespace name"),
+        (("delet", "k"), 2, "did you mean 'delete'"),
+    ):
+        said = typed(n1, *arguments, code=code)
+        assert text in said
+        assert len(said.strip().splitlines()) == 1
+
+
+def test_a_node_without_a_majority_remembers_and_all_agree_afterwards(swarm: LocalSwarm) -> None:
+    n1, n2, n3 = swarm.daemons
+    n2.kill()
+    n3.kill()
+    typed(n1, "set", "alone", "yes", "-n", "cut")
+    assert value_on(n1, "alone", "cut") == "yes"
+    n2.start()
+    n3.start()
+    for one in (n2, n3):
+        wait_until("a node that is back", partial(_knows, one, "alone", "yes"))
+
+
+def test_a_killed_daemon_has_what_it_acknowledged(swarm: LocalSwarm) -> None:
+    n1 = swarm.daemons[0]
+    with Client(str(n1.socket)) as client:
+        for number in range(50):
+            client.memory_set("kept", f"k{number}", number)
+    n1.kill()
+    n1.start()
+    wait_until("the other nodes", lambda: _is_up(n1), timeout_s=30.0)
+    with Client(str(n1.socket)) as client:
+        found = client.memory_list("kept").entries
+    assert sorted(one.value for one in found) == list(range(50))
+
+
+def test_what_is_set_on_one_is_soon_readable_on_another(swarm: LocalSwarm) -> None:
+    """Loosely: the figures are the bench's."""
+    a, b = (Client(str(one.socket)) for one in swarm.daemons[:2])
+    took = []
+    for number in range(50):
+        began = time.monotonic()
+        a.memory_set("quick", f"k{number}", number)
+        wait_until("the other node", partial(_has, b, f"k{number}"), every_s=0.001)
+        took.append(time.monotonic() - began)
+    assert statistics.median(took) < 0.2
+
+
+def _knows(daemon: Daemon, key: str, value: object) -> bool:
+    return _is_up(daemon) and value_on(daemon, key, "cut") == value
+
+
+def _has(client: Client, key: str) -> bool:
+    try:
+        client.memory_get("quick", key)
+    except NotFound:
+        return False
+    return True
+
+
+def _is_up(daemon: Daemon) -> bool:
+    done = daemon.ctl("--json", "status")
+    return done.returncode == 0 and bool(json.loads(done.stdout))
