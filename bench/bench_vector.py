@@ -92,8 +92,9 @@ def run(options: Options) -> Iterator[tuple[str, float]]:
 
 def measured(kind: str, root: Path) -> Iterator[tuple[str, float]]:
     data = made(kind)
-    rate, fresh = trio.run(load_and_ask, data, root / "index")
+    rate, late_ms, fresh = trio.run(load_and_ask, data, root / "index")
     yield f"{kind}_inserts_per_s", rate
+    yield f"{kind}_loop_late_p99_ms", statistics.quantiles(late_ms, n=100)[98]
     nearest = truth(data)
     yield f"{kind}_recall", recall(fresh["found"], nearest)
     yield from times(kind, fresh)
@@ -116,14 +117,27 @@ def times(kind: str, asked: dict[str, Any]) -> Iterator[tuple[str, float]]:
         yield f"{kind}_{name}_p99_ms", cuts[98]
 
 
-async def load_and_ask(data: Data, folder: Path) -> tuple[float, dict[str, Any]]:
+async def load_and_ask(data: Data, folder: Path) -> tuple[float, list[float], dict[str, Any]]:
     async with open_vector_index(folder) as index:
         await index.apply(Batch(0, 1, (Define(1, "bench", DIMENSION, data.metric),)))
-        before = time.perf_counter()
-        for start in range(0, COUNT, BATCH):
-            await index.apply(batch_of(data, start))
-        rate = COUNT / (time.perf_counter() - before)
-        return rate, await ask(index, data.queries)
+        batches = [batch_of(data, start) for start in range(0, COUNT, BATCH)]
+        late_ms: list[float] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch_loop, late_ms)
+            before = time.perf_counter()
+            for batch in batches:
+                await index.apply(batch)
+            rate = COUNT / (time.perf_counter() - before)
+            nursery.cancel_scope.cancel()
+        return rate, late_ms, await ask(index, data.queries)
+
+
+async def watch_loop(late_ms: list[float]) -> None:
+    """How much later than asked for a task goes on, while vectors are fed."""
+    while True:
+        due = trio.current_time() + 0.005
+        await trio.sleep_until(due)
+        late_ms.append((trio.current_time() - due) * 1_000)
 
 
 def batch_of(data: Data, start: int) -> Batch:

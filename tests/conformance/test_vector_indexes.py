@@ -261,7 +261,7 @@ async def test_searches_amid_changes_are_each_of_one_position(opened: Open) -> N
 
 async def test_many_may_feed_at_once_as_long_as_each_goes_on(opened: Open) -> None:
     """Batches that wait are applied in the order in which they were given."""
-    model, fed = Model(), batches(20, 5, 30)
+    model, fed = Model(), batches(11, 5, 30)
     async with opened() as index:
         async with trio.open_nursery() as nursery:
             for batch in fed:

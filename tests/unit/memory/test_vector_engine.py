@@ -12,6 +12,7 @@ import pytest
 from vector_model import Model, check_hits
 
 from swarmd.base.errors import CorruptFile, DiskFault, FeedGap
+from swarmd.base.limits import VECTOR_CHOICES_MAX
 from swarmd.memory.vector import database, engine, slots
 from swarmd.memory.vector.engine import Engine
 from swarmd.memory.vector.service import open_engine
@@ -22,6 +23,7 @@ from swarmd.memory.vector.shapes import (
     Drop,
     Equals,
     Metric,
+    OneOf,
     Query,
     Remove,
     Upsert,
@@ -60,7 +62,7 @@ def test_slots_are_used_again_once_no_search_may_read_them(tmp_path: Path) -> No
         position += 10
     assert path.read_bytes()[:80] == before
     del made._searches[token]
-    for _ in range(200):
+    for _ in range(60):
         changes = tuple(put(position + n + 1, f"e{n}", 8.0) for n in range(10))
         made.apply([Batch(position, position + 10, changes)])
         position += 10
@@ -244,6 +246,7 @@ def cut(path: Path, size: int) -> None:
         ("1.f32", lambda path: path.unlink()),
         ("index.db", lambda path: flip(path, 3)),
         ("index.db", lambda path: cut(path, 5_000)),
+        ("index.db", lambda path: cut(path, 0)),
         ("index.db", lambda path: path.write_bytes(b"nothing of the kind" * 100)),
         ("index.db", lambda path: path.write_bytes(path.read_bytes()[:4096] + bytes(16_384))),
     ],
@@ -314,6 +317,16 @@ def test_what_the_disk_refuses_is_no_damage(
     assert not (tmp_path / "damaged").exists()
     made = open_engine(tmp_path)
     assert made.position == 41
+    made.close()
+
+
+def test_as_many_values_may_be_chosen_from_as_the_bound_says(tmp_path: Path) -> None:
+    made, model = filled(tmp_path / "index")
+    values = tuple(range(20, 20 + VECTOR_CHOICES_MAX - 1))
+    for chosen in ((*values, "e3"), tuple(map(str, values))):
+        asked = Query("c", packed([1, 0]), 1_000, (OneOf("n", chosen),))
+        check_hits(model, asked, made.search(asked))
+    assert len(made.search(Query("c", packed([1, 0]), 1_000, (OneOf("n", values),)))) == 22
     made.close()
 
 

@@ -78,7 +78,7 @@ def conditions(draw: st.DrawFn) -> tuple[object, ...]:
     return tuple(draw(st.lists(one, max_size=3)))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_whatever_is_fed_and_asked_is_as_by_brute_force(data: st.DataObject) -> None:
     """Goal: no order of changes, repeats, restarts and questions tells it from a plain list.

@@ -185,6 +185,7 @@ def test_what_is_at_a_bound_is_allowed() -> None:
         (Batch(3, 7, (Drop(8, "c"),)), BadRequest),
         (Batch(3, 7, (Drop(7, "c"), Drop(6, "c"))), BadRequest),
         (Batch(3, 7, (Drop(7, "c"),) * 1_001), TooLarge),
+        (Batch(0, 1, (upsert(vector=bytes(limits.MIB)),) * 5), TooLarge),
     ],
 )
 def test_a_batch_out_of_order_is_refused(batch: Batch, kind: type[SwarmError]) -> None:

@@ -143,6 +143,8 @@ def fault_of(error: sqlite3.Error | OSError, path: Path) -> SwarmError:
 class Database:
     """One connection, used by one thread at a time. Raises sqlite3.Error from any call.
 
+    To open one raises DiskFault, too.
+
     A writer commits durably: the write-ahead log is synced at every commit.
     """
 
@@ -152,13 +154,14 @@ class Database:
         )
         if writes:
             path.chmod(0o600)
-            self._run("PRAGMA journal_mode = WAL")
+            if self._run("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+                raise DiskFault(f"the file system of {path} has no room for a write-ahead log")
             self._run("PRAGMA synchronous = FULL")
             self._run("PRAGMA journal_size_limit = 67108864")
             self._run("PRAGMA cache_size = -16384")
             if not self._run("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall():
-                self._connection.executescript(_SCHEMA)
-                self.begin()
+                # At once with its first state: a crash leaves an empty file, or all of it.
+                self._connection.executescript("BEGIN IMMEDIATE;" + _SCHEMA)
                 self.write_state(State())
                 self.commit()
         else:

@@ -102,6 +102,8 @@ class Engine:
         self._collections: dict[str, _Collection] = {}
         with self._faults():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if _is_empty(self._path) and any(folder.glob(f"*{_SUFFIX}")):
+                raise CorruptFile(f"{self._path} is gone or empty, and files of vectors are there")
             self._writer = Database(self._path, writes=True)
         try:
             with self._faults():
@@ -369,6 +371,10 @@ class Engine:
             if not chosen.any():
                 break
         return np.flatnonzero(chosen)
+
+
+def _is_empty(path: Path) -> bool:
+    return not path.exists() or path.stat().st_size == 0
 
 
 class _Group:

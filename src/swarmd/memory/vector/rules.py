@@ -28,6 +28,7 @@ from swarmd.base.errors import (
 )
 from swarmd.base.limits import (
     NAME_BYTES_MAX,
+    VECTOR_BATCH_BYTES_MAX,
     VECTOR_BATCH_CHANGES_MAX,
     VECTOR_BYTES_MAX,
     VECTOR_CHOICES_MAX,
@@ -103,6 +104,11 @@ def _check_order(batch: Batch) -> None:
     if len(batch.changes) > VECTOR_BATCH_CHANGES_MAX:
         raise TooLarge(
             f"a batch of {len(batch.changes)} changes: feed {VECTOR_BATCH_CHANGES_MAX} at most"
+        )
+    size = sum(len(one.vector) for one in batch.changes if isinstance(one, Upsert))
+    if size > VECTOR_BATCH_BYTES_MAX:
+        raise TooLarge(
+            f"a batch with {size} bytes of vectors: feed {VECTOR_BATCH_BYTES_MAX} at most"
         )
     before = batch.after + 1
     for change in batch.changes:

@@ -9,6 +9,7 @@ opened is moved aside, by name, and an empty index takes its place, which is fed
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import shutil
 import threading
@@ -26,7 +27,7 @@ from swarmd.memory.vector.shapes import Batch, CollectionView, Hit, Query
 from swarmd.observe.log import get_logger
 
 # Batches that may wait, and how many of them one commit takes along.
-_WAITING_MAX: Final = 64
+_WAITING_MAX: Final = 16
 _GROUP_MAX: Final = 16
 # More at once would only take turns on a small machine's cores.
 _SEARCHES_MAX: Final = 4
@@ -127,8 +128,9 @@ class EmbeddedIndex:
         await trio.to_thread.run_sync(self._end)
 
     def _end(self) -> None:
-        self._jobs.put(None)
-        self._thread.join(_END_TIMEOUT_S)
+        with contextlib.suppress(queue.Full):
+            self._jobs.put(None, timeout=_END_TIMEOUT_S)
+            self._thread.join(_END_TIMEOUT_S)
         if self._thread.is_alive():
             _log.warning("the disk holds up the vector index: it is left as it is")
         else:

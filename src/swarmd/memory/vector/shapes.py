@@ -149,7 +149,7 @@ class CollectionView:
 
 
 def packed(elements: Iterable[float]) -> bytes:
-    """A vector as `Upsert` and `Query` take it. Raises OverflowError: too large for a float32."""
+    """A vector as `Upsert` and `Query` take it. What is too large for a float32 gets infinite."""
     numbers = array("f", elements)
     if _SWAPPED:
         numbers.byteswap()

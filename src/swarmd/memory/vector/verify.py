@@ -51,7 +51,8 @@ def _verify_entries(
         if row.collection not in live or row.key != key_of(row.collection, row.slot):
             raise CorruptFile(f"{path} is damaged: an entry is of no collection")
         file = collections[row.collection][1]
-        if crc32(file.read(row.slot)) != row.vector_crc:
+        vector = file.read(row.slot)
+        if len(vector) != file.slot_bytes or crc32(vector) != row.vector_crc:
             raise CorruptFile(f"{file.path} is damaged: slot {row.slot} is not what was written")
         sums[row.collection] = sums.get(row.collection, 0) + row.own_checksum()
         live[row.collection][row.slot] = True
