@@ -19,13 +19,16 @@ from swarmd.memory.vector.service import open_engine
 from swarmd.memory.vector.shapes import (
     Batch,
     Change,
+    Condition,
     Define,
     Drop,
     Equals,
     Metric,
     OneOf,
     Query,
+    Range,
     Remove,
+    Scalar,
     Upsert,
     packed,
 )
@@ -165,12 +168,14 @@ def test_where_the_disk_refuses_nothing_changes_and_the_next_try_succeeds(
             error.sqlite_errorname = "SQLITE_FULL"
             full = error  # type: ignore[assignment]
             patch.setattr(made._writer, "commit", refuses)
-        with pytest.raises(DiskFault, match=r"No space left|disk is full"):
-            made.apply([batch])
+        for _ in range(5):
+            with pytest.raises(DiskFault, match=r"No space left|disk is full"):
+                made.apply([batch])
     assert made.position == 41
     assert sorted(path.name for path in (tmp_path / "index").glob("*.f32")) == ["1.f32", "2.f32"]
     check_hits(model, ASK, made.search(ASK))
     assert made.apply([batch]) == [344]
+    assert made._collections["c"].file._next == 340, "slots were lost by the tries"
     model.apply(batch)
     check_hits(model, ASK, made.search(ASK))
     made.close()
@@ -317,6 +322,48 @@ def test_what_the_disk_refuses_is_no_damage(
     assert not (tmp_path / "damaged").exists()
     made = open_engine(tmp_path)
     assert made.position == 41
+    made.close()
+
+
+VALUES: tuple[Scalar, ...] = (
+    *(True, False, 0, 1, 0.0, -0.0, 1.0, 0.5, -1, 2**53, 2**53 + 1, float(2**53), -(2**63)),
+    *(
+        2**63 - 1,
+        float(2**63),
+        1e300,
+        -1e-300,
+        "",
+        "0",
+        "1",
+        "true",
+        "a",
+        "a\0",
+        "ab",
+        "\U0001f600",
+    ),
+)
+
+
+def test_each_value_meets_what_python_says_it_meets(tmp_path: Path) -> None:
+    """True is no 1, 1 is 1.0, 2**53 + 1 is not 2.0**53, and text goes by code points."""
+    made, model = Engine(tmp_path / "index"), Model()
+    changes: list[Change] = [Define(1, "c", 2, Metric.L2)]
+    changes += [
+        Upsert(1, "c", f"e{n}", packed([n, 1]), {"v": value, "w": n}, "n1", 1)
+        for n, value in enumerate(VALUES)
+    ]
+    batch = Batch(0, 1, tuple(changes))
+    model.apply(batch)
+    assert made.apply([batch]) == [1]
+    made.close()
+    made = Engine(tmp_path / "index")
+    for value in VALUES:
+        conditions: list[Condition] = [Equals("v", value), OneOf("v", (value, "b", 7))]
+        if not isinstance(value, bool):
+            conditions += [Range("v", **{name: value}) for name in ("gt", "gte", "lt", "lte")]
+        for condition in conditions:
+            asked = Query("c", packed([1, 0]), 1_000, (condition, Range("w", gte=0)))
+            check_hits(model, asked, made.search(asked))
     made.close()
 
 

@@ -108,16 +108,13 @@ class Row:
 
     def fields(self) -> list[tuple[int, str, int, Scalar, int]]:
         return [
-            # 0.0 is added because SQLite keeps no -0.0.
             (self.collection, name, kind_of(value), _stored(value), self.key)
             for name, value in decoded_payload(self.payload).items()
         ]
 
 
 def _stored(value: Scalar) -> Scalar:
-    if isinstance(value, bool):
-        return int(value)
-    return value + 0.0 if isinstance(value, float) else value
+    return int(value) if isinstance(value, bool) else value
 
 
 def _crc(values: tuple[object, ...]) -> int:
