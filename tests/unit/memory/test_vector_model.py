@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vector_model import Model, check_hits
@@ -78,9 +79,23 @@ def conditions(draw: st.DrawFn) -> tuple[object, ...]:
     return tuple(draw(st.lists(one, max_size=3)))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@FEW
 @given(st.data())
 def test_whatever_is_fed_and_asked_is_as_by_brute_force(data: st.DataObject) -> None:
+    feed_and_ask(data)
+
+
+@pytest.mark.long
+@settings(FEW, max_examples=150)
+@given(st.data())
+def test_more_of_it(data: st.DataObject) -> None:
+    feed_and_ask(data)
+
+
+def feed_and_ask(data: st.DataObject) -> None:
     """Goal: no order of changes, repeats, restarts and questions tells it from a plain list.
 
     Method: batches of changes, some fed in part before, in groups; now and then the index is
