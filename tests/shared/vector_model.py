@@ -111,10 +111,17 @@ def check_hits(model: Model, query: Query, hits: Iterable[Hit]) -> None:
     assert len(hits) == min(query.k, len(expected))
     assert len({hit.id for hit in hits}) == len(hits)
     by_id = {one.id: (apart, one) for apart, one in expected}
-    size = max((abs(apart) for apart, _ in expected), default=0.0)
-    scale = size + sum(abs(part) for part in floats(query.vector))
     metric = model.collections[query.collection][1]
-    near = {Metric.COSINE: 1e-6, Metric.DOT: 1e-9 + 1e-9 * scale, Metric.L2: 1e-9 + 1e-9 * scale}
+    wanted = floats(query.vector)
+    # Products may cancel each other out: what is left is as exact as the largest of them.
+    pairs = (zip(floats(one.vector), wanted, strict=True) for _, one in expected)
+    largest = max((abs(a * b) for each in pairs for a, b in each), default=0.0)
+    apart_most = max((apart for apart, _ in expected), default=0.0)
+    near = {
+        Metric.COSINE: 1e-6,
+        Metric.DOT: 1e-12 * largest,
+        Metric.L2: 1e-12 * apart_most,
+    }
     for hit, (best, _) in zip(hits, expected, strict=False):
         assert abs(hit.distance - best) <= near[metric], (hit, best)
         apart, one = by_id[hit.id]
