@@ -185,6 +185,54 @@ def test_where_the_disk_refuses_nothing_changes_and_the_next_try_succeeds(
     made.close()
 
 
+def test_the_log_is_bounded_though_somebody_always_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Goal: searches that overlap without a pause do not let the database's log grow for ever.
+
+    Method: two searches in turns, the next one begun before the last one ends; changes meanwhile.
+    """
+    monkeypatch.setattr(engine, "_LOG_BYTES_MAX", 256 * 1024)
+    made, _ = filled(tmp_path / "index")
+    real, done, begun = engine.nearest, threading.Event(), threading.Condition()
+    count = 0
+
+    def overlaps(*given: object) -> object:
+        nonlocal count
+        with begun:
+            count += 1
+            own = count
+            begun.notify_all()
+            begun.wait_for(lambda: count > own, 0.1)  # Until another one has begun, if any may.
+        return real(*given)
+
+    monkeypatch.setattr(engine, "nearest", overlaps)
+    faults: list[Exception] = []
+
+    def search() -> None:
+        try:
+            while not done.is_set():
+                assert len(made.search(ASK)) == 40
+        except Exception as error:  # noqa: BLE001 - looked at below
+            faults.append(error)
+
+    searching = [threading.Thread(target=search) for _ in range(2)]
+    for thread in searching:
+        thread.start()
+    log, largest, position = tmp_path / "index" / "index.db-wal", 0, made.position
+    for _ in range(80):
+        changes = tuple(put(position + n + 1, f"e{n}") for n in range(40))
+        assert made.apply([Batch(position, position + 40, changes)]) == [position + 40]
+        largest = max(largest, log.stat().st_size)
+        position += 40
+    done.set()
+    for thread in searching:
+        thread.join(10)
+    assert faults == []
+    assert 128 * 1024 < largest < 512 * 1024
+    made.close()
+
+
 def test_files_of_what_was_dropped_or_never_committed_go(tmp_path: Path) -> None:
     made, _ = filled(tmp_path / "index")
     stray = tmp_path / "index" / "77.f32"

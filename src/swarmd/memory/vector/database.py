@@ -149,6 +149,14 @@ class Database:
         self._connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, timeout=5.0
         )
+        self._log = path.with_name(path.name + "-wal")
+        try:
+            self._set_up(path, writes=writes)
+        except BaseException:
+            self.close()
+            raise
+
+    def _set_up(self, path: Path, *, writes: bool) -> None:
         if writes:
             path.chmod(0o600)
             if self._run("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
@@ -177,6 +185,14 @@ class Database:
     def rollback(self) -> None:
         if self._connection.in_transaction:
             self._run("ROLLBACK")
+
+    def log_bytes(self) -> int:
+        """Size of the write-ahead log, which is begun anew only where nobody reads."""
+        return self._log.stat().st_size
+
+    def empty_log(self) -> None:
+        """Take the log into the file, and cut it off. Nobody may read."""
+        self._run("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def pin(self) -> None:
         """Read, until `rollback`, what is committed now."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from swarmd.base.errors import CorruptFile, SwarmError
 from swarmd.base.files import sync_folder
+from swarmd.base.limits import MIB
 from swarmd.memory.vector.database import Database, Held, Row, State, fault_of, key_of, summed
 from swarmd.memory.vector.nearest import Slots, Vectors, nearest, unit
 from swarmd.memory.vector.rules import (
@@ -49,6 +50,9 @@ from swarmd.memory.vector.verify import verify
 
 _DATABASE: Final = "index.db"
 _SUFFIX: Final = ".f32"
+_LOG_BYTES_MAX: Final = 64 * MIB
+# Longest that searches are kept waiting for those under way, so that the log can be emptied.
+_DRAIN_TIMEOUT_S: Final = 5.0
 _RESTART: Final = "Restart this node: it makes the index anew"
 
 
@@ -91,7 +95,9 @@ class Engine:
         self._folder = folder
         self._path = folder / _DATABASE
         # Held while a commit is made and shown, and while a search takes what it will look at.
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        # Searches that begin wait, until those under way are over and the log is emptied.
+        self._draining = False
         self._seen: dict[str, _Seen] = {}
         self._position = 0
         self._next_number = 1
@@ -183,6 +189,7 @@ class Engine:
             self._undo(group)
             raise
         self._settle(group)
+        self._bound_log()
         return results
 
     def _apply(self, group: _Group, batch: Batch) -> int | SwarmError:
@@ -301,6 +308,20 @@ class Engine:
             with contextlib.suppress(OSError):  # Else it goes when the index is opened again.
                 one.file.close(delete=True)
 
+    def _bound_log(self) -> None:
+        """Empty the database's log where searches without a pause kept it from being."""
+        with contextlib.suppress(sqlite3.Error, OSError):  # Else after the next commit.
+            if self._writer.log_bytes() <= _LOG_BYTES_MAX:
+                return
+            with self._lock:
+                self._draining = True
+                try:
+                    if self._lock.wait_for(lambda: not self._searches, _DRAIN_TIMEOUT_S):
+                        self._writer.empty_log()
+                finally:
+                    self._draining = False
+                    self._lock.notify_all()
+
     def _undo(self, group: _Group) -> None:
         with contextlib.suppress(sqlite3.Error):
             self._writer.rollback()
@@ -321,6 +342,7 @@ class Engine:
             token = object()
             try:
                 with self._lock:
+                    self._lock.wait_for(lambda: not self._draining)
                     seen = self._seen
                     self._searches[token] = self._commits
                     database.pin()
@@ -337,6 +359,7 @@ class Engine:
             finally:
                 with self._lock:
                     del self._searches[token]
+                    self._lock.notify_all()
             self._idle.append(database)
             return hits
 
