@@ -153,6 +153,24 @@ class UnknownOperation(BadRequest):
     code = "unknown_operation"
 
 
+class WrongDimension(BadRequest):
+    """A vector has more or fewer elements than its collection's vectors. Nothing changed."""
+
+    code = "wrong_dimension"
+
+
+class BadVector(BadRequest):
+    """A vector that has no distance to others: not numbers, too large, or zero. Nothing changed."""
+
+    code = "bad_vector"
+
+
+class FeedGap(Conflict):
+    """Changes between what was applied and what came are missing. Nothing changed."""
+
+    code = "feed_gap"
+
+
 class Compacted(BadRequest):
     """The changes asked for are no longer kept: read the keys, then watch from there."""
 

@@ -1,0 +1,228 @@
+"""The vector index beside brute force: 100,000 vectors of 384 elements, clustered and not.
+
+Vectors of embeddings come in clusters, and not around the origin; those by chance alone have hardly
+any near ones, which is hard for indexes that guess. Each kind is loaded in batches as they come
+from other nodes, asked for the nearest ten with filters and without, then opened by another
+process and asked again. What is nearest is computed by numpy in double precision.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import trio
+from run import Options
+
+from swarmd.memory.vector.port import VectorIndex
+from swarmd.memory.vector.service import open_vector_index
+from swarmd.memory.vector.shapes import (
+    Batch,
+    Condition,
+    Define,
+    Equals,
+    Metric,
+    Query,
+    Range,
+    Upsert,
+)
+
+COUNT = 100_000
+DIMENSION = 384
+K = 10
+BATCH = 500
+QUERIES = 300
+TOPICS = 10
+SIZES = 1_000
+# A tenth of all, half of all, a twentieth.
+FILTERS: tuple[tuple[Condition, ...], ...] = (
+    (Equals("topic", "t3"),),
+    (Range("size", gte=250, lt=750),),
+    (Equals("topic", "t3"), Range("size", gte=250, lt=750)),
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    vectors: np.ndarray[Any, np.dtype[np.float32]]
+    queries: np.ndarray[Any, np.dtype[np.float32]]
+    topics: np.ndarray[Any, np.dtype[np.int64]]
+    sizes: np.ndarray[Any, np.dtype[np.int64]]
+    metric: Metric
+
+
+def made(kind: str) -> Data:
+    rng = np.random.default_rng(7)
+    if kind == "clustered":
+        centre = rng.standard_normal(DIMENSION)
+        centres = centre + 0.7 * rng.standard_normal((500, DIMENSION))
+        # Clusters of very different sizes, as topics have.
+        weights = 1 / np.arange(1, 501)
+        chosen = rng.choice(500, COUNT + QUERIES, p=weights / weights.sum())
+        every = centres[chosen] + 0.25 * rng.standard_normal((COUNT + QUERIES, DIMENSION))
+        metric = Metric.COSINE
+    else:
+        every = rng.standard_normal((COUNT + QUERIES, DIMENSION))
+        metric = Metric.L2
+    vectors = every.astype(np.float32)
+    topics, sizes = rng.integers(0, TOPICS, COUNT), rng.integers(0, SIZES, COUNT)
+    return Data(vectors[:COUNT], vectors[COUNT:], topics, sizes, metric)
+
+
+def run(options: Options) -> Iterator[tuple[str, float]]:
+    for kind in options.only or ("clustered", "unclustered"):
+        root = Path(tempfile.mkdtemp(prefix="swarmd-bench-"))
+        try:
+            yield from measured(kind, root)
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
+
+
+def measured(kind: str, root: Path) -> Iterator[tuple[str, float]]:
+    data = made(kind)
+    rate, late_ms, fresh = trio.run(load_and_ask, data, root / "index")
+    yield f"{kind}_inserts_per_s", rate
+    yield f"info_{kind}_loop_late_p99_ms", statistics.quantiles(late_ms, n=100)[98]
+    nearest = truth(data)
+    yield f"{kind}_recall", recall(fresh["found"], nearest)
+    yield from times(kind, fresh)
+    np.save(root / "queries.npy", data.queries)
+    command = [sys.executable, __file__, str(root)]
+    opened = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    yield f"{kind}_reopened_recall", recall(opened["found"], nearest)
+    yield from times(f"{kind}_reopened", opened)
+    yield f"{kind}_open_s", opened["open_s"]
+    yield f"{kind}_anonymous_mb", opened["anonymous_mb"]
+    yield f"info_{kind}_resident_mb", opened["resident_mb"]
+    disk = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    yield f"info_{kind}_disk_mb", disk / 1e6
+
+
+def times(kind: str, asked: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for name in ("filtered", "unfiltered"):
+        cuts = statistics.quantiles(asked[f"{name}_ms"], n=100)
+        yield f"{'info_' if 'reopened' in kind else ''}{kind}_{name}_p50_ms", cuts[49]
+        yield f"{kind}_{name}_p99_ms", cuts[98]
+        yield f"info_{kind}_{name}_cpu_ms", statistics.mean(asked[f"{name}_cpu_ms"])
+
+
+async def load_and_ask(data: Data, folder: Path) -> tuple[float, list[float], dict[str, Any]]:
+    async with open_vector_index(folder) as index:
+        await index.apply(Batch(0, 1, (Define(1, "bench", DIMENSION, data.metric),)))
+        batches = [batch_of(data, start) for start in range(0, COUNT, BATCH)]
+        late_ms: list[float] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch_loop, late_ms)
+            before = time.perf_counter()
+            for batch in batches:
+                await index.apply(batch)
+            rate = COUNT / (time.perf_counter() - before)
+            nursery.cancel_scope.cancel()
+        return rate, late_ms, await ask(index, data.queries)
+
+
+async def watch_loop(late_ms: list[float]) -> None:
+    """How much later than asked for a task goes on, while vectors are fed."""
+    while True:
+        due = trio.current_time() + 0.005
+        await trio.sleep_until(due)
+        late_ms.append((trio.current_time() - due) * 1_000)
+
+
+def batch_of(data: Data, start: int) -> Batch:
+    changes = tuple(
+        Upsert(
+            row + 2,
+            "bench",
+            str(row),
+            data.vectors[row].tobytes(),
+            {"topic": f"t{data.topics[row]}", "size": int(data.sizes[row]), "draft": row % 7 == 0},
+            "bench",
+            1_700_000_000_000 + row,
+        )
+        for row in range(start, start + BATCH)
+    )
+    return Batch(start + 1, start + BATCH + 1, changes)
+
+
+async def ask(index: VectorIndex, queries: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """What is found for each query with one of the filters and without, and how long it takes."""
+    found: list[list[list[str]]] = []
+    took: dict[str, list[float]] = defaultdict(list)
+    for number, vector in enumerate(queries):
+        both = []
+        for name, filters in (("filtered", FILTERS[number % len(FILTERS)]), ("unfiltered", ())):
+            query = Query("bench", vector.tobytes(), K, filters)
+            before, spent = time.perf_counter(), time.process_time()
+            hits = await index.search(query)
+            took[f"{name}_ms"].append((time.perf_counter() - before) * 1_000)
+            took[f"{name}_cpu_ms"].append((time.process_time() - spent) * 1_000)
+            both.append([hit.id for hit in hits])
+        found.append(both)
+    return {"found": found, **took}
+
+
+def truth(data: Data) -> list[list[list[str]]]:
+    """What should have been found, by looking at everything."""
+    vectors, queries = data.vectors.astype(np.float64), data.queries.astype(np.float64)
+    products = queries @ vectors.T
+    if data.metric is Metric.COSINE:
+        apart = -products / np.linalg.norm(vectors, axis=1)
+    else:
+        apart = (vectors**2).sum(axis=1) - 2 * products
+    topic, size = data.topics == 3, (data.sizes >= 250) & (data.sizes < 750)
+    masks = (topic, size, topic & size)
+    return [
+        [nearest_of(apart[number], masks[number % len(masks)]), nearest_of(apart[number])]
+        for number in range(len(queries))
+    ]
+
+
+def nearest_of(apart: np.ndarray[Any, Any], mask: np.ndarray[Any, Any] | None = None) -> list[str]:
+    rows = np.arange(len(apart)) if mask is None else np.flatnonzero(mask)
+    return [str(row) for row in rows[np.argsort(apart[rows])[:K]]]
+
+
+def recall(found: list[list[list[str]]], nearest: list[list[list[str]]]) -> float:
+    """The worse of the two: with filters, without."""
+    shares = [
+        statistics.mean(
+            len({*got[way]} & {*wanted[way]}) / K
+            for got, wanted in zip(found, nearest, strict=True)
+        )
+        for way in (0, 1)
+    ]
+    return min(shares)
+
+
+async def reopened(root: Path) -> dict[str, Any]:
+    queries = np.load(root / "queries.npy")
+    before = time.perf_counter()
+    async with open_vector_index(root / "index") as index:
+        open_s = time.perf_counter() - before
+        asked = await ask(index, queries)
+        memory = psutil.Process().memory_info()
+    resident_mb, shared_mb = memory.rss / 1e6, memory.shared / 1e6
+    return {
+        **asked,
+        "open_s": open_s,
+        "resident_mb": resident_mb,
+        "anonymous_mb": resident_mb - shared_mb,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(trio.run(partial(reopened, Path(sys.argv[1])))))

@@ -1,0 +1,1 @@
+"""Vectors with what they stand for, and which of them are nearest to another."""
