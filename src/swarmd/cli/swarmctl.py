@@ -23,6 +23,7 @@ LAZY: Final = {
     "task": (f"{_COMMANDS}.task:task", "Single tasks."),
     "agent": (f"{_COMMANDS}.agent:agent", "Deploy, list, remove agents; read their logs."),
     "kv": (f"{_COMMANDS}.kv:kv", "The swarm's strongly consistent keys."),
+    "blob": (f"{_COMMANDS}.blob:blob", "Files of any size, kept on several nodes by their hash."),
     "bus": (f"{_COMMANDS}.bus:bus", "Messages between agents and programs, as they come."),
     "event": (f"{_COMMANDS}.event:event", "Named events that every node tells every other."),
     "lease": (f"{_COMMANDS}.lease:lease", "Rights that end by themselves, and their keys."),
