@@ -44,12 +44,13 @@ async def receive(out: Path) -> None:
 
 
 async def send(path: Path, port: int) -> None:
+    size = (await trio.Path(path).stat()).st_size
     tcp = await trio.open_tcp_stream("127.0.0.1", port)
     stream = trio.SSLStream(tcp, client_context(CLIENT, ADMITTED, [_ALPN]))
     await stream.do_handshake()
     began = time.perf_counter()
     with path.open("rb", buffering=0) as file:
-        await stream.send_all(path.stat().st_size.to_bytes(8, "big"))
+        await stream.send_all(size.to_bytes(8, "big"))
         while piece := file.read(PIECE_BYTES):
             await stream.send_all(piece)
     assert await stream.receive_some(1) == b"."
