@@ -21,6 +21,7 @@ from swarmd.base.errors import (
     RemoteError,
     SwarmError,
     Unavailable,
+    WouldLoseData,
 )
 from swarmd.base.limits import BLOB_CHUNK_BYTES, MIB
 from swarmd.state.blobs import bulk, mending, transfer
@@ -46,7 +47,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         (transfer, "RETRY_S", 0.3),
         (transfer, "PAUSE_S", 0.02),
         (mending, "_LOOK_S", 0.02),
-        (mending, "_AGAIN_S", 0.05),
+        (mending, "_AGAIN_S", 0.02),
+        (mending, "_PAUSE_S", 0.01),
+        (mending, "_HAND_OVER_PAUSE_S", 0.02),
         (mending, "_IDLE_S", 0.05),
     ):
         monkeypatch.setattr(module, name, seconds)
@@ -544,6 +547,46 @@ async def test_a_pin_survives_a_put_of_the_same_bytes_by_another(grow: Grow) -> 
         items = [i async for i in node.spread(HASH, len(DATA), "bob", copies=2, ttl_s=60)]
         assert isinstance(items[-1], Shown)
         assert [pin.owner for pin in items[-1].pins] == ["ann", "bob"]
+
+
+async def test_who_leaves_gives_what_is_pinned_to_others_first(grow: Grow) -> None:
+    async with grow(3) as swarm:
+        await put(swarm, copies=1)
+        await swarm.blobs[0].hand_over(5.0)
+        assert swarm.holders(DATA) >= {0}
+        assert len(swarm.holders(DATA)) == 2
+        heir = max(swarm.holders(DATA))
+        assert swarm.blobs[heir].bulk.holding.is_pinned(HASH)
+        swarm.cut_off(1, 2)
+        other = os.urandom(300_000)
+        await put(swarm, other, copies=1)
+        with pytest.raises(WouldLoseData, match="2 pinned blobs"):
+            await swarm.blobs[0]._mending.hand_over(0.3)
+
+
+async def test_many_readers_at_once_make_one_transfer(grow: Grow) -> None:
+    """Goal: also readers that begin while a transfer is being given up get the whole."""
+    async with grow(2) as swarm:
+        await put(swarm, copies=1)
+
+        async def leave_early() -> None:
+            async with swarm.blobs[1].bulk.open(HASH) as (_, chunks):
+                async for _ in chunks:
+                    return
+
+        async def stay() -> None:
+            assert await get(swarm, 1) == DATA
+
+        with trio.fail_after(10):
+            await leave_early()
+            async with trio.open_nursery() as nursery:
+                for _ in range(5):
+                    nursery.start_soon(leave_early)
+                    nursery.start_soon(stay)
+        holding = swarm.blobs[1].bulk.holding
+        await until(lambda: not holding._transfers)
+        assert holding.folder._reserved == 0
+        assert holding.folder.total_bytes == len(DATA)
 
 
 def test_manifests_that_contradict_themselves_are_not_whole() -> None:

@@ -13,6 +13,7 @@ from swarmd.mesh.link import Inbound
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.holding import Holding, following
 from swarmd.state.blobs.intake import read_chunk_file
+from swarmd.state.blobs.manifest import chunks_in
 from swarmd.state.blobs.messages import (
     HASH_BYTES,
     LISTED_MAX,
@@ -103,6 +104,8 @@ class Answers:
             read_chunk_file, path, self._holding.sealer, message.index
         )
         if not data:
+            if message.index < chunks_in(size):
+                await self._look_again(message.hash)
             raise NotFound(f"blob {short(message.hash)} has no such chunk")
         return ChunkData(message.index, data)
 
@@ -123,6 +126,8 @@ class Answers:
         try:
             while self._holding.folder.size_of(blob.hash) is None:
                 transfer = await self._holding.begin(blob.hash, blob.size)
+                if transfer is None:
+                    continue
                 with following(transfer):
                     while not transfer.ended.is_set() and inbound.wants_answer:
                         with trio.move_on_after(_TAKING_S):

@@ -8,6 +8,7 @@ recently used first.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from contextlib import aclosing
 from functools import partial
@@ -144,22 +145,33 @@ class Holding:
         """Return once the blob is whole on this disk. Raises as a transfer does."""
         while self.folder.size_of(blob_hash) is None:
             transfer = await self.begin(blob_hash, size)
+            if transfer is None:
+                continue
             with following(transfer):
                 await transfer.ended.wait()
             if transfer.error is not None:
                 raise transfer.error
         self.folder.touch(blob_hash, self._clock.now())
 
-    async def begin(self, blob_hash: bytes, size: int) -> Transfer:
-        """The transfer of a blob that is not here; there is one at a time."""
-        transfer = self._transfers.get(blob_hash)
-        if transfer is not None and not transfer.scope.cancel_called:
-            return transfer
+    async def begin(self, blob_hash: bytes, size: int) -> Transfer | None:
+        """The transfer of a blob that is not here, one at a time; None: it is here by now.
+
+        Follow it before anything else is awaited. Raises Busy, BlobsFull.
+        """
+        while True:
+            transfer = self._transfers.get(blob_hash)
+            if transfer is None:
+                await self.make_room(size)
+                if blob_hash not in self._transfers:
+                    break
+            elif not transfer.scope.cancel_called:
+                return transfer
+            else:
+                await transfer.ended.wait()
+        if self.folder.size_of(blob_hash) is not None:
+            return None
         if len(self._transfers) >= self._config.transfers_max * 4:
             raise Busy("as many blobs are on their way here as may")
-        await self.make_room(size)
-        if blob_hash in self._transfers:  # Somebody began meanwhile, or one is about to end.
-            await self._transfers[blob_hash].ended.wait()
         self.folder.reserve(size)
         path = self.shelf.partial(blob_hash)
         transfer = Transfer(blob_hash, size, path, self.sealer, self._node, self._place)
@@ -195,7 +207,10 @@ class Holding:
         async with self._pinning:
             known = self.shelf.blob(blob.hash)
             pins = joined(() if known is None else known.pins, blob.pins, self._clock.wall_ms())
-            new = PinnedBlob(blob.hash, blob.size, pins)
+            # What is here says how large it is, whatever others say.
+            held = self.folder.size_of(blob.hash)
+            size = blob.size if known is None else known.size
+            new = PinnedBlob(blob.hash, size if held is None else held, pins)
             if new != known:
                 await self.in_thread(self.shelf.write_pins_file, new)
                 self.shelf.note(new)
@@ -213,6 +228,8 @@ class Holding:
         while index < count:
             if self.folder.size_of(blob_hash) is None:
                 transfer = await self.begin(blob_hash, size)
+                if transfer is None:
+                    continue
                 with following(transfer):
                     manifests, first = max(transfer.manifests, 1), index
                     # The last one is held back until the whole is proven.
@@ -246,7 +263,9 @@ class Holding:
             reader = await self.in_thread(ChunkReader, self.folder.path(blob_hash), self.sealer)
         except (NotFound, CorruptFile):
             return
-        except DiskFault:
+        except DiskFault as error:
+            if not _means_damage(error):
+                raise
             await self.set_aside(blob_hash)
             return
         try:
@@ -296,6 +315,8 @@ class Holding:
                 reader.close()
             manifest = check.result()
         except (CorruptFile, DiskFault) as error:
+            if not _means_damage(error):
+                raise
             await self.set_aside(blob_hash)
             raise CorruptFile(f"blob {short(blob_hash)} is damaged on this disk") from error
         if known is None:
@@ -343,7 +364,7 @@ class Holding:
 
     async def drop_old_partials(self) -> None:
         """Let go of what has come of blobs that nobody goes on with."""
-        under_way = frozenset(self._transfers)
+        under_way = frozenset(self._transfers) | self.shelf.pinned_hashes
         try:
             await self.in_thread(self.shelf.drop_old_partials_file, under_way)
         except OSError as error:
@@ -391,3 +412,11 @@ class following:
         self._transfer.followers -= 1
         if not self._transfer.followers:
             self._transfer.scope.cancel()
+
+
+def _means_damage(error: SwarmError) -> bool:
+    """Is the file bad or gone, or is only this process unable to read it now?"""
+    cause = error.__cause__
+    if isinstance(error, DiskFault) and isinstance(cause, OSError):
+        return cause.errno in (errno.EIO, errno.ENOENT, errno.ENODATA)
+    return isinstance(error, CorruptFile)

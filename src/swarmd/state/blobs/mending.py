@@ -14,19 +14,22 @@ from typing import Final
 
 import trio
 
-from swarmd.base.errors import SwarmError
+from swarmd.base.errors import SwarmError, WouldLoseData
 from swarmd.base.ids import NodeId, short
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.bulk import Bulk
 from swarmd.state.blobs.messages import ASKED_MAX, PinnedBlob
-from swarmd.state.blobs.placing import due_for_scrub, repair_of
+from swarmd.state.blobs.placing import Repair, due_for_scrub, handover_of, repair_of
 
 _log = get_logger("blobs")
 _LOOK_S: Final = 2.0
 _ANYWAY_S: Final = 60.0
-_AGAIN_S: Final = 5.0
+# After a round in which something could not be done, doubled each time.
+_AGAIN_S: Final = 2.5
+_PAUSE_S: Final = 0.2
 _PARTIALS_S: Final = 3_600.0
 _IDLE_S: Final = 60.0
+_HAND_OVER_PAUSE_S: Final = 0.5
 
 
 class Mending:
@@ -43,7 +46,7 @@ class Mending:
     async def run(self) -> None:
         """Keep copies full; never ends."""
         seen: frozenset[NodeId] = frozenset()
-        due_at = 0.0
+        due_at, failures = 0.0, 0
         while True:
             with trio.move_on_after(_LOOK_S):
                 await self._holding.changed.wait()
@@ -53,9 +56,10 @@ class Mending:
                 continue
             self._holding.changed = trio.Event()
             done = await self._round()
-            seen = alive if done else frozenset()
-            due_at = trio.current_time() + (_ANYWAY_S if done else _AGAIN_S)
-            await trio.sleep(0 if done else _AGAIN_S)
+            failures = 0 if done else failures + 1
+            pause_s = _ANYWAY_S if done else min(_ANYWAY_S, _AGAIN_S * 2**failures)
+            seen, due_at = alive, trio.current_time() + pause_s
+            await trio.sleep(_PAUSE_S)
 
     async def _round(self) -> bool:
         """Look at all that is pinned here; False: not all is as it should be."""
@@ -91,9 +95,11 @@ class Mending:
         repair = repair_of(
             blob_hash, copies, me=self._bulk.me, holders={*told, self._bulk.me}, alive=alive
         )
-        if repair is None:
-            return True
-        blob = PinnedBlob(blob_hash, mine.size, self._holding.shelf.pins(blob_hash))
+        return repair is None or await self._do(repair, mine.size)
+
+    async def _do(self, repair: Repair, size: int) -> bool:
+        """Have nodes take copies until none is missing; False: one is."""
+        blob = PinnedBlob(repair.hash, size, self._holding.shelf.pins(repair.hash))
         missing = repair.missing
         for taker in repair.takers:
             if missing and await self._give(taker, blob):
@@ -110,6 +116,47 @@ class Mending:
             return False
         _log.info("copy made", blob=short(blob.hash), at=short(taker))
         return True
+
+    async def hand_over(self, timeout_s: float) -> None:
+        """Have the others hold what is pinned here without this node.
+
+        Raises:
+            WouldLoseData: not within `timeout_s`; what was copied by then stays copied.
+        """
+        left = [one for one in self._holding.shelf.hashes if self._is_wanted(one)]
+        with trio.move_on_after(timeout_s):
+            while left:
+                left = await self._hand_over(left)
+                if left:
+                    await trio.sleep(_HAND_OVER_PAUSE_S)
+        if left:
+            raise WouldLoseData(
+                f"{len(left)} pinned blobs of this node have too few copies on other nodes, and "
+                f"could not be copied within {timeout_s:g} s; try again: what was copied is there"
+            )
+
+    def _is_wanted(self, blob_hash: bytes) -> bool:
+        held = self._holding.folder.size_of(blob_hash) is not None
+        return held and self._holding.is_pinned(blob_hash)
+
+    async def _hand_over(self, hashes: Sequence[bytes]) -> list[bytes]:
+        """One round: which of these still lack copies elsewhere."""
+        left: list[bytes] = []
+        for start in range(0, len(hashes), ASKED_MAX):
+            page = hashes[start : start + ASKED_MAX]
+            told, _ = await self._bulk.ask_held(page)
+            for blob_hash in page:
+                size = self._holding.folder.size_of(blob_hash)
+                task = handover_of(
+                    blob_hash,
+                    self._holding.copies(blob_hash),
+                    me=self._bulk.me,
+                    holders=set(told.get(blob_hash, ())),
+                    alive=sorted({*self._alive(), self._bulk.me}),
+                )
+                if size is not None and task is not None and not await self._do(task, size):
+                    left.append(blob_hash)
+        return left
 
     # ---- scrubbing -----------------------------------------------------------------------
 

@@ -74,6 +74,24 @@ def repair_of(
     return Repair(blob_hash, missing, takers) if takers else None
 
 
+def handover_of(
+    blob_hash: bytes,
+    copies: int,
+    *,
+    me: NodeId,
+    holders: Collection[NodeId],
+    alive: Collection[NodeId],
+) -> Repair | None:
+    """What this holder has to do for a pinned blob before it leaves; None: nothing.
+
+    The others are to have as many copies as its pins want, or as they are nodes.
+    """
+    others = [node for node in ranked(blob_hash, alive) if node != me]
+    takers = tuple(node for node in others if node not in holders)
+    missing = min(copies, max(len(others), 1)) - (len(others) - len(takers))
+    return Repair(blob_hash, missing, takers) if missing > 0 else None
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """A blob on this disk, as it counts for eviction.

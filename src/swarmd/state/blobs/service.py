@@ -81,6 +81,7 @@ class Blobs:
         link: Link,
         folder: BlobFolder,
         bulk: Bulk,
+        mending: Mending,
         config: BlobsConfig,
         clock: Clock,
         *,
@@ -93,6 +94,7 @@ class Blobs:
         self._link = link
         self._folder = folder
         self.bulk = bulk
+        self._mending = mending
         self._config = config
         self._clock = clock
         self._voters = voters
@@ -196,6 +198,11 @@ class Blobs:
         if data is not None:
             async with self._sending:
                 await self._push(peer, blob_hash, data)
+
+    async def hand_over(self, timeout_s: float) -> None:
+        """Return once nothing is lost if this node leaves. Raises WouldLoseData."""
+        await self.custody.hand_over(timeout_s)
+        await self._mending.hand_over(timeout_s)
 
     @property
     def count(self) -> int:
@@ -554,6 +561,7 @@ async def open_blobs(
             link,
             store,
             bulk,
+            mending,
             config,
             clock,
             voters=voters,

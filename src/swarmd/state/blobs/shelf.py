@@ -59,7 +59,7 @@ class Shelf:
             for blob_hash, path in self._files("manifests"):
                 if not has(blob_hash):
                     path.unlink(missing_ok=True)
-            self.drop_old_partials_file(frozenset())
+            self.drop_old_partials_file(self.pinned_hashes)
         except OSError as error:
             raise DiskFault(f"cannot read {self._folder}: {error.strerror}") from error
 
@@ -69,6 +69,11 @@ class Shelf:
     def hashes(self) -> list[bytes]:
         """Every blob that a user put and that is, or should be, here."""
         return sorted(self._pins)
+
+    @property
+    def pinned_hashes(self) -> frozenset[bytes]:
+        """Of these also what is damaged is kept: there may be no other copy."""
+        return frozenset(one.hash for one in self._pins.values() if one.pins)
 
     def blob(self, blob_hash: bytes) -> PinnedBlob | None:
         return self._pins.get(blob_hash)
