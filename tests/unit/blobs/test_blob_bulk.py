@@ -28,6 +28,7 @@ from swarmd.state.blobs import bulk, mending, transfer
 from swarmd.state.blobs.bulk import Shown
 from swarmd.state.blobs.chunkfile import ChunkWriter
 from swarmd.state.blobs.config import BlobsConfig
+from swarmd.state.blobs.machine import AHEAD
 from swarmd.state.blobs.manifest import Manifest
 from swarmd.state.blobs.messages import ChunkAsk, ManifestPart, PinnedBlob, hash_of
 
@@ -218,16 +219,16 @@ async def test_one_chunk_is_in_memory_and_not_the_whole(
 
     async with grow(2) as swarm:
         await put(swarm, copies=1)
-        real = transfer.Transfer._update
+        real = transfer.Transfer._keep_file
 
-        def slow(self: transfer.Transfer, batch: list[bytes]) -> None:
+        def watched(self: transfer.Transfer, batch: list[Any]) -> None:
             nonlocal most
-            most = max(most, len(self._ready) + len(batch))
+            most = max(most, len(self._ready) + len(self._arrived) + len(batch))
             real(self, batch)
 
-        monkeypatch.setattr(transfer.Transfer, "_update", slow)
+        monkeypatch.setattr(transfer.Transfer, "_keep_file", watched)
         assert await get(swarm, 1) == DATA
-    assert 0 < most <= transfer.Fetching(0).count + 32
+    assert 0 < most <= AHEAD
 
 
 # ---- transfers that fail --------------------------------------------------------------

@@ -43,7 +43,8 @@ def test_a_holder_has_a_few_chunks_under_way_and_no_chunk_twice() -> None:
     fetching.offer(B)
     assert taken(fetching, A) == list(range(PER_HOLDER))
     assert taken(fetching, B) == list(range(PER_HOLDER, 2 * PER_HOLDER))
-    assert fetching.got(A, 3)
+    fetching.arrived(A, 3)
+    assert fetching.got(3)
     assert taken(fetching, A) == [2 * PER_HOLDER]
 
 
@@ -52,7 +53,8 @@ def test_nobody_is_asked_far_ahead_of_what_is_hashed() -> None:
     fetching.offer(A)
     count = 0
     while (index := fetching.take(A)) is not None:
-        fetching.got(A, index)
+        fetching.arrived(A, index)
+        fetching.got(index)
         count += 1
     assert count == AHEAD
     fetching.hashed(5)
@@ -81,13 +83,25 @@ def test_who_fails_again_and_again_or_sends_what_is_wrong_is_asked_no_more() -> 
     assert fetching.holders == []
 
 
+def test_a_chunk_that_does_not_fit_is_asked_of_others() -> None:
+    fetching = Fetching(2)
+    for holder in (A, B):
+        fetching.offer(holder)
+    assert [fetching.take(A), fetching.take(B)] == [0, 1]
+    fetching.arrived(A, 0)
+    assert fetching.take(B) is None, "it is looked at"
+    fetching.refused(A, 0)
+    assert not fetching.offer(A)
+    assert fetching.take(B) == 0
+
+
 def test_what_an_earlier_try_left_is_not_asked_for() -> None:
     fetching = Fetching(5, present=[0, 1, 3])
     fetching.offer(A)
     assert taken(fetching, A) == [2, 4]
-    assert not fetching.got(A, 3)
+    assert not fetching.got(3)
     for index in (2, 4):
-        fetching.got(A, index)
+        fetching.got(index)
     assert fetching.is_complete
 
 
@@ -119,7 +133,14 @@ def test_every_transfer_ends_whatever_fails_as_long_as_somebody_lasts(seed: int)
         if under_way and rng.random() < 0.7:
             both = (under_way, late)[bool(late) and rng.random() < 0.2]
             holder, index = both.pop(rng.randrange(len(both)))
-            assert fetching.got(holder, index) == (index not in done)
+            if both is under_way and holder != A and rng.random() < 0.1:
+                fetching.arrived(holder, index)
+                fetching.refused(holder, index)
+                late += [one for one in under_way if one[0] == holder]
+                under_way = [one for one in under_way if one[0] != holder]
+                continue
+            fetching.arrived(holder, index)
+            assert fetching.got(index) == (index not in done)
             done.add(index)
             while hashed in done:
                 hashed += 1

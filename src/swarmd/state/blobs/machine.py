@@ -1,7 +1,7 @@
 """One transfer: which chunk is asked of whom, and when it is over. Pure.
 
-The shell shows what happens (`offer`, `lose`, `got`, `failed`, `hashed`) and asks each holder's
-workers' next chunk (`take`). The rules:
+The shell shows what happens (`offer`, `lose`, `arrived`, `got`, `refused`, `hashed`) and asks for
+each holder's next chunk (`take`). The rules:
 
 - A holder has at most `PER_HOLDER` chunks under way, so faster holders carry more of them by
   themselves, and one that hangs holds up no more than these.
@@ -55,7 +55,7 @@ class Fetching:
         return sorted(self._under_way)
 
     def has(self, index: int) -> bool:
-        return bool(self._present[index])
+        return index < self.count and bool(self._present[index])
 
     def offer(self, holder: NodeId) -> bool:
         """A node has the blob. False: it is asked already, or no more."""
@@ -85,9 +85,17 @@ class Fetching:
     def is_asked(self, holder: NodeId) -> bool:
         return holder in self._under_way
 
-    def got(self, holder: NodeId, index: int) -> bool:
-        """A chunk came, was verified and is written. False: it is not news."""
+    def arrived(self, holder: NodeId, index: int) -> None:
+        """A chunk came: its holder can be asked for another one while this is looked at."""
         self._under_way.get(holder, set()).discard(index)
+
+    def refused(self, holder: NodeId, index: int) -> None:
+        """A chunk that arrived is not what it should be: its holder is asked for none any more."""
+        heapq.heappush(self._again, index)
+        self.lose(holder, for_good=True)
+
+    def got(self, index: int) -> bool:
+        """A chunk that arrived was verified and is written. False: it is not news."""
         if self._present[index]:
             return False
         self._present[index] = 1

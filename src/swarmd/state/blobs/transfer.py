@@ -12,6 +12,7 @@ nobody follows any more it is cancelled, and what has come stays for the next tr
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -51,7 +52,7 @@ _LOOK_S: Final = 5.0
 # A holder may have to read the whole blob to tell its manifest.
 _MANIFEST_TIMEOUT_S: Final = 120.0
 _MANIFESTS_MAX: Final = 3
-_HASH_BATCH: Final = 8
+_BATCH: Final = 8
 
 
 class Asking(Protocol):
@@ -67,6 +68,18 @@ class Asking(Protocol):
     async def holders(self, blob_hash: bytes) -> tuple[list[NodeId], bool]:
         """Who says that it has the blob; and whether everybody who might was heard."""
         ...
+
+
+class _Arrival:
+    """A chunk that came; whether it fits is known once it was looked at."""
+
+    __slots__ = ("data", "fits", "holder", "index")
+
+    def __init__(self, holder: NodeId, index: int, data: bytes) -> None:
+        self.holder = holder
+        self.index = index
+        self.data = data
+        self.fits = False
 
 
 class Transfer:
@@ -103,6 +116,8 @@ class Transfer:
         self._writer: ChunkWriter | None = None
         self._state = hashlib.blake2b(digest_size=HASH_BYTES)
         self._hashed = 0
+        self._arrived: deque[_Arrival] = deque()
+        # Written, and waiting for the whole's hash to come to them.
         self._ready: dict[int, bytes] = {}
         self._changed = trio.Event()
         self._false: set[NodeId] = set()
@@ -125,6 +140,7 @@ class Transfer:
             if self._writer is not None:
                 self._writer.close()
             self._ready.clear()
+            self._arrived.clear()
             self.ended.set()
             self._wake()
 
@@ -243,13 +259,13 @@ class Transfer:
 
         async with trio.open_nursery() as nursery:
             scope = nursery.cancel_scope
-            nursery.start_soon(guarded, lambda: self._find(nursery, failure), scope)
-            await guarded(self._hash, scope)
+            nursery.start_soon(guarded, lambda: self._find(nursery), scope)
+            await guarded(self._keep, scope)
             scope.cancel()
         if failure:
             raise failure[0]
 
-    async def _find(self, nursery: trio.Nursery, failure: list[SwarmError]) -> None:
+    async def _find(self, nursery: trio.Nursery) -> None:
         """Have all who hold the blob send of it; give up when nobody does for a while."""
         fetching, give_up_at = self._fetching, trio.current_time() + RETRY_S
         while not fetching.is_complete:
@@ -257,7 +273,7 @@ class Transfer:
             for holder in found:
                 if holder not in self._false and fetching.offer(holder):
                     for _ in range(PER_HOLDER):
-                        nursery.start_soon(self._ask_one, holder, failure, nursery.cancel_scope)
+                        nursery.start_soon(self._ask_one, holder)
             if fetching.holders:
                 give_up_at = trio.current_time() + RETRY_S
                 with trio.move_on_after(_LOOK_S):
@@ -272,23 +288,17 @@ class Transfer:
         while self._fetching.holders and not self._fetching.is_complete:
             await self._changed.wait()
 
-    async def _ask_one(
-        self, holder: NodeId, failure: list[SwarmError], scope: trio.CancelScope
-    ) -> None:
+    async def _ask_one(self, holder: NodeId) -> None:
         """One chunk after the other of one holder."""
-        try:
-            while not self._fetching.is_complete and self._fetching.is_asked(holder):
-                index = self._fetching.take(holder)
-                if index is None:
-                    await self._changed.wait()
-                elif not await self._ask(holder, index):
-                    return
-        except SwarmError as error:  # This node's own disk.
-            failure.append(error)
-            scope.cancel()
+        while not self._fetching.is_complete and self._fetching.is_asked(holder):
+            index = self._fetching.take(holder)
+            if index is None:
+                await self._changed.wait()
+            elif not await self._ask(holder, index):
+                return
 
     async def _ask(self, holder: NodeId, index: int) -> bool:
-        """Fetch one chunk. False: the holder is lost. Raises DiskFault: this node's disk."""
+        """Fetch one chunk. False: the holder is lost."""
         try:
             answer = await self._node.ask(holder, ChunkAsk(self.hash, index))
             if not isinstance(answer, ChunkData) or answer.index != index:
@@ -298,51 +308,54 @@ class Transfer:
             self._fetching.lose(holder, for_good=not isinstance(error, TimedOut | Unreachable))
             self._wake()
             return False
-        if not await self._in_thread(self._keep_file, index, answer.data):
-            _log.warning("a chunk was wrong", blob=short(self.hash), holder=short(holder))
-            self._fetching.lose(holder, for_good=True)
-            self._node.tell(holder, Doubt(self.hash))
-            self._wake()
-            return False
-        if self._fetching.got(holder, index):
-            self._ready[index] = answer.data
+        self._fetching.arrived(holder, index)
+        self._arrived.append(_Arrival(holder, index, answer.data))
         self._wake()
         return True
 
-    def _keep_file(self, index: int, data: bytes) -> bool:
-        assert self._writer is not None
-        if not self._manifest.fits(index, data):
-            return False
-        self._writer.write(index, data)
-        return True
+    async def _keep(self) -> None:
+        """Keep what comes, as much at once as has come; it ends when the whole is hashed.
 
-    async def _hash(self) -> None:
-        """Go through all chunks in order, as they come."""
-        count = self._manifest.count
-        while self._hashed < count:
-            batch: list[bytes] = []
-            while len(batch) < _HASH_BATCH and self._hashed + len(batch) in self._ready:
-                batch.append(self._ready.pop(self._hashed + len(batch)))
-            if batch:
-                await self._in_thread(self._update, batch)
-            elif self._fetching.has(self._hashed):  # It was left by an earlier try.
-                batch = [await self._in_thread(self._reread_file, self._hashed)]
-            else:
+        One turn in a thread for several chunks: turns cost more than chunks.
+        """
+        while self._hashed < self._manifest.count:
+            batch = [self._arrived.popleft() for _ in range(min(_BATCH, len(self._arrived)))]
+            if not batch and not self._fetching.has(self._hashed):
                 await self._changed.wait()
                 continue
-            self._hashed += len(batch)
+            await self._in_thread(self._keep_file, batch)
+            for arrival in batch:
+                self._judge(arrival)
             self._fetching.hashed(self._hashed)
             self._wake()
 
-    def _update(self, batch: list[bytes]) -> None:
-        for data in batch:
-            self._state.update(data)
+    def _judge(self, arrival: _Arrival) -> None:
+        if arrival.fits:
+            self._fetching.got(arrival.index)
+            return
+        if self._fetching.is_asked(arrival.holder):  # Else it was told already.
+            _log.warning("a chunk was wrong", blob=short(self.hash), holder=short(arrival.holder))
+            self._node.tell(arrival.holder, Doubt(self.hash))
+        self._fetching.refused(arrival.holder, arrival.index)
 
-    def _reread_file(self, index: int) -> bytes:
+    def _keep_file(self, batch: list[_Arrival]) -> None:
+        """Verify chunks, write them, and have the whole's hash go through all that it can."""
         assert self._writer is not None
-        data = self._writer.read(index, chunk_size(self.size, index))
-        self._state.update(data)
-        return data
+        for arrival in batch:
+            arrival.fits = self._manifest.fits(arrival.index, arrival.data)
+            if arrival.fits and not self._fetching.has(arrival.index):
+                self._writer.write(arrival.index, arrival.data)
+                self._ready[arrival.index] = arrival.data
+        while self._hashed in self._ready:
+            self._state.update(self._ready.pop(self._hashed))
+            self._hashed += 1
+        for _ in range(_BATCH):
+            if self._hashed in self._ready or not self._fetching.has(self._hashed):
+                break
+            # It was left by an earlier try.
+            size = chunk_size(self.size, self._hashed)
+            self._state.update(self._writer.read(self._hashed, size))
+            self._hashed += 1
 
     async def _in_thread(self, call: Callable[..., Any], *args: Any) -> Any:
         return await trio.to_thread.run_sync(call, *args, limiter=self._node.disk)
