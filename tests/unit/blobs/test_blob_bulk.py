@@ -259,6 +259,8 @@ async def test_a_transfer_goes_on_where_it_was_cut(
                 async for _ in chunks:
                     count += 1
                     if count == 4:
+                        [under_way] = node.holding._transfers.values()
+                        await until(lambda one=under_way: one._fetching.present_count == 12)  # type: ignore[misc]
                         scope.cancel()
         await until(lambda: not node.holding._transfers)
         again.set()

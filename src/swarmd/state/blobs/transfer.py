@@ -291,7 +291,9 @@ class Transfer:
     async def _ask_one(self, holder: NodeId) -> None:
         """One chunk after the other of one holder."""
         while not self._fetching.is_complete and self._fetching.is_asked(holder):
-            index = self._fetching.take(holder)
+            # What has come and is not written yet is lost by a kill: let it not become much.
+            full = len(self._arrived) >= _BATCH
+            index = None if full else self._fetching.take(holder)
             if index is None:
                 await self._changed.wait()
             elif not await self._ask(holder, index):
