@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("tasks", "cli", "raft", "bus", "swim", "vector")
+NAMES = ("tasks", "cli", "raft", "bus", "blobs", "swim", "vector")
 PEERS = ("etcd_peer", "serf_peer")
 
 

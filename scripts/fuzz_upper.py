@@ -6,6 +6,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +30,7 @@ from swarmd.agents.environment import Environment, decode_environment
 from swarmd.agents.records import AgentRecord, decode_agent, encode_agent
 from swarmd.agents.spec import parse_agent
 from swarmd.base.disk import seal_body
-from swarmd.base.errors import Diverged, SwarmError
+from swarmd.base.errors import CorruptFile, Diverged, SwarmError
 from swarmd.base.rng import make_rng
 from swarmd.cli.job_file import parse_job
 from swarmd.cli.txn_file import parse_txn
@@ -42,7 +43,10 @@ from swarmd.identity.voter import Voter
 from swarmd.sdk.protocol import FIELDS, FrameReader, ProtocolError, encode_frame
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
-from swarmd.state.blobs.messages import BlobRef
+from swarmd.state.blobs import manifest
+from swarmd.state.blobs import pins as pinning
+from swarmd.state.blobs.manifest import Manifest as BlobManifest
+from swarmd.state.blobs.messages import BlobRef, Pin, PinnedBlob, hash_of
 from swarmd.state.raft import snapshot
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.epoch import Ballot
@@ -271,6 +275,29 @@ def _sdk() -> Callable[[bytes], Any]:
     return take
 
 
+def _checked(value: object) -> bytes:
+    body = value if isinstance(value, bytes) else packed(value)
+    return body + hash_of(body)
+
+
+def _beside_blobs() -> Iterator[Target]:
+    hashes = BlobManifest(b"h" * 32, 300_000, b"1" * 32 + b"2" * 32)
+    pins = PinnedBlob(b"h" * 32, 300_000, (Pin("ann", 2, 5_000, 1_000),))
+    for name, read, raw in (
+        ("manifest", manifest.decode_manifest, manifest.encode_manifest(hashes)),
+        ("pins", pinning.decode_pins, pinning.encode_pins(pins)),
+    ):
+        yield Target(
+            f"blobs.{name}",
+            always(partial(read, source="x")),
+            [raw],
+            covers=(f"state.blobs.{name}.decode_{name}",),
+            dress=_checked,
+            values=[raw[:-32]],
+            refusals=(CorruptFile,),
+        )
+
+
 def work() -> Iterator[Target]:
     for name, call, kind in (
         ("tasks.task", decode_task, TaskRecord),
@@ -289,6 +316,7 @@ def work() -> Iterator[Target]:
     yield of_struct("secrets.record", decode_secret, encode_struct(secret))
     ring = RingRecord((RingKey(b"i" * 16, 1_000),), 1)
     yield of_struct("secrets.ring", decode_ring, encode_struct(ring))
+    yield from _beside_blobs()
     keys = [[[b"k" * 32, 5]]]
     yield Target(
         "secrets.keyring",

@@ -75,7 +75,7 @@ class NodeControl:
         if self.store is not None:
             await self.store.hand_over_seat(HAND_OVER_TIMEOUT_S)
         if self.blobs is not None:
-            await self.blobs.custody.hand_over(BLOBS_TIMEOUT_S)
+            await self.blobs.hand_over(BLOBS_TIMEOUT_S)
 
     # ---- for the app ------------------------------------------------------------------
 

@@ -31,8 +31,8 @@ from swarmd.base.sealed_file import (
     sealer_id_in,
 )
 from swarmd.mesh.standing import LAST_JOIN
+from swarmd.state.blobs.chunkfile import ROOM as BLOBS
 from swarmd.state.blobs.messages import HASH_BYTES
-from swarmd.state.blobs.store import ROOM as BLOBS
 from swarmd.state.blobs.store import hash_in
 
 # The node's own file beside the rooms, and those whose files are any `Disk`'s.

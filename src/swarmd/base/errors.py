@@ -310,6 +310,12 @@ class TooManyWaiters(Busy):
     code = "too_many_waiters"
 
 
+class BlobsFull(Busy):
+    """This node's share of the disk for blobs is taken by what must be kept. Nothing changed."""
+
+    code = "blobs_full"
+
+
 class InsufficientCopies(Unavailable):
     code = "insufficient_copies"
 

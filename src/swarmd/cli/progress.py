@@ -14,7 +14,8 @@ class Bar:
     then is for a program and stderr still for a person.
     """
 
-    def __init__(self, title: str, total: int) -> None:
+    def __init__(self, title: str, total: int, *, in_bytes: bool = False) -> None:
+        self._in_bytes = in_bytes
         self._title = title
         self._total = total
         self._progress: Any = None
@@ -25,6 +26,7 @@ class Bar:
             from rich.console import Console
             from rich.progress import (
                 BarColumn,
+                DownloadColumn,
                 MofNCompleteColumn,
                 Progress,
                 TextColumn,
@@ -34,7 +36,7 @@ class Bar:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
-                MofNCompleteColumn(),
+                DownloadColumn(binary_units=True) if self._in_bytes else MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[note]}", markup=False),
                 console=Console(stderr=True),

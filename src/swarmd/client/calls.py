@@ -12,6 +12,7 @@ import msgspec
 
 from swarmd.base.errors import SwarmError, Unreachable
 from swarmd.base.limits import SUBMIT_TASKS_MAX
+from swarmd.client.blobs import BlobCalls
 from swarmd.client.bus import BusCalls
 from swarmd.client.events import EventCalls
 from swarmd.client.members import MemberCalls
@@ -30,7 +31,7 @@ REQUEST_BYTES: Final = 16 * 1024 * 1024
 _SNAPSHOT_ITEM: Any = shapes.SnapshotItem
 
 
-class Client(RecipeCalls, MemberCalls, BusCalls, EventCalls, MemoryCalls):
+class Client(RecipeCalls, MemberCalls, BusCalls, EventCalls, MemoryCalls, BlobCalls):
     """Talks to one daemon, or to the first of several that answers.
 
     Args:

@@ -10,7 +10,8 @@ import http.client
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote, urlencode
@@ -30,6 +31,7 @@ from swarmd.base.unix_http import UnixConnection, why_broken
 
 API: Final = "/api/v1"
 MSGPACK: Final = "application/msgpack"
+OCTETS: Final = "application/octet-stream"
 FRAMES: Final = "application/vnd.swarmd.frames"
 NODE_HEADER: Final = "X-Swarmd-Node"
 # No single message of a stream may make the client allocate more than this.
@@ -169,11 +171,7 @@ class Requests:
         """Send a request; on a broken connection go on to the next socket where that is safe."""
         target = prefix + path + ("?" + urlencode(query) if query else "")
         raw = None if body is None else msgspec.msgpack.encode(body)
-        headers = {"Accept": accept, "Content-Type": MSGPACK}
-        if self._node:
-            headers[NODE_HEADER] = quote(self._node, safe="")
-        if self._credential:
-            headers["Authorization"] = f"Bearer {self._credential}"
+        headers = self._headers(accept)
         if not safe:
             self.close()  # A kept connection that breaks leaves it open whether it was carried out.
         tried: list[str] = []
@@ -287,7 +285,65 @@ class Requests:
         query: Mapping[str, str] | None = None,
     ) -> Iterator[T]:
         """The answers of a stream. Closing the iterator early closes the connection."""
-        response = self._open(method, path, body, query=query, accept=FRAMES, safe=True)
+        return self._frames(
+            self._open(method, path, body, query=query, accept=FRAMES, safe=True), kind
+        )
+
+    def _upload(
+        self, path: str, pieces: Iterable[bytes], size: int | None, query: Mapping[str, str]
+    ) -> http.client.HTTPResponse:
+        """PUT what `pieces` give, which can be given once: only who answers is sent anything.
+
+        A daemon that refuses says so before it has read all, and may stop reading.
+        """
+        headers = self._headers(FRAMES) | {"Content-Type": OCTETS}
+        how = {"Transfer-Encoding": "chunked"} if size is None else {"Content-Length": str(size)}
+        target = API + path + ("?" + urlencode(query) if query else "")
+        self.close()
+        tried: list[str] = []
+        for _ in self._sockets:
+            connection = self._new_connection()
+            try:
+                connection.connect()
+            except OSError as error:
+                tried.append(f"{self._path} ({why_broken(error)})")
+                self._current = (self._current + 1) % len(self._sockets)
+                continue
+            self._connection = connection
+            break
+        else:
+            raise DaemonDown("no swarmd answers at " + ", ".join(tried))
+        try:
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(
+                    "PUT", target, pieces, headers | how, encode_chunked=size is None
+                )
+            response = connection.getresponse()
+        except TimeoutError as error:
+            self.close()
+            raise TimedOut(f"the daemon took nothing for {self._timeout_s:g} s") from error
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise Unreachable(f"the daemon at {self._path} went away; nothing is pinned") from error
+        except BaseException:
+            self.close()  # The source failed, or the user: half of a body is no request.
+            raise
+        if response.status >= 400:
+            try:
+                self._raise(response)
+            finally:
+                self.close()
+        return response
+
+    def _headers(self, accept: str) -> dict[str, str]:
+        headers = {"Accept": accept, "Content-Type": MSGPACK}
+        if self._node:
+            headers[NODE_HEADER] = quote(self._node, safe="")
+        if self._credential:
+            headers["Authorization"] = f"Bearer {self._credential}"
+        return headers
+
+    def _frames(self, response: http.client.HTTPResponse, kind: type[T]) -> Iterator[T]:
         whole = False
         try:
             while raw := _read_frame(response):

@@ -17,6 +17,7 @@ from swarmd.gateway.routes.agents import AgentRoutes
 from swarmd.gateway.routes.approval import ApprovalRoutes
 from swarmd.gateway.routes.audit import AuditRoutes
 from swarmd.gateway.routes.authority import Authority
+from swarmd.gateway.routes.blobs import BlobRoutes
 from swarmd.gateway.routes.bus import BusRoutes
 from swarmd.gateway.routes.cluster import Cluster
 from swarmd.gateway.routes.events import EventRoutes
@@ -59,6 +60,7 @@ class Api:
             *ApprovalRoutes(context).routes(),
             *Kv(context).routes(),
             *KeyStreams(context).routes(),
+            *BlobRoutes(context).routes(),
             *BusRoutes(context).routes(),
             *LeaseRoutes(context).routes(),
             *RecipeRoutes(context).routes(),

@@ -165,6 +165,27 @@ async def read_body(request: Request, budget: Budget) -> bytes:
     return b"".join(parts)
 
 
+async def body_pieces(request: Request) -> AsyncGenerator[bytes, None]:
+    """The body as it comes, of any length; nothing of it is kept.
+
+    Raises:
+        TimedOut: nothing came for a while.
+        BadRequest: the client went before its end.
+    """
+    state = request.scope.setdefault("swarmd", {})
+    while not state.get(_READ):
+        message = None
+        with trio.move_on_after(_BODY_S):
+            message = await request.receive()
+        if message is None:
+            raise TimedOut(f"nothing of the request's body came for {_BODY_S:g} s")
+        state[_READ] = not message.get("more_body", False)
+        if message["type"] == "http.disconnect":
+            raise BadRequest("the request broke off")
+        if data := message.get("body", b""):
+            yield data
+
+
 async def drain(request: Request, budget: Budget) -> None:
     """Read and drop what nobody read of the body, within bounds.
 

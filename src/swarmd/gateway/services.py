@@ -34,6 +34,7 @@ from swarmd.mesh.facts import MeshFacts
 from swarmd.mesh.link import Link
 from swarmd.mesh.swim.coordinates import Coordinate
 from swarmd.mesh.swim.events import Member
+from swarmd.state.blobs.bulk import Bulk
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.state.raft.messages import Change, LeaseInfo, Operation, OpResult
 from swarmd.state.recipes.service import Recipes
@@ -274,6 +275,8 @@ class Store(Protocol):
 class Blobs(Protocol):
     async def put(self, data: bytes) -> BlobRef: ...
     async def get(self, ref: BlobRef) -> bytes: ...
+    @property
+    def bulk(self) -> Bulk: ...
 
 
 # ---- agents and tasks -----------------------------------------------------------------

@@ -31,6 +31,7 @@ from swarmd.identity.keys import SigningKey, certificate_public_key
 MESH_ALPN: Final = "swarmd/1"
 RAFT_ALPN: Final = "swarmd-raft/1"
 BUS_ALPN: Final = "swarmd-bus/1"
+BULK_ALPN: Final = "swarmd-bulk/1"
 JOIN_ALPN: Final = "swarmd-join/1"
 _CONTEXTS_MAX: Final = 16
 

@@ -15,7 +15,6 @@ class Rooms:
     """The store and the blobs of a node; each hand-over does what it is told."""
 
     def __init__(self, seat: SwarmError | None, blobs: SwarmError | None) -> None:
-        self.custody = self
         self.calls: list[str] = []
         self._errors = {"seat": seat, "blobs": blobs}
 

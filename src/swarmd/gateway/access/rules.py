@@ -35,7 +35,8 @@ PERMISSIONS: Final[dict[str, tuple[str, str]]] = {
     "task:read": ("tasks, jobs, their results", "AGENT"),
     "task:submit": ("submit tasks and jobs", "AGENT"),
     "task:cancel": ("cancel tasks and jobs", "AGENT"),
-    "blob:write": ("store large inputs", ""),
+    "blob:read": ("get and list blobs", ""),
+    "blob:write": ("put, pin and unpin blobs", ""),
     "kv:read": ("read keys and counters", "KEY"),
     "kv:write": ("change keys and counters", "KEY"),
     "memory:read": ("read shared memory", "NAMESPACE"),
@@ -69,6 +70,7 @@ _LOOK: Final = (
     "agent:read",
     "agent:logs",
     "task:read",
+    "blob:read",
     "kv:read",
     "memory:read",
     "bus:read",
@@ -108,7 +110,7 @@ EVERYTHING: Final = "*"
 ROLES: Final[dict[str, tuple[str, ...]]] = {
     "admin": (EVERYTHING,),
     "operator": (*_LOOK, *_OPERATE),
-    "submitter": (*_SUBMIT, "blob:write"),
+    "submitter": (*_SUBMIT, "blob:read", "blob:write"),
     "viewer": _LOOK,
 }
 

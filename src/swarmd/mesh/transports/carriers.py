@@ -1,8 +1,8 @@
 """What carries frames between two nodes, once TLS and the hellos are done.
 
 The mesh's plane speaks WebSocket (RFC 6455), which any tool of the trade can follow. The log's
-plane, which every write waits for, and the bus's put each frame behind its length and that is all:
-it takes half the processor time, and two turns of the loop less on the way.
+plane, which every write waits for, the bus's and that of blobs put each frame behind its length and
+that is all: it takes half the processor time, and two turns of the loop less on the way.
 
     length (4 bytes), frame            length 0, reason (1 byte), seconds (2 bytes): a goodbye
 
@@ -31,7 +31,7 @@ from wsproto.utilities import ProtocolError
 
 from swarmd.base.errors import MalformedMessage
 from swarmd.base.limits import FRAME_BYTES_MAX, KIB
-from swarmd.identity.tls import BUS_ALPN, RAFT_ALPN
+from swarmd.identity.tls import MESH_ALPN
 from swarmd.mesh.addresses import address_of
 from swarmd.mesh.transports import masking
 from swarmd.mesh.transports.mux import How
@@ -113,7 +113,7 @@ async def open_carrier(
 
     Raises what trio and trio-websocket raise when the peer does not play along.
     """
-    if alpn in (RAFT_ALPN, BUS_ALPN):
+    if alpn != MESH_ALPN:
         return PlainCarrier(stream)
     if client:
         socket = await wrap_client_stream(

@@ -4,8 +4,7 @@ A connection is made on demand, one per peer and plane (the ALPN of RFC 7301):
 
     TCP -> TLS, both certificates admitted -> signed hellos -> carrier -> frames
 
-The carrier is a WebSocket, or for the log's and the bus's planes nothing but lengths; see
-`carriers`.
+The carrier is a WebSocket, or for all planes but the mesh's nothing but lengths; see `carriers`.
 
 The rules:
 - Nobody is trusted before the hello: unproven connections are few, in all and from one
@@ -41,6 +40,7 @@ from swarmd.base.rng import Rng
 from swarmd.identity.authority import Admission
 from swarmd.identity.keys import Exchange, SigningKey
 from swarmd.identity.tls import (
+    BULK_ALPN,
     BUS_ALPN,
     JOIN_ALPN,
     MESH_ALPN,
@@ -83,7 +83,7 @@ from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import BYTES, DROPPED
 from swarmd.wire.version import PROTOCOL_VERSION
 
-PLANES: Final = (MESH_ALPN, RAFT_ALPN, BUS_ALPN)
+PLANES: Final = (MESH_ALPN, RAFT_ALPN, BUS_ALPN, BULK_ALPN)
 ALPNS: Final = (*PLANES, JOIN_ALPN)
 _RETRY_FIRST_S: Final = 0.05
 _RETRY_MAX_S: Final = 1.0

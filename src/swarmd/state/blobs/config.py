@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
 from swarmd.base.limits import BLOB_BYTES_MAX, MIB
+
+PIN_TTL_MAX_S: Final = 10 * 365 * 24 * 3_600.0
 
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
@@ -15,8 +17,9 @@ Count = Annotated[int, Meta(ge=1)]
 class BlobsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[blobs]"""
 
-    # Bytes of blobs kept on this node. At the bound new blobs are refused here ("busy"), so
-    # that the disk of the strong store is never filled by payloads.
+    # Bytes of blobs kept on this node. At the bound, what nobody pins or refers to goes, least
+    # recently used first; if that is not enough new blobs are refused here ("blobs_full"), so that
+    # the disk of the strong store is never filled by payloads.
     bytes_max: Annotated[int, Meta(ge=BLOB_BYTES_MAX)] = 16 * 1024 * MIB
     # A blob that nothing names is deleted this long after it was last written or offered. It
     # must be longer than any submit takes between its upload and its commit.
@@ -32,3 +35,7 @@ class BlobsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     upload_idle_s: Seconds = 30.0
     # Uploads that peers may have open here at once; beyond it they are told "busy".
     uploads_max: Count = 64
+    # For how long a blob is pinned if whoever puts or pins it does not say.
+    pin_ttl_s: Annotated[float, Meta(ge=60, le=PIN_TTL_MAX_S)] = 7 * 24 * 3_600.0
+    # How fast blobs on the disk are looked through for damage; 0 looks only at what is read.
+    scrub_bytes_per_s: Annotated[int, Meta(ge=0)] = 4 * MIB

@@ -4,6 +4,13 @@ Upload: `Offer` -> `Have` or `Want`; then `Piece` after `Piece`, each answered b
 last by `Have`, which means: whole, verified and durable. A blob of one piece skips the offer.
 Download: `Fetch` -> `Piece`, one per chunk, or the error `not_found`.
 Leaving: `MissingAsk` -> `Missing`, page after page, from a voter that knows all references.
+
+Blobs of users travel on a plane of their own, in chunks of 256 KiB:
+Holders: `HeldAsk` -> `Held`, which of these blobs are there, whole, and with which pins.
+Transfer: `ManifestAsk` -> `ManifestPart`, then `ChunkAsk` -> `ChunkData`, many at once.
+Copies: `Take` -> `Taking` while it fetches the blob itself, then `Taken`: whole and durable.
+Pins: `Told` -> `Noted`. Damage: `Doubt`, which is not answered: look at your copy.
+Lists: `ListAsk` -> `Listing`, page after page.
 """
 
 from __future__ import annotations
@@ -15,7 +22,14 @@ import msgspec
 from msgspec import Meta
 
 from swarmd.base.ids import short
-from swarmd.base.limits import BLOB_BYTES_MAX, BLOB_CHUNK_BYTES
+from swarmd.base.limits import (
+    BLOB_BYTES_MAX,
+    BLOB_CHUNK_BYTES,
+    BLOB_CHUNKS_MAX,
+    BLOB_COPIES_MAX,
+    NAME_BYTES_MAX,
+    STREAMED_BYTES_MAX,
+)
 from swarmd.wire.codec import Family, Message
 
 HASH_BYTES = 32
@@ -88,3 +102,135 @@ class Missing(Message, frozen=True, tag=8):
 
 
 BLOB = Family("blob", Offer, Have, Want, Piece, Got, Fetch, MissingAsk, Missing)
+
+
+# ---- blobs of users -------------------------------------------------------------------
+
+BULK_PLANE = "swarmd-bulk/1"
+ASKED_MAX = 64
+PINS_MAX = 16
+LISTED_MAX = 64
+MANIFEST_PART_HASHES = 16_384
+StreamedSize = Annotated[int, Meta(ge=0, le=STREAMED_BYTES_MAX)]
+Index = Annotated[int, Meta(ge=0, lt=BLOB_CHUNKS_MAX)]
+Milliseconds = Annotated[int, Meta(ge=0, le=2**53)]
+
+
+class Pin(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Somebody's wish that a blob be kept on `copies` nodes until `until_ms` (Unix time).
+
+    Its owner has one pin on a blob, so a later one (`set_ms`) stands in for it. One that was taken
+    back is remembered as `removed` until it would have ended: a node that was away learns of it.
+    """
+
+    owner: Annotated[str, Meta(max_length=NAME_BYTES_MAX)]
+    copies: Annotated[int, Meta(ge=1, le=BLOB_COPIES_MAX)]
+    until_ms: Milliseconds
+    set_ms: Milliseconds
+    removed: bool = False
+
+
+Pins = Annotated[tuple[Pin, ...], Meta(max_length=PINS_MAX)]
+
+
+class PinnedBlob(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A blob that its teller holds, and the pins that it knows."""
+
+    hash: Hash
+    size: StreamedSize
+    pins: Pins
+
+
+class HeldAsk(Message, frozen=True, tag=1):
+    hashes: Annotated[tuple[Hash, ...], Meta(max_length=ASKED_MAX)]
+
+
+class Held(Message, frozen=True, tag=2):
+    blobs: Annotated[tuple[PinnedBlob, ...], Meta(max_length=ASKED_MAX)]
+
+
+class ManifestAsk(Message, frozen=True, tag=3):
+    """The hashes of chunks from `first` on."""
+
+    hash: Hash
+    first: Annotated[int, Meta(ge=0, le=BLOB_CHUNKS_MAX)]
+
+
+class ManifestPart(Message, frozen=True, tag=4):
+    """`hashes`: joined."""
+
+    size: StreamedSize
+    hashes: Annotated[bytes, Meta(max_length=MANIFEST_PART_HASHES * HASH_BYTES)]
+
+
+class ChunkAsk(Message, frozen=True, tag=5):
+    hash: Hash
+    index: Index
+
+
+class ChunkData(Message, frozen=True, tag=6):
+    index: Index
+    data: Chunk
+
+
+class Take(Message, frozen=True, tag=7):
+    """Fetch this blob, from me or whoever has it, and keep it as these pins say."""
+
+    blob: PinnedBlob
+
+
+class Taking(Message, frozen=True, tag=8):
+    done_bytes: StreamedSize
+
+
+class Taken(Message, frozen=True, tag=9):
+    hash: Hash
+
+
+class Told(Message, frozen=True, tag=10):
+    """What is pinned: to be noted by who holds the blob."""
+
+    blob: PinnedBlob
+
+
+class Noted(Message, frozen=True, tag=11):
+    """`held`: the blob is here, too."""
+
+    held: bool
+
+
+class Doubt(Message, frozen=True, tag=12):
+    """What you sent of this blob is not what it should be."""
+
+    hash: Hash
+
+
+class ListAsk(Message, frozen=True, tag=13):
+    """Which blobs of users, with hashes above `after`, are on your disk?"""
+
+    after: Annotated[bytes, Meta(max_length=HASH_BYTES)]
+
+
+class Listing(Message, frozen=True, tag=14):
+    blobs: Annotated[tuple[PinnedBlob, ...], Meta(max_length=LISTED_MAX)]
+    more: bool
+
+
+BULK = Family(
+    "bulk",
+    HeldAsk,
+    Held,
+    ManifestAsk,
+    ManifestPart,
+    ChunkAsk,
+    ChunkData,
+    Take,
+    Taking,
+    Taken,
+    Told,
+    Noted,
+    Doubt,
+    ListAsk,
+    Listing,
+    alpn=BULK_PLANE,
+)

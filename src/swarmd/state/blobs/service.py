@@ -14,7 +14,7 @@ renews, so that "I have it already" stays true until the record that names it is
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence, Set
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,10 +37,13 @@ from swarmd.base.limits import BLOB_BYTES_MAX, BLOB_CHUNK_BYTES, MIB
 from swarmd.base.sealed_file import Sealer
 from swarmd.mesh.link import Inbound, Lane, Link
 from swarmd.observe.log import get_logger
+from swarmd.state.blobs.bulk import Bulk
 from swarmd.state.blobs.config import BlobsConfig
 from swarmd.state.blobs.custody import Custody, Referenced
+from swarmd.state.blobs.mending import Mending
 from swarmd.state.blobs.messages import (
     BLOB,
+    BULK,
     BlobRef,
     Fetch,
     Got,
@@ -51,6 +54,7 @@ from swarmd.state.blobs.messages import (
     Want,
     hash_of,
 )
+from swarmd.state.blobs.shelf import Shelf
 from swarmd.state.blobs.store import BlobFolder, Upload
 
 __all__ = ["BlobRef", "Blobs", "open_blobs"]
@@ -76,6 +80,8 @@ class Blobs:
         self,
         link: Link,
         folder: BlobFolder,
+        bulk: Bulk,
+        mending: Mending,
         config: BlobsConfig,
         clock: Clock,
         *,
@@ -87,6 +93,8 @@ class Blobs:
         self.custody = Custody(link.node_id, self, voters=voters, referenced=referenced)
         self._link = link
         self._folder = folder
+        self.bulk = bulk
+        self._mending = mending
         self._config = config
         self._clock = clock
         self._voters = voters
@@ -96,7 +104,7 @@ class Blobs:
         self._fetching: dict[bytes, trio.Event] = {}
         self._sending = trio.CapacityLimiter(config.transfers_max)
         self._receiving = trio.CapacityLimiter(config.transfers_max)
-        self._disk = trio.CapacityLimiter(_DISK_THREADS)
+        self._disk = bulk.disk
 
     async def put(self, data: bytes) -> BlobRef:
         """Make `data` durable here and on enough nodes, so that a record may name it.
@@ -126,6 +134,9 @@ class Blobs:
             NotFound: every member answered, and none has it.
             Unavailable: those who might have it do not answer now.
         """
+        held = self._folder.size_of(ref.hash)
+        if held is not None and held != ref.size:  # It may be one that fits no memory.
+            raise MalformedMessage(f"{ref} has {held} bytes")
         while True:
             data = await self._read(ref.hash)
             if data is not None:
@@ -152,14 +163,18 @@ class Blobs:
         await trio.lowlevel.checkpoint()
 
     async def keep(self, hashes: Set[bytes]) -> int:
-        """Delete blobs not in `hashes` that were not touched for the grace period: how many."""
+        """Delete blobs not in `hashes` that were not touched for the grace period: how many.
+
+        Those of users stay until their room is needed.
+        """
         before = self._clock.now() - self._config.grace_s
         count = 0
         for blob_hash in self._folder.unused(hashes, before=before):
             await trio.lowlevel.checkpoint()
             # An offer may have renewed it while this loop gave way.
-            if self._folder.untouched_since(blob_hash, before):
-                self._folder.drop(blob_hash)
+            users = self.bulk.holding.shelf.blob(blob_hash) is not None
+            if not users and self._folder.untouched_since(blob_hash, before):
+                self.bulk.holding.drop(blob_hash)
                 count += 1
         return count
 
@@ -184,6 +199,11 @@ class Blobs:
             async with self._sending:
                 await self._push(peer, blob_hash, data)
 
+    async def hand_over(self, timeout_s: float) -> None:
+        """Return once nothing is lost if this node leaves. Raises WouldLoseData."""
+        await self.custody.hand_over(timeout_s)
+        await self._mending.hand_over(timeout_s)
+
     @property
     def count(self) -> int:
         return self._folder.count
@@ -195,6 +215,7 @@ class Blobs:
     # ---- this node's disk -------------------------------------------------------------
 
     async def _store(self, blob_hash: bytes, data: bytes) -> None:
+        await self.bulk.holding.make_room(len(data))
         self._folder.reserve(len(data))
         try:
             await trio.to_thread.run_sync(
@@ -210,8 +231,7 @@ class Blobs:
             return None
         data = await trio.to_thread.run_sync(self._folder.read_file, blob_hash, limiter=self._disk)
         if data is None:
-            _log.warning("blob damaged", blob=short(blob_hash))
-            self._folder.drop(blob_hash)
+            await self.bulk.holding.set_aside(blob_hash)
         return data
 
     # ---- placing ----------------------------------------------------------------------
@@ -428,6 +448,7 @@ class Blobs:
                 self._forget(key)
             return Have(piece.hash)
         if piece.offset == 0:
+            await self.bulk.holding.make_room(piece.size)
             self._begin(key, piece)
         upload = self._uploads.get(key)
         if upload is None or upload.size != piece.size:
@@ -478,6 +499,10 @@ class Blobs:
             self._folder.unreserve(upload.size)
             upload.close()
 
+    def _forget_all(self) -> None:
+        for key in list(self._uploads):
+            self._forget(key)
+
     async def _sweep(self) -> None:
         """Drop uploads that their senders left."""
         while True:
@@ -512,27 +537,47 @@ async def open_blobs(
         sealer: of the data folder, if it is sealed.
     """
     store = BlobFolder(folder, bytes_max=config.bytes_max, sealer=sealer)
+    shelf = Shelf(folder, sealer)
     await trio.to_thread.run_sync(store.open_file, clock.now())
-    blobs = Blobs(
-        link,
-        store,
-        config,
-        clock,
-        voters=voters,
-        members=members,
-        alive=alive,
-        referenced=referenced,
-    )
-    try:
-        async with trio.open_nursery() as nursery:
+    await trio.to_thread.run_sync(shelf.open_file, lambda blob: store.size_of(blob) is not None)
+    # At the very end no thread writes to uploads any more.
+    async with AsyncExitStack() as last, trio.open_nursery() as nursery:
+        disk = trio.CapacityLimiter(_DISK_THREADS)
+        bulk = Bulk(
+            link,
+            store,
+            shelf,
+            config,
+            clock,
+            disk,
+            members=members,
+            alive=alive,
+            referenced=referenced,
+            sealer=sealer,
+            nursery=nursery,
+        )
+        mending = Mending(bulk, alive, config.scrub_bytes_per_s)
+        blobs = Blobs(
+            link,
+            store,
+            bulk,
+            mending,
+            config,
+            clock,
+            voters=voters,
+            members=members,
+            alive=alive,
+            referenced=referenced,
+        )
+        last.callback(blobs._forget_all)
+        try:
             nursery.start_soon(blobs._serve, link.open_inbox(BLOB))
+            nursery.start_soon(bulk.serve, link.open_inbox(BULK))
             nursery.start_soon(blobs._sweep)
             nursery.start_soon(blobs.custody.run)
-            try:
-                yield blobs
-            finally:
-                nursery.cancel_scope.cancel()
-    finally:
-        # Only now does no thread write to them any more.
-        for key in list(blobs._uploads):
-            blobs._forget(key)
+            nursery.start_soon(mending.run)
+            nursery.start_soon(mending.scrub)
+            nursery.start_soon(mending.sweep)
+            yield blobs
+        finally:
+            nursery.cancel_scope.cancel()

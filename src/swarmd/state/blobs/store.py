@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from swarmd.base.errors import BadRequest, Busy, CorruptFile, DiskFault, MalformedMessage
+from swarmd.base.errors import BadRequest, BlobsFull, CorruptFile, DiskFault, MalformedMessage
 from swarmd.base.files import FileReader, sync_folder
 from swarmd.base.ids import ID_BYTES, from_text, to_text
 from swarmd.base.sealed_file import (
@@ -35,12 +35,12 @@ from swarmd.base.sealed_file import (
     seal_file,
     sealed_size,
 )
+from swarmd.state.blobs.chunkfile import ROOM
 from swarmd.state.blobs.messages import HASH_BYTES, hash_of
 
 BLOBS_MAX: Final = 1_000_000
 _SHARD_CHARS: Final = 2
 _UPLOADS: Final = "uploads"
-ROOM: Final = "blobs"
 
 assert HASH_BYTES == ID_BYTES
 
@@ -153,19 +153,23 @@ class BlobFolder:
         for path in uploads.iterdir():
             path.unlink()
         sync_folder(self._folder)
+        found: list[tuple[int, bytes, int]] = []
         for shard in self._folder.iterdir():
             if len(shard.name) != _SHARD_CHARS or not shard.is_dir():
                 continue
             self._durable.add(shard.name)
             for entry in os.scandir(shard):
                 blob_hash = hash_in(entry.name)
-                size: int | None = entry.stat().st_size
+                status = entry.stat()
+                size: int | None = status.st_size
                 if self._sealer is not None and size is not None:
                     size = plain_size(size)
                 if blob_hash is None or size is None:
                     os.unlink(entry.path)
                 else:
-                    self._add(blob_hash, size, now)
+                    found.append((status.st_mtime_ns, blob_hash, size))
+        for _, blob_hash, size in sorted(found):
+            self._add(blob_hash, size, now)
 
     def path(self, blob_hash: bytes) -> Path:
         name = to_text(blob_hash)
@@ -185,16 +189,37 @@ class BlobFolder:
 
     def touch(self, blob_hash: bytes, now: float) -> bool:
         """Keep a blob for another grace period; False if it is not here."""
-        held = self._held.get(blob_hash)
+        held = self._held.pop(blob_hash, None)
         if held is not None:
             held.touched_at = now
+            self._held[blob_hash] = held  # The index is in the order of use.
         return held is not None
+
+    def used_file(self, blob_hash: bytes) -> None:
+        """Have the next start know that a blob was used."""
+        with contextlib.suppress(OSError):
+            os.utime(self.path(blob_hash))
+
+    def by_use(self) -> list[tuple[bytes, int, float]]:
+        """Hash, size, and when it was touched, of all blobs; least recently used first."""
+        return [(blob_hash, held.size, held.touched_at) for blob_hash, held in self._held.items()]
+
+    def lacks(self, size: int) -> int:
+        """How many bytes must go before `size` more may be reserved."""
+        return max(0, self._bytes + self._reserved + size - self._bytes_max)
+
+    def next_upload(self) -> Path:
+        """A name for what is written aside, which no run after this one finds."""
+        return self._folder / _UPLOADS / str(next(self._numbers))
 
     def reserve(self, size: int) -> None:
         """Set room aside. Raises Busy: it would be too much. Undone by `unreserve`."""
         over = self._bytes + self._reserved + size > self._bytes_max
         if over or len(self._held) >= BLOBS_MAX:
-            raise Busy(f"this node holds {self._bytes} bytes of blobs; see blobs.bytes_max")
+            raise BlobsFull(
+                f"this node holds {self._bytes} bytes of blobs, and {size} more are over its "
+                "blobs.bytes_max: unpin some, raise it, or put them on another node"
+            )
         self._reserved += size
 
     def unreserve(self, size: int) -> None:
@@ -206,13 +231,11 @@ class BlobFolder:
 
     def begin_upload(self, blob_hash: bytes, size: int, now: float) -> Upload:
         """Room must be reserved already."""
-        path = self._folder / _UPLOADS / str(next(self._numbers))
-        return Upload(path, blob_hash, size, now, self._sealer)
+        return Upload(self.next_upload(), blob_hash, size, now, self._sealer)
 
     def write_file(self, blob_hash: bytes, data: bytes) -> None:
         """Put a whole blob in place, durably. Raises DiskFault."""
-        aside = self._folder / _UPLOADS / str(next(self._numbers))
-        path = self.path(blob_hash)
+        aside, path = self.next_upload(), self.path(blob_hash)
         if self._sealer is not None:
             data = seal_file(self._sealer, ROOM, data)
         try:
@@ -267,11 +290,15 @@ class BlobFolder:
 
     def drop(self, blob_hash: bytes) -> None:
         """Delete a blob."""
+        self.moved(blob_hash)
+        with contextlib.suppress(OSError):
+            self.path(blob_hash).unlink(missing_ok=True)
+
+    def moved(self, blob_hash: bytes) -> None:
+        """A blob's file is not in its place any more."""
         held = self._held.pop(blob_hash, None)
         if held is not None:
             self._bytes -= held.size
-        with contextlib.suppress(OSError):
-            self.path(blob_hash).unlink(missing_ok=True)
 
     def unused(self, keep: Set[bytes], *, before: float) -> Iterable[bytes]:
         """Blobs not in `keep` and not touched since `before`."""
@@ -286,7 +313,7 @@ class BlobFolder:
         return held is not None and held.touched_at < before
 
     def _add(self, blob_hash: bytes, size: int, now: float) -> None:
-        before = self._held.get(blob_hash)
+        before = self._held.pop(blob_hash, None)
         self._bytes += size - (before.size if before is not None else 0)
         self._held[blob_hash] = _Held(size, now)
 

@@ -1,0 +1,178 @@
+"""A blob's file, chunk by chunk, in clear or sealed; every function here may run in a thread.
+
+A chunk is just what a frame of a sealed file holds (`base/sealed_file.py`), so in both forms any
+chunk is read or written by itself, in any order. What lies there already is found by reading it:
+chunks are verified by their hashes, and no other account of them is kept that could be wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Final
+
+from swarmd.base.errors import CorruptFile, DiskFault
+from swarmd.base.files import FileReader
+from swarmd.base.limits import BLOB_CHUNK_BYTES
+from swarmd.base.sealed_file import (
+    FRAME_BODY_BYTES_MAX,
+    HEADER_BYTES,
+    Sealer,
+    Sealing,
+    open_part,
+    plain_size,
+    read_header,
+    sealed_size,
+)
+
+ROOM: Final = "blobs"
+
+assert BLOB_CHUNK_BYTES == FRAME_BODY_BYTES_MAX
+
+
+class ChunkWriter:
+    """A blob's file in the making.
+
+    Args:
+        size: of the blob, if it is known before; else `finish` tells it.
+        resume: go on with what is at `path`, if it can be read.
+
+    Raises:
+        DiskFault: here and in every function: the disk is full, or refuses.
+    """
+
+    def __init__(
+        self, path: Path, size: int | None, sealer: Sealer | None, *, resume: bool = False
+    ) -> None:
+        self.path = path
+        self._sealer = sealer
+        self._whole = 0 if size is None or sealer is None else sealed_size(size)
+        self._sealing: Sealing | None = None
+        self._closing = threading.Lock()
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            self._fd = os.open(path, flags | (0 if resume else os.O_TRUNC), 0o600)
+            if sealer is not None:
+                self._sealing = self._begin(sealer)
+        except OSError as error:
+            raise self._fault(error) from error
+
+    def write(self, index: int, data: bytes) -> None:
+        """Put a chunk in its place."""
+        position = index * BLOB_CHUNK_BYTES
+        if self._sealing is not None:
+            position = sealed_size(position)
+            # Nothing vouches for a frame but the header, once the whole is there.
+            data = self._sealing.frames(data, position, 0)
+        self._write(data, position)
+
+    def read(self, index: int, size: int) -> bytes:
+        """A chunk of `size` bytes as it lies there; fewer, or others, if it does not.
+
+        Nothing once it is closed: who reads along does not know when that is.
+        """
+        offset = index * BLOB_CHUNK_BYTES
+        with self._closing:
+            if self._fd < 0:
+                return b""
+            try:
+                if self._sealer is None:
+                    return os.pread(self._fd, size, offset)
+                # As if it ended with this chunk, which says how long the chunk's frame is.
+                reader = _Descriptor(self._fd, sealed_size(offset + size))
+                return open_part(self._sealer, ROOM, reader, offset, size, source="a blob")
+            except CorruptFile:
+                return b""
+            except OSError as error:
+                raise self._fault(error) from error
+
+    def finish(self, size: int) -> None:
+        """Make it durable as a blob of `size` bytes; its name is not, yet."""
+        try:
+            if self._sealing is not None:
+                self._write(self._sealing.header(sealed_size(size)), 0)
+                size = sealed_size(size)
+            os.ftruncate(self._fd, size)
+            os.fsync(self._fd)
+        except OSError as error:
+            raise self._fault(error) from error
+
+    def close(self) -> None:
+        """Harmless when repeated. The file stays."""
+        with self._closing:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+    def _begin(self, sealer: Sealer) -> Sealing:
+        """The sealing of what is there, or of a file begun anew."""
+        try:
+            return read_header(sealer, ROOM, os.pread(self._fd, HEADER_BYTES, 0), source="a blob")[
+                0
+            ]
+        except CorruptFile:
+            os.ftruncate(self._fd, 0)
+        sealing = Sealing(sealer, ROOM)
+        self._sealing = sealing
+        self._write(sealing.header(self._whole), 0)
+        return sealing
+
+    def _write(self, data: bytes, position: int) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                count = os.pwrite(self._fd, view, position)
+                view, position = view[count:], position + count
+        except OSError as error:
+            raise self._fault(error) from error
+
+    def _fault(self, error: OSError) -> DiskFault:
+        return DiskFault(f"cannot write {self.path}: {error.strerror}")
+
+
+class ChunkReader:
+    """A blob's file that is read by chunks; it stays readable when it is deleted meanwhile.
+
+    Raises:
+        DiskFault: there is none, or it cannot be read.
+        CorruptFile: it is not as long as any blob, or does not open.
+    """
+
+    def __init__(self, path: Path, sealer: Sealer | None) -> None:
+        self._sealer = sealer
+        self._path = path
+        try:
+            self._file = FileReader(path)
+        except OSError as error:
+            raise DiskFault(f"cannot read {path}: {error.strerror}") from error
+        size = self._file.size if sealer is None else plain_size(self._file.size)
+        if size is None:
+            self._file.close()
+            raise CorruptFile(f"{path} is damaged: no blob is as long")
+        self.size = size
+
+    def read(self, index: int) -> bytes:
+        """The chunk as it lies there; its caller verifies it."""
+        offset = index * BLOB_CHUNK_BYTES
+        if self._sealer is None:
+            return self._file.read(offset, BLOB_CHUNK_BYTES)
+        source = str(self._path)
+        return open_part(self._sealer, ROOM, self._file, offset, BLOB_CHUNK_BYTES, source=source)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Descriptor:
+    """A file under way as what it will be: `base.disk.DiskReader`."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
+        self.size = size
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self._fd, size, offset)
+
+    def close(self) -> None:
+        """The descriptor belongs to its writer."""

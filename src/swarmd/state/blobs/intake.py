@@ -1,0 +1,101 @@
+"""What reads and writes blobs piece by piece: parts of loops that their callers run in threads."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from swarmd.base.errors import CorruptFile, DiskFault
+from swarmd.base.limits import BLOB_CHUNK_BYTES
+from swarmd.base.sealed_file import Sealer
+from swarmd.state.blobs.chunkfile import ChunkReader, ChunkWriter
+from swarmd.state.blobs.manifest import Manifest, chunks_in
+from swarmd.state.blobs.messages import HASH_BYTES, hash_of
+
+
+class Intake:
+    """What comes in, hashed and written in whole chunks."""
+
+    def __init__(self, writer: ChunkWriter) -> None:
+        self.size = 0
+        self._writer = writer
+        self._whole = hashlib.blake2b(digest_size=HASH_BYTES)
+        self._hashes: list[bytes] = []
+
+    def add_file(self, data: bytes) -> None:
+        """Some whole chunks, or the last one. Raises DiskFault."""
+        self._whole.update(data)
+        for start in range(0, len(data), BLOB_CHUNK_BYTES):
+            chunk = data[start : start + BLOB_CHUNK_BYTES]
+            self._hashes.append(hash_of(chunk))
+            self._writer.write(len(self._hashes) - 1, chunk)
+        self.size += len(data)
+
+    def manifest(self) -> Manifest:
+        return Manifest(self._whole.digest(), self.size, b"".join(self._hashes))
+
+
+class Check:
+    """A blob on the disk that is looked through."""
+
+    def __init__(self, blob_hash: bytes, size: int, known: Manifest | None) -> None:
+        self._hash = blob_hash
+        self._size = size
+        self._known = known
+        self._whole = hashlib.blake2b(digest_size=HASH_BYTES)
+        self._hashes: list[bytes] = []
+
+    @property
+    def is_done(self) -> bool:
+        return len(self._hashes) == chunks_in(self._size)
+
+    def go_on_file(self, reader: ChunkReader, count: int) -> int:
+        """Read the next chunks: how many bytes. Raises CorruptFile, DiskFault."""
+        total = 0
+        for index in range(
+            len(self._hashes), min(len(self._hashes) + count, chunks_in(self._size))
+        ):
+            data = reader.read(index)
+            total += len(data)
+            self._hashes.append(hash_of(data))
+            if self._known is None:
+                self._whole.update(data)
+            elif not self._known.fits(index, data):
+                raise CorruptFile(f"chunk {index} does not fit its hash")
+        return total
+
+    def result(self) -> Manifest:
+        """Raises CorruptFile."""
+        if self._known is not None:
+            return self._known
+        if self._whole.digest() != self._hash:
+            raise CorruptFile("the whole does not fit its hash")
+        return Manifest(self._hash, self._size, b"".join(self._hashes))
+
+
+def read_good_file(reader: ChunkReader, manifest: Manifest, index: int, count: int) -> list[bytes]:
+    """The next chunks that are good; fewer than there are: one is not."""
+    found: list[bytes] = []
+    for one in range(index, min(index + count, manifest.count)):
+        try:
+            data = reader.read(one)
+        except (CorruptFile, DiskFault):
+            break
+        if not manifest.fits(one, data):
+            break
+        found.append(data)
+    return found
+
+
+def read_chunk_file(path: Path, sealer: Sealer | None, index: int) -> bytes:
+    """Whoever asked for it verifies it, and says so if it is wrong."""
+    try:
+        reader = ChunkReader(path, sealer)
+    except (CorruptFile, DiskFault):
+        return b""
+    try:
+        return reader.read(index)
+    except (CorruptFile, DiskFault):
+        return b""
+    finally:
+        reader.close()

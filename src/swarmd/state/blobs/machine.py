@@ -1,0 +1,123 @@
+"""One transfer: which chunk is asked of whom, and when it is over. Pure.
+
+The shell shows what happens (`offer`, `lose`, `arrived`, `got`, `refused`, `hashed`) and asks for
+each holder's next chunk (`take`). The rules:
+
+- A holder has at most `PER_HOLDER` chunks under way, so faster holders carry more of them by
+  themselves, and one that hangs holds up no more than these.
+- Nobody is asked for a chunk more than `AHEAD` beyond the first that is not hashed yet: chunks wait
+  in memory for the hash of the whole, which goes through them in order.
+- What a holder failed at goes back in front, for others. Who sent a wrong chunk is asked no more in
+  this transfer, nor is who failed `STRIKES` times.
+- No chunk is asked for twice at once, and none again that is here.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from typing import Final
+
+from swarmd.base.ids import NodeId
+
+PER_HOLDER: Final = 8
+AHEAD: Final = 32
+STRIKES: Final = 3
+
+
+class Fetching:
+    """See the module.
+
+    Args:
+        count: chunks of the blob.
+        present: those that an earlier try has left, verified.
+    """
+
+    def __init__(self, count: int, present: Iterable[int] = ()) -> None:
+        self.count = count
+        self._present = bytearray(count)
+        for index in present:
+            self._present[index] = 1
+        self.present_count = sum(self._present)
+        self._next = 0
+        self._again: list[int] = []
+        self._hashed = 0
+        self._under_way: dict[NodeId, set[int]] = {}
+        self._strikes: dict[NodeId, int] = {}
+
+    @property
+    def is_complete(self) -> bool:
+        return self.present_count == self.count
+
+    @property
+    def holders(self) -> list[NodeId]:
+        """Who is asked, in a stable order."""
+        return sorted(self._under_way)
+
+    def has(self, index: int) -> bool:
+        return index < self.count and bool(self._present[index])
+
+    def offer(self, holder: NodeId) -> bool:
+        """A node has the blob. False: it is asked already, or no more."""
+        if holder in self._under_way or self._strikes.get(holder, 0) >= STRIKES:
+            return False
+        self._under_way[holder] = set()
+        return True
+
+    def lose(self, holder: NodeId, *, for_good: bool = False) -> None:
+        """A node is gone, or failed: others get what it was asked for."""
+        if holder not in self._under_way:
+            return  # Another of its chunks said so.
+        self._strikes[holder] = STRIKES if for_good else self._strikes.get(holder, 0) + 1
+        for index in self._under_way.pop(holder):
+            heapq.heappush(self._again, index)
+
+    def take(self, holder: NodeId) -> int | None:
+        """The next chunk to ask a holder for; None: nothing now (or ever, see `is_asked`)."""
+        mine = self._under_way.get(holder)
+        if mine is None or len(mine) >= PER_HOLDER:
+            return None
+        index = self._pick()
+        if index is not None:
+            mine.add(index)
+        return index
+
+    def is_asked(self, holder: NodeId) -> bool:
+        return holder in self._under_way
+
+    def arrived(self, holder: NodeId, index: int) -> None:
+        """A chunk came: its holder can be asked for another one while this is looked at."""
+        self._under_way.get(holder, set()).discard(index)
+
+    def refused(self, holder: NodeId, index: int) -> None:
+        """A chunk that arrived is not what it should be: its holder is asked for none any more."""
+        heapq.heappush(self._again, index)
+        self.lose(holder, for_good=True)
+
+    def got(self, index: int) -> bool:
+        """A chunk that arrived was verified and is written. False: it is not news."""
+        if self._present[index]:
+            return False
+        self._present[index] = 1
+        self.present_count += 1
+        return True
+
+    def hashed(self, until: int) -> None:
+        """The hash of the whole has gone through all chunks below `until`."""
+        assert until >= self._hashed
+        self._hashed = until
+
+    def _pick(self) -> int | None:
+        bound = min(self.count, self._hashed + AHEAD)
+        while self._again:
+            if self._again[0] >= bound:
+                return None
+            index = heapq.heappop(self._again)
+            if not self._present[index]:
+                return index
+        while self._next < self.count and self._present[self._next]:
+            self._next += 1
+        if self._next >= bound:
+            return None
+        self._next += 1
+        return self._next - 1

@@ -1,0 +1,600 @@
+"""Blobs of users between nodes: copies, pins, transfers that fail, damage, room."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from blob_swarm import Swarm
+
+from swarmd.base.errors import (
+    BadRequest,
+    BlobsFull,
+    DiskFault,
+    InsufficientCopies,
+    NotFound,
+    RemoteError,
+    SwarmError,
+    Unavailable,
+    WouldLoseData,
+)
+from swarmd.base.limits import BLOB_CHUNK_BYTES, MIB
+from swarmd.state.blobs import bulk, mending, transfer
+from swarmd.state.blobs.bulk import Shown
+from swarmd.state.blobs.chunkfile import ChunkWriter
+from swarmd.state.blobs.config import BlobsConfig
+from swarmd.state.blobs.machine import AHEAD
+from swarmd.state.blobs.manifest import Manifest
+from swarmd.state.blobs.messages import ChunkAsk, ManifestPart, PinnedBlob, hash_of
+
+DATA = os.urandom(20 * BLOB_CHUNK_BYTES + 17)
+HASH = hash_of(DATA)
+COUNT = 21
+
+Grow = Callable[..., AbstractAsyncContextManager[Swarm]]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disks are worker threads, which no mock clock waits for: so shorten the real waits."""
+    for module, name, seconds in (
+        (bulk, "_RETRY_S", 0.2),
+        (bulk, "_PAUSE_S", 0.02),
+        (transfer, "RETRY_S", 0.3),
+        (transfer, "PAUSE_S", 0.02),
+        (mending, "_LOOK_S", 0.02),
+        (mending, "_AGAIN_S", 0.02),
+        (mending, "_PAUSE_S", 0.01),
+        (mending, "_HAND_OVER_PAUSE_S", 0.02),
+        (mending, "_IDLE_S", 0.05),
+    ):
+        monkeypatch.setattr(module, name, seconds)
+
+
+@pytest.fixture
+def grow(tmp_path: Path) -> Grow:
+    @asynccontextmanager
+    async def grown(count: int, config: BlobsConfig | None = None) -> AsyncIterator[Swarm]:
+        swarm = Swarm(tmp_path)
+        async with AsyncExitStack() as stack:
+            await swarm.grow(stack, count, min(count, 3), config)
+            yield swarm
+
+    return grown
+
+
+async def pieces(data: bytes, size: int = 100_000) -> AsyncGenerator[bytes, None]:
+    for start in range(0, len(data), size):
+        await trio.lowlevel.checkpoint()
+        yield data[start : start + size]
+
+
+async def put(
+    swarm: Swarm,
+    data: bytes = DATA,
+    *,
+    at: int = 0,
+    copies: int | None = None,
+    ttl_s: float | None = None,
+) -> Shown:
+    node = swarm.blobs[at].bulk
+    node.check_put(copies, ttl_s, len(data))
+    blob_hash, size = await node.receive(pieces(data), len(data))
+    assert (blob_hash, size) == (hash_of(data), len(data))
+    items = [i async for i in node.spread(blob_hash, size, "ann", copies=copies, ttl_s=ttl_s)]
+    assert isinstance(items[-1], Shown)
+    return items[-1]
+
+
+async def get(swarm: Swarm, at: int, blob_hash: bytes = HASH) -> bytes:
+    async with swarm.blobs[at].bulk.open(blob_hash) as (size, chunks):
+        data = b"".join([chunk async for chunk in chunks])
+    assert len(data) == size
+    return data
+
+
+def file_of(swarm: Swarm, at: int, blob_hash: bytes = HASH) -> Path:
+    return swarm.blobs[at].bulk.holding.folder.path(blob_hash)
+
+
+def numbers(swarm: Swarm, shown: Shown) -> set[int]:
+    return {swarm.ids.index(node) for node in shown.holders}
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(5):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await trio.sleep(0.01)
+
+
+def flip(path: Path, at: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+
+
+# ---- put and get ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [b"", b"x", DATA[:BLOB_CHUNK_BYTES], DATA])
+async def test_a_plain_put_is_on_two_nodes_and_pinned(grow: Grow, data: bytes) -> None:
+    async with grow(4) as swarm:
+        shown = await put(swarm, data)
+        assert len(shown.holders) == 2
+        assert numbers(swarm, shown) == swarm.holders(data)
+        assert [(pin.owner, pin.copies) for pin in shown.pins] == [("ann", 2)]
+        for at in range(4):
+            assert await get(swarm, at, hash_of(data)) == data
+
+
+async def test_as_many_copies_as_were_asked_for(grow: Grow) -> None:
+    async with grow(4) as swarm:
+        assert len((await put(swarm, copies=4)).holders) == 4
+        assert swarm.holders(DATA) == {0, 1, 2, 3}
+
+
+async def test_a_node_alone_says_so(grow: Grow) -> None:
+    async with grow(1) as swarm:
+        shown = await put(swarm)
+        assert numbers(swarm, shown) == {0}
+        assert shown.pins[0].copies == 1
+
+
+async def test_more_copies_than_nodes_are_refused_before_anything_is_read(grow: Grow) -> None:
+    async with grow(2) as swarm:
+        with pytest.raises(InsufficientCopies, match=r"3 copies need as many nodes.* 2 nodes"):
+            await put(swarm, copies=3)
+        assert not swarm.holders(DATA)
+
+
+async def test_a_member_that_is_down_counts(grow: Grow) -> None:
+    async with grow(2) as swarm:
+        swarm.cut_off(1)
+        with trio.fail_after(5), pytest.raises(InsufficientCopies, match="1 of 2 nodes"):
+            await put(swarm)
+        assert not swarm.blobs[0].bulk.holding.is_pinned(HASH)
+
+
+async def test_a_node_that_refuses_is_passed_over(
+    grow: Grow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with grow(3) as swarm:
+        first = next(n for n in bulk.ranked(HASH, swarm.ids) if n != swarm.ids[0])
+        full = swarm.blobs[swarm.ids.index(first)].bulk.holding.folder
+        monkeypatch.setattr(full, "_bytes_max", 0)
+        shown = await put(swarm)
+        assert first not in shown.holders
+        assert len(shown.holders) == 2
+
+
+async def test_an_unknown_blob_and_an_unsure_one_are_told_apart(grow: Grow) -> None:
+    async with grow(3) as swarm:
+        with pytest.raises(NotFound, match="no node holds a blob"):
+            await get(swarm, 0)
+        swarm.cut_off(2)
+        with pytest.raises(Unavailable, match="some do not answer"):
+            await get(swarm, 0)
+
+
+async def test_what_is_put_is_not_whole_is_not_kept(grow: Grow, tmp_path: Path) -> None:
+    async with grow(1) as swarm:
+        node = swarm.blobs[0].bulk
+        with pytest.raises(BadRequest, match="announced"):
+            await node.receive(pieces(DATA), len(DATA) + 1)
+
+        async def broken() -> AsyncGenerator[bytes, None]:
+            yield DATA[: 3 * MIB]
+            raise BadRequest("the request broke off")
+
+        with pytest.raises(BadRequest, match="broke off"):
+            await node.receive(broken(), None)
+        assert not list((tmp_path / "0" / "uploads").iterdir())
+        assert node.holding.folder._reserved == 0
+        assert not swarm.holders(DATA)
+
+
+async def test_a_full_disk_is_said_and_leaves_nothing(
+    grow: Grow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    async with grow(1) as swarm:
+        monkeypatch.setattr("os.pwrite", full)
+        with pytest.raises(DiskFault, match="No space left on device"):
+            await put(swarm)
+        assert not list((tmp_path / "0" / "uploads").iterdir())
+
+
+async def test_one_chunk_is_in_memory_and_not_the_whole(
+    grow: Grow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Goal: what waits in memory is bounded however large the blob is."""
+    most = 0
+
+    async with grow(2) as swarm:
+        await put(swarm, copies=1)
+        real = transfer.Transfer._keep_file
+
+        def watched(self: transfer.Transfer, batch: list[Any]) -> None:
+            nonlocal most
+            most = max(most, len(self._ready) + len(self._arrived) + len(batch))
+            real(self, batch)
+
+        monkeypatch.setattr(transfer.Transfer, "_keep_file", watched)
+        assert await get(swarm, 1) == DATA
+    assert 0 < most <= AHEAD
+
+
+# ---- transfers that fail --------------------------------------------------------------
+
+
+async def test_a_transfer_goes_on_where_it_was_cut(
+    grow: Grow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Goal: no chunk that was written comes twice. Cut in the middle, then try again."""
+    asked: list[int] = []
+    again = trio.Event()
+    async with grow(2) as swarm:
+        await put(swarm, copies=1)
+        node = swarm.blobs[1].bulk
+        real = node.ask
+
+        async def counted(peer: Any, message: Any, timeout_s: float | None = None) -> Any:
+            if isinstance(message, ChunkAsk):
+                asked.append(message.index)
+                if message.index >= 12:
+                    await again.wait()
+            return await real(peer, message, timeout_s)
+
+        monkeypatch.setattr(node, "ask", counted)
+        with trio.move_on_after(5) as scope:
+            async with node.open(HASH) as (_, chunks):
+                count = 0
+                async for _ in chunks:
+                    count += 1
+                    if count == 4:
+                        [under_way] = node.holding._transfers.values()
+                        await until(lambda one=under_way: one._fetching.present_count == 12)  # type: ignore[misc]
+                        scope.cancel()
+        await until(lambda: not node.holding._transfers)
+        again.set()
+        left = file_of(swarm, 1).parent.parent / "partial"
+        assert [path.name for path in left.iterdir()] == [file_of(swarm, 1).name]
+        assert await get(swarm, 1) == DATA
+        assert len(asked) - COUNT <= 8, "more came twice than was under way"
+        assert not list(left.iterdir())
+
+
+async def test_what_an_earlier_run_left_is_verified(grow: Grow) -> None:
+    async with grow(2) as swarm:
+        await put(swarm, copies=1)
+        path = swarm.blobs[1].bulk.holding.shelf.partial(HASH)
+        writer = ChunkWriter(path, len(DATA), None)
+        for index in (0, 1, 2, 5):
+            chunk = DATA[index * BLOB_CHUNK_BYTES : (index + 1) * BLOB_CHUNK_BYTES]
+            writer.write(index, chunk if index != 1 else b"?" * BLOB_CHUNK_BYTES)
+        writer.close()
+        assert await get(swarm, 1) == DATA
+        assert swarm.holders(DATA) == {0, 1}
+
+
+async def test_a_holder_that_dies_in_the_middle_is_replaced(
+    grow: Grow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with grow(3, BlobsConfig(chunk_timeout_s=0.2)) as swarm:
+        await put(swarm, copies=2)
+        taker = ({0, 1, 2} - swarm.holders(DATA)).pop()
+        dying = min(swarm.holders(DATA))
+        count = 0
+        node = swarm.blobs[dying].bulk._answers
+        real = node._answer_chunk
+
+        async def until_tenth(message: ChunkAsk) -> Any:
+            nonlocal count
+            count += 1
+            if count == 5:
+                swarm.cut_off(dying)
+            return await real(message)
+
+        monkeypatch.setattr(node, "_answer_chunk", until_tenth)
+        with trio.fail_after(5):
+            assert await get(swarm, taker) == DATA
+        assert count >= 5
+
+
+async def test_chunks_come_from_all_holders(grow: Grow, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = {0: 0, 1: 0, 2: 0}
+    async with grow(4) as swarm:
+        await put(swarm, copies=3)
+        holders = swarm.holders(DATA)
+        served = dict.fromkeys(holders, 0)
+        for at in holders:
+            answers = swarm.blobs[at].bulk._answers
+
+            async def counted(message: ChunkAsk, at: int = at, answers: Any = answers) -> Any:
+                served[at] += 1
+                return await type(answers)._answer_chunk(answers, message)
+
+            monkeypatch.setattr(answers, "_answer_chunk", counted)
+        assert await get(swarm, ({0, 1, 2, 3} - holders).pop()) == DATA
+    assert min(served.values()) > 0, served
+
+
+async def test_a_false_manifest_costs_time_and_nothing_else(
+    grow: Grow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = os.urandom(len(DATA))
+    lied: list[Any] = []
+    async with grow(3) as swarm:
+        await put(swarm, copies=2)
+        holders = swarm.holders(DATA)
+        taker = ({0, 1, 2} - holders).pop()
+        liar = swarm.blobs[
+            swarm.ids.index(bulk.ranked(HASH, [swarm.ids[at] for at in holders])[0])
+        ].bulk._answers
+        hashes = b"".join(
+            hash_of(other[at : at + BLOB_CHUNK_BYTES])
+            for at in range(0, len(other), BLOB_CHUNK_BYTES)
+        )
+
+        async def lie(message: Any) -> Any:
+            lied.append(message)
+            return ManifestPart(len(DATA), hashes)
+
+        async def lie_on(message: ChunkAsk) -> Any:
+            at = message.index * BLOB_CHUNK_BYTES
+            return bulk_data(message.index, other[at : at + BLOB_CHUNK_BYTES])
+
+        monkeypatch.setattr(liar, "_answer_manifest", lie)
+        monkeypatch.setattr(liar, "_answer_chunk", lie_on)
+        with trio.fail_after(10):
+            with suppress(RemoteError):  # Who read meanwhile is told to read again.
+                assert await get(swarm, taker) == DATA
+            assert await get(swarm, taker) == DATA
+        assert lied
+
+
+def bulk_data(index: int, data: bytes) -> Any:
+    from swarmd.state.blobs.messages import ChunkData
+
+    return ChunkData(index, data)
+
+
+# ---- damage ---------------------------------------------------------------------------
+
+
+async def test_a_flipped_byte_is_found_by_a_read_and_mended(
+    grow: Grow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Goal: who reads never gets a wrong byte, and only what is wrong comes from others."""
+    async with grow(2) as swarm:
+        await put(swarm, copies=2)
+        flip(file_of(swarm, 1), 15 * BLOB_CHUNK_BYTES + 5)
+        asked: list[int] = []
+        real = swarm.blobs[0].bulk._answers._answer_chunk
+
+        async def counted(message: ChunkAsk) -> Any:
+            asked.append(message.index)
+            return await real(message)
+
+        monkeypatch.setattr(swarm.blobs[0].bulk._answers, "_answer_chunk", counted)
+        assert await get(swarm, 1) == DATA
+        await until(lambda: swarm.holders(DATA) == {0, 1})
+        assert file_of(swarm, 1).read_bytes() == DATA
+        assert asked == [15]
+
+
+async def test_a_flipped_byte_that_somebody_fetches_is_mended_at_its_holder(grow: Grow) -> None:
+    async with grow(3) as swarm:
+        await put(swarm, copies=2)
+        holders = swarm.holders(DATA)
+        taker, bad = ({0, 1, 2} - holders).pop(), min(holders)
+        for index in range(COUNT):  # Whichever it is asked for.
+            flip(file_of(swarm, bad), index * BLOB_CHUNK_BYTES)
+        assert await get(swarm, taker) == DATA
+        await until(
+            lambda: file_of(swarm, bad).exists() and file_of(swarm, bad).read_bytes() == DATA
+        )
+
+
+async def test_the_scrub_finds_what_nobody_reads(grow: Grow) -> None:
+    config = BlobsConfig(scrub_bytes_per_s=100 * MIB)
+    async with grow(2, config) as swarm:
+        await put(swarm, copies=2)
+        flip(file_of(swarm, 1), len(DATA) - 1)
+        await until(lambda: not file_of(swarm, 1).exists())
+        await until(lambda: file_of(swarm, 1).exists())
+        assert file_of(swarm, 1).read_bytes() == DATA
+
+
+async def test_a_damaged_manifest_is_made_again(grow: Grow, tmp_path: Path) -> None:
+    async with grow(2) as swarm:
+        await put(swarm, copies=1)
+        [manifest] = (tmp_path / "0" / "manifests").iterdir()
+        before = manifest.read_bytes()
+        flip(manifest, 100)
+        assert await get(swarm, 1) == DATA
+        assert manifest.read_bytes() == before
+
+
+async def test_blobs_of_before_have_no_manifest_and_are_read(grow: Grow, tmp_path: Path) -> None:
+    """Goal: what tasks stored stays readable, and can be pinned."""
+    async with grow(3) as swarm:
+        ref = await swarm.blobs[0].put(DATA[: 3 * MIB])
+        assert not list((tmp_path / "0" / "manifests").iterdir())
+        assert await get(swarm, 2, ref.hash) == DATA[: 3 * MIB]
+        shown = [i async for i in swarm.blobs[2].bulk.pin(ref.hash, "ann", copies=2, ttl_s=60)]
+        assert isinstance(shown[-1], Shown)
+        assert [pin.owner for pin in shown[-1].pins] == ["ann"]
+
+
+async def test_a_reference_with_a_wrong_size_reads_nothing_into_memory(grow: Grow) -> None:
+    async with grow(1) as swarm:
+        await put(swarm)
+        from swarmd.state.blobs.messages import BlobRef
+
+        with pytest.raises(SwarmError, match="has 5242897 bytes"):
+            await swarm.blobs[0].get(BlobRef(HASH, 5))
+
+
+# ---- pins, room, copies ---------------------------------------------------------------
+
+
+async def test_pins_are_on_every_holder_and_can_be_taken_back(grow: Grow) -> None:
+    async with grow(3) as swarm:
+        shown = await put(swarm)
+        for at in numbers(swarm, shown):
+            assert swarm.blobs[at].bulk.holding.is_pinned(HASH)
+        after = await swarm.blobs[2].bulk.unpin(HASH, "ann")
+        assert after.pins == ()
+        for at in numbers(swarm, shown):
+            assert not swarm.blobs[at].bulk.holding.is_pinned(HASH)
+        with pytest.raises(NotFound, match="ann has no pin"):
+            await swarm.blobs[0].bulk.unpin(HASH, "ann")
+
+
+async def test_a_holder_that_was_away_learns_that_a_pin_was_taken_back(grow: Grow) -> None:
+    async with grow(2, BlobsConfig(chunk_timeout_s=0.2)) as swarm:
+        await put(swarm)
+        swarm.cut_off(1)
+        await swarm.blobs[0].bulk.unpin(HASH, "ann")
+        assert swarm.blobs[1].bulk.holding.is_pinned(HASH)
+        swarm.network.heal()
+        swarm.dead.clear()
+        await until(lambda: not swarm.blobs[1].bulk.holding.is_pinned(HASH))
+
+
+async def test_a_pin_outlives_a_restart(grow: Grow) -> None:
+    async with grow(2) as swarm:
+        await put(swarm)
+    async with grow(2) as swarm:
+        assert swarm.blobs[0].bulk.holding.is_pinned(HASH)
+        shown, missing = await swarm.blobs[1].bulk.list_all()
+        assert ([one.hash for one in shown], missing) == ([HASH], [])
+        assert numbers(swarm, shown[0]) == {0, 1}
+        swarm.clock.at += 8 * 24 * 3_600
+        assert not swarm.blobs[0].bulk.holding.is_pinned(HASH)
+
+
+async def test_what_is_not_pinned_goes_when_room_is_needed_and_what_is_stays(grow: Grow) -> None:
+    older, newer, kept = (os.urandom(2 * MIB) for _ in range(3))
+    async with grow(1, BlobsConfig(grace_s=60)) as swarm:
+        node = swarm.blobs[0].bulk
+        node.holding.folder._bytes_max = 6 * MIB + 100_000
+        for data in (older, newer, kept):
+            await put(swarm, data)
+        for data in (older, newer):
+            await node.unpin(hash_of(data), "ann")
+        with pytest.raises(BlobsFull, match="over its blobs"):
+            await put(swarm, os.urandom(MIB))  # All is young still.
+        swarm.clock.at += 61
+        await put(swarm, os.urandom(MIB))
+        held = [node.holding.folder.size_of(hash_of(d)) is not None for d in (older, newer, kept)]
+        assert held == [False, True, True]
+        with pytest.raises(BlobsFull):
+            await put(swarm, os.urandom(4 * MIB))
+        assert node.holding.folder.size_of(hash_of(kept)) is not None
+
+
+async def test_what_a_record_names_is_not_evicted(grow: Grow) -> None:
+    async with grow(1, BlobsConfig(grace_s=60)) as swarm:
+        swarm.blobs[0].bulk.holding.folder._bytes_max = 6 * MIB
+        ref = await swarm.blobs[0].put(os.urandom(4 * MIB))
+        swarm.named.add(ref.hash)
+        swarm.clock.at += 61
+        with pytest.raises(BlobsFull):
+            await put(swarm, os.urandom(4 * MIB))
+        swarm.named.clear()
+        await put(swarm, os.urandom(4 * MIB))
+        assert not swarm.blobs[0].has(ref.hash)
+
+
+async def test_blobs_of_users_stay_when_tasks_clean_up(grow: Grow) -> None:
+    async with grow(1) as swarm:
+        await put(swarm)
+        await swarm.blobs[0].bulk.unpin(HASH, "ann")
+        swarm.clock.at += 10_000
+        assert await swarm.blobs[0].keep(set()) == 0
+        assert swarm.holders(DATA) == {0}
+
+
+async def test_copies_are_made_full_again_when_a_holder_dies(grow: Grow) -> None:
+    async with grow(4) as swarm:
+        shown = await put(swarm, copies=3)
+        before = numbers(swarm, shown)
+        swarm.cut_off(max(before))
+        await until(lambda: len(swarm.holders(DATA)) == 4)
+        newcomer = ({0, 1, 2, 3} - before).pop()
+        await until(lambda: swarm.blobs[newcomer].bulk.holding.is_pinned(HASH))
+
+
+async def test_what_was_deleted_at_a_holder_comes_back(grow: Grow) -> None:
+    async with grow(2) as swarm:
+        await put(swarm)
+    (swarm.folder / "1" / file_of(swarm, 1).parent.name / file_of(swarm, 1).name).unlink()
+    async with grow(2) as swarm:
+        await until(lambda: swarm.holders(DATA) == {0, 1})
+
+
+async def test_a_pin_survives_a_put_of_the_same_bytes_by_another(grow: Grow) -> None:
+    async with grow(2) as swarm:
+        await put(swarm)
+        node = swarm.blobs[1].bulk
+        await node.receive(pieces(DATA), None)
+        items = [i async for i in node.spread(HASH, len(DATA), "bob", copies=2, ttl_s=60)]
+        assert isinstance(items[-1], Shown)
+        assert [pin.owner for pin in items[-1].pins] == ["ann", "bob"]
+
+
+async def test_who_leaves_gives_what_is_pinned_to_others_first(grow: Grow) -> None:
+    async with grow(3) as swarm:
+        await put(swarm, copies=1)
+        await swarm.blobs[0].hand_over(5.0)
+        assert swarm.holders(DATA) >= {0}
+        assert len(swarm.holders(DATA)) == 2
+        heir = max(swarm.holders(DATA))
+        assert swarm.blobs[heir].bulk.holding.is_pinned(HASH)
+        swarm.cut_off(1, 2)
+        other = os.urandom(300_000)
+        await put(swarm, other, copies=1)
+        with pytest.raises(WouldLoseData, match="2 pinned blobs"):
+            await swarm.blobs[0]._mending.hand_over(0.3)
+
+
+async def test_many_readers_at_once_make_one_transfer(grow: Grow) -> None:
+    """Goal: also readers that begin while a transfer is being given up get the whole."""
+    async with grow(2) as swarm:
+        await put(swarm, copies=1)
+
+        async def leave_early() -> None:
+            async with swarm.blobs[1].bulk.open(HASH) as (_, chunks):
+                async for _ in chunks:
+                    return
+
+        async def stay() -> None:
+            assert await get(swarm, 1) == DATA
+
+        with trio.fail_after(10):
+            await leave_early()
+            async with trio.open_nursery() as nursery:
+                for _ in range(5):
+                    nursery.start_soon(leave_early)
+                    nursery.start_soon(stay)
+        holding = swarm.blobs[1].bulk.holding
+        await until(lambda: not holding._transfers)
+        assert holding.folder._reserved == 0
+        assert holding.folder.total_bytes == len(DATA)
+
+
+def test_manifests_that_contradict_themselves_are_not_whole() -> None:
+    assert Manifest(HASH, len(DATA), bytes(32 * COUNT)).is_whole
+    assert not Manifest(HASH, len(DATA), bytes(32 * COUNT - 1)).is_whole
+    assert not Manifest(HASH, 5, bytes(32)).is_whole
+    assert not Manifest(HASH, -1, b"").is_whole
+    assert PinnedBlob(HASH, 5, ()).pins == ()

@@ -1,0 +1,276 @@
+"""What is decided about users' blobs: whom to ask, who holds, repairs, pins, evicts. No I/O."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from swarmd.base.errors import CorruptFile, InsufficientCopies, TooLarge
+from swarmd.base.ids import NodeId, node_id_of
+from swarmd.state.blobs.machine import AHEAD, PER_HOLDER, STRIKES, Fetching
+from swarmd.state.blobs.manifest import Manifest, decode_manifest, encode_manifest
+from swarmd.state.blobs.messages import PINS_MAX, Pin, PinnedBlob, hash_of
+from swarmd.state.blobs.pins import copies_of, decode_pins, encode_pins, joined, pinned, unpinned
+from swarmd.state.blobs.placing import (
+    Kept,
+    Repair,
+    copies_wanted,
+    due_for_scrub,
+    handover_of,
+    ranked,
+    repair_of,
+    to_evict,
+)
+
+A, B, C, D, E = (node_id_of(bytes([number])) for number in range(5))
+NAME = hash_of(b"a blob")
+NODES: list[NodeId] = ranked(NAME, [A, B, C, D, E])
+
+
+# ---- transfers ------------------------------------------------------------------------
+
+
+def taken(fetching: Fetching, holder: NodeId) -> list[int]:
+    return list(iter(lambda: fetching.take(holder), None))
+
+
+def test_a_holder_has_a_few_chunks_under_way_and_no_chunk_twice() -> None:
+    fetching = Fetching(100)
+    assert fetching.offer(A)
+    assert not fetching.offer(A)
+    fetching.offer(B)
+    assert taken(fetching, A) == list(range(PER_HOLDER))
+    assert taken(fetching, B) == list(range(PER_HOLDER, 2 * PER_HOLDER))
+    fetching.arrived(A, 3)
+    assert fetching.got(3)
+    assert taken(fetching, A) == [2 * PER_HOLDER]
+
+
+def test_nobody_is_asked_far_ahead_of_what_is_hashed() -> None:
+    fetching = Fetching(1_000)
+    fetching.offer(A)
+    count = 0
+    while (index := fetching.take(A)) is not None:
+        fetching.arrived(A, index)
+        fetching.got(index)
+        count += 1
+    assert count == AHEAD
+    fetching.hashed(5)
+    assert fetching.take(A) == AHEAD
+
+
+def test_what_a_holder_failed_at_goes_to_others_first() -> None:
+    fetching = Fetching(100)
+    fetching.offer(A)
+    fetching.offer(B)
+    lost = taken(fetching, A)
+    fetching.lose(A)
+    assert not fetching.is_asked(A)
+    assert taken(fetching, B) == lost
+
+
+def test_who_fails_again_and_again_or_sends_what_is_wrong_is_asked_no_more() -> None:
+    fetching = Fetching(100)
+    for _ in range(STRIKES):
+        assert fetching.offer(A)
+        fetching.lose(A)
+    assert not fetching.offer(A)
+    fetching.offer(B)
+    fetching.lose(B, for_good=True)
+    assert not fetching.offer(B)
+    assert fetching.holders == []
+
+
+def test_a_chunk_that_does_not_fit_is_asked_of_others() -> None:
+    fetching = Fetching(2)
+    for holder in (A, B):
+        fetching.offer(holder)
+    assert [fetching.take(A), fetching.take(B)] == [0, 1]
+    fetching.arrived(A, 0)
+    assert fetching.take(B) is None, "it is looked at"
+    fetching.refused(A, 0)
+    assert not fetching.offer(A)
+    assert fetching.take(B) == 0
+
+
+def test_what_an_earlier_try_left_is_not_asked_for() -> None:
+    fetching = Fetching(5, present=[0, 1, 3])
+    fetching.offer(A)
+    assert taken(fetching, A) == [2, 4]
+    assert not fetching.got(3)
+    for index in (2, 4):
+        fetching.got(index)
+    assert fetching.is_complete
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_transfer_ends_whatever_fails_as_long_as_somebody_lasts(seed: int) -> None:
+    """Goal: no order of answers and failures loses a chunk, asks for one twice at once, or stalls.
+
+    Method: three holders, random answers, failures and late answers of lost holders; one stays.
+    """
+    rng = random.Random(seed)
+    fetching = Fetching(rng.randrange(1, 200))
+    under_way: list[tuple[NodeId, int]] = []
+    late: list[tuple[NodeId, int]] = []
+    done: set[int] = set()
+    hashed = 0
+    for step in itertools.count():
+        assert step < 20_000, "it stalls"
+        if fetching.is_complete:
+            break
+        for holder in (A, B, C):
+            if holder == A or rng.random() < 0.3:
+                fetching.offer(holder)
+            index = fetching.take(holder)
+            if index is not None:
+                assert index not in done
+                assert index not in [number for _, number in under_way]
+                assert hashed <= index < hashed + AHEAD
+                under_way.append((holder, index))
+        if under_way and rng.random() < 0.7:
+            both = (under_way, late)[bool(late) and rng.random() < 0.2]
+            holder, index = both.pop(rng.randrange(len(both)))
+            if both is under_way and holder != A and rng.random() < 0.1:
+                fetching.arrived(holder, index)
+                fetching.refused(holder, index)
+                late += [one for one in under_way if one[0] == holder]
+                under_way = [one for one in under_way if one[0] != holder]
+                continue
+            fetching.arrived(holder, index)
+            assert fetching.got(index) == (index not in done)
+            done.add(index)
+            while hashed in done:
+                hashed += 1
+            fetching.hashed(hashed)
+        if rng.random() < 0.05:
+            gone = rng.choice((B, C))
+            fetching.lose(gone)
+            late += [one for one in under_way if one[0] == gone]
+            under_way = [one for one in under_way if one[0] != gone]
+    assert done == set(range(fetching.count))
+
+
+# ---- places ---------------------------------------------------------------------------
+
+
+def test_two_copies_if_nothing_is_said_and_one_where_a_node_is_alone() -> None:
+    assert [copies_wanted(None, members) for members in (1, 2, 5)] == [1, 2, 2]
+    assert copies_wanted(5, 5) == 5
+    with pytest.raises(InsufficientCopies, match="has 1 node;"):
+        copies_wanted(2, 1)
+
+
+def test_the_first_living_holder_repairs_and_nobody_else() -> None:
+    holders = {NODES[0], NODES[1], NODES[3]}
+    alive = [NODES[1], NODES[2], NODES[3], NODES[4]]
+    found = {
+        me: repair_of(NAME, 3, me=me, holders=holders, alive=alive) for me in (NODES[1], NODES[3])
+    }
+    assert found == {NODES[1]: Repair(NAME, 1, (NODES[2], NODES[4])), NODES[3]: None}
+
+
+def test_nothing_is_repaired_where_copies_are_full_or_nobody_could_take_one() -> None:
+    two = NODES[:2]
+    assert repair_of(NAME, 2, me=two[0], holders=two, alive=NODES) is None
+    assert repair_of(NAME, 3, me=two[0], holders=two, alive=two) is None
+    assert repair_of(NAME, 0, me=two[0], holders=two[:1], alive=NODES) is None
+
+
+def test_who_leaves_hands_over_what_the_others_lack_without_it() -> None:
+    me, other, third = NODES[2], NODES[0], NODES[1]
+    alive = [me, other, third]
+    assert handover_of(NAME, 2, me=me, holders={me, other}, alive=alive) == Repair(
+        NAME, 1, (third,)
+    )
+    assert handover_of(NAME, 5, me=me, holders={me, other, third}, alive=alive) is None
+    assert handover_of(NAME, 1, me=me, holders={me}, alive=[me]) == Repair(NAME, 1, ())
+
+
+def kept(name: bytes, size: int = 10, *, flags: str = "users") -> Kept:
+    on = flags.split()
+    return Kept(name, size, "pinned" in on, "young" in on, "users" in on)
+
+
+def test_what_nobody_needs_goes_and_the_longest_unused_first() -> None:
+    blobs = [kept(b"a", flags="users pinned"), kept(b"b"), kept(b"c", flags="users young")]
+    blobs += [kept(b"d"), kept(b"e")]
+    assert to_evict(blobs, set(), 15) == [b"b", b"d"]
+    assert to_evict(blobs, {b"b"}, 15) == [b"d", b"e"]
+    assert to_evict(blobs, set(), 31) is None
+    assert to_evict(blobs, set(), 0) == []
+
+
+def test_who_cannot_know_what_records_name_spares_what_may_be() -> None:
+    assert to_evict([kept(b"task", flags=""), kept(b"user")], None, 10) == [b"user"]
+    assert to_evict([kept(b"task", flags=""), kept(b"user")], set(), 10) == [b"task"]
+
+
+def test_the_scrub_goes_round() -> None:
+    assert due_for_scrub([], b"") is None
+    assert due_for_scrub([b"b", b"a"], b"") == b"a"
+    assert due_for_scrub([b"b", b"a"], b"a") == b"b"
+    assert due_for_scrub([b"b", b"a"], b"b") == b"a"
+
+
+# ---- pins -----------------------------------------------------------------------------
+
+
+def test_the_latest_pin_of_an_owner_counts_and_removal_wins() -> None:
+    first = pinned((), "ann", copies=2, until_ms=5_000, now_ms=100)
+    second = pinned(first, "ann", copies=3, until_ms=9_000, now_ms=100)
+    assert copies_of(second, 200) == 3
+    gone = unpinned(second, "ann", 100)
+    assert gone is not None
+    for one, other in ((gone, second), (second, gone), (first, gone)):
+        assert joined(one, other, 200) == gone
+    assert copies_of(gone, 200) == 0
+    again = pinned(gone, "ann", copies=2, until_ms=9_000, now_ms=100)
+    assert joined(again, gone, 200) == again
+    assert copies_of(again, 200) == 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_holders_tell_each_other_joins_in_any_order(seed: int) -> None:
+    rng = random.Random(seed)
+    told = [
+        Pin(rng.choice("abc"), rng.randrange(1, 4), 1_000 + rng.randrange(5), rng.randrange(4),
+            rng.random() < 0.3)
+        for _ in range(8)
+    ]  # fmt: skip
+    whole = joined(told, (), 10)
+    rng.shuffle(told)
+    one, other = joined(told[:4], (), 10), joined(told[4:], (), 10)
+    assert joined(one, other, 10) == joined(other, one, 10) == whole
+    assert joined(whole, whole, 10) == whole
+
+
+def test_pins_are_bounded_and_end() -> None:
+    many = [Pin(f"o{number}", 1, 5_000, 1) for number in range(PINS_MAX)]
+    with pytest.raises(TooLarge, match="as many as may"):
+        pinned(many, "late", copies=1, until_ms=5_000, now_ms=10)
+    assert len(pinned(many, "o3", copies=2, until_ms=6_000, now_ms=10)) == PINS_MAX
+    assert joined(many, (), 5_000) == ()
+    assert unpinned(many, "nobody", 10) is None
+
+
+# ---- files ----------------------------------------------------------------------------
+
+
+def test_files_beside_blobs_come_back_and_damage_shows() -> None:
+    manifest = Manifest(NAME, 300_000, b"1" * 32 + b"2" * 32)
+    blob = PinnedBlob(NAME, 300_000, (Pin("ann", 2, 5_000, 1),))
+    assert decode_manifest(encode_manifest(manifest), source="x") == manifest
+    assert decode_pins(encode_pins(blob), source="x") == blob
+    for raw, read in (
+        (encode_manifest(manifest), decode_manifest),
+        (encode_pins(blob), decode_pins),
+    ):
+        for at in range(len(raw)):
+            damaged = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+            with pytest.raises(CorruptFile):
+                read(damaged, source="x")
+        with pytest.raises(CorruptFile):
+            read(raw[:-1], source="x")
