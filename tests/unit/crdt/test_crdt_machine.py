@@ -427,3 +427,17 @@ def test_the_newest_batch_of_each_actor_is_kept_whatever_the_bound() -> None:
     sync(a, b)
     shard: ShardState = b.machine.shards()[0]
     assert [batch.last for batch in shard.log()] == [5, 5]
+
+
+def test_turns_become_rarer_while_nothing_changes() -> None:
+    node = Node("a", "b")
+
+    def next_s() -> float:
+        return next(e.delay_s for e in node.step(SyncDue()) if isinstance(e, SetTimer))
+
+    delays = [next_s() for _ in range(10)]
+    assert delays[0] < 1.3
+    assert delays[-1] > 3.7
+    for event in (Peers((node_id("b"), node_id("c"))), Write(1, "b", "k", Assign(1))):
+        node.step(event)
+        assert next_s() < 1.3

@@ -115,7 +115,8 @@ async def test_what_has_expired_is_absent_at_once_and_removed_by_its_node(node: 
             memory.get("ns", "brief")
         assert [one.key for one in memory.list("ns")[0]] == ["lasting"]
         assert memory._store.keys(BUCKET) == ["ns/brief", "ns/lasting"]
-        await memory._sweep_once()
+        await memory.look_at_all()
+        await memory.sweep_once()
         assert memory._store.keys(BUCKET) == ["ns/lasting"]
         again = await memory.set("ns", "brief", 3, by="", if_version=ABSENT)
         assert again.expires_at_ms == 0
@@ -127,10 +128,12 @@ async def test_others_remove_what_expired_only_of_nodes_that_are_gone(node: Node
     node.clock.wall += 1_000
     node.alive = [ME]
     async with node.open(OTHER) as memory:
-        await memory._sweep_once()
+        await memory.look_at_all()
+        await memory.sweep_once()
         assert memory._store.keys(BUCKET) == ["ns/brief"], "its node does it"
         node.alive = []
-        await memory._sweep_once()
+        await memory.look_at_all()
+        await memory.sweep_once()
         assert memory._store.keys(BUCKET) == []
 
 

@@ -19,6 +19,7 @@ from swarmd.base.ids import NodeId, digest, to_text
 from swarmd.base.limits import CRDT_KEY_BYTES_MAX, CRDT_VALUE_BYTES_MAX, NAME_BYTES_MAX
 from swarmd.base.names import check_name
 from swarmd.observe.log import get_logger
+from swarmd.state.crdt.cells import Cell
 from swarmd.state.crdt.clock import ms_of
 from swarmd.state.crdt.dots import Actor, Dot, node_of
 from swarmd.state.crdt.service import Eventual, KeyWatch
@@ -34,8 +35,7 @@ LIST_MAX: Final = 1_000
 ABSENT: Final = "0"
 _AUTHOR_CHARS_MAX: Final = 200
 _SWEEP_S: Final = 5.0
-# How many keys a sweep looks at between two turns of the loop, and removes at most.
-_SWEEP_STEP: Final = 1_000
+# How many keys one turn removes at most.
 _SWEEP_REMOVES_MAX: Final = 500
 _VERSION_BYTES: Final = 10
 
@@ -68,6 +68,8 @@ class SharedMemory:
         self, me: NodeId, store: Eventual, clock: Clock, alive: Callable[[], Sequence[NodeId]]
     ) -> None:
         self._me, self._store, self._clock, self._alive = me, store, clock, alive
+        # Keys that expire, and when.
+        self._expiring: dict[str, int] = {}
 
     async def set(
         self,
@@ -157,34 +159,53 @@ class SharedMemory:
 
     async def sweep(self) -> None:
         """Remove what has expired, for as long as this runs."""
-        while True:
-            await trio.sleep(_SWEEP_S)
-            try:
-                await self._sweep_once()
-            except SwarmError as error:
-                _log.debug("what has expired is not removed yet", why=error.message)
+        with self._store.watch(BUCKET) as watch:
+            watch.lagged = True  # What was there before.
+            while True:
+                if watch.lagged:
+                    watch.lagged = False
+                    await self.look_at_all()
+                for name in watch.drain():
+                    self._look_at(name)
+                try:
+                    await self.sweep_once()
+                except SwarmError as error:
+                    _log.debug("what has expired is not removed yet", why=error.message)
+                await trio.sleep(_SWEEP_S)
 
-    async def _sweep_once(self) -> None:
-        now_ms, removed = self._clock.wall_ms(), 0
-        alive = self._alive()
+    async def look_at_all(self) -> None:
+        """Find what expires."""
+        self._expiring.clear()
+        async for name in self._store.each_key(BUCKET):
+            self._look_at(name)
+
+    def _look_at(self, name: str) -> None:
+        found = self._winner(name)
+        if found is not None and found[1].expires_ms:
+            self._expiring[name] = found[1].expires_ms
+        else:
+            self._expiring.pop(name, None)
+
+    async def sweep_once(self) -> None:
+        """Remove some of what has expired and is this node's to remove. Raises SwarmError."""
+        now_ms, alive = self._clock.wall_ms(), self._alive()
         lowest = min((self._me, *alive))
-        for number, name in enumerate(self._store.keys(BUCKET)):
-            if number % _SWEEP_STEP == 0:
-                await trio.lowlevel.checkpoint()
-            live = self._store.cells(BUCKET, name)
-            found = winner(live) if kind_of(live) is Kind.REGISTER else None
+        due = [name for name, at_ms in self._expiring.items() if at_ms <= now_ms]
+        for name in due[:_SWEEP_REMOVES_MAX]:
+            found = self._winner(name)
             if found is None or not 0 < found[1].expires_ms <= now_ms:
                 continue
             author = node_of(found[0][0])
             if author == self._me or (author not in alive and lowest == self._me):
                 await self._store.write(BUCKET, name, Remove(), expects=found[0])
-                removed += 1
-            if removed >= _SWEEP_REMOVES_MAX:
-                return
+                self._look_at(name)
+
+    def _winner(self, name: str) -> tuple[Dot, Cell] | None:
+        live = self._store.cells(BUCKET, name)
+        return winner(live) if kind_of(live) is Kind.REGISTER else None
 
     def _entry(self, name: str, *, expired_too: bool = False) -> Entry | None:
-        live = self._store.cells(BUCKET, name)
-        found = winner(live) if kind_of(live) is Kind.REGISTER else None
+        found = self._winner(name)
         if found is None:
             return None
         dot, cell = found

@@ -2,8 +2,9 @@
 
 - A write is applied, signed, made durable and acknowledged here; then it goes to some members at
   once.
-- Whoever was not reached, or missed something, gets it by anti-entropy: once a second each member
-  tells another what it has seen of each shard, as sums; where these differ, vectors; then batches.
+- Whoever was not reached, or missed something, gets it by anti-entropy: once a second, and less
+  often the longer nothing changes, each member tells another what it has seen of each shard, as
+  sums; where these differ, vectors; then batches.
 - Where the batches are kept no more, the whole shard is taken over as it is, in parts, and joined.
 - Nothing is applied over a gap, and nothing that is not signed by its author.
 
@@ -52,6 +53,9 @@ from swarmd.state.crdt.types.values import change
 from swarmd.state.crdt.wholes import Arriving, Departures
 
 SYNC_S: Final = 1.0
+# Where nothing has changed, and nobody came or went, turns become rarer up to this.
+SYNC_MAX_S: Final = 5.0
+_CALMING: Final = 1.5
 # A write goes to so many members at once; anti-entropy brings it to the others.
 PUSH_PEERS_MAX: Final = 8
 VECTORS_MAX: Final = 64
@@ -136,6 +140,7 @@ class ReplicaMachine:
         self._heard_clocks: dict[NodeId, tuple[float, int]] = {}
         self._pending: dict[Shard, _Pending] = {}
         self._answers: list[Written] = []
+        self._sync_s = SYNC_S
         # Whom this node has asked for what is missing of a shard since its last turn.
         self._asked: set[tuple[NodeId, Shard]] = set()
         self._parked: dict[tuple[Actor, Shard, int], bytes] = {}
@@ -231,6 +236,7 @@ class ReplicaMachine:
             first = shard.cells.context.seen_of(self._actor) + 1
             pending = self._pending[shard.name] = _Pending(first)
         shard.cells.commit(self._actor, [made])
+        self._sync_s = SYNC_S
         pending.changes.append(made)
         pending.bytes += size
         return [*effects, KeyChanged(event.bucket, event.key)]
@@ -352,6 +358,7 @@ class ReplicaMachine:
         if ms_of(batch.stamp) > self._wall_ms() + SKEW_MAX_MS:
             return self._park(peer, batch), False
         self.clock.witness(batch.stamp)
+        self._sync_s = SYNC_S
         keys = shard.take(batch)
         self._journal.append(batch)
         return [Persist(), *(KeyChanged(batch.shard[0], key) for key in sorted(keys))], False
@@ -367,12 +374,14 @@ class ReplicaMachine:
 
     def _on_peers(self, alive: tuple[NodeId, ...]) -> list[Effect]:
         self._alive = tuple(sorted(alive))
+        self._sync_s = SYNC_S
         for gone in [peer for peer in self._heard_clocks if peer not in alive]:
             del self._heard_clocks[gone]
         return []
 
     def _on_sync_due(self, now: float) -> list[Effect]:
-        effects: list[Effect] = [SetTimer(SYNC_S * self._rng.uniform(0.75, 1.25), SyncDue())]
+        effects: list[Effect] = [SetTimer(self._sync_s * self._rng.uniform(0.75, 1.25), SyncDue())]
+        self._sync_s = min(SYNC_MAX_S, self._sync_s * _CALMING)
         self._asked.clear()
         self._departures.expire(now)
         for name in [n for n, one in self._arriving.items() if one.is_stuck(now)]:
@@ -435,6 +444,7 @@ class ReplicaMachine:
         if ms_of(stamp) > self._wall_ms() + SKEW_MAX_MS:
             return [Ignored(peer, "from_the_future")]
         self.clock.witness(stamp)
+        self._sync_s = SYNC_S
         keys = shard.join(arrived.cells, arrived.newest)
         self._journal.replace(shard)
         return [Persist(), *(KeyChanged(name[0], key) for key in sorted(keys))]

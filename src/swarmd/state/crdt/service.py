@@ -86,6 +86,13 @@ class KeyWatch:
         del self._changed[key]
         return key
 
+    def drain(self) -> list[str]:
+        """All keys that changed since this was asked."""
+        keys = list(self._order)
+        self._order.clear()
+        self._changed.clear()
+        return keys
+
     def note(self, change: KeyChanged) -> None:
         if change.bucket != self._bucket or not change.key.startswith(self._prefix):
             return
@@ -195,6 +202,14 @@ class Eventual:
             for key in shard.cells
             if key.startswith(prefix)
         )
+
+    async def each_key(self, bucket: str) -> AsyncIterator[str]:
+        """The keys that are there now, in no order; the loop goes on meanwhile."""
+        for shard in self._machine.shards():
+            if shard.name[0] == bucket:
+                for key in list(shard.cells):
+                    yield key
+                await trio.lowlevel.checkpoint()
 
     @contextmanager
     def watch(self, bucket: str, prefix: str = "") -> Iterator[KeyWatch]:
