@@ -163,6 +163,47 @@ def test_damage_amid_a_log_is_told_and_what_stands_before_it_counts(disk: SimDis
     assert keys_of(again) == {"a"}
 
 
+@pytest.mark.parametrize("damage", ["torn", "flipped"])
+def test_what_stands_before_a_bad_record_is_there_after_every_restart(
+    disk: SimDisk, damage: str
+) -> None:
+    machine = replica(disk, 1)
+    for key in ("a", "b", "c"):
+        write(machine, key)
+        journal_of(machine).sync()
+    [name] = [n for n in disk.names() if n.startswith("log-")]
+    raw = bytearray(disk.read(name) or b"")
+    if damage == "torn":
+        del raw[-5:]
+    else:
+        raw[len(raw) // 2] ^= 1
+    disk.replace(name, bytes(raw))
+    before = keys_of(replica(disk, 2))
+    assert before >= {"a"}
+    for life in (3, 4):
+        again = replica(disk, life)
+        assert keys_of(again) == before
+        assert journal_of(again).damaged == [], "it was told once"
+        write(again, f"life {life}")
+        journal_of(again).sync()
+        before |= {f"life {life}"}
+
+
+def test_a_disk_that_refuses_for_long_gets_one_more_file(disk: SimDisk) -> None:
+    machine = replica(disk, 1)
+    write(machine, "a")
+    journal_of(machine).sync()
+    disk.full = True
+    write(machine, "b")
+    for _ in range(20):
+        with pytest.raises(DiskFault):
+            journal_of(machine).sync()
+    disk.full = False
+    journal_of(machine).sync()
+    assert len([name for name in disk.names() if name.startswith("log-")]) <= 2
+    assert keys_of(replica(disk, 2)) == {"a", "b"}
+
+
 def test_a_torn_end_is_no_damage(disk: SimDisk) -> None:
     machine = replica(disk, 1)
     write(machine, "a")

@@ -10,8 +10,8 @@ files are written one by one while writing goes on.
 - What was appended since the last sync may be lost or torn: nobody was told of it.
 - A log is never gone on with after a restart or a failed sync: the next one begins, with what was
   not synced.
-- What is damaged is named and moved aside, and nothing of it is served: what is missing comes from
-  the other members.
+- What is damaged is named and put aside. Of a log what stands before the damage counts, and it is
+  cut off there; of a shard nothing does. What is missing comes from the other members.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _log = get_logger("crdt")
 class ShardJournal:
     """Implements `machine.Journal`. `load` must be called once, before anything is appended.
 
-    `damaged`: names of what was moved aside.
+    `damaged`: names of what was moved aside, or of what a copy was put aside.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class ShardJournal:
         self._touched: set[Shard] = set()
         self._old: list[str] = []
         self._failed = False
+        self._holds_synced = False
         self.damaged: list[str] = []
 
     # ---- while it runs ---------------------------------------------------------------------
@@ -84,18 +85,21 @@ class ShardJournal:
         """Make durable what was appended.
 
         Raises:
-            DiskFault: it may not be. Call again: it is written to another file.
+            DiskFault: it may not be. Call again.
         """
         if not self._unsynced:
             return
         if self._failed:
-            self._begin()
-            for record in self._unsynced:
-                self._disk.append(self._name, record)
+            # A file whose sync failed is not gone on with; what was durable in it stays there.
+            if self._holds_synced:
+                self._begin()
+            self._disk.replace(self._name, b"".join(self._unsynced))
             self._bytes = sum(map(len, self._unsynced))
-        self._failed = True
-        self._disk.sync(self._name)
+        else:
+            self._failed = True
+            self._disk.sync(self._name)
         self._failed = False
+        self._holds_synced = True
         self._unsynced.clear()
 
     @property
@@ -132,6 +136,7 @@ class ShardJournal:
             self._old.append(self._name)
         self._number += 1
         self._bytes = 0
+        self._holds_synced = False
 
     @property
     def _name(self) -> str:
@@ -166,7 +171,7 @@ class ShardJournal:
         for name in logs:
             for payload in self._records(name, last=name == logs[-1]):
                 self._replay(shards, payload, log_bytes_max)
-        self._old = [name for name in logs if name not in self.damaged]
+        self._old = logs
         self._number = max((int(name.removeprefix(_LOG)) for name in logs), default=0) + 1
         self._touched |= shards.keys()
         return list(shards.values())
@@ -180,7 +185,8 @@ class ShardJournal:
             if _file_of(shard.name) != name:
                 raise CorruptFile(f"{name} holds another shard")
         except CorruptFile as error:
-            self._move_aside(name, error.message)
+            self._report(name, error.message)
+            self._disk.rename(name, _ASIDE + name)
             return None
         return shard
 
@@ -192,14 +198,16 @@ class ShardJournal:
         """
         raw = self._disk.read(name) or b""
         at = 0
-        while at < len(raw):
-            payload = _payload_at(raw, at)
-            if payload is None:
-                if not last or _is_followed(raw, at):
-                    self._move_aside(name, f"{name} is damaged at byte {at} of {len(raw)}")
-                return
+        while (payload := _payload_at(raw, at)) is not None:
             yield payload
             at += _RECORD.size + len(payload)
+        if at == len(raw):
+            return
+        if not last or _is_followed(raw, at):
+            self._report(name, f"{name} is damaged at byte {at} of {len(raw)}")
+            self._disk.replace(_ASIDE + name, raw)
+        # From now on it ends where it is sound: what stands before that is nowhere else yet.
+        self._disk.replace(name, raw[:at])
 
     def _replay(self, shards: dict[Shard, ShardState], payload: bytes, log_bytes_max: int) -> None:
         kind, body = payload[:1], payload[1:]
@@ -223,9 +231,8 @@ class ShardJournal:
         if not shard.knows(batch) and not shard.missing(batch):
             shard.take(batch)
 
-    def _move_aside(self, name: str, why: str) -> None:
+    def _report(self, name: str, why: str) -> None:
         _log.error("a file of the eventual store is damaged: it is fetched from others", file=why)
-        self._disk.rename(name, _ASIDE + name)
         self.damaged.append(name)
 
 
