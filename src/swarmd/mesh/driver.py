@@ -85,6 +85,11 @@ class Driver:
         self._inbox.append(event)
         self._wake.set()
 
+    @property
+    def waiting(self) -> int:
+        """Events that the next step will take."""
+        return len(self._inbox)
+
     async def run(self) -> None:
         """Step the machine until cancelled."""
         while True:

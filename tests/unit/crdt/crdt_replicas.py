@@ -125,11 +125,11 @@ class Group:
 
     def join(self, number: int, source: int) -> None:
         mine, theirs = self.replicas[number], self.replicas[source]
-        before = mine.cells.context.copy()
+        before = dict(mine.cells.context.vector)
         mine.cells.join(theirs.cells)
         mine.seen |= theirs.seen
         mine.clock.witness(theirs.clock.latest)
-        assert all(mine.cells.context.seen_of(a) >= n for a, n in before.vector.items())
+        assert all(mine.cells.context.seen_of(a) >= n for a, n in before.items())
 
     def settle(self) -> None:
         """Everybody gets everything: even ones by changes, odd ones by whole states."""

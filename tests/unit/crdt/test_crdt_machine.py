@@ -17,7 +17,7 @@ from swarmd.sim.crdt import SimSigner
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.state.crdt import machine, wholes
-from swarmd.state.crdt.cells import Change
+from swarmd.state.crdt.cells import Cell, Change
 from swarmd.state.crdt.clock import stamp_at
 from swarmd.state.crdt.dots import actor_of
 from swarmd.state.crdt.events import Heard, Ignored, Peers, SyncDue, Write, Written
@@ -38,6 +38,7 @@ from swarmd.state.crdt.messages import (
 )
 from swarmd.state.crdt.shard import ShardState
 from swarmd.state.crdt.stored import decode_shard, encode_shard
+from swarmd.state.crdt.types.kinds import Kind
 from swarmd.state.crdt.types.values import AddTo, Assign, Count, Operation, TakeFrom, change, read
 
 WALL_MS = 10**12
@@ -230,6 +231,14 @@ def test_a_key_of_another_shard_is_malformed() -> None:
         make_batch(said, bytes(64))
 
 
+@pytest.mark.parametrize("kind", [0, Kind.MAP, 7, 255])
+def test_a_cell_of_a_kind_that_nobody_can_read_is_malformed(kind: int) -> None:
+    actor, key = actor_of(node_id("a"), bytes(8)), same_shard(1)[0]
+    said = encode_said(("b", 0), actor, 1, (Change(key, Cell((), kind, b"", b"", 1), ()),))
+    with pytest.raises(MalformedMessage):
+        make_batch(said, bytes(64))
+
+
 # ---- clocks ----------------------------------------------------------------------------------
 
 
@@ -377,6 +386,14 @@ def test_a_transfer_of_which_nothing_comes_any_more_is_begun_anew() -> None:
     b.step(Heard(a.id, gone))
     talk(a, b)
     assert b.value(keys[0]) == a.value(keys[0])
+
+
+def test_a_whole_state_without_an_end_is_given_up() -> None:
+    shard = ("b", 0)
+    arriving = wholes.Arriving(node_id("a"))
+    part = Whole(*shard, 1, wholes.PARTS_MAX, (), (), (), (), False)
+    with pytest.raises(MalformedMessage, match="parts"):
+        arriving.take(part, 0.0)
 
 
 @pytest.mark.parametrize("what", ["no_proof", "stray_cell", "other_peer", "forged_proof"])

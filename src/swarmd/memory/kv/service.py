@@ -14,7 +14,15 @@ from typing import Any, Final
 import trio
 
 from swarmd.base.clock import Clock
-from swarmd.base.errors import BadRequest, EmptyKey, KeyTooLong, NotFound, SwarmError, ValueTooLarge
+from swarmd.base.errors import (
+    BadRequest,
+    EmptyKey,
+    KeyTooLong,
+    MalformedMessage,
+    NotFound,
+    SwarmError,
+    ValueTooLarge,
+)
 from swarmd.base.ids import NodeId, digest, to_text
 from swarmd.base.limits import CRDT_KEY_BYTES_MAX, CRDT_VALUE_BYTES_MAX, NAME_BYTES_MAX
 from swarmd.base.names import check_name
@@ -211,7 +219,10 @@ class SharedMemory:
         dot, cell = found
         if not expired_too and 0 < cell.expires_ms <= self._clock.wall_ms():
             return None
-        value = unpack(cell.value)
+        try:
+            value = unpack(cell.value)
+        except MalformedMessage:
+            value = None
         if not isinstance(value, list) or len(value) != 2 or not isinstance(value[1], str):
             return None  # Not of any build of swarmd.
         namespace, _, key = name.partition("/")

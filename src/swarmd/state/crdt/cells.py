@@ -86,12 +86,6 @@ class Cells:
             for dot, cell in cells.items():
                 yield key, dot, cell
 
-    def copy(self) -> Cells:
-        twin = Cells()
-        twin.context = self.context.copy()
-        twin._keys = {key: dict(cells) for key, cells in self._keys.items()}
-        return twin
-
     def commit(self, actor: Actor, changes: Iterable[Change]) -> list[tuple[Dot, Change]]:
         """Make changes of one's own: each gets the actor's next dot."""
         made = []

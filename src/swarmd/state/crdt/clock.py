@@ -38,7 +38,3 @@ class HybridClock:
     def witness(self, stamp: int) -> None:
         """Follow a stamp that was seen; whether it may be believed, its taker decides."""
         self.latest = max(self.latest, stamp)
-
-    def ahead_ms(self, wall_ms: int) -> int:
-        """How far this clock is before the wall's."""
-        return max(0, ms_of(self.latest) - wall_ms)

@@ -53,9 +53,6 @@ class Context:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def copy(self) -> Context:
-        return Context(self.vector, self.beyond)
-
     def seen_of(self, actor: Actor) -> int:
         """The number of the actor's latest change that was seen, and all before it."""
         return self.vector.get(actor, 0)

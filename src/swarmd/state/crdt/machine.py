@@ -143,7 +143,7 @@ class ReplicaMachine:
         self._sync_s = SYNC_S
         # Whom this node has asked for what is missing of a shard since its last turn.
         self._asked: set[tuple[NodeId, Shard]] = set()
-        self._parked: dict[tuple[Actor, Shard, int], bytes] = {}
+        self._parked: dict[tuple[Actor, Shard, int], Batch] = {}
         self._departures = Departures()
         self._arriving: dict[Shard, Arriving] = {}
 
@@ -355,7 +355,7 @@ class ReplicaMachine:
             return [], True
         if not self._signer.verify_batch(batch.author, batch.said, batch.signature):
             return [Ignored(peer, "bad_signature")], False
-        if ms_of(batch.stamp) > self._wall_ms() + SKEW_MAX_MS:
+        if self._is_of_the_future(batch.stamp):
             return self._park(peer, batch), False
         self.clock.witness(batch.stamp)
         self._sync_s = SYNC_S
@@ -363,16 +363,21 @@ class ReplicaMachine:
         self._journal.append(batch)
         return [Persist(), *(KeyChanged(batch.shard[0], key) for key in sorted(keys))], False
 
+    def _is_of_the_future(self, stamp: int) -> bool:
+        return ms_of(stamp) > self._wall_ms() + SKEW_MAX_MS
+
     def _park(self, peer: NodeId, batch: Batch) -> list[Effect]:
-        size = sum(map(len, self._parked.values())) + len(batch.raw)
+        size = sum(len(one.raw) for one in self._parked.values()) + len(batch.raw)
         if len(self._parked) >= PARKED_MAX or size > PARKED_BYTES_MAX:
             return [Ignored(peer, "parked_full")]  # It comes again by anti-entropy.
-        self._parked[batch.actor, batch.shard, batch.first] = batch.raw
+        self._parked[batch.actor, batch.shard, batch.first] = batch
         return [Ignored(peer, "from_the_future")]
 
     # ---- anti-entropy -------------------------------------------------------------------
 
     def _on_peers(self, alive: tuple[NodeId, ...]) -> list[Effect]:
+        if sorted(alive) == list(self._alive):
+            return []
         self._alive = tuple(sorted(alive))
         self._sync_s = SYNC_S
         for gone in [peer for peer in self._heard_clocks if peer not in alive]:
@@ -386,9 +391,11 @@ class ReplicaMachine:
         self._departures.expire(now)
         for name in [n for n, one in self._arriving.items() if one.is_stuck(now)]:
             del self._arriving[name]
-        parked, self._parked = self._parked, {}
-        for _, raw in sorted(parked.items()):
-            effects += self._take(self._me, decode_batch(raw))[0]
+        for key in sorted(self._parked):
+            batch = self._parked[key]
+            if not self._is_of_the_future(batch.stamp):
+                del self._parked[key]
+                effects += self._take(self._me, batch)[0]
         if self._alive:
             sums = tuple(
                 ShardSum(*name, shard.sum())
@@ -441,7 +448,7 @@ class ReplicaMachine:
             ):
                 return [Ignored(peer, "bad_signature")]
         stamp = max((cell.stamp for _, _, cell in arrived.cells.items()), default=0)
-        if ms_of(stamp) > self._wall_ms() + SKEW_MAX_MS:
+        if self._is_of_the_future(stamp):
             return [Ignored(peer, "from_the_future")]
         self.clock.witness(stamp)
         self._sync_s = SYNC_S

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -40,6 +40,9 @@ __all__ = ["Eventual", "KeyWatch", "open_eventual"]
 
 _ANSWER_S: Final = 10.0
 _WRITES_MAX: Final = 10_000
+# Events that may wait before what peers say is dropped: a message has up to 700 KiB.
+_HEARD_MAX: Final = 1_000
+_LOOK_AGAIN_S: Final = 30.0
 _WATCHES_MAX: Final = 256
 # Keys that changed and that nobody has asked for yet; beyond it a watch is told to read them all.
 _WATCHED_MAX: Final = 10_000
@@ -284,16 +287,19 @@ class Eventual:
 
     async def _receive(self, inbox: trio.MemoryReceiveChannel[Inbound]) -> None:
         async for inbound in inbox:
-            try:
-                self._driver.feed(Heard(inbound.peer, inbound.message))
-            except Busy:
+            # While the disk refuses nothing is taken over, and what waits may be large.
+            if self._refuses is not None or self._driver.waiting >= _HEARD_MAX:
                 DROPPED.labels("crdt", "busy").inc()  # Anti-entropy makes it good.
+            else:
+                self._driver.feed(Heard(inbound.peer, inbound.message))
 
     async def _watch_members(self, membership: Membership) -> None:
         with membership.subscribe() as changes:
             while True:
-                self._driver.feed(Peers(_alive(membership, self._link.node_id)))
-                await changes.receive()
+                with suppress(Busy):
+                    self._driver.feed(Peers(_alive(membership, self._link.node_id)))
+                with trio.move_on_after(_LOOK_AGAIN_S):
+                    await changes.receive()
 
     def _close(self) -> None:
         self._closed = True

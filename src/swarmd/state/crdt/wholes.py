@@ -33,6 +33,8 @@ DEPARTURES_MAX: Final = 8
 # A transfer that nobody asks for, or of which nothing comes, is over.
 IDLE_S: Final = 10.0
 _PART_BYTES: Final = 256 * 1024
+# A shard of more than that takes no whole state over: 256 MiB.
+PARTS_MAX: Final = 1_024
 _ITEM_BYTES_EXTRA: Final = 128
 
 
@@ -57,9 +59,6 @@ class Departures:
     def __init__(self) -> None:
         self._running: dict[int, _Departure] = {}
         self._numbers = 0
-
-    def __len__(self) -> int:
-        return len(self._running)
 
     def expire(self, now: float) -> None:
         for number in [n for n, one in self._running.items() if now - one.used_at > IDLE_S]:
@@ -155,6 +154,8 @@ class Arriving:
         Raises:
             MalformedMessage: no build of swarmd makes such a part.
         """
+        if part.part >= PARTS_MAX:
+            raise MalformedMessage(f"a shard in more than {PARTS_MAX} parts")
         if part.part == 0:
             self.cells, self._number = Cells(), part.number
             self.newest = []

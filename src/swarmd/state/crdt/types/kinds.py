@@ -30,8 +30,6 @@ class Kind(IntEnum):
     """An element that is added and removed at once is in (add-wins OR-set)."""
     MAP = 6
     """Fields of any of these; a field that is removed and changed at once is in."""
-    TEXT = 7
-    LIST = 8
 
 
 class WrongType(Conflict):

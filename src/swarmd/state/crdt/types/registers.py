@@ -7,6 +7,7 @@ commutative replicated data types", 2011, 3.2).
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from swarmd.base.errors import MalformedMessage
@@ -22,26 +23,25 @@ def assign(live: Live, value: Any) -> Edit:
 
 
 def winner(live: Live) -> tuple[Dot, Cell] | None:
-    """The latest write; of two at one stamp that of the greater dot. None if none is readable."""
-    return max(((d, c) for d, c in live.items() if _readable(c)), key=later, default=None)
+    """The latest write; of two at one stamp that of the greater dot. None if there is none."""
+    return max(live.items(), key=later, default=None)
 
 
 def read(live: Live) -> Any:
-    """The latest write's value. Raises LookupError: there is none."""
+    """The latest write's value. Raises LookupError: there is none, or no build wrote its bytes."""
     found = winner(live)
     if found is None:
         raise LookupError
-    return unpack(found[1].value)
+    try:
+        return unpack(found[1].value)
+    except MalformedMessage as error:
+        raise LookupError from error
 
 
 def read_all(live: Live) -> list[Any]:
     """Every value that no other write has seen, in the order of writes."""
-    return [unpack(c.value) for _, c in sorted(live.items(), key=later) if _readable(c)]
-
-
-def _readable(cell: Cell) -> bool:
-    try:
-        unpack(cell.value)
-    except MalformedMessage:  # A member put bytes there that no build of swarmd writes.
-        return False
-    return True
+    values = []
+    for _, cell in sorted(live.items(), key=later):
+        with suppress(MalformedMessage):  # A member put bytes there that no build of swarmd writes.
+            values.append(unpack(cell.value))
+    return values

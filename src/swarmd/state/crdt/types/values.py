@@ -125,8 +125,11 @@ def change(
 
 def is_sound(cell: Cell) -> bool:
     """False for a cell that no build of swarmd writes, whatever its value is."""
-    known = cell.kind in Kind.__members__.values() and cell.kind != Kind.MAP
-    return known and len(cell.fields) <= FIELDS_MAX and (cell.kind == Kind.SET or not cell.element)
+    return (
+        cell.kind in _READERS
+        and len(cell.fields) <= FIELDS_MAX
+        and (cell.kind == Kind.SET or not cell.element)
+    )
 
 
 def _edit(live: Live, operation: Operation, actor: Actor) -> Edit:
