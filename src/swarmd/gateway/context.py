@@ -12,7 +12,7 @@ import trio
 from starlette.requests import Request
 from starlette.routing import Route
 
-from swarmd.base.errors import BadRequest, ShuttingDown, SwarmError
+from swarmd.base.errors import BadRequest, Busy, ShuttingDown, SwarmError
 from swarmd.base.limits import INLINE_BYTES_MAX
 from swarmd.gateway.access.gate import Gate, caller_of, origin_of
 from swarmd.gateway.access.refusals import note_refusal
@@ -36,6 +36,29 @@ class ApiRoute(Route):
     ) -> None:
         super().__init__(path, endpoint, methods=methods)
         self.needs = needs
+
+
+class Watches:
+    """How many requests of one kind watch at once: they stay for ever, and others must find room.
+
+    Args:
+        most: how many may.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = max(1, most)
+        self._running = 0
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """Count one for as long as the block runs. Raises Busy: as many run as may."""
+        if self._running >= self._most:
+            raise Busy(f"this node serves {self._most} watches already: ask another one")
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from swarmd.base.errors import BadName, BadRequest, Busy, MalformedMessage
+from swarmd.base.errors import BadName, BadRequest, MalformedMessage
 from swarmd.gateway.access.gate import caller_of
 from swarmd.gateway.access.rules import Caller
-from swarmd.gateway.context import ApiRoute, Context
+from swarmd.gateway.context import ApiRoute, Context, Watches
 from swarmd.gateway.http import Items, Stream, answer, payload_in, payload_out
 from swarmd.gateway.shapes_bus import BusMessage, BusReached
 from swarmd.mesh.bus.topics import DIRECT, check_filter, check_topic
@@ -37,9 +37,7 @@ class BusRoutes:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._services = context.services
-        self._watches = 0
-        # Watches stay for ever; other requests must find room beside them.
-        self._watches_max = max(1, context.config.requests_max // 4)
+        self._watches = Watches(context.config.requests_max // 4)
 
     def routes(self) -> list[ApiRoute]:
         route = self._context.route
@@ -84,17 +82,12 @@ class BusRoutes:
 
     async def _messages(self, request: Request, topics: list[str], name: str) -> Items:
         bus = self._services.need(self._services.bus)
-        if self._watches >= self._watches_max:
-            raise Busy(f"this node serves {self._watches_max} watches already: ask another one")
-        self._watches += 1
-        try:
+        with self._watches.one_more():
             async with bus.subscribe(topics, name=name) as subscription:
                 yield BusMessage(topics=topics)
                 async for one in subscription:
                     data = _shown(request, one.data)
                     yield BusMessage(topic=one.topic, sender=one.sender, data=data)
-        finally:
-            self._watches -= 1
 
 
 def _require_read(caller: Caller, topic: str) -> None:

@@ -8,11 +8,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from swarmd.base.errors import BadRequest, Busy
+from swarmd.base.errors import BadRequest
 from swarmd.base.ids import to_text
 from swarmd.base.names import check_name
 from swarmd.gateway.access.gate import caller_of
-from swarmd.gateway.context import ApiRoute, Context
+from swarmd.gateway.context import ApiRoute, Context, Watches
 from swarmd.gateway.http import Items, Stream, answer
 from swarmd.gateway.shapes_events import EventInfo, EventNews
 from swarmd.mesh.events.service import UserEvent, UserEvents, check_event
@@ -30,9 +30,7 @@ class EventRoutes:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._services = context.services
-        self._watches = 0
-        # Watches stay for ever; other requests must find room beside them.
-        self._watches_max = max(1, context.config.requests_max // 4)
+        self._watches = Watches(context.config.requests_max // 4)
 
     def routes(self) -> list[ApiRoute]:
         route = self._context.route
@@ -75,16 +73,10 @@ class EventRoutes:
 
     async def _news(self, names: list[str]) -> Items:
         events = self._events()
-        if self._watches >= self._watches_max:
-            raise Busy(f"this node serves {self._watches_max} watches already: ask another one")
-        self._watches += 1
-        try:
-            with events.watch(*names) as watch:
-                yield EventNews(names=names)
-                async for event in watch:
-                    yield EventNews(event=self._shown(event), missed=watch.missed)
-        finally:
-            self._watches -= 1
+        with self._watches.one_more(), events.watch(*names) as watch:
+            yield EventNews(names=names)
+            async for event in watch:
+                yield EventNews(event=self._shown(event), missed=watch.missed)
 
     def _events(self) -> UserEvents:
         return self._services.need(self._services.mesh).membership.events

@@ -12,12 +12,12 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from swarmd.base.errors import BadRequest, Busy, EmptyKey, KeyTooLong, NotFound, UnknownOperation
+from swarmd.base.errors import BadRequest, EmptyKey, KeyTooLong, NotFound, UnknownOperation
 from swarmd.base.limits import KEY_BYTES_MAX
 from swarmd.gateway import shapes
 from swarmd.gateway.access.gate import ANY_CALLER, caller_of
 from swarmd.gateway.access.rules import Caller
-from swarmd.gateway.context import ApiRoute, Context, query_flag, query_int
+from swarmd.gateway.context import ApiRoute, Context, Watches, query_flag, query_int
 from swarmd.gateway.http import Items, Stream, answer, is_msgpack, read_body
 from swarmd.gateway.services import StoreEntry
 from swarmd.state.raft.messages import (
@@ -52,9 +52,7 @@ class Kv:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._services = context.services
-        self._watches = 0
-        # Watches stay for ever; other requests must find room beside them.
-        self._watches_max = max(1, context.config.requests_max // 2)
+        self._watches = Watches(context.config.requests_max // 2)
 
     def routes(self) -> list[ApiRoute]:
         route = self._context.route
@@ -154,16 +152,11 @@ class Kv:
 
     async def _changes(self, prefix: bytes, begin: int | None) -> Items:
         store = self._services.need(self._services.store)
-        if self._watches >= self._watches_max:
-            raise Busy(f"this node serves {self._watches_max} watches already: ask another one")
-        self._watches += 1
-        try:
+        with self._watches.one_more():
             async with aclosing(store.watch(prefix, begin)) as pairs:
                 async for changes, revision in pairs:
                     told = [_change(one) for one in changes]
                     yield shapes.KvChanges(revision=revision, changes=told)
-        finally:
-            self._watches -= 1
 
     async def _propose(self, op: Operation) -> OpResult:
         store = self._services.need(self._services.store)

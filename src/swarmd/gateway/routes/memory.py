@@ -9,9 +9,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from swarmd.base.errors import BadRequest, Busy, NotFound
+from swarmd.base.errors import NotFound
 from swarmd.gateway.access.gate import caller_of
-from swarmd.gateway.context import ApiRoute, Context
+from swarmd.gateway.context import ApiRoute, Context, Watches, query_int
 from swarmd.gateway.http import Items, Stream, answer
 from swarmd.gateway.shapes_memory import MemoryEntry, MemoryNews, MemoryPage
 from swarmd.memory.kv.service import LIST_MAX, Entry, SharedMemory, key_of
@@ -30,8 +30,7 @@ class MemoryRoutes:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._services = context.services
-        self._watches = 0
-        self._watches_max = max(1, context.config.requests_max // 4)
+        self._watches = Watches(context.config.requests_max // 4)
 
     def routes(self) -> list[ApiRoute]:
         route = self._context.route
@@ -76,12 +75,7 @@ class MemoryRoutes:
         namespace = request.path_params["namespace"]
         caller_of(request).require("memory:read", namespace)
         asked = request.query_params
-        try:
-            limit = int(asked.get("limit", LIST_MAX))
-        except ValueError:
-            limit = 0
-        if not 1 <= limit <= LIST_MAX:
-            raise BadRequest(f"a limit is a number from 1 to {LIST_MAX}")
+        limit = query_int(request, "limit", LIST_MAX, 1, LIST_MAX)
         found, more = self._memory().list(
             namespace, asked.get("prefix", ""), after=asked.get("after", ""), limit=limit
         )
@@ -97,20 +91,14 @@ class MemoryRoutes:
         )
 
     async def _news(self, namespace: str, prefix: str) -> Items:
-        if self._watches >= self._watches_max:
-            raise Busy(f"this node serves {self._watches_max} watches already: ask another one")
         memory = self._memory()
-        self._watches += 1
-        try:
-            with memory.watch(namespace, prefix) as watch:
-                yield MemoryNews(namespace=namespace)
-                while True:
-                    key = key_of(await watch.receive())
-                    lagged, watch.lagged = watch.lagged, False
-                    entry = self._found(memory, namespace, key)
-                    yield MemoryNews(key=key, entry=entry, lagged=lagged)
-        finally:
-            self._watches -= 1
+        with self._watches.one_more(), memory.watch(namespace, prefix) as watch:
+            yield MemoryNews(namespace=namespace)
+            while True:
+                key = key_of(await watch.receive())
+                lagged, watch.lagged = watch.lagged, False
+                entry = self._found(memory, namespace, key)
+                yield MemoryNews(key=key, entry=entry, lagged=lagged)
 
     def _found(self, memory: SharedMemory, namespace: str, key: str) -> MemoryEntry | None:
         try:
