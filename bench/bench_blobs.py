@@ -92,7 +92,7 @@ def resume(swarm: LocalSwarm, file: Path) -> float:
     n1, n2 = swarm.daemons
     make(file)
     blob_hash = n1.json("blob", "put", str(file), "--copies", "1")["hash"]
-    before = sent(n1)
+    before = n1.sent_bytes()
     with Client(str(n1.socket)) as client:
         items = client.blob_pin(blob_hash, copies=2, ttl_s=3_600)
         next(one for one in items if one.done_bytes > SIZE // 3)
@@ -102,24 +102,11 @@ def resume(swarm: LocalSwarm, file: Path) -> float:
     swarm.wait_whole()
     wait_until("it is whole", lambda: try_copy(n1, blob_hash), timeout_s=60, every_s=0.5)
     # What frames and messages of members add is less than a hundredth of a chunk for each.
-    return (sent(n1) - before - SIZE) / BLOB_CHUNK_BYTES
+    return (n1.sent_bytes() - before - SIZE) / BLOB_CHUNK_BYTES
 
 
 def try_copy(daemon: Daemon, blob_hash: str) -> bool:
     return bool(daemon.ctl("blob", "pin", blob_hash, "--copies", "2").returncode == 0)
-
-
-def sent(daemon: Daemon) -> float:
-    """Bytes that a daemon has sent over streams."""
-    with Client(str(daemon.socket)) as client:
-        text = client.metrics()
-    return sum(
-        float(line.split()[-1])
-        for line in text.splitlines()
-        if line.startswith("swarmd_transport_bytes_total{")
-        and 'transport="stream"' in line
-        and 'direction="sent"' in line
-    )
 
 
 def blob(daemon: Daemon, blob_hash: str) -> Path:

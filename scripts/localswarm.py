@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from swarmd.client import Client
+
 BIN = Path(sys.executable).parent
 PORT = 7575
 
@@ -192,6 +194,18 @@ class Daemon:
             timeout=timeout_s,
             env={**os.environ, "SWARMCTL_SOCKET": str(self.socket), "NO_COLOR": "1"},
             check=False,
+        )
+
+    def sent_bytes(self) -> float:
+        """What this daemon has sent over streams so far."""
+        with Client(str(self.socket)) as client:
+            text = client.metrics()
+        return sum(
+            float(line.split()[-1])
+            for line in text.splitlines()
+            if line.startswith("swarmd_transport_bytes_total{")
+            and 'transport="stream"' in line
+            and 'direction="sent"' in line
         )
 
     def json(self, *arguments: str, timeout_s: float = 60.0) -> Any:

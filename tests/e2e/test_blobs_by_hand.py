@@ -168,29 +168,15 @@ def test_a_killed_node_goes_on_where_it_was(swarm: LocalSwarm, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
     there = partial.stat().st_size
     assert SIZE < there < 3 * SIZE
-    before = _sent_bytes(n1)
+    before = n1.sent_bytes()
     swarm.restart(n2)
     swarm.wait_whole()
     got = n2.ctl("blob", "get", blob_hash, "-o", str(tmp_path / "out"))
     assert got.returncode == 0, got.stderr
     assert digest(tmp_path / "out") == digest(file)
-    sent = _sent_bytes(n1) - before
+    sent = n1.sent_bytes() - before
     # Beside what was missing: chunks under way at the kill, and what members say to each other.
     assert sent < 3 * SIZE - there + 40 * BLOB_CHUNK_BYTES + 4 * MIB
-
-
-def _sent_bytes(daemon: Daemon) -> float:
-    from swarmd.client import Client
-
-    with Client(str(daemon.socket)) as client:
-        text = client.metrics()
-    return sum(
-        float(line.split()[-1])
-        for line in text.splitlines()
-        if line.startswith("swarmd_transport_bytes_total{")
-        and '"stream"' in line
-        and '"sent"' in line
-    )
 
 
 def test_copies_are_full_again_after_a_death(swarm: LocalSwarm, file: Path) -> None:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from swarmd.cli.common import Duration, SwarmGroup, open_client, print_json, say, wants_json, warn
+from swarmd.cli.tables import COLUMNS_MAX, ago, printable, table, time_left
 
 if TYPE_CHECKING:
     from swarmd.gateway.shapes_memory import MemoryEntry
 
-_VALUE_CHARS = 60
 _NAMESPACE = click.option(
     "--namespace", "-n", default="default", show_default=True, help="Which keys these are among."
 )
@@ -87,8 +87,6 @@ def get(key: str, namespace: str) -> None:
 @_NAMESPACE
 def list_(prefix: str, namespace: str) -> None:
     """List keys that begin with PREFIX, or all, and what they hold."""
-    from swarmd.cli.tables import printable, table
-
     entries: list[MemoryEntry] = []
     with open_client() as client:
         more = True
@@ -103,14 +101,14 @@ def list_(prefix: str, namespace: str) -> None:
     rows = [
         [
             printable(one.key),
-            printable(_cut(_shown(one.value))),
-            _when(one.created_at_ms),
+            printable(_shown(one.value)[:COLUMNS_MAX]),
+            _age(one),
             printable(one.created_by),
             _left(one),
         ]
         for one in entries
     ]
-    click.echo(table(["KEY", "VALUE", "WRITTEN", "BY", "EXPIRES"], rows, whole=1))
+    click.echo(table(["KEY", "VALUE", "WRITTEN", "BY", "EXPIRES IN"], rows, whole=1))
 
 
 @mem.command(examples=["swarmctl mem delete theme"])
@@ -132,8 +130,6 @@ def delete(key: str, if_version: str | None, namespace: str) -> None:
 @_NAMESPACE
 def watch(prefix: str, namespace: str) -> None:
     """Print keys as they change, until Ctrl-C."""
-    from swarmd.cli.tables import printable
-
     with open_client() as client:
         for news in client.memory_watch(namespace, prefix):
             if news.key is None:
@@ -155,16 +151,12 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _VALUE_CHARS else text[: _VALUE_CHARS - 1] + "…"
-
-
-def _when(ms: int) -> str:
-    try:
-        return time.strftime("%m-%d %H:%M:%S", time.localtime(ms / 1_000))
-    except (OverflowError, ValueError, OSError):
-        return "?"
+def _age(one: MemoryEntry) -> str:
+    """By the clock of this host, which may be behind that of who wrote it."""
+    return ago(max(0.0, time.time() - one.created_at_ms / 1_000)) + " ago"
 
 
 def _left(one: MemoryEntry) -> str:
-    return _when(one.expires_at_ms) if one.expires_at_ms else "-"
+    if not one.expires_at_ms:
+        return "never"
+    return time_left(one.expires_at_ms - time.time() * 1_000)
