@@ -49,6 +49,11 @@ def keys_of(daemon: Daemon) -> set[bytes]:
     return {key.raw for key in read_keyring(raw)}
 
 
+def ended(daemon: Daemon) -> int:
+    assert daemon.process is not None
+    return daemon.process.wait(timeout=30)
+
+
 @pytest.mark.long
 def test_secrets_outlive_an_eviction_and_a_loss_of_power(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "reader.toml").write_text(SPEC)
@@ -67,12 +72,20 @@ def test_secrets_outlive_an_eviction_and_a_loss_of_power(folder: Path, tmp_path:
         assert read(swarm[2]) == EXPECTED
         wait_until("all have the key", lambda: all(map(keys_of, swarm.daemons)))
         first = keys_of(swarm[0])
+        kept = (swarm[0].folder / "data" / "secrets" / FILE_NAME).read_bytes()
         voters = swarm[0].json("status")["store"]["voters"]
         gone = next(one for one in swarm.daemons if one.name not in voters)
         assert swarm[0].ctl("node", "evict", gone.name, "--yes", gone.name).returncode == 0
         left = [one for one in swarm.daemons if one is not gone]
         wait_until("another key", lambda: all(keys_of(one) > first for one in left))
         wait_until("the evicted node deletes what it had", lambda: not keys_of(gone))
+        # Nor does one keep them that lost power before it could.
+        assert ended(gone) == 1
+        (gone.folder / "data" / "secrets" / FILE_NAME).write_bytes(kept)
+        assert keys_of(gone) == first
+        gone.start()
+        assert ended(gone) == 1
+        assert not keys_of(gone)
         assert [read(one) for one in left] == [EXPECTED] * 3
         for one in left:
             one.kill()

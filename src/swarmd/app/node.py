@@ -35,7 +35,8 @@ from swarmd.app.start import Beginning, begin, check_mode
 from swarmd.app.watch import watch_events
 from swarmd.audit.service import open_audit
 from swarmd.base.clock import BootClock
-from swarmd.base.errors import SwarmError
+from swarmd.base.disk import Disk
+from swarmd.base.errors import DiskFault, SwarmError
 from swarmd.base.ids import NodeId, node_id_of, short
 from swarmd.base.notes import NOBODY, Notes
 from swarmd.base.rng import Rng, derive, make_rng
@@ -58,6 +59,7 @@ from swarmd.state.crdt.service import open_eventual
 from swarmd.state.raft.messages import AuthorityEntry
 from swarmd.state.raft.service import Store, open_store
 from swarmd.state.recipes.service import open_recipes
+from swarmd.state.secrets.keyring import delete_keys
 from swarmd.state.secrets.service import open_secrets
 from swarmd.tasks.gathering import current_references
 from swarmd.tasks.service import Tasks, open_tasks
@@ -186,6 +188,25 @@ class _Node:
 
 async def _serve(node: _Node, gateway: Gateway, control: NodeControl) -> None:
     """Open every room, take part until told to stop, wind down."""
+    try:
+        await _take_part(node, gateway, control)
+    finally:
+        # An evicted node ends, or does not even start, before any room could act on it.
+        if node.services.node_id in node.beginning.trust.evicted():
+            _delete_keys(node.folder.disk("secrets"))
+
+
+def _delete_keys(disk: Disk) -> None:
+    try:
+        delete_keys(disk)
+    except DiskFault as error:
+        todo = "delete the data folder of this node"
+        _log.error("keys for secrets could not be deleted", why=error.message, todo=todo)
+    else:
+        _log.info("this node was evicted: it keeps no keys for secrets")
+
+
+async def _take_part(node: _Node, gateway: Gateway, control: NodeControl) -> None:
     async with _open_store(node, gateway) as (mesh, store):
         control.store = store
         _serve_joins(mesh, store, node.services.audit or NOBODY)

@@ -83,7 +83,7 @@ class Keyring:
 
     def forget(self) -> None:
         """Delete all. Raises DiskFault."""
-        self._disk.remove(FILE_NAME)
+        delete_keys(self._disk)
         self._held, self._keys = {}, {}
 
     def seal(self, key_id: bytes, data: bytes, about: bytes) -> Box:
@@ -123,6 +123,11 @@ class Keyring:
         for key in keys:
             made = SealingKey(key.raw)
             self._held[made.id], self._keys[made.id] = key, made
+
+
+def delete_keys(disk: Disk) -> None:
+    """Delete what a keyring left on a disk, readable or not. Raises DiskFault."""
+    disk.remove(FILE_NAME)
 
 
 def read_keyring(raw: bytes) -> tuple[HeldKey, ...]:
