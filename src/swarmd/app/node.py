@@ -305,6 +305,8 @@ async def _open_memory(node: _Node, mesh: Mesh) -> AsyncIterator[SharedMemory]:
         RumourSigner(key, trust),
         node.services.clock,
         derive(node.rng, "crdt"),
+        # Expired ones, too: they come back.
+        everyone=lambda: [x.node_id for x in trust.admissions_by_id().values() if not x.evicted],
     ) as store:
         memory = SharedMemory(
             me,

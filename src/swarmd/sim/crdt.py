@@ -6,7 +6,7 @@ is held against them:
 - After the last fault all replicas hold the same.
 - What was acknowledged is there: elements that were put into sets, steps of counters. Excused is
   what was on no other disk when its own was lost.
-- What was removed stays away.
+- What was removed stays away, also where a node comes back from a copy of before its lives ended.
 - A newcomer that takes over whole states holds what the others came to change by change.
 """
 
@@ -24,7 +24,7 @@ from swarmd.base.rng import Rng
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.network import LinkFaults, Network
 from swarmd.sim.world import World
-from swarmd.state.crdt.cells import Cells
+from swarmd.state.crdt.cells import Cells, Change
 from swarmd.state.crdt.dots import Actor, Context, Dot, actor_of
 from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, SyncDue, Write, Written
 from swarmd.state.crdt.journal import ShardJournal
@@ -45,6 +45,7 @@ MAPS: Final = ("map/a",)
 _JUMP_MAX_MS: Final = 90_000
 _LOG_BYTES_MAX: Final = 3_000
 _SEGMENT_BYTES_MAX: Final = 20_000
+_END_LIVES_S: Final = 4.0
 FAULTS: Final = (
     "loss", "duplicate", "delay", "reorder", "partition", "one_way_cut", "kill", "power_loss",
     "disk_lost", "disk_restored", "clock_jump",
@@ -52,8 +53,9 @@ FAULTS: Final = (
 # Each must have happened, or the seeds prove nothing about it.
 OTHERS: Final = (
     "acknowledged", "removed", "whole_state", "clock_skew", "from_the_future", "newcomer",
-    "turn",    "excused",
+    "turn", "excused", "ended", "restored_late",
 )  # fmt: skip
+_NEVER: Final = ("malformed", "bad_signature", "unproven", "other_shard", "ends_others")
 _CRASHES: Final = ("kill", "kill", "power_loss", "power_loss", "disk_lost", "disk_restored")
 CHAOS_FAULTS: Final = LinkFaults(loss=0.1, duplicate=0.05, slow=0.1, slow_max_s=3.0)
 
@@ -143,6 +145,7 @@ class CrdtWorld:
             lambda: self.wall_ms(node),
             node.journal.load(_LOG_BYTES_MAX),
             log_bytes_max=_LOG_BYTES_MAX,
+            end_lives_s=_END_LIVES_S,
         )
         self.network.attach(name, lambda source, raw: self._arrive(node, source, raw))
         first_s = self.rng.uniform(0.0, SYNC_S)
@@ -181,9 +184,10 @@ class CrdtWorld:
 
     def tell_peers(self) -> None:
         running = [node for node in self.nodes.values() if node.machine is not None]
+        everyone = frozenset(node.node_id for node in self.nodes.values())
         for node in running:
             alive = tuple(other.node_id for other in running if other is not node)
-            self.feed(node, Peers(alive))
+            self.feed(node, Peers(alive, everyone))
 
     def running(self) -> list[_Node]:
         return [node for node in self.nodes.values() if node.machine is not None]
@@ -233,7 +237,7 @@ class CrdtWorld:
                     self.world.count(error.code)
             case Ignored(_, reason):
                 self.world.count(reason)
-                if reason in ("malformed", "bad_signature", "unproven", "other_shard"):
+                if reason in _NEVER:
                     self.world.violate(f"{node.name} ignored a message: {reason}")
             case KeyChanged() | Persist():
                 pass
@@ -300,6 +304,12 @@ class CrdtWorld:
             field_name = self.rng.choice(("x", "y"))
             operation: Operation = self.rng.choice((AddTo(1), TakeFrom(1), Remove()))
             self.write(node, key, operation, fields=(field_name,))
+
+    def count_ends(self) -> None:
+        """Note whether anybody holds a life to be over."""
+        for node in self.running():
+            assert node.machine is not None
+            self.world.count("ended", any(s.cells.context.over for s in node.machine.shards()))
 
     # ---- what is owed ------------------------------------------------------------------------
 
@@ -414,8 +424,26 @@ def run_seed(
             return sim
     make_peace(sim)
     sim.world.run_for(CALM_S)
+    sim.count_ends()
+    come_back_late(sim)
     sim.check()
     return sim
+
+
+def come_back_late(sim: CrdtWorld) -> None:
+    """Where all agree, a node is put back to what it was in the midst of the faults."""
+    copied = [node for node in sim.running() if node.copy is not None]
+    if not copied:
+        return
+    sim.world.count("restored_late")
+    node = sim.rng.choice(copied)
+    sim.crash(node.name, "disk_restored")
+    for _ in range(10):
+        sim.someone_writes()
+        sim.world.run_for(sim.rng.uniform(0.0, 0.5))
+    sim.start(node.name)
+    sim.someone_writes()
+    sim.world.run_for(CALM_S)
 
 
 def make_peace(sim: CrdtWorld) -> None:
@@ -470,6 +498,28 @@ class _Union(Cells):
         return set(other)
 
 
+class _Hasty(ReplicaMachine):
+    """Ends lives of which others may not have seen everything."""
+
+    def _end_lives(self, now: float) -> list[Effect]:
+        self._everyone = frozenset({self._me})
+        return super()._end_lives(now)
+
+
+class _Careless(ShardState):
+    """Takes a life to be over of which it has not seen everything."""
+
+    def misses_end(self, batch: Batch) -> bool:
+        return False
+
+
+class _CarelessCells(Cells):
+    def apply(self, dot: Dot, change: Change) -> bool:
+        for actor, number in change.ends:
+            self.context.vector[actor] = max(number, self.context.vector.get(actor, 0))
+        return super().apply(dot, change)
+
+
 class _NeverGone(ShardState):
     """Passes over what it does not keep any more, and sends what comes after it."""
 
@@ -492,15 +542,21 @@ class _OneLife(ReplicaMachine):
         super().__init__(me, actor_of(me, bytes(8)), *rest, **more)
 
 
-def _over(cells: type[Cells]) -> type[ReplicaMachine]:
-    shard = type("Mutant", (ShardState,), {"cells_type": cells})
+def _with_shard(
+    shard: type[ShardState] = ShardState, cells: type[Cells] = Cells
+) -> type[ReplicaMachine]:
+    shard = type("Mutant", (shard,), {"cells_type": cells})
     return type("Mutant", (ReplicaMachine,), {"shard_type": shard})
 
 
 MUTANTS: Final[Mapping[str, type[ReplicaMachine]]] = {
-    "crdt.early_removals": _over(type("Mutant", (Cells,), {"context_type": _NothingEarly})),
-    "crdt.join_by_context": _over(_Union),
-    "crdt.whole_where_gone": type("Mutant", (ReplicaMachine,), {"shard_type": _NeverGone}),
+    "crdt.early_removals": _with_shard(
+        cells=type("Mutant", (Cells,), {"context_type": _NothingEarly})
+    ),
+    "crdt.join_by_context": _with_shard(cells=_Union),
+    "crdt.whole_where_gone": _with_shard(_NeverGone),
+    "crdt.ends_all_saw": _Hasty,
+    "crdt.ends_after_all": _with_shard(_Careless, cells=_CarelessCells),
     "crdt.sync_first": _Unsynced,
     "crdt.anti_entropy": _PushAlone,
     "crdt.actor_per_life": _OneLife,

@@ -22,7 +22,12 @@ from swarmd.state.crdt.clock import stamp_at
 from swarmd.state.crdt.dots import actor_of
 from swarmd.state.crdt.events import Heard, Ignored, Peers, SyncDue, Write, Written
 from swarmd.state.crdt.journal import ShardJournal
-from swarmd.state.crdt.machine import PUSH_PEERS_MAX, SKEW_MAX_MS, ReplicaMachine
+from swarmd.state.crdt.machine import (
+    END_LIVES_S,
+    PUSH_PEERS_MAX,
+    SKEW_MAX_MS,
+    ReplicaMachine,
+)
 from swarmd.state.crdt.messages import (
     CRDT,
     Batches,
@@ -54,18 +59,35 @@ class Node:
     def __init__(self, name: str, *others: str, log_bytes_max: int = 1_000_000) -> None:
         self.id = node_id(name)
         self.disk = SimDisk(World(0), name)
-        self.journal = ShardJournal(self.disk)
-        self.journal.load()
         self.wall_ms = WALL_MS
-        self.machine = ReplicaMachine(
-            self.id, actor_of(self.id, bytes(8)), SimSigner(self.id), self.journal,
-            make_rng(name), lambda: self.wall_ms, log_bytes_max=log_bytes_max,
-        )  # fmt: skip
+        self.lives = 0
+        self.others = others
+        self.log_bytes_max = log_bytes_max
         self.sent: deque[tuple[NodeId, Any]] = deque()
         self.answers: dict[int, SwarmError | None] = {}
         self.ignored: list[str] = []
         self.now = 0.0
-        self.step(Peers(tuple(map(node_id, others))))
+        self.start()
+
+    def start(self, image: dict[str, bytes] | None = None) -> None:
+        """Begin another life, on an older state of the disk if one is given."""
+        if image is not None:
+            self.disk.put_back(image)
+        self.journal = ShardJournal(self.disk)
+        shards = self.journal.load(self.log_bytes_max)
+        self.machine = ReplicaMachine(
+            self.id, actor_of(self.id, self.lives.to_bytes(8, "big")), SimSigner(self.id),
+            self.journal, make_rng(f"{self.id!r}{self.lives}"), lambda: self.wall_ms, shards,
+            log_bytes_max=self.log_bytes_max,
+        )  # fmt: skip
+        self.lives += 1
+        others = tuple(map(node_id, self.others))
+        self.step(Peers(others, frozenset((self.id, *others))))
+
+    def pass_time(self) -> None:
+        """Long enough that it looks after its lives."""
+        self.now += END_LIVES_S
+        self.step(SyncDue())
 
     def step(self, *events: Any) -> list[Any]:
         effects = []
@@ -444,6 +466,130 @@ def test_the_newest_batch_of_each_actor_is_kept_whatever_the_bound() -> None:
     sync(a, b)
     shard: ShardState = b.machine.shards()[0]
     assert [batch.last for batch in shard.log()] == [5, 5]
+
+
+# ---- lives that are over ------------------------------------------------------------------
+
+
+def lives_in(node: Node, key: str) -> tuple[int, int]:
+    """How many lives a node's shard has in its vector, and holds to be over."""
+    cells = node.machine.cells("b", key)
+    assert cells is not None
+    return len(cells.context.vector), len(cells.context.over)
+
+
+def live_on(a: Node, b: Node, key: str, lives: int) -> None:
+    """Let `a` add an element in each of so many lives, and both hold all of it."""
+    for number in range(lives):
+        a.write(key, AddTo(number))
+        a.start()
+    a.write(key, AddTo(lives))
+    sync(a, b)
+
+
+def test_lives_end_once_everyone_has_seen_all_of_them_and_what_they_wrote_stays() -> None:
+    a, b = Node("a", "b", "c"), Node("b", "a", "c")
+    c = Node("c", "a", "b")
+    live_on(a, b, "k", 3)
+    for _ in range(3):
+        a.pass_time()
+        sync(b, a)
+    assert lives_in(a, "k") == (4, 0), "one of three has not told that it has seen them"
+    sync(c, a)
+    sync(c, a)
+    a.pass_time()
+    assert lives_in(a, "k") == (1, 3)
+    sync(a, b)
+    sync(b, c)
+    for node in (a, b, c):
+        assert lives_in(node, "k") == (1, 3)
+        assert node.value("k") == [0, 1, 2, 3]
+        assert len(list(node.machine.shards()[0].log())) <= 2, "nor are their batches kept"
+    a.start()
+    assert lives_in(a, "k") == (1, 3), "after a start, too"
+    a.write("k", TakeFrom(1))
+    sync(a, b)
+    assert b.value("k") == [0, 2, 3]
+
+
+def ended(**more: Any) -> tuple[Node, Node]:
+    """Two nodes, of which one has had four lives in which both wrote, and ended three."""
+    a, b = Node("a", "b", **more), Node("b", "a", **more)
+    live_on(a, b, "k", 3)
+    b.write("k", AddTo("b"))
+    sync(a, b)
+    a.pass_time()
+    sync(b, a)
+    a.pass_time()
+    assert lives_in(a, "k") == (2, 3)
+    sync(a, b)
+    return a, b
+
+
+def test_a_newcomer_takes_the_whole_and_then_holds_the_same() -> None:
+    a, b = ended()
+    c = Node("c", "a", "b")
+    sync(c, b)
+    assert c.value("k") == a.value("k") == b.value("k")
+    assert lives_in(c, "k") == (2, 3)
+
+
+def test_what_lives_removed_that_are_over_stays_removed_on_an_old_copy() -> None:
+    a, b = Node("a", "b"), Node("b", "a")
+    b.write("k", AddTo("gone"))
+    sync(a, b)
+    image = b.disk.copy()
+    a.write("k", TakeFrom("gone"))
+    live_on(a, b, "k", 1)
+    a.pass_time()
+    sync(b, a)
+    a.pass_time()
+    sync(a, b)
+    assert lives_in(b, "k")[1] == 1
+    b.start(image)
+    assert b.value("k") == ["gone"]
+    for _ in range(2):
+        sync(a, b)
+    assert a.value("k") == b.value("k") == [0, 1]
+    assert a.machine.shards()[0].cells == b.machine.shards()[0].cells
+
+
+def test_nobody_ends_the_lives_of_others() -> None:
+    a, b = Node("a", "b"), Node("b", "a")
+    a.write("k", AddTo(1))
+    sync(a, b)
+    shard = ("b", shard_of("k"))
+    mine = actor_of(a.id, bytes(8))
+    said = encode_said(shard, actor_of(b.id, bytes(8)), 1, (Change("", None, ((mine, 1),)),))
+    batch = make_batch(said, SimSigner(b.id).sign_batch(said))
+    a.step(Heard(b.id, Batches(*shard, (batch.raw,))))
+    assert a.ignored == ["ends_others"]
+    assert lives_in(a, "k") == (1, 0)
+
+
+def test_a_whole_state_that_ends_the_life_of_who_takes_it_is_refused() -> None:
+    a, b = Node("a", "b", log_bytes_max=1), Node("b", "a", log_bytes_max=1)
+    for number in range(3):
+        b.write("k", AddTo(number))
+    a.write("k", AddTo(9))
+    sync(b, a)
+    assert a.value("k") == [0, 1, 2, 9]
+    for number in range(3, 6):
+        b.write("k", AddTo(number))
+    b.sent.clear()
+    cells = b.machine.cells("b", "k")
+    assert cells is not None
+    cells.context.end(actor_of(a.id, bytes(8)))
+    sync(b, a)
+    assert "ends_others" in a.ignored
+    assert a.value("k") == [0, 1, 2, 9]
+
+
+def test_a_change_without_a_key_puts_nothing() -> None:
+    shard, me = ("b", 0), actor_of(node_id("a"), bytes(8))
+    cell = Cell((), Kind.SET, b"\x01", b"", 1)
+    with pytest.raises(MalformedMessage, match="without a key"):
+        make_batch(encode_said(shard, me, 1, (Change("", cell, ()),)), bytes(64))
 
 
 def test_turns_become_rarer_while_nothing_changes() -> None:

@@ -54,6 +54,7 @@ class Swarm:
             SimSigner(node_id(name)),
             BootClock(),
             make_rng(self.starts),
+            everyone=lambda: list(map(node_id, self.links)),
         ) as store:
             yield store
 

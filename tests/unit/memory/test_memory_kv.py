@@ -62,6 +62,7 @@ class Node:
             SimSigner(me),
             self.clock,
             make_rng(self.starts),
+            everyone=lambda: [me],
         ) as store:
             yield SharedMemory(me, store, self.clock, lambda: self.alive)
 

@@ -40,11 +40,19 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One dot's: a cell or none, and the dots of the key that it removes."""
+    """One dot's: a cell or none, and the dots of the key that it removes.
+
+    Without a key it ends lives: `removes` names each one's last dot, behind which nothing comes.
+    """
 
     key: str
     cell: Cell | None
     removes: tuple[Dot, ...]
+
+    @property
+    def ends(self) -> tuple[Dot, ...]:
+        """The last dots of the lives that are over by this change."""
+        return () if self.key else self.removes
 
 
 class Gap(Exception):
@@ -99,13 +107,22 @@ class Cells:
         """Take one change. False if it was seen before.
 
         Raises:
-            Gap: an earlier one of its actor was not seen. Nothing changed.
+            Gap: an earlier one of its actor was not seen, or one of a life that it ends. Nothing
+                changed.
         """
         missing = dot[1] - self.context.seen_of(dot[0])
         if missing < 1:
             return False
-        if missing > 1:
+        if missing > 1 or not all(map(self.context.has_seen, change.ends)):
             raise Gap
+        if change.key:
+            self._change(dot, change)
+        for actor, _ in change.ends:
+            self.context.end(actor)
+        self.context.see(dot)
+        return True
+
+    def _change(self, dot: Dot, change: Change) -> None:
         cells = self._keys.get(change.key, {})
         for removed in change.removes:
             if cells.pop(removed, None) is None and not self.context.has_seen(removed):
@@ -113,8 +130,6 @@ class Cells:
         if change.cell is not None and not self.context.removed(dot, change.key):
             cells[dot] = change.cell
         self._put(change.key, cells)
-        self.context.see(dot)
-        return True
 
     def hold(self, key: str, dot: Dot, cell: Cell) -> None:
         """Put a cell whose dot was seen: a state that is read from a disk or a stream."""

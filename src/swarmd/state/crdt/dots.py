@@ -8,9 +8,10 @@ so removal needs no tombstone (Almeida, Shoker and Baquero, "Delta state replica
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, NewType
 
-from swarmd.base.ids import ID_BYTES, NodeId
+from swarmd.base.ids import ID_BYTES, NodeId, digest
 
 Actor = NewType("Actor", bytes)
 """A node's id and 64 bits by chance, drawn at each start: a life that writes."""
@@ -18,6 +19,7 @@ Actor = NewType("Actor", bytes)
 Dot = tuple[Actor, int]
 
 ACTOR_BYTES: Final = ID_BYTES + 8
+MARK_BYTES: Final = 16
 NUMBER_MAX: Final = 2**62
 
 
@@ -25,6 +27,11 @@ def actor_of(node: NodeId, life: bytes) -> Actor:
     """`life`: 8 bytes that no other start of this node had."""
     assert len(life) == ACTOR_BYTES - ID_BYTES
     return Actor(node + life)
+
+
+def mark_of(actor: Actor) -> bytes:
+    """What is kept of an actor whose life is over. Nobody finds another actor with the same."""
+    return digest(actor)[:MARK_BYTES]
 
 
 def node_of(actor: Actor) -> NodeId:
@@ -36,29 +43,42 @@ class Context:
 
     `beyond` holds dots whose removal came before they did, each with the key that it was removed
     of: what they put there is nothing any more when it comes.
+
+    `over` has the marks of lives that wrote here, of which everything there will ever be was seen:
+    they need no place in the vector any more, which else grows with every start of every node.
     """
 
-    __slots__ = ("beyond", "vector")
+    __slots__ = ("beyond", "over", "vector")
 
     def __init__(
-        self, vector: dict[Actor, int] | None = None, beyond: dict[Dot, str] | None = None
+        self,
+        vector: dict[Actor, int] | None = None,
+        beyond: dict[Dot, str] | None = None,
+        over: Iterable[bytes] = (),
     ) -> None:
         self.vector = dict(vector or {})
+        self.over = set(over)
         self.beyond = {dot: key for dot, key in (beyond or {}).items() if not self.has_seen(dot)}
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Context):
             return NotImplemented
-        return self.vector == other.vector and self.beyond == other.beyond
+        mine, theirs = (self.vector, self.beyond), (other.vector, other.beyond)
+        return mine == theirs and self.over == other.over
 
     __hash__ = None  # type: ignore[assignment]
 
     def seen_of(self, actor: Actor) -> int:
         """The number of the actor's latest change that was seen, and all before it."""
-        return self.vector.get(actor, 0)
+        number = self.vector.get(actor, 0)
+        return number or (NUMBER_MAX if self.is_over(actor) else 0)
 
     def has_seen(self, dot: Dot) -> bool:
-        return dot[1] <= self.vector.get(dot[0], 0)
+        return dot[1] <= self.seen_of(dot[0])
+
+    def is_over(self, actor: Actor) -> bool:
+        """Whether there is nothing to come of an actor."""
+        return bool(self.over) and mark_of(actor) in self.over
 
     def removed(self, dot: Dot, key: str) -> bool:
         """Whether a dot that is not held at `key` was there, or will not be."""
@@ -79,10 +99,18 @@ class Context:
         """
         self.beyond[dot] = min(key, self.beyond.get(dot, key))
 
+    def end(self, actor: Actor) -> None:
+        """Note that everything of a life was seen."""
+        self.over.add(mark_of(actor))
+        self.vector.pop(actor, None)
+
     def join(self, other: Context) -> None:
         """See what either has seen."""
+        if not other.over <= self.over:
+            self.over |= other.over
+            self.vector = {a: n for a, n in self.vector.items() if not self.is_over(a)}
         for actor, number in other.vector.items():
-            if number > self.vector.get(actor, 0):
+            if number > self.seen_of(actor):
                 self.vector[actor] = number
         for dot, key in other.beyond.items():
             self.remove_early(dot, key)

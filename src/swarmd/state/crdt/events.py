@@ -36,9 +36,13 @@ class Heard(Event):
 
 @dataclass(frozen=True, slots=True)
 class Peers(Event):
-    """Who is alive now, this node not among them."""
+    """Who is alive now, this node not among them; and all who may come back, this node among them.
+
+    Nothing is forgotten that one of `everyone` has not seen.
+    """
 
     alive: tuple[NodeId, ...]
+    everyone: frozenset[NodeId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

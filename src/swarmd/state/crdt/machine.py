@@ -7,12 +7,16 @@
   sums; where these differ, vectors; then batches.
 - Where the batches are kept no more, the whole shard is taken over as it is, in parts, and joined.
 - Nothing is applied over a gap, and nothing that is not signed by its author.
+- Of a node's earlier lives no more is kept than that they are over, once every member has seen all
+  that they wrote: that node ends them by a change of its present one. Who has not seen it all, as
+  from an old copy of a disk, takes the whole shard over.
 
 What comes from a clock that is far ahead waits until this node's own clock has come near; this
 node writes nothing while the others' clocks say that its own is wrong.
 
 A member cannot write for others, or leave out a change of theirs without all later ones of that
-life. Who hands over a whole state could leave out or invent cells in it; see `docs/security.md`.
+life. Who hands over a whole state could leave out or invent cells in it, or ends of lives; see
+`docs/security.md`.
 """
 
 from __future__ import annotations
@@ -29,9 +33,11 @@ from swarmd.base.machine import Effect, Event, Persist, Send, SetTimer
 from swarmd.base.rng import Rng
 from swarmd.state.crdt.cells import Cells, Change
 from swarmd.state.crdt.clock import HybridClock, ms_of
-from swarmd.state.crdt.dots import Actor
+from swarmd.state.crdt.dots import Actor, Dot, node_of
 from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, SyncDue, Write, Written
 from swarmd.state.crdt.messages import (
+    OVER_MAX,
+    REMOVES_MAX,
     SUMS_MAX,
     Batch,
     Batches,
@@ -65,6 +71,10 @@ PARKED_BYTES_MAX: Final = 16 * 1024 * 1024
 # A peer's clock was heard of this long ago at most to count.
 _CLOCK_HEARD_S: Final = 300.0
 _ARRIVING_MAX: Final = 4
+# How often a node looks whether lives of its own can be ended. What they sent has arrived by then.
+END_LIVES_S: Final = 600.0
+# It does so where it writes anyway, or where there are so many: each end is a change, too.
+_LIVES_MIN: Final = 4
 # What a change may take of a batch beside its key, value and removals.
 _CHANGE_BYTES_EXTRA: Final = 64
 _BATCH_BYTES: Final = CRDT_BATCH_BYTES_MAX // 4
@@ -99,6 +109,14 @@ class Journal(Protocol):
 
 
 @dataclass
+class _Ending:
+    """Earlier lives of this node in a shard, by their last dots, and who may not have seen all."""
+
+    lives: tuple[Dot, ...]
+    missing: set[NodeId]
+
+
+@dataclass
 class _Pending:
     """What callers wrote to a shard in this step."""
 
@@ -127,6 +145,7 @@ class ReplicaMachine:
         shards: Iterable[ShardState] = (),
         *,
         log_bytes_max: int = LOG_BYTES_MAX,
+        end_lives_s: float = END_LIVES_S,
     ) -> None:
         self._me, self._actor = me, actor
         self._signer, self._journal, self._rng, self._wall_ms = signer, journal, rng, wall_ms
@@ -137,6 +156,10 @@ class ReplicaMachine:
             for _, _, cell in shard.cells.items():
                 self.clock.witness(cell.stamp)
         self._alive: tuple[NodeId, ...] = ()
+        self._everyone: frozenset[NodeId] = frozenset()
+        self._ending: dict[Shard, _Ending] = {}
+        self._end_lives_s = end_lives_s
+        self._end_lives_at: float | None = None
         self._heard_clocks: dict[NodeId, tuple[float, int]] = {}
         self._pending: dict[Shard, _Pending] = {}
         self._answers: list[Written] = []
@@ -175,8 +198,8 @@ class ReplicaMachine:
                 return self._on_write(event, now)
             case Heard(peer, message):
                 return self._on_heard(peer, message, now)
-            case Peers(alive):
-                return self._on_peers(alive)
+            case Peers(alive, everyone):
+                return self._on_peers(alive, everyone)
             case SyncDue():
                 return self._on_sync_due(now)
         raise AssertionError(event)
@@ -224,6 +247,10 @@ class ReplicaMachine:
         self._answers.append(Written(event.ticket))
         if made is None:
             return []
+        self._sync_s = SYNC_S
+        return [*self._commit(shard, made), KeyChanged(event.bucket, event.key)]
+
+    def _commit(self, shard: ShardState, made: Change) -> list[Effect]:
         effects: list[Effect] = []
         size = _size_of(made)
         pending = self._pending.get(shard.name)
@@ -236,10 +263,9 @@ class ReplicaMachine:
             first = shard.cells.context.seen_of(self._actor) + 1
             pending = self._pending[shard.name] = _Pending(first)
         shard.cells.commit(self._actor, [made])
-        self._sync_s = SYNC_S
         pending.changes.append(made)
         pending.bytes += size
-        return [*effects, KeyChanged(event.bucket, event.key)]
+        return effects
 
     def _check_expected(self, event: Write, live: Live) -> None:
         if event.expects is None:
@@ -299,6 +325,8 @@ class ReplicaMachine:
             for name in {**theirs, **self._shards}
             if name not in self._shards or self._shards[name].sum() != theirs.get(name)
         ]
+        for name in self._ending.keys() & theirs.keys() - set(differing):
+            self._ending[name].missing.discard(peer)
         if len(differing) > VECTORS_MAX:
             differing = self._rng.sample(differing, VECTORS_MAX)
         return [self._ask(peer, name, asks=True) for name in differing]
@@ -326,6 +354,7 @@ class ReplicaMachine:
             return [Ignored(peer, "too_many_shards")]
         effects: list[Effect] = []
         missing = False
+        gone = message.gone
         for raw in message.batches:
             try:
                 batch = decode_batch(raw)
@@ -336,7 +365,8 @@ class ReplicaMachine:
             taken, gap = self._take(peer, batch)
             effects += taken
             missing = missing or gap
-        if message.gone:
+            gone = gone or (gap and self._shards[name].misses_end(batch))
+        if gone:
             return [*effects, *self._ask_whole(peer, name)]
         if missing and (peer, name) not in self._asked:
             # Once in each turn: what is missing may wait for this node's clock, or be nowhere.
@@ -355,6 +385,10 @@ class ReplicaMachine:
             return [], True
         if not self._signer.verify_batch(batch.author, batch.said, batch.signature):
             return [Ignored(peer, "bad_signature")], False
+        if any(node_of(actor) != batch.author for actor, _ in batch.ends):
+            return [Ignored(peer, "ends_others")], False
+        if len(shard.cells.context.over) + len(batch.ends) > OVER_MAX:
+            return [Ignored(peer, "too_many_lives")], False
         if self._is_of_the_future(batch.stamp):
             return self._park(peer, batch), False
         self.clock.witness(batch.stamp)
@@ -375,7 +409,8 @@ class ReplicaMachine:
 
     # ---- anti-entropy -------------------------------------------------------------------
 
-    def _on_peers(self, alive: tuple[NodeId, ...]) -> list[Effect]:
+    def _on_peers(self, alive: tuple[NodeId, ...], everyone: frozenset[NodeId]) -> list[Effect]:
+        self._everyone = everyone
         if sorted(alive) == list(self._alive):
             return []
         self._alive = tuple(sorted(alive))
@@ -403,6 +438,39 @@ class ReplicaMachine:
                 if shard.cells.context.vector
             )
             effects.append(Send(self._rng.choice(self._alive), Sums(self._wall_ms(), sums)))
+        return [*effects, *self._end_lives(now)]
+
+    # ---- lives that are over ------------------------------------------------------------
+
+    def _end_lives(self, now: float) -> list[Effect]:
+        """Now and then, end earlier lives of this node, where everyone has seen all of them."""
+        if self._end_lives_at is not None and now < self._end_lives_at:
+            return []
+        self._end_lives_at = now + self._end_lives_s
+        effects: list[Effect] = []
+        for shard in self._shards.values():
+            vector = shard.cells.context.vector
+            lives = tuple(
+                sorted(
+                    (actor, number)
+                    for actor, number in vector.items()
+                    if actor != self._actor and node_of(actor) == self._me
+                )
+            )
+            ending = self._ending.pop(shard.name, None)
+            if not lives or (self._actor not in vector and len(lives) < _LIVES_MIN):
+                continue
+            if ending is None or ending.lives != lives:
+                others = set(self._everyone - {self._me})
+                self._ending[shard.name] = _Ending(lives, others)
+            elif not ending.missing & self._everyone and self._me in self._everyone:
+                room = OVER_MAX - len(shard.cells.context.over)
+                if room > 0:
+                    effects += self._commit(
+                        shard, Change("", None, lives[: min(room, REMOVES_MAX)])
+                    )
+            else:
+                self._ending[shard.name] = ending
         return effects
 
     # ---- whole states -------------------------------------------------------------------
@@ -438,6 +506,8 @@ class ReplicaMachine:
     def _join(self, peer: NodeId, name: Shard, arrived: Arriving) -> list[Effect]:
         """Take over a whole state, if every actor in it has proven to have gone that far."""
         shard = self._shard(name)
+        if arrived.cells.context.is_over(self._actor):
+            return [Ignored(peer, "ends_others")]
         newest = {batch.actor: batch for batch in arrived.newest}
         for actor, number in arrived.cells.context.vector.items():
             batch = newest.get(actor)

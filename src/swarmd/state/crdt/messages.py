@@ -8,6 +8,7 @@ somebody else brings it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Final, NamedTuple
 
@@ -26,7 +27,7 @@ from swarmd.base.limits import (
 )
 from swarmd.state.crdt.cells import FIELDS_MAX, Cell, Change
 from swarmd.state.crdt.clock import STAMP_MAX
-from swarmd.state.crdt.dots import ACTOR_BYTES, NUMBER_MAX, Actor, Dot, node_of
+from swarmd.state.crdt.dots import ACTOR_BYTES, MARK_BYTES, NUMBER_MAX, Actor, Dot, node_of
 from swarmd.state.crdt.types.values import is_sound
 from swarmd.wire.codec import Family, Message, decode_struct, encode_struct
 
@@ -37,6 +38,8 @@ SUM_BYTES: Final = 8
 REMOVES_MAX: Final = 1_024
 _ACTORS_MAX: Final = 4_096
 _VECTOR_MAX: Final = 10_000
+# Lives of a shard that are over. When there are so many, the vector grows as it would without.
+OVER_MAX: Final = 10_000
 SUMS_MAX: Final = 4_096
 BATCHES_MAX: Final = 256
 PART_ITEMS_MAX: Final = 4_096
@@ -55,6 +58,7 @@ _Bucket = Annotated[str, Meta(min_length=1, max_length=NAME_BYTES_MAX)]
 _ShardNumber = Annotated[int, Meta(ge=0, lt=CRDT_SHARDS)]
 _Value = Annotated[bytes, Meta(max_length=CRDT_VALUE_BYTES_MAX)]
 _Raw = Annotated[bytes, Meta(max_length=CRDT_BATCH_BYTES_MAX)]
+_Over = Annotated[bytes, Meta(max_length=OVER_MAX * MARK_BYTES)]
 _Sum = Annotated[bytes, Meta(min_length=SUM_BYTES, max_length=SUM_BYTES)]
 _Ms = Annotated[int, Meta(ge=0, le=2**62)]
 
@@ -69,9 +73,12 @@ class _Cell(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 
 class _Change(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """`removes`: pairs of the place of an actor in the batch's list, and a number."""
+    """`removes`: pairs of the place of an actor in the batch's list, and a number.
 
-    key: _Key
+    Without a key it ends the lives of these actors.
+    """
+
+    key: Annotated[str, Meta(max_length=CRDT_KEY_BYTES_MAX)]
     cell: _Cell | None
     removes: Annotated[tuple[tuple[_Index, _Number], ...], Meta(max_length=REMOVES_MAX)] = ()
 
@@ -117,6 +124,11 @@ class Batch:
     def stamp(self) -> int:
         """The latest of its cells; 0 where it only removes."""
         return max((c.cell.stamp for c in self.changes if c.cell is not None), default=0)
+
+    @property
+    def ends(self) -> tuple[Dot, ...]:
+        """The last dots of the lives that are over by it."""
+        return tuple(dot for change in self.changes for dot in change.ends)
 
     def dots(self) -> list[tuple[Dot, Change]]:
         return [((self.actor, self.first + n), change) for n, change in enumerate(self.changes)]
@@ -168,6 +180,18 @@ def decode_batch(raw: bytes) -> Batch:
     )
 
 
+def packed_over(marks: Iterable[bytes]) -> bytes:
+    """Marks of lives that are over, as they travel and lie on a disk."""
+    return b"".join(sorted(marks))
+
+
+def over_of(packed: bytes) -> list[bytes]:
+    """Raises MalformedMessage: not whole marks."""
+    if len(packed) % MARK_BYTES:
+        raise MalformedMessage("a part of a mark")
+    return [packed[at : at + MARK_BYTES] for at in range(0, len(packed), MARK_BYTES)]
+
+
 def shard_of(key: str) -> int:
     """Which shard of its bucket a key is in."""
     return digest(key.encode())[0] % CRDT_SHARDS
@@ -189,8 +213,10 @@ def cell_of(packed: _Cell) -> Cell:
 
 
 def _change(packed: _Change, actors: list[Actor], shard: Shard) -> Change:
-    if shard_of(packed.key) != shard[1]:
+    if packed.key and shard_of(packed.key) != shard[1]:
         raise MalformedMessage("a change to a key of another shard")
+    if not packed.key and packed.cell is not None:
+        raise MalformedMessage("a change without a key that puts something")
     try:
         removes = tuple((actors[place], number) for place, number in packed.removes)
     except IndexError:
@@ -276,9 +302,9 @@ class Beyond(NamedTuple):
 class Whole(Message, frozen=True, tag=5):
     """A part of a shard as it was when the transfer began.
 
-    The first part has what was seen. `newest` are batches, of each actor one, which prove that it
-    went that far; they come first, then what was removed early, then cells. `last` is set on the
-    last part.
+    The first part has what was seen, and which lives are over. `newest` are batches, of each actor
+    one, which prove that it went that far; they come first, then what was removed early, then
+    cells. `last` is set on the last part.
     """
 
     bucket: _Bucket
@@ -290,6 +316,7 @@ class Whole(Message, frozen=True, tag=5):
     beyond: Annotated[tuple[Beyond, ...], Meta(max_length=PART_ITEMS_MAX)]
     newest: Annotated[tuple[_Raw, ...], Meta(max_length=PART_ITEMS_MAX)]
     last: bool
+    over: _Over = b""
 
 
 CRDT = Family("crdt", Sums, Vector, Batches, WholeAsk, Whole)

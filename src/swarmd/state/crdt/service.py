@@ -7,7 +7,7 @@ callers are told; what is there can be read.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any, Final, Protocol
@@ -293,11 +293,14 @@ class Eventual:
             else:
                 self._driver.feed(Heard(inbound.peer, inbound.message))
 
-    async def _watch_members(self, membership: Membership) -> None:
+    async def _watch_members(
+        self, membership: Membership, everyone: Callable[[], Iterable[NodeId]]
+    ) -> None:
         with membership.subscribe() as changes:
             while True:
+                alive = _alive(membership, self._link.node_id)
                 with suppress(Busy):
-                    self._driver.feed(Peers(_alive(membership, self._link.node_id)))
+                    self._driver.feed(Peers(alive, frozenset(everyone())))
                 with trio.move_on_after(_LOOK_AGAIN_S):
                     await changes.receive()
 
@@ -323,8 +326,12 @@ async def open_eventual(
     signer: BatchSigner,
     clock: Clock,
     rng: Rng,
+    everyone: Callable[[], Iterable[NodeId]],
 ) -> AsyncIterator[Eventual]:
     """Hold a replica of the eventual store for as long as the block runs.
+
+    Args:
+        everyone: all nodes that may come back, in reach or not, this one among them.
 
     Raises:
         DiskFault: the disk cannot be read or written. Damaged files are moved aside, and named in
@@ -341,7 +348,7 @@ async def open_eventual(
             store._driver.feed(SyncDue())
             nursery.start_soon(store._driver.run)
             nursery.start_soon(partial(store._receive, inbox))
-            nursery.start_soon(store._watch_members, membership)
+            nursery.start_soon(store._watch_members, membership, everyone)
             try:
                 yield store
             finally:

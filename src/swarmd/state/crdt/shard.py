@@ -1,6 +1,7 @@
 """One shard at one replica: its cells, and the batches that made them as far as they are kept.
 
-Of each actor the newest batch is kept for ever: it proves that the actor went that far.
+Of each actor the newest batch is kept for as long as it is in the vector: it proves that the actor
+went that far.
 """
 
 from __future__ import annotations
@@ -65,8 +66,12 @@ class ShardState:
     # ---- batches --------------------------------------------------------------------------------
 
     def missing(self, batch: Batch) -> bool:
-        """Whether changes that its actor made before are missing here."""
-        return batch.first > self.cells.context.seen_of(batch.actor) + 1
+        """Whether changes that its actor made before are missing here, or of a life it ends."""
+        return batch.first > self.cells.context.seen_of(batch.actor) + 1 or self.misses_end(batch)
+
+    def misses_end(self, batch: Batch) -> bool:
+        """Whether a life is over by it of which not everything was seen here."""
+        return not all(map(self.cells.context.has_seen, batch.ends))
 
     def knows(self, batch: Batch) -> bool:
         return batch.last <= self.cells.context.seen_of(batch.actor)
@@ -76,13 +81,15 @@ class ShardState:
         for dot, change in batch.dots():
             self.cells.apply(dot, change)
         self.note(batch)
-        return {change.key for change in batch.changes}
+        return {change.key for change in batch.changes if change.key}
 
     def note(self, batch: Batch) -> None:
         """Keep a batch whose changes were applied."""
         self._sum = None
         self._log.setdefault(batch.actor, []).append(batch)
         self._log_bytes += len(batch.raw)
+        if batch.ends:
+            self._drop_over()
         if self._log_bytes > self._log_bytes_max:
             self._collect()
 
@@ -131,10 +138,19 @@ class ShardState:
         ahead = [b for b in newest if b.last > self.cells.context.seen_of(b.actor)]
         changed = self.cells.join(other)
         self._sum = None
+        self._drop_over()
         for batch in ahead:
-            self._log_bytes -= sum(len(old.raw) for old in self._log.pop(batch.actor, []))
+            self._forget(batch.actor)
             self.note(batch)
         return changed
+
+    def _drop_over(self) -> None:
+        """Nobody asks for what lives wrote that are over: who lacks some takes the whole shard."""
+        for actor in [one for one in self._log if self.cells.context.is_over(one)]:
+            self._forget(actor)
+
+    def _forget(self, actor: Actor) -> None:
+        self._log_bytes -= sum(len(old.raw) for old in self._log.pop(actor, []))
 
 
 def _oldest_stamp(log: list[Batch]) -> tuple[int, Actor]:

@@ -16,7 +16,9 @@ from swarmd.state.crdt.messages import (
     Seen,
     cell_of,
     decode_batch,
+    over_of,
     packed_cell,
+    packed_over,
 )
 from swarmd.state.crdt.shard import LOG_BYTES_MAX, ShardState
 from swarmd.wire.codec import decode_struct, encode_struct
@@ -29,6 +31,7 @@ class _Stored(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     beyond: tuple[Beyond, ...]
     cells: tuple[Held, ...]
     log: tuple[bytes, ...]
+    over: bytes = b""
 
 
 def encode_shard(shard: ShardState) -> bytes:
@@ -36,7 +39,8 @@ def encode_shard(shard: ShardState) -> bytes:
     beyond = tuple(Beyond(*dot, key) for dot, key in shard.cells.context.beyond.items())
     cells = tuple(Held(key, *dot, packed_cell(cell)) for key, dot, cell in shard.cells.items())
     log = tuple(batch.raw for batch in shard.log())
-    return encode_struct(_Stored(*shard.name, shard.seen(), beyond, cells, log))
+    over = packed_over(shard.cells.context.over)
+    return encode_struct(_Stored(*shard.name, shard.seen(), beyond, cells, log, over))
 
 
 def decode_shard(
@@ -53,6 +57,7 @@ def decode_shard(
         shard.cells.context = shard.cells.context_type(
             {Actor(actor): number for actor, number in stored.seen},
             {(Actor(actor), number): key for actor, number, key in stored.beyond},
+            over_of(stored.over),
         )
         for key, actor, number, cell in stored.cells:
             dot = (Actor(actor), number)

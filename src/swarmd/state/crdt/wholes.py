@@ -24,7 +24,9 @@ from swarmd.state.crdt.messages import (
     WholeAsk,
     cell_of,
     decode_batch,
+    over_of,
     packed_cell,
+    packed_over,
     shard_of,
 )
 from swarmd.state.crdt.shard import ShardState
@@ -36,6 +38,7 @@ _PART_BYTES: Final = 256 * 1024
 # A shard of more than that takes no whole state over: 256 MiB.
 PARTS_MAX: Final = 1_024
 _ITEM_BYTES_EXTRA: Final = 128
+_SEEN_BYTES: Final = 50
 
 
 Item = Held | Beyond | bytes
@@ -47,6 +50,7 @@ class _Departure:
     peer: NodeId
     shard: Shard
     seen: tuple[Seen, ...]
+    over: bytes
     items: list[Item]
     # Where in `items` each part begins that was asked for.
     begins: list[int]
@@ -91,16 +95,22 @@ class Departures:
         items += [Beyond(*dot, key) for dot, key in sorted(shard.cells.context.beyond.items())]
         items += [Held(key, *dot, packed_cell(cell)) for key, dot, cell in cells]
         running = self._running[self._numbers] = _Departure(
-            peer, shard.name, shard.seen(), items, [0], now
+            peer,
+            shard.name,
+            shard.seen(),
+            packed_over(shard.cells.context.over),
+            items,
+            [0],
+            now,
         )
         return self._make(self._numbers, running, 0)
 
     def _make(self, number: int, running: _Departure, part: int) -> Whole:
         begin = end = running.begins[part]
-        room = _PART_BYTES
+        room = _PART_BYTES if part else _PART_BYTES - _SEEN_BYTES * len(running.seen)
         while end < len(running.items) and end - begin < PART_ITEMS_MAX:
             room -= _size_of(running.items[end])
-            if room < 0 and end > begin:
+            if room < 0 and (end > begin or not part):
                 break
             end += 1
         last = end == len(running.items)
@@ -116,6 +126,7 @@ class Departures:
             tuple(one for one in chosen if isinstance(one, Beyond)),
             tuple(one for one in chosen if isinstance(one, bytes)),
             last,
+            b"" if part else running.over,
         )
 
 
@@ -159,7 +170,9 @@ class Arriving:
         if part.part == 0:
             self.cells, self._number = Cells(), part.number
             self.newest = []
-            self.cells.context = Context({Actor(actor): number for actor, number in part.seen})
+            self.cells.context = Context(
+                {Actor(actor): number for actor, number in part.seen}, None, over_of(part.over)
+            )
         self.newest += [decode_batch(raw) for raw in part.newest]
         for actor, number, key in part.beyond:
             self.cells.context.remove_early((Actor(actor), number), key)
