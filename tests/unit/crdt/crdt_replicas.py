@@ -89,6 +89,7 @@ class Group:
                 operation,
                 actor=replica.me,
                 stamp=replica.clock.tick(self.now_ms),
+                number=replica.cells.context.seen_of(replica.me) + 1,
                 fields=fields,
             )
         except BadRequest:

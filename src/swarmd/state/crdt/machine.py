@@ -241,6 +241,7 @@ class ReplicaMachine:
             event.operation,
             actor=self._actor,
             stamp=self.clock.tick(self._wall_ms()),
+            number=shard.cells.context.seen_of(self._actor) + 1,
             fields=event.fields,
             expires_ms=event.expires_ms,
         )

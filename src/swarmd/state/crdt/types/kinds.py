@@ -30,6 +30,10 @@ class Kind(IntEnum):
     """An element that is added and removed at once is in (add-wins OR-set)."""
     MAP = 6
     """Fields of any of these; a field that is removed and changed at once is in."""
+    TEXT = 7
+    """Characters in an order; what several put and delete at once is all put and deleted."""
+    LIST = 8
+    """Elements in an order, as the characters of a text are."""
 
 
 class WrongType(Conflict):

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from swarmd.base.errors import BadRequest, NotFound
 from swarmd.state.crdt.cells import FIELDS_MAX, Cell, Change
-from swarmd.state.crdt.dots import Actor
-from swarmd.state.crdt.types import counters, registers, sets
+from swarmd.state.crdt.dots import Actor, Dot
+from swarmd.state.crdt.types import counters, documents, registers, sets
 from swarmd.state.crdt.types.kinds import Edit, Kind, Live, WrongType
 
 _READERS: Final[Mapping[Kind, Callable[[Live], Any]]] = {
@@ -22,6 +22,8 @@ _READERS: Final[Mapping[Kind, Callable[[Live], Any]]] = {
     Kind.TALLY: counters.read,
     Kind.COUNTER: counters.read,
     Kind.SET: sets.read,
+    Kind.TEXT: documents.read_text,
+    Kind.LIST: documents.read_list,
 }
 _ABSENT: Final = object()
 
@@ -59,11 +61,31 @@ class TakeFrom:
 
 
 @dataclass(frozen=True, slots=True)
+class EditText:
+    """Delete `delete` characters from place `at` on, and put others there."""
+
+    at: int
+    insert: str = ""
+    delete: int = 0
+    kind: Kind = Kind.TEXT
+
+
+@dataclass(frozen=True, slots=True)
+class EditList:
+    """Delete `delete` elements from place `at` on, and put others there."""
+
+    at: int
+    insert: tuple[Any, ...] = ()
+    delete: int = 0
+    kind: Kind = Kind.LIST
+
+
+@dataclass(frozen=True, slots=True)
 class Remove:
     """Remove the key, or the field, with all that is in it, whatever it is."""
 
 
-Operation = Assign | Count | AddTo | TakeFrom | Remove
+Operation = Assign | Count | AddTo | TakeFrom | EditText | EditList | Remove
 
 
 def kind_of(live: Live, depth: int = 0) -> Kind | None:
@@ -90,6 +112,7 @@ def change(
     *,
     actor: Actor,
     stamp: int,
+    number: int = 0,
     fields: tuple[str, ...] = (),
     expires_ms: int = 0,
 ) -> Change | None:
@@ -99,6 +122,7 @@ def change(
         live: the cells of `key`.
         fields: the way to a field of a map, and of maps in it.
         stamp: of the hybrid clock, above all that it has seen.
+        number: of the dot that the change will have; 0 where the caller does not know it.
 
     Raises:
         WrongType: the key or a field on the way holds another type.
@@ -114,7 +138,7 @@ def change(
         if is_kind not in (None, operation.kind):
             raise _wrong(key, fields, is_kind, operation.kind)
         same = {d: c for d, c in here.items() if _kind_at(c, len(fields)) is operation.kind}
-        edit = _edit(same, operation, actor)
+        edit = _edit(same, operation, (actor, number), stamp)
     if edit.is_nothing:
         return None
     if edit.put is None or isinstance(operation, Remove):
@@ -132,16 +156,18 @@ def is_sound(cell: Cell) -> bool:
     )
 
 
-def _edit(live: Live, operation: Operation, actor: Actor) -> Edit:
+def _edit(live: Live, operation: Operation, dot: Dot, stamp: int) -> Edit:
     match operation:
         case Assign(value):
             return registers.assign(live, value)
         case Count(by, kind):
-            return counters.add(live, actor, by, kind)
+            return counters.add(live, dot[0], by, kind)
         case AddTo(element):
             return sets.add(live, element)
         case TakeFrom(element):
             return sets.discard(live, element)
+        case EditText(at, insert, delete) | EditList(at, insert, delete):
+            return documents.edit(live, dot, stamp, at, delete, insert)
     raise AssertionError(operation)
 
 
