@@ -21,7 +21,9 @@ from swarmd.state.crdt.messages import shard_of
 from swarmd.state.crdt.shard import ShardState
 from swarmd.state.crdt.stored import decode_shard, encode_shard
 from swarmd.state.crdt.types.kinds import Kind
+from swarmd.state.crdt.types.updates import decode_update
 from swarmd.state.crdt.types.values import EditList, EditText, Remove, read
+from swarmd.wire.codec import unpack
 
 KEY = "k"
 
@@ -128,6 +130,7 @@ class Documents(Group):
 
     def check(self) -> None:
         """Everybody has seen everything."""
+        self.check_ids()
         live = self.replicas[0].cells.at(KEY)
         put: frozenset[Any] = frozenset().union(*(self.puts[dot] for dot in live))
         deleted: frozenset[Any] = frozenset().union(*(self.deletes[dot] for dot in live))
@@ -142,6 +145,19 @@ class Documents(Group):
                 _is_in_order(found, once)
         for run in self.runs:
             _is_in_order(found, run)
+
+    def check_ids(self) -> None:
+        """No id has ever named two units."""
+        named: dict[tuple[int, int], Any] = {}
+        for event in self.events.values():
+            if event.change.cell is None:
+                continue
+            for block in decode_update(unpack(event.change.cell.value)[1]).blocks:
+                if block.content is None:
+                    continue
+                for clock in range(block.clock, block.end):
+                    unit = block.cut(clock, clock + 1)._replace(right=None)
+                    assert named.setdefault((block.client, clock), unit) == unit
 
 
 def _is_in_order(found: list[Any], once: list[Any]) -> None:
@@ -170,7 +186,10 @@ def run_documents(kind: Kind, count: int, steps: list[Step]) -> Documents:
             case 6 | 7 if number != source:
                 group.join(number, source)
             case 6:
-                copies[number] = (deepcopy(group.replicas[number].cells), set(group.replicas[number].seen))
+                copies[number] = (
+                    deepcopy(group.replicas[number].cells),
+                    set(group.replicas[number].seen),
+                )
             case 7:
                 group.restart(number, copies.get(number) if argument == 5 else None)
     return group

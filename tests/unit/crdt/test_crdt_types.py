@@ -35,7 +35,7 @@ def holds(kind: Kind, count: int, steps: list[Step]) -> None:
     """All that is promised of a type, of one run."""
     group = run(kind, count, steps)
     a, b, c = (one.cells for one in group.replicas[:3])
-    _is_a_join(a, b, c)
+    is_a_join(a, b, c)
     group.settle()
     first = group.replicas[0].cells
     for replica in group.replicas[1:]:
@@ -49,7 +49,7 @@ def holds(kind: Kind, count: int, steps: list[Step]) -> None:
         assert (_value(first) or 0) == steps_sum
 
 
-def _is_a_join(a: Cells, b: Cells, c: Cells) -> None:
+def is_a_join(a: Cells, b: Cells, c: Cells) -> None:
     def joined(*parts: Cells) -> Cells:
         whole = Cells()
         for part in parts:

@@ -24,6 +24,7 @@ The id of a unit is a client and a clock, and must never name two units: one of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from swarmd.base.errors import BadRequest, MalformedMessage, TooLarge
@@ -48,10 +49,12 @@ from swarmd.wire.codec import pack, unpack
 if TYPE_CHECKING:
     from pycrdt import Array, Doc, Text
 
-# What is written may be half of what is read: the rest is for those who write at the same time.
-BLOCKS_WRITTEN_MAX: Final = BLOCKS_MAX // 2
+# A document's, as one update. More is read: it may come together from several that write at once.
+BYTES_MAX: Final = CRDT_VALUE_BYTES_MAX // 2
+PIECES_MAX: Final = BLOCKS_MAX // 2
 CELLS_MAX: Final = 1_000
-_READ_BYTES_MAX: Final = 8 * CRDT_VALUE_BYTES_MAX
+_READ_BYTES_MAX: Final = 16 * BYTES_MAX
+_ELEMENT_BYTES: Final = 16
 # No edit's client: of who only reads.
 _READER: Final = 0
 # Cells are merged from so many on, if that takes no more bytes for each of them, or from more.
@@ -67,8 +70,8 @@ def read_text(live: Live) -> str:
 
 def read_list(live: Live) -> list[Any]:
     """Raises LookupError: the library stopped over it."""
-    row = _ordered(_load(live, Kind.LIST)[0], Kind.LIST, _READER)[1]
-    return [unpack(bytes(element)) for element in row]
+    row: Any = _ordered(_load(live, Kind.LIST)[0], Kind.LIST, _READER)[1]
+    return [unpack(bytes(element)) for element in row.to_py()]
 
 
 def edit(
@@ -91,7 +94,7 @@ def edit(
         TooLarge: the document would be larger than one may be.
     """
     kind = Kind.TEXT if isinstance(insert, str) else Kind.LIST
-    units, is_all = _load(live, kind)
+    units, room = _load(live, kind)
     client = _client(live, units, dot, stamp)
     update = _edited(units, kind, client, at, delete, insert)
     if not update.blocks and not update.deleted:
@@ -99,34 +102,37 @@ def edit(
     units.take(update, 2 * BLOCKS_MAX)
     merged = units.merged()
     put, whole = _packed(client, update), _packed(client, merged)
+    held = sum(map(_bytes_of, live.values()))
     fits = (
-        is_all
-        and len(whole) <= CRDT_VALUE_BYTES_MAX
-        and len(merged.blocks) + len(merged.deleted) <= BLOCKS_WRITTEN_MAX
+        _weight(len(whole), merged) <= BYTES_MAX
+        and len(merged.blocks) + len(merged.deleted) <= PIECES_MAX
     )
-    if insert and not fits:
-        raise TooLarge(
-            f"a document takes {CRDT_VALUE_BYTES_MAX} bytes in {BLOCKS_WRITTEN_MAX} pieces at "
-            "most: nothing changed; go on under another key"
-        )
-    if fits and _is_worth_it(live, len(whole)):
+    if room >= 0 and fits and _is_worth_it(len(live), held, len(whole)):
         return Edit(Put(b"", whole), tuple(live))
+    is_read = (
+        _weight(len(put), update) <= room and len(live) < CELLS_MAX and units.count <= BLOCKS_MAX
+    )
+    if not is_read or (insert and not fits):
+        raise TooLarge(
+            f"a document takes {BYTES_MAX} bytes in {PIECES_MAX} pieces at most: nothing "
+            "changed; take parts of it away, or go on under another key"
+        )
     return Edit(Put(b"", put), ())
 
 
-def _is_worth_it(live: Live, whole_bytes: int) -> bool:
+def _is_worth_it(cells: int, held_bytes: int, whole_bytes: int) -> bool:
     """Whether one cell of so many bytes shall take the place of all."""
-    if len(live) >= _MERGED_ALWAYS or 2 * whole_bytes <= sum(map(_bytes_of, live.values())):
+    if cells >= _MERGED_ALWAYS or 2 * whole_bytes <= held_bytes:
         return True
-    return len(live) >= _MERGED_FROM and whole_bytes <= _MERGED_BYTES * len(live)
+    return cells >= _MERGED_FROM and whole_bytes <= _MERGED_BYTES * cells
 
 
 def _client(live: Live, units: Units, dot: Dot, stamp: int) -> int:
     """Whose units an edit puts; see above."""
     actor, number = dot
     last = live.get((actor, number - 1))
-    if last is not None:
-        client, update = _decoded(last)
+    with suppress(MalformedMessage):  # Whoever handed over a whole state may have made it up.
+        client, update = _decoded(last) if last is not None else (0, Update([], []))
         top = max((b.end for b in update.blocks if b.client == client), default=0)
         if top and top == units.present.top(client):
             return client
@@ -142,8 +148,8 @@ def _client(live: Live, units: Units, dot: Dot, stamp: int) -> int:
 # ---- what cells hold ----------------------------------------------------------------------------
 
 
-def _load(live: Live, kind: Kind) -> tuple[Units, bool]:
-    """The units of all cells; False if there are more than are read.
+def _load(live: Live, kind: Kind) -> tuple[Units, int]:
+    """The units of all cells, and how many bytes more would be read; -1: there are more already.
 
     What no build of swarmd writes is left out, and what is too much: the later ones.
     """
@@ -152,16 +158,26 @@ def _load(live: Live, kind: Kind) -> tuple[Units, bool]:
     room = _READ_BYTES_MAX
     is_all = len(live) <= CELLS_MAX
     for _, cell in sorted(live.items(), key=later)[:CELLS_MAX]:
-        room -= _bytes_of(cell)
-        if room < 0:
-            return units, False
+        if len(cell.value) > room:
+            return units, -1
         try:
             _, update = _decoded(cell)
         except MalformedMessage:
+            room -= len(cell.value)
             continue
+        weight = _weight(len(cell.value), update)
+        if weight > room:
+            return units, -1
+        room -= weight
         if all(block.content is None or type(block.content) is wanted for block in update.blocks):
             is_all = units.take(update, BLOCKS_MAX) and is_all
-    return units, is_all
+    return units, room if is_all else -1
+
+
+def _weight(raw_bytes: int, update: Update) -> int:
+    """In bytes: an element of a list takes more time than its own few would."""
+    elements = sum(block.size for block in update.blocks if isinstance(block.content, tuple))
+    return raw_bytes + _ELEMENT_BYTES * elements
 
 
 def _bytes_of(cell: Cell) -> int:
@@ -176,7 +192,7 @@ def _packed(client: int, update: Update) -> bytes:
 def _decoded(cell: Cell) -> tuple[int, Update]:
     """Raises MalformedMessage: no build of swarmd writes this."""
     match unpack(cell.value):
-        case [int(client), bytes(raw)]:
+        case [int(client), bytes(raw)] if 0 < client <= CLIENT_MAX:
             return client, decode_update(raw)
     raise MalformedMessage("a cell that is no edit")
 
@@ -240,7 +256,7 @@ def _edited(
     return Update(made.blocks, deleted)
 
 
-def _splice(row: Text | Array[Any], start: int, end: int, put: str | list[bytes]) -> None:
+def _splice(row: Any, start: int, end: int, put: str | list[bytes]) -> None:
     if end > start:
         del row[start:end]
     if put:

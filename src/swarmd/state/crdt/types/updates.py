@@ -119,10 +119,7 @@ class Ranges:
             return []
         ends = self._ends[client]
         first, last = bisect_right(ends, start), bisect_left(starts, end)
-        return [
-            (max(start, starts[at]), min(end, ends[at]))
-            for at in range(first, last)
-        ]
+        return [(max(start, starts[at]), min(end, ends[at])) for at in range(first, last)]
 
     def without(self, client: int, start: int, end: int) -> list[tuple[int, int]]:
         """What is not in it."""
@@ -232,8 +229,12 @@ def _join(blocks: list[Block]) -> Block:
     if isinstance(first.content, str):
         content = "".join(str(block.content) for block in blocks)
     elif first.content is not None:
-        content = tuple(element for block in blocks for element in block.content or ())
+        content = tuple(one for block in blocks for one in _elements(block))
     return first._replace(content=content, size=blocks[-1].end - first.clock)
+
+
+def _elements(block: Block) -> tuple[bytes, ...]:
+    return block.content if isinstance(block.content, tuple) else ()
 
 
 def _break_cycles(runs: dict[int, list[Block]]) -> None:
@@ -419,8 +420,10 @@ class _Reader:
             return clock + self.number()
         left = self._id() if info & _LEFT else None
         right = self._id() if info & _RIGHT else None
-        if left is None and right is None and (
-            self.number() != _NAMED_PARENT or self._bytes() != ROOT.encode()
+        if (
+            left is None
+            and right is None
+            and (self.number() != _NAMED_PARENT or self._bytes() != ROOT.encode())
         ):
             raise MalformedMessage("a block of another row")
         if info & _KEYED:
@@ -469,4 +472,3 @@ class _Reader:
             raise MalformedMessage("an update that ends too soon")
         self._at += size
         return self._raw[self._at - size : self._at]
-
