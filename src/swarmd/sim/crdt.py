@@ -4,8 +4,9 @@ Messages are lost, repeated and overtaken; nodes are cut off, killed with and wi
 was not synced, lose their disk, come back from an old copy of it, and have clocks that jump. What
 is held against them:
 - After the last fault all replicas hold the same.
-- What was acknowledged is there: elements that were put into sets, steps of counters. Excused is
-  what was on no other disk when its own was lost.
+- What was acknowledged is there: elements that were put into sets, characters of texts and elements
+  of lists, steps of counters. Excused is what was on no other disk when its own was lost.
+- Characters stand in the order in which one edit has put them, and none twice.
 - What was removed stays away, also where a node comes back from a copy of before its lives ended.
 - A newcomer that takes over whole states holds what the others came to change by change.
 """
@@ -33,7 +34,17 @@ from swarmd.state.crdt.messages import CRDT, Batch, Sums
 from swarmd.state.crdt.shard import ShardState
 from swarmd.state.crdt.stored import encode_shard
 from swarmd.state.crdt.types.kinds import Kind
-from swarmd.state.crdt.types.values import AddTo, Assign, Count, Operation, Remove, TakeFrom, read
+from swarmd.state.crdt.types.values import (
+    AddTo,
+    Assign,
+    Count,
+    EditList,
+    EditText,
+    Operation,
+    Remove,
+    TakeFrom,
+    read,
+)
 
 CHAOS_S: Final = 60.0
 CALM_S: Final = 60.0
@@ -42,6 +53,12 @@ SETS: Final = ("set/a", "set/b", "set/c")
 COUNTERS: Final = ("count/a", "count/b")
 REGISTERS: Final = ("one/a", "one/b", "all/c")
 MAPS: Final = ("map/a",)
+TEXTS: Final = ("text/a",)
+LISTS: Final = ("list/a",)
+# What is put into these is put once in a run.
+HOLDERS: Final = (*SETS, *TEXTS, *LISTS)
+_RUN: Final = 3
+_FIRST_CHARACTER: Final = 0x4E00
 _JUMP_MAX_MS: Final = 90_000
 _LOG_BYTES_MAX: Final = 3_000
 _SEGMENT_BYTES_MAX: Final = 20_000
@@ -53,7 +70,7 @@ FAULTS: Final = (
 # Each must have happened, or the seeds prove nothing about it.
 OTHERS: Final = (
     "acknowledged", "removed", "whole_state", "clock_skew", "from_the_future", "newcomer",
-    "turn", "excused", "ended", "restored_late",
+    "turn", "excused", "merged", "ended", "restored_late",
 )  # fmt: skip
 _NEVER: Final = ("malformed", "bad_signature", "unproven", "other_shard", "ends_others")
 _CRASHES: Final = ("kill", "kill", "power_loss", "power_loss", "disk_lost", "disk_restored")
@@ -95,7 +112,8 @@ class _Owed:
     life: int
     key: str
     operation: Operation
-    seen: frozenset[Any] = frozenset()
+    puts: tuple[Any, ...] = ()
+    takes: tuple[Any, ...] = ()
 
 
 class CrdtWorld:
@@ -114,12 +132,12 @@ class CrdtWorld:
         self.nodes = {name: self._new(name) for name in names}
         self._by_id = {node.node_id: node for node in self.nodes.values()}
         # Elements that were added and acknowledged, and those whose removal was.
-        self.added: dict[tuple[str, int], _Owed] = {}
-        self.removed: dict[tuple[str, int], _Owed] = {}
+        self.added: dict[tuple[str, Any], _Owed] = {}
+        self.removed: dict[tuple[str, Any], _Owed] = {}
         self.counted: list[_Owed] = []
         # Steps of counters of which it is not known whether they were taken.
         self.doubtful: list[_Owed] = []
-        self.excused: set[tuple[str, int]] = set()
+        self.excused: set[tuple[str, Any]] = set()
         self.excused_counts = False
         for name in names:
             self.start(name)
@@ -257,22 +275,29 @@ class CrdtWorld:
 
     # ---- callers -----------------------------------------------------------------------------
 
-    def write(self, node: _Node, key: str, operation: Operation, **more: Any) -> None:
+    def write(
+        self,
+        node: _Node,
+        key: str,
+        operation: Operation,
+        puts: tuple[Any, ...] = (),
+        takes: tuple[Any, ...] = (),
+        **more: Any,
+    ) -> None:
         self._tickets += 1
-        node.waiting[self._tickets] = _Owed(node.name, node.life, key, operation)
+        node.waiting[self._tickets] = _Owed(node.name, node.life, key, operation, puts, takes)
         self.feed(node, Write(self._tickets, BUCKET, key, operation, **more))
 
     def _acknowledged(self, owed: _Owed) -> None:
         self.world.count("acknowledged")
         self.world.note("acknowledged", owed.node, owed.key)
-        match owed.operation:
-            case AddTo(element):
-                self.added[owed.key, element] = owed
-            case TakeFrom(element):
-                self.world.count("removed")
-                self.removed[owed.key, element] = owed
-            case Count():
-                self.counted.append(owed)
+        for element in owed.puts:
+            self.added[owed.key, element] = owed
+        for element in owed.takes:
+            self.world.count("removed")
+            self.removed[owed.key, element] = owed
+        if isinstance(owed.operation, Count):
+            self.counted.append(owed)
 
     def value(self, node: _Node, key: str) -> Any:
         assert node.machine is not None
@@ -286,14 +311,17 @@ class CrdtWorld:
 
     def someone_writes(self) -> None:
         node = self.rng.choice(self.running())
-        key = self.rng.choice((*SETS, *SETS, *COUNTERS, *REGISTERS, *MAPS))
+        key = self.rng.choice((*SETS, *SETS, *COUNTERS, *REGISTERS, *MAPS, *TEXTS, *LISTS))
         if key in SETS:
             held = self.value(node, key) or []
             if held and self.rng.random() < 0.4:
-                self.write(node, key, TakeFrom(self.rng.choice(held)))
+                element = self.rng.choice(held)
+                self.write(node, key, TakeFrom(element), takes=(element,))
             else:
                 self._elements += 1
-                self.write(node, key, AddTo(self._elements))
+                self.write(node, key, AddTo(self._elements), puts=(self._elements,))
+        elif key in TEXTS or key in LISTS:
+            self._edit(node, key)
         elif key in COUNTERS:
             self.write(node, key, Count(self.rng.randint(-3, 9)))
         elif key in REGISTERS:
@@ -310,6 +338,26 @@ class CrdtWorld:
         for node in self.running():
             assert node.machine is not None
             self.world.count("ended", any(s.cells.context.over for s in node.machine.shards()))
+
+    def _edit(self, node: _Node, key: str) -> None:
+        """Put and take away some characters or elements, where others do so, too."""
+        held = list(self.value(node, key) or [])
+        at = self.rng.randint(0, len(held))
+        delete = min(len(held) - at, self.rng.choice((0, 0, 1, _RUN)))
+        first = self._elements + 1
+        self._elements += self.rng.randint(1, _RUN)
+        puts: tuple[Any, ...] = tuple(range(first, self._elements + 1))
+        operation: Operation = EditList(at, puts, delete)
+        if key in TEXTS:
+            puts = tuple(chr(_FIRST_CHARACTER + one) for one in puts)
+            operation = EditText(at, "".join(puts), delete)
+        assert node.machine is not None
+        cells = node.machine.cells(BUCKET, key)
+        before = len(cells.at(key)) if cells is not None else 0
+        self.write(node, key, operation, puts, tuple(held[at : at + delete]))
+        cells = node.machine.cells(BUCKET, key)
+        if cells is not None and len(cells.at(key)) < before:
+            self.world.count("merged")
 
     # ---- what is owed ------------------------------------------------------------------------
 
@@ -328,7 +376,8 @@ class CrdtWorld:
                     self.world.violate(f"{first.name} and {node.name} differ in {shard.name}")
             if len(_told_of(node.machine)) != len(_told_of(first.machine)):
                 self.world.violate(f"{first.name} and {node.name} hold other shards")
-        self._check_sets(first)
+        self._check_held(first)
+        self._check_order(first)
         if not self.excused_counts:
             self._check_counters(first)
         for node in self.running():
@@ -336,13 +385,20 @@ class CrdtWorld:
             if node.machine.parked:
                 self.world.violate(f"{node.name} keeps {node.machine.parked} batches parked")
 
-    def _check_sets(self, node: _Node) -> None:
-        there = {(key, one) for key in SETS for one in self.value(node, key) or []}
-        taken = {
-            (owed.key, owed.operation.element)
-            for owed in self.doubtful
-            if isinstance(owed.operation, TakeFrom)
-        }
+    def _check_order(self, node: _Node) -> None:
+        for key in (*TEXTS, *LISTS):
+            held = list(self.value(node, key) or [])
+            places = {one: place for place, one in enumerate(held)}
+            if len(places) != len(held):
+                self.world.violate(f"{key} holds something twice")
+            for puts in {owed.puts for owed in self.added.values() if owed.key == key}:
+                found = [places[one] for one in puts if one in places]
+                if found != sorted(found):
+                    self.world.violate(f"{key} holds what one edit put in another order: {puts}")
+
+    def _check_held(self, node: _Node) -> None:
+        there = {(key, one) for key in HOLDERS for one in self.value(node, key) or []}
+        taken = {(owed.key, one) for owed in self.doubtful for one in owed.takes}
         for what in set(self.added) - there - set(self.removed) - self.excused - taken:
             self.world.violate(f"an acknowledged element is gone: {what}")
         for what in self.removed:
@@ -359,13 +415,13 @@ class CrdtWorld:
                 self.world.violate(f"{key} is {self.value(node, key)}, not {least} to {most}")
 
 
-def _elements_on(node: _Node) -> set[tuple[str, int]]:
-    """What is in the sets on a node's disk."""
+def _elements_on(node: _Node) -> set[tuple[str, Any]]:
+    """What is in sets, texts and lists on a node's disk."""
     return {
         (key, one)
         for shard in ShardJournal(node.disk).load()
         for key in shard.cells
-        if key in SETS
+        if key in HOLDERS
         for one in read(shard.cells.at(key))
     }
 
