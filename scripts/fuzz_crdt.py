@@ -13,13 +13,18 @@ from swarmd.base.rng import make_rng
 from swarmd.sim.crdt import SimSigner
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
+from swarmd.state.crdt.cells import Cell
 from swarmd.state.crdt.dots import actor_of
 from swarmd.state.crdt.events import Heard, Peers, SyncDue, Write
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import ReplicaMachine
 from swarmd.state.crdt.messages import CRDT, Batches, Sums, Vector, WholeAsk, decode_batch
 from swarmd.state.crdt.stored import decode_shard, encode_shard
+from swarmd.state.crdt.types.documents import read_list, read_text
+from swarmd.state.crdt.types.kinds import Kind
+from swarmd.state.crdt.types.updates import Block, Deleted, Update, decode_update, encode_update
 from swarmd.state.crdt.types.values import AddTo, Assign, Count
+from swarmd.wire.codec import pack
 
 _ME, _PEER = (NodeId(name.ljust(32, b".")) for name in (b"me", b"peer"))
 
@@ -60,6 +65,30 @@ def _heard() -> Callable[[bytes], object]:
     return hear
 
 
+def _document() -> tuple[Callable[[bytes], object], list[bytes]]:
+    """An update amid sound ones: whatever it is, the document is read, and is the same again."""
+    sound = [
+        encode_update(Update(blocks, deleted))
+        for blocks, deleted in (
+            ([Block(1, 0, None, None, "a\u00e9\U0001f600", 4)], []),
+            ([Block(1, 4, (1, 3), None, "b", 1), Block(2, 0, (1, 0), (1, 1), "cd", 2)], []),
+            ([Block(3, 0, None, (1, 0), (pack(1), pack("x")), 2)], [Deleted(1, 1, 3)]),
+            ([Block(2, 5, (2, 4), None, None, 9)], [Deleted(2, 0, 1)]),
+        )
+    ]
+
+    def read(raw: bytes) -> object:
+        for kind, reader in ((Kind.TEXT, read_text), (Kind.LIST, read_list)):
+            live = {
+                (actor_of(_PEER, bytes(8)), number): Cell((), kind, b"", pack([1, one]), number)
+                for number, one in enumerate([*sound[:2], raw, *sound[2:]], 1)
+            }
+            assert reader(live) == reader(dict(reversed(live.items())))
+        return decode_update(raw)
+
+    return read, sound
+
+
 def eventual() -> Iterator[Target]:
     peer = _replica(_PEER)
     shards = [encode_shard(shard) for shard in peer.shards()]
@@ -80,6 +109,8 @@ def eventual() -> Iterator[Target]:
         dress=packed,
         values=[unpacked(raw) for raw in shards],
     )
+    read, updates = _document()
+    yield Target("crdt.document", read, updates, covers=("state.crdt.types.updates.decode_update",))
     said = [
         CRDT.encode(message)
         for shard in peer.shards()

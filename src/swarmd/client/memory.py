@@ -8,7 +8,7 @@ from urllib.parse import quote, urlencode
 
 from swarmd.base.names import check_name
 from swarmd.client.requests import Requests
-from swarmd.gateway.shapes_memory import MemoryEntry, MemoryNews, MemoryPage
+from swarmd.gateway.shapes_memory import CrdtKey, MemoryEntry, MemoryNews, MemoryPage
 
 
 class MemoryCalls(Requests):
@@ -59,8 +59,12 @@ class MemoryCalls(Requests):
         path = f"/memory-watch/{quote(namespace, safe='')}?{query}"
         return self._stream("GET", path, None, MemoryNews)
 
+    def crdt_inspect(self, namespace: str, key: str) -> CrdtKey:
+        """Who put what at a key, when, and why it counts, as the node knows. Raises NotFound."""
+        return self._get(_path(namespace, key, "crdt"), CrdtKey)
 
-def _path(namespace: str, key: str) -> str:
+
+def _path(namespace: str, key: str, room: str = "memory") -> str:
     # A slash in a namespace would make another path of it, which is somebody else's key.
     check_name(namespace, "namespace")
-    return f"/memory/{quote(namespace, safe='')}/{quote(key, safe='')}"
+    return f"/{room}/{quote(namespace, safe='')}/{quote(key, safe='')}"

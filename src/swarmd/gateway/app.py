@@ -20,6 +20,7 @@ from swarmd.gateway.routes.authority import Authority
 from swarmd.gateway.routes.blobs import BlobRoutes
 from swarmd.gateway.routes.bus import BusRoutes
 from swarmd.gateway.routes.cluster import Cluster
+from swarmd.gateway.routes.crdt import CrdtRoutes
 from swarmd.gateway.routes.events import EventRoutes
 from swarmd.gateway.routes.jobs import JobRoutes
 from swarmd.gateway.routes.keystream import KeyStreams
@@ -73,6 +74,7 @@ class Api:
             *AuditRoutes(context).routes(),
             *EventRoutes(context).routes(),
             *MemoryRoutes(context).routes(),
+            *CrdtRoutes(context).routes(),
             *QueryRoutes(context).routes(),
         ]
 

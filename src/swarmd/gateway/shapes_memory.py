@@ -38,3 +38,50 @@ class MemoryNews(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the key holds now; left out if it holds nothing."""
     lagged: bool = False
     """More changed than could be kept for this watch: list the keys anew."""
+
+
+class CrdtCell(Struct, frozen=True, kw_only=True):
+    """What one change has put. Its dot is `node`, `life` (which start of it) and `number`."""
+
+    node: str
+    life: str
+    number: int
+    kind: str
+    fields: list[str]
+    """The way through nested maps."""
+    element: Any = None
+    """Of a set."""
+    value: Any = None
+    """What it puts; of a text or list how much; left out where it is larger than 4 KiB."""
+    value_bytes: int
+    created_by: str | None = None
+    written_at_ms: int
+    tick: int
+    """The counter of the hybrid clock within that millisecond."""
+    expires_at_ms: int
+    counts: bool
+    why: str
+
+
+class CrdtSeen(Struct, frozen=True, kw_only=True):
+    """How far the changes of one start of a node were seen."""
+
+    node: str
+    life: str
+    number: int
+
+
+class CrdtKey(Struct, frozen=True, kw_only=True):
+    """A key, and why it holds what it holds. `cells`: the latest first, and `left_out` more."""
+
+    namespace: str
+    key: str
+    kind: str
+    value: Any
+    cells: list[CrdtCell]
+    left_out: int
+    shard: int
+    seen: list[CrdtSeen]
+    """Of the whole shard, which other keys are in, too."""
+    early: int
+    """Changes that are known to be removed and did not come yet."""

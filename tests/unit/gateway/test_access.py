@@ -104,6 +104,7 @@ WHO: dict[str, set[str]] = {
     "POST /api/v1/kv-stream": SEE,
     "GET /api/v1/bus": LOOK,
     "POST /api/v1/bus/{topic:path}": DO,
+    "GET /api/v1/crdt/{namespace}/{key:path}": LOOK,
     "GET /api/v1/memory-watch/{namespace}": LOOK,
     "GET /api/v1/memory/{namespace}": LOOK,
     "GET /api/v1/memory/{namespace}/{key:path}": LOOK,

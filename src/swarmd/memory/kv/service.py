@@ -26,6 +26,7 @@ from swarmd.base.errors import (
 from swarmd.base.ids import NodeId, digest, to_text
 from swarmd.base.limits import CRDT_KEY_BYTES_MAX, CRDT_VALUE_BYTES_MAX, NAME_BYTES_MAX
 from swarmd.base.names import check_name
+from swarmd.memory.kv.inspecting import Inspected, inspect
 from swarmd.observe.log import get_logger
 from swarmd.state.crdt.cells import Cell
 from swarmd.state.crdt.clock import ms_of
@@ -132,6 +133,10 @@ class SharedMemory:
         if found is None:
             raise NotFound(f"{namespace} has no key {key!r}")
         return found
+
+    def inspect(self, namespace: str, key: str) -> Inspected:
+        """Why a key holds what it holds. Raises NotFound, BadName, EmptyKey, KeyTooLong."""
+        return inspect(self._store, BUCKET, _name_of(namespace, key), self._clock.wall_ms())
 
     def list(
         self, namespace: str, prefix: str = "", *, after: str = "", limit: int = LIST_MAX

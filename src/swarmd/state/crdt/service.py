@@ -26,7 +26,7 @@ from swarmd.mesh.swim.events import Changed, Member
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
-from swarmd.state.crdt.dots import Dot, actor_of
+from swarmd.state.crdt.dots import Context, Dot, actor_of
 from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, SyncDue, Write, Written
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import BatchSigner, ReplicaMachine
@@ -191,6 +191,11 @@ class Eventual:
         """The live cells of a key; empty where there is none."""
         cells = self._machine.cells(bucket, key)
         return cells.at(key) if cells is not None else {}
+
+    def seen(self, bucket: str, key: str) -> Context:
+        """Which changes were seen of the shard that a key is in."""
+        cells = self._machine.cells(bucket, key)
+        return cells.context if cells is not None else Context()
 
     def get(self, bucket: str, key: str) -> Any:
         """What a key holds here and now. Raises NotFound."""

@@ -127,6 +127,14 @@ def _is_worth_it(cells: int, held_bytes: int, whole_bytes: int) -> bool:
     return cells >= _MERGED_FROM and whole_bytes <= _MERGED_BYTES * cells
 
 
+def summary(cell: Cell) -> tuple[int, int]:
+    """How many units a cell puts, and how many it deletes. Raises MalformedMessage."""
+    _, update = _decoded(cell)
+    put = sum(block.size for block in update.blocks if block.content is not None)
+    gone = sum(block.size for block in update.blocks if block.content is None)
+    return put, gone + sum(one.end - one.start for one in update.deleted)
+
+
 def _client(live: Live, units: Units, dot: Dot, stamp: int) -> int:
     """Whose units an edit puts; see above."""
     actor, number = dot

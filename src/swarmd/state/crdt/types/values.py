@@ -90,7 +90,7 @@ Operation = Assign | Count | AddTo | TakeFrom | EditText | EditList | Remove
 
 def kind_of(live: Live, depth: int = 0) -> Kind | None:
     """What a key is, or a field whose cells these are; None if it is not there."""
-    return min((_kind_at(cell, depth) for cell in live.values()), default=None)
+    return min((kind_at(cell, depth) for cell in live.values()), default=None)
 
 
 def read(live: Live, depth: int = 0) -> Any:
@@ -137,7 +137,7 @@ def change(
         is_kind = kind_of(here, len(fields))
         if is_kind not in (None, operation.kind):
             raise _wrong(key, fields, is_kind, operation.kind)
-        same = {d: c for d, c in here.items() if _kind_at(c, len(fields)) is operation.kind}
+        same = {d: c for d, c in here.items() if kind_at(c, len(fields)) is operation.kind}
         edit = _edit(same, operation, (actor, number), stamp)
     if edit.is_nothing:
         return None
@@ -171,7 +171,8 @@ def _edit(live: Live, operation: Operation, dot: Dot, stamp: int) -> Edit:
     raise AssertionError(operation)
 
 
-def _kind_at(cell: Cell, depth: int) -> Kind:
+def kind_at(cell: Cell, depth: int) -> Kind:
+    """What a cell is at a depth: of a map, or of the value there."""
     return Kind.MAP if len(cell.fields) > depth else Kind(cell.kind)
 
 
@@ -179,7 +180,7 @@ def _read(live: Live, depth: int) -> Any:
     kind = kind_of(live, depth)
     if kind is None:
         return _ABSENT
-    chosen = {dot: cell for dot, cell in live.items() if _kind_at(cell, depth) is kind}
+    chosen = {dot: cell for dot, cell in live.items() if kind_at(cell, depth) is kind}
     if kind is not Kind.MAP:
         try:
             return _READERS[kind](chosen)
