@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 from localswarm import Daemon, LocalSwarm, wait_until
 
-from swarmd.base.errors import NotFound
+from swarmd.base.errors import NotFound, SwarmError
 from swarmd.client import Client
 
 pytestmark = pytest.mark.long
@@ -121,3 +121,47 @@ def _has(client: Client, key: str) -> bool:
 def _is_up(daemon: Daemon) -> bool:
     done = daemon.ctl("--json", "status")
     return done.returncode == 0 and bool(json.loads(done.stdout))
+
+
+def test_why_one_of_two_writes_won_is_told(swarm: LocalSwarm) -> None:
+    """Two nodes write a key while neither is there for the other."""
+    n1, n2, n3 = swarm.daemons
+    n2.kill()
+    n3.kill()
+    typed(n1, "set", "mode", "day", "--ttl", "1h")
+    n1.kill()
+    n2.start()
+    wait_until("an answer", lambda: n2.ctl("mem", "set", "mode", "night").returncode == 0)
+    n1.start()
+    n3.start()
+    for one in (n1, n3):
+        wait_until("the later write", partial(_knows_of, one, "mode", 2))
+    done = n1.ctl("crdt", "inspect", "mode")
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    won, lost = done.stdout.split("\n\n")[1:3]
+    assert "dot      n2 " in won
+    assert "counts   of writes that had not seen each other, its stamp is the latest" in won
+    assert "dot      n1 " in lost
+    assert "expires  in " in lost
+    assert "loses    its stamp is earlier" in lost
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    told = json.loads(n3.ctl("crdt", "inspect", "mode", "--json").stdout)
+    assert [(c["node"], c["value"], c["counts"]) for c in told["cells"]] == [
+        ("n2", "night", True),
+        ("n1", "day", False),
+    ]
+    assert told["cells"][0]["created_by"] == "local user"
+    assert {one["node"] for one in told["seen"]} >= {"n1", "n2"}
+    missing = n1.ctl("crdt", "inspect", "nowhere")
+    assert missing.returncode == 1
+    assert "nothing is held at this key" in missing.stderr
+    assert len(missing.stderr.strip().splitlines()) == 1
+
+
+def _knows_of(daemon: Daemon, key: str, cells: int) -> bool:
+    with Client(str(daemon.socket)) as client:
+        try:
+            return len(client.crdt_inspect("default", key).cells) == cells
+        except SwarmError:
+            return False

@@ -23,11 +23,13 @@ from swarmd.base.files import FileDisk
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import CRDT_VALUE_BYTES_MAX
 from swarmd.base.rng import make_rng
+from swarmd.memory.kv.inspecting import EXPIRED
 from swarmd.memory.kv.service import ABSENT, BUCKET, Entry, SharedMemory, key_of
 from swarmd.mesh.transports.memory import MemoryNetwork
 from swarmd.sim.crdt import SimSigner
 from swarmd.state.crdt.service import open_eventual
-from swarmd.state.crdt.types.values import AddTo
+from swarmd.state.crdt.types.kinds import Kind
+from swarmd.state.crdt.types.values import AddTo, Assign, EditText
 
 ME, OTHER = (NodeId(name.ljust(32, b".")) for name in (b"me", b"other"))
 
@@ -194,3 +196,34 @@ async def test_a_watch_tells_keys_of_its_namespace(node: Node) -> None:
                 await memory.set(namespace, key, 1, by="")
             await memory.delete("ns", "k1")
             assert [key_of(await watch.receive()) for _ in range(2)] == ["k1", "k2"]
+
+
+async def test_what_stands_behind_a_key_is_told(node: Node) -> None:
+    async with node.open() as memory:
+        await memory.set("ns", "k", {"a": 1}, by="ann", ttl_s=1)
+        found = memory.inspect("ns", "k")
+        assert (found.kind, found.value, found.left_out) == (Kind.REGISTER, {"a": 1}, 0)
+        [cell] = found.cells
+        assert (cell.node, cell.number, cell.value, cell.created_by) == (ME, 1, {"a": 1}, "ann")
+        assert (cell.counts, cell.expires_at_ms) == (True, 1_001_000)
+        assert found.seen == [(ME, cell.life, 1)]
+        node.clock.wall += 1_000
+        [cell] = memory.inspect("ns", "k").cells
+        assert (cell.counts, cell.why) == (False, EXPIRED)
+        with pytest.raises(NotFound, match="nothing is held"):
+            memory.inspect("ns", "other")
+        with pytest.raises(EmptyKey):
+            memory.inspect("ns", "")
+
+
+async def test_what_is_large_or_of_no_build_is_told_by_its_size(node: Node) -> None:
+    async with node.open() as memory:
+        await memory.set("ns", "large", "x" * 5_000, by="ann")
+        [cell] = memory.inspect("ns", "large").cells
+        assert (cell.value, cell.created_by, cell.value_bytes > 5_000) == (None, "ann", True)
+        await memory._store.write(BUCKET, "ns/odd", Assign("no pair"))
+        found = memory.inspect("ns", "odd")
+        assert (found.value, found.cells[0].created_by) == ("no pair", None)
+        await memory._store.write(BUCKET, "ns/text", EditText(0, "abc"))
+        found = memory.inspect("ns", "text")
+        assert (found.value, found.cells[0].value) == ("abc", {"puts": 3, "deletes": 0})
