@@ -27,6 +27,7 @@ from swarmd.gateway.routes.kv import Kv
 from swarmd.gateway.routes.leases import LeaseRoutes
 from swarmd.gateway.routes.members import Members
 from swarmd.gateway.routes.memory import MemoryRoutes
+from swarmd.gateway.routes.memory_cache import MemoryCacheRoutes
 from swarmd.gateway.routes.queries import QueryRoutes
 from swarmd.gateway.routes.raft import RaftRoutes
 from swarmd.gateway.routes.recipes import RecipeRoutes
@@ -73,6 +74,7 @@ class Api:
             *AuditRoutes(context).routes(),
             *EventRoutes(context).routes(),
             *MemoryRoutes(context).routes(),
+            *MemoryCacheRoutes(context).routes(),
             *QueryRoutes(context).routes(),
         ]
 

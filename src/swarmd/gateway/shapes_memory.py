@@ -38,3 +38,28 @@ class MemoryNews(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the key holds now; left out if it holds nothing."""
     lagged: bool = False
     """More changed than could be kept for this watch: list the keys anew."""
+
+
+class MemoryNamespace(Struct, frozen=True, kw_only=True):
+    """What a namespace promises. One that nobody made is eventual, and has no author."""
+
+    name: str
+    consistency: str
+    """`eventual` or `strong`."""
+    entries_max: int
+    """More than 0: it is a cache, of so many values and `bytes_max` bytes."""
+    bytes_max: int
+    created_by: str
+    created_at_ms: int
+    node: str
+    left_over: int
+    """Eventual values under the name of a strong namespace, which it does not show."""
+
+
+class MemoryTurn(Struct, frozen=True, kw_only=True):
+    """What comes of asking for a value that may have to be computed."""
+
+    state: str
+    """`hit`: here is the value. `compute`: the caller computes it, under `fence`."""
+    value: Any = None
+    fence: int = 0
