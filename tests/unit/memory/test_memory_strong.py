@@ -11,6 +11,7 @@ from memory_swarm import MemorySwarm, Station, memory_swarm
 from swarmd.base.errors import (
     BadRequest,
     Conflict,
+    CorruptFile,
     EmptyKey,
     KeyTooLong,
     MalformedMessage,
@@ -21,6 +22,7 @@ from swarmd.base.errors import (
     ValueTooLarge,
 )
 from swarmd.base.limits import MEMORY_STRONG_VALUE_BYTES_MAX
+from swarmd.memory.cache.service import Turn
 from swarmd.memory.kv import namespaces
 from swarmd.memory.kv.eventual import BUCKET
 from swarmd.memory.kv.namespaces import AGE_MAX_S
@@ -29,6 +31,7 @@ from swarmd.memory.kv.records import Consistency
 from swarmd.memory.kv.service import SharedMemory
 from swarmd.memory.kv.strong import StrongMemory, _Place
 from swarmd.state.crdt.types.values import Assign
+from swarmd.state.raft.messages import Put
 
 Clock = trio.testing.MockClock
 STRONG, EVENTUAL = Consistency.STRONG, Consistency.EVENTUAL
@@ -360,3 +363,35 @@ async def test_a_marker_that_no_build_wrote_is_nothing(
             await swarm.stations[0].eventual.write(namespaces.BUCKET, "odd", Assign(raw))
             assert memory.namespaces.known("odd") is None
         assert (await memory.set("odd", "k", 1, by="")).value == 1
+
+
+async def test_what_a_member_put_there_that_no_build_wrote_harms_nobody_else(
+    autojump_clock: Clock,
+) -> None:
+    async with memory_swarm(2) as swarm:
+        a, b = await strong(swarm)
+        await a.set("ledger", "good", 1, by="")
+        odd = (b"", b"\xff" * 20, bytes(8), bytes(8) + b"\x94\xc4\x01\xc1\xa0\x00\xc4\x00")
+        for number, raw in enumerate(odd):
+            key = f"odd{number}"
+            puts = [
+                Put(b"m/v/ledger/" + key.encode(), raw),
+                Put(b"m/n/" + key.encode(), raw),
+                Put(b"m/n/\xff" + key.encode(), raw),
+                Put(b"m/c/built/" + key.encode(), raw),
+                Put(b"m/t", raw),
+            ]
+            assert all(one.ok for one in await swarm.store.propose(puts))
+            with pytest.raises(CorruptFile, match="set it anew, or delete it"):
+                await b.get("ledger", key)
+            assert await keys_of(swarm.stations[1], "ledger") == ["good"]
+            assert "ledger" in await b.namespaces.all()
+            found = await swarm.stations[1].cache.turn("built", key, by="", wait_s=1)
+            assert isinstance(found, Turn)
+            if number % 2:
+                await b.delete("ledger", key)
+            else:
+                await b.set("ledger", key, 1, by="")
+                await b.delete("ledger", key)
+        await trio.sleep(20)
+        await a.namespaces.make("another", STRONG, by="")

@@ -28,6 +28,7 @@ from swarmd.base.errors import (
     ComputePending,
     ComputeReplaced,
     Conflict,
+    CorruptFile,
     LeaseExpired,
     NamespaceInUse,
     NotACache,
@@ -289,7 +290,11 @@ class Cache:
         entry = await self._store.get(where)
         if entry is None:
             return None
-        return Found(entry.mod_revision, end_ms(entry.value), decode_flight(entry.value))
+        try:
+            flight = decode_flight(entry.value)
+        except CorruptFile:  # Not of any build of swarmd: as if it had failed long ago.
+            return Found(entry.mod_revision, 0, Flight(State.FAILED, "", b""))
+        return Found(entry.mod_revision, end_ms(entry.value), flight)
 
     async def _claim(
         self, namespace: str, key: str, where: bytes, revision: int, by: str

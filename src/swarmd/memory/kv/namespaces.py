@@ -14,6 +14,7 @@ the strong store once and is never changed. Rules:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -23,6 +24,7 @@ from swarmd.base.clock import Clock
 from swarmd.base.errors import (
     BadRequest,
     Busy,
+    CorruptFile,
     NamespaceExists,
     NamespaceInUse,
     NotFound,
@@ -37,6 +39,7 @@ from swarmd.memory.kv.records import (
     Namespace,
     decode_namespace,
     namespace_key,
+    namespace_of,
 )
 from swarmd.memory.kv.rules import author, check_namespace
 from swarmd.memory.kv.strong import StrongStore
@@ -196,14 +199,16 @@ class Namespaces:
             asked.set()
 
     async def _ask(self, timeout_s: float = 5.0) -> None:
-        """Learn every record. Raises NoQuorum, CorruptFile."""
+        """Learn every record; one that no build wrote is none. Raises NoQuorum."""
         found = await self._store.get(MEMORY_TABLE_KEY, timeout_s=timeout_s)
         revision = 0 if found is None else found.mod_revision
         if revision == self._revision:
             return
         records = await self._store.range(MEMORY_NAMESPACE_PREFIX, limit=2 * MEMORY_NAMESPACES_MAX)
-        begin = len(MEMORY_NAMESPACE_PREFIX)
-        table = {one.key[begin:].decode(): decode_namespace(one.value) for one in records}
+        table: dict[str, Namespace] = {}
+        for one in records:
+            with suppress(CorruptFile, UnicodeDecodeError):
+                table[namespace_of(one.key)] = decode_namespace(one.value)
         await self._remember(table)
         self._revision = revision
 

@@ -89,6 +89,11 @@ def namespace_key(namespace: str) -> bytes:
     return MEMORY_NAMESPACE_PREFIX + namespace.encode()
 
 
+def namespace_of(key: bytes) -> str:
+    """Raises UnicodeDecodeError: no build of swarmd wrote that key."""
+    return key.removeprefix(MEMORY_NAMESPACE_PREFIX).decode()
+
+
 def value_key(namespace: str, key: str) -> bytes:
     """Raises BadRequest, EmptyKey, KeyTooLong."""
     return MEMORY_VALUE_PREFIX + name_of(namespace, key).encode()

@@ -13,7 +13,7 @@ from swarmd.base.ids import NodeId
 from swarmd.memory.kv.eventual import EventualMemory
 from swarmd.memory.kv.namespaces import Namespaces
 from swarmd.memory.kv.port import LIST_MAX, Entry, Memory, Watch
-from swarmd.memory.kv.records import State, decode_flight, flight_key
+from swarmd.memory.kv.records import flight_key
 from swarmd.memory.kv.strong import StrongMemory, StrongStore
 from swarmd.state.crdt.service import Eventual
 from swarmd.state.raft.messages import Delete
@@ -81,7 +81,7 @@ class SharedMemory:
         """Raises NoQuorum. Who computes it now goes on."""
         where = flight_key(namespace, key)
         found = await self._store.get(where)
-        if found is not None and decode_flight(found.value).state is not State.COMPUTING:
+        if found is not None and not found.lease:  # A lease is who computes it now.
             await self._store.propose([Delete(where, found.mod_revision)])
 
 

@@ -11,13 +11,22 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Protocol
 
 import trio
 
 from swarmd.base.clock import Clock
-from swarmd.base.errors import Busy, Compacted, Conflict, NotFound, SwarmError, ValueTooLarge
+from swarmd.base.errors import (
+    Busy,
+    Compacted,
+    Conflict,
+    CorruptFile,
+    MalformedMessage,
+    NotFound,
+    SwarmError,
+    ValueTooLarge,
+)
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import BATCH_OPERATIONS_MAX, MEMORY_STRONG_VALUE_BYTES_MAX, MIB
 from swarmd.memory.kv.port import ABSENT, LIST_MAX, Entry, Watch
@@ -141,8 +150,9 @@ class StrongMemory:
                     continue
                 if len(found) >= limit or size >= _LIST_BYTES_MAX:
                     return found, True
-                found.append(self._entry(one, now_ms))
                 size += len(one.value)
+                with suppress(CorruptFile):  # Not of any build of swarmd.
+                    found.append(self._entry(one, now_ms))
             if len(page) < step:
                 return found, False
             at = page[-1].key
@@ -205,12 +215,20 @@ class StrongMemory:
 
     def _entry(self, found: StoreEntry, now_ms: int) -> Entry:
         """Raises CorruptFile: the store holds what this version cannot read."""
-        stored, ends_ms = decode_value(found.value), end_ms(found.value)
+        ends_ms = end_ms(found.value)
         _, _, namespace, key = found.key.decode("utf-8", "replace").split("/", 3)
+        try:
+            stored = decode_value(found.value)
+            value = unpack(stored.value)
+        except (CorruptFile, MalformedMessage) as error:
+            raise CorruptFile(
+                f"{key!r} of {namespace} holds what this version cannot read, or a member put "
+                "there: set it anew, or delete it"
+            ) from error
         return Entry(
             namespace,
             key,
-            unpack(stored.value),
+            value,
             _version_of(found),
             stored.by,
             stored.created_ms,
