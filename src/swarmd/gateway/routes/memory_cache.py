@@ -38,7 +38,7 @@ class TurnBody(msgspec.Struct, forbid_unknown_fields=True):
 class ResultBody(msgspec.Struct, forbid_unknown_fields=True):
     """What was computed under a fence; with `error`, why it was not."""
 
-    fence: Annotated[int, Meta(gt=0, lt=2**63)]
+    fence: Annotated[int, Meta(ge=1, le=2**63 - 1)]
     value: Any = None
     ttl_s: float | None = None
     error: str | None = None
