@@ -78,7 +78,9 @@ def test_a_strong_namespace_is_made_and_used_as_any_other(client: Client) -> Non
     second = client.memory_set("ledger", "a/b", 2, if_version=first.version)
     assert next(news).entry == second
     assert [one.key for one in client.memory_list("ledger").entries] == ["a/b", "other"]
+    began = time.monotonic()
     client.memory_delete("ledger", "a/b", if_version=second.version)
+    assert time.monotonic() - began < 2, "no body was waited for"
     told = next(news)
     assert (told.key, told.entry) == ("a/b", None)
     with pytest.raises(NotFound):
