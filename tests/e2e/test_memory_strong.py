@@ -102,6 +102,7 @@ class Crew:
                 continue
             try:
                 self._get(client, there, key)
+                time.sleep(0.01)
             except SwarmError:
                 time.sleep(0.05)
 
@@ -179,7 +180,7 @@ def test_without_a_majority_it_says_so_and_eventual_values_go_on(swarm: LocalSwa
     with Client(str(swarm[0].socket)) as client:
         client.memory_namespace_create("careful", "strong")
         client.memory_set("careful", "k", 1)
-        voters = [swarm.by_name(one.node) for one in client.voters().voters]
+        voters = [swarm.by_name(one.node) for one in client.voters()]
     last = next(one for one in swarm.daemons if one not in voters)
     for one in voters:
         one.kill()

@@ -257,9 +257,7 @@ class StrongMemory:
         place.passed(records)
         over_ms = self._store.store_time_ms() - _SWEEP_GRACE_MS
         ended = [
-            Delete(one.key, one.mod_revision)
-            for one in records
-            if 0 < end_ms(one.value) <= over_ms and not one.lease
+            Delete(one.key, one.mod_revision) for one in records if 0 < end_ms(one.value) <= over_ms
         ]
         for begin in range(0, len(ended), BATCH_OPERATIONS_MAX):
             await self._store.propose(ended[begin : begin + BATCH_OPERATIONS_MAX])
