@@ -17,7 +17,8 @@ from swarmd.client import Client
 
 pytestmark = pytest.mark.long
 
-PAIRS = 10_000
+# Those that a kill leaves unknown do not count.
+PAIRS = 10_500
 WRITERS = 10
 
 
@@ -91,7 +92,8 @@ class Crew:
                 self.ledger.pairs += 1
             except SwarmError:
                 self.troubles += 1
-                generation += 1
+                generation, value = generation + 1, 0
+                clients = [one for one in clients if _runs(one[0])]
                 time.sleep(0.05)
 
     def _read(self, number: int) -> None:
@@ -113,6 +115,10 @@ class Crew:
         except NotFound:
             value = 0
         self.ledger.saw(key, floor, value, there.name)
+
+
+def _runs(daemon: Daemon) -> bool:
+    return daemon.process is not None and daemon.process.poll() is None
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +175,7 @@ def test_no_get_is_stale_though_the_coordinator_is_killed(swarm: LocalSwarm) -> 
     )
     assert ledger.stale == []
     assert killed
-    # Of those that asked the dead node nothing is known.
-    assert ledger.pairs > PAIRS * 0.7
+    assert ledger.pairs >= 10_000
     assert ledger.reads > ledger.pairs
     killed[0].start()
     swarm.wait_whole()
@@ -180,7 +185,7 @@ def test_without_a_majority_it_says_so_and_eventual_values_go_on(swarm: LocalSwa
     with Client(str(swarm[0].socket)) as client:
         client.memory_namespace_create("careful", "strong")
         client.memory_set("careful", "k", 1)
-        voters = [swarm.by_name(one.node) for one in client.voters()]
+        voters = [swarm.by_name(one.node) for one in client.voters() if one.seat]
     last = next(one for one in swarm.daemons if one not in voters)
     for one in voters:
         one.kill()
