@@ -101,6 +101,7 @@ class MemorySwarm:
                 SimSigner(me),
                 clock,
                 make_rng(f"{number} {trio.current_time()}"),
+                everyone=lambda: ids,
             ) as eventual,
             open_memory(me, eventual, self.store, clock, alive) as memory,
             open_cache(me, memory, eventual, self.store, clock, make_rng(number), alive) as cache,

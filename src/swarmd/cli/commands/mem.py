@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -300,6 +299,8 @@ def compute(
 
 def _output_of(command: tuple[str, ...], limit_s: float) -> str:
     """Raises TaskFailed."""
+    import subprocess
+
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, text=True, check=True, timeout=limit_s
