@@ -40,6 +40,16 @@ from swarmd.gateway.access.records import KeyRecord, decode_key, encode_key
 from swarmd.gateway.duplex import Splitter
 from swarmd.identity.epochs import Chain, statement_of
 from swarmd.identity.voter import Voter
+from swarmd.memory.kv.records import (
+    Flight,
+    Namespace,
+    State,
+    Stored,
+    decode_flight,
+    decode_namespace,
+    decode_value,
+    encode_ending,
+)
 from swarmd.sdk.protocol import FIELDS, FrameReader, ProtocolError, encode_frame
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
@@ -249,6 +259,23 @@ def epochs() -> Iterator[Target]:
         [b"r/lock/name/0000000000000011"],
         covers=("state.recipes.records.read_place",),
     )
+    yield from _shared_memory()
+
+
+def _shared_memory() -> Iterator[Target]:
+    """What any member may have put into the strong store where shared memory is."""
+    value, flight = Stored(b"\x01", "me", 5, b"n"), Flight(State.DONE, "me", b"n", 7, b"\x01")
+    for name, decode, record in (
+        ("value", decode_value, encode_ending(value, 9)),
+        ("flight", decode_flight, encode_ending(flight, 9)),
+        ("namespace", decode_namespace, msgspec.msgpack.encode(Namespace())),
+    ):
+        yield Target(
+            f"memory.{name}",
+            always(decode),
+            [record],
+            covers=(f"memory.kv.records.decode_{name}",),
+        )
 
 
 # ---- tasks and agents ------------------------------------------------------------------------

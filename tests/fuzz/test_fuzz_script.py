@@ -49,6 +49,8 @@ OTHERS = {
     "gateway.listeners.open_remote": "opens a socket",
     "gateway.listeners.open_socket": "opens a socket",
     "gateway.listeners.open_tls": "reads files of this host",
+    "memory.cache.service.open_cache": "opens a room",
+    "memory.kv.service.open_memory": "opens a room",
     "memory.vector.service.open_engine": "opens files; its tests flip bits in each",
     "memory.vector.service.open_vector_index": "opens a room, by open_engine",
     "memory.vector.shapes.unpacked": "array of a vector whose length rules.check_vector judged",

@@ -1,6 +1,6 @@
 """One node: every service opened from the ground up, and closed in reverse.
 
-    data folder -> API (answers "not ready") -> swarm -> mesh -> memory -> strong store -> blobs
+    data folder -> API (answers "not ready") -> swarm -> mesh -> both stores -> memory -> blobs
         -> supervisor and agents -> tasks -> ready
 
 A crash in any service cancels the others and ends the process with its error. SIGTERM,
@@ -46,7 +46,8 @@ from swarmd.gateway.service import Gateway, open_gateway
 from swarmd.gateway.services import Services
 from swarmd.identity.entries import Admit, open_entry
 from swarmd.identity.sealing import SealingKey
-from swarmd.memory.kv.service import SharedMemory
+from swarmd.memory.cache.service import open_cache
+from swarmd.memory.kv.service import open_memory
 from swarmd.mesh.bus.service import open_bus
 from swarmd.mesh.rumours import RumourSigner
 from swarmd.mesh.service import Mesh, open_mesh
@@ -55,7 +56,7 @@ from swarmd.mesh.swim.tags import checked_tags
 from swarmd.observe import log, metrics
 from swarmd.observe.loop import LoopWatch
 from swarmd.state.blobs.service import open_blobs
-from swarmd.state.crdt.service import open_eventual
+from swarmd.state.crdt.service import Eventual, open_eventual
 from swarmd.state.raft.messages import AuthorityEntry
 from swarmd.state.raft.service import Store, open_store
 from swarmd.state.recipes.service import open_recipes
@@ -225,7 +226,7 @@ async def _take_part(node: _Node, gateway: Gateway, control: NodeControl) -> Non
 
 @asynccontextmanager
 async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh, Store]]:
-    """The lower half: the mesh and its bus, and the strong store."""
+    """The lower half: the mesh and its bus, both stores, and what rests on them alone."""
     config, folder, services = node.config, node.folder, node.services
     services.trust = trust = node.beginning.trust
     async with open_mesh(
@@ -246,7 +247,18 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
             open_bus(
                 mesh.link, mesh.membership, config.bus, services.clock, derive(node.rng, "bus")
             ) as services.bus,
-            _open_memory(node, mesh) as services.memory,
+            open_eventual(
+                mesh.link,
+                mesh.membership,
+                folder.disk("crdt"),
+                RumourSigner(folder.key, trust),
+                services.clock,
+                derive(node.rng, "crdt"),
+                # Expired ones, too: they come back.
+                everyone=lambda: [
+                    one.node_id for one in trust.admissions_by_id().values() if not one.evicted
+                ],
+            ) as eventual,
             open_store(
                 mesh.link,
                 mesh.membership,
@@ -261,6 +273,7 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
         ):
             services.store = store
             async with (
+                _open_memory(node, mesh, eventual, store),
                 open_recipes(
                     store, services.clock, derive(node.rng, "recipes")
                 ) as services.recipes,
@@ -295,29 +308,24 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
 
 
 @asynccontextmanager
-async def _open_memory(node: _Node, mesh: Mesh) -> AsyncIterator[SharedMemory]:
-    """The eventual store and the shared memory in it."""
-    trust, key, me = node.beginning.trust, node.folder.key, node.services.node_id
-    async with open_eventual(
-        mesh.link,
-        mesh.membership,
-        node.folder.disk("crdt"),
-        RumourSigner(key, trust),
-        node.services.clock,
-        derive(node.rng, "crdt"),
-        # Expired ones, too: they come back.
-        everyone=lambda: [x.node_id for x in trust.admissions_by_id().values() if not x.evicted],
-    ) as store:
-        memory = SharedMemory(
-            me,
-            store,
-            node.services.clock,
-            alive=lambda: [one for one in mesh.membership.alive() if one != me],
-        )
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(memory.sweep)
-            yield memory
-            nursery.cancel_scope.cancel()
+async def _open_memory(
+    node: _Node, mesh: Mesh, eventual: Eventual, store: Store
+) -> AsyncIterator[None]:
+    """Shared memory, and caches in it."""
+    services = node.services
+    me, clock = services.node_id, services.clock
+
+    def alive() -> list[NodeId]:
+        return [one for one in mesh.membership.alive() if one != me]
+
+    async with (
+        open_memory(me, eventual, store, clock, alive) as memory,
+        open_cache(
+            me, memory, eventual, store, clock, derive(node.rng, "cache"), alive
+        ) as services.cache,
+    ):
+        services.memory = memory
+        yield
 
 
 @asynccontextmanager

@@ -107,6 +107,30 @@ class NoMajorityLeft(Conflict):
     code = "no_majority_left"
 
 
+class NamespaceExists(Conflict):
+    """A namespace of shared memory is what it was made as, for ever. Nothing changed."""
+
+    code = "namespace_exists"
+
+
+class NamespaceInUse(Conflict):
+    """A namespace of shared memory holds eventual values, so it stays eventual. Nothing changed."""
+
+    code = "namespace_in_use"
+
+
+class NotACache(Conflict):
+    """The namespace of shared memory holds values that no cache may evict. Nothing changed."""
+
+    code = "not_a_cache"
+
+
+class ComputeReplaced(Conflict):
+    """A value took too long, or its node was gone: somebody else computes it. It is not kept."""
+
+    code = "compute_replaced"
+
+
 class VersionExists(Conflict):
     code = "version_exists"
 
@@ -310,6 +334,12 @@ class TooManyWaiters(Busy):
     code = "too_many_waiters"
 
 
+class ComputePending(Unavailable):
+    """Somebody still computes the value: the message says who. Ask again."""
+
+    code = "compute_pending"
+
+
 class BlobsFull(Busy):
     """This node's share of the disk for blobs is taken by what must be kept. Nothing changed."""
 
@@ -372,6 +402,12 @@ class TaskFailed(SwarmError):
     """The agent's code failed: the cause is in the message."""
 
     code = "task_failed"
+
+
+class ComputeFailed(TaskFailed):
+    """What was to compute a value for a cache raised: the cause is in the message."""
+
+    code = "compute_failed"
 
 
 class AgentSpawnFailed(TaskFailed):

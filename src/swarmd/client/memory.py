@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 from urllib.parse import quote, urlencode
 
+import msgspec
+
+from swarmd.base.errors import (
+    BadRequest,
+    ComputeReplaced,
+    Conflict,
+    ShuttingDown,
+    SwarmError,
+    Unreachable,
+)
 from swarmd.base.names import check_name
-from swarmd.client.requests import Requests
-from swarmd.gateway.shapes_memory import CrdtKey, MemoryEntry, MemoryNews, MemoryPage
+from swarmd.client.requests import RETRY_PAUSE_S, DaemonDown, Requests
+from swarmd.gateway.shapes import Done
+from swarmd.gateway.shapes_memory import (
+    CrdtKey,
+    MemoryEntry,
+    MemoryNamespace,
+    MemoryNews,
+    MemoryPage,
+    MemoryTurn,
+)
+
+# How long a value that was computed is offered to one daemon after another.
+_KEEP_RETRY_S: Final = 10.0
+_WHY_CHARS_MAX: Final = 500
 
 
 class MemoryCalls(Requests):
@@ -23,7 +47,8 @@ class MemoryCalls(Requests):
         ttl_s: float | None = None,
         if_version: str | None = None,
     ) -> MemoryEntry:
-        """Write a value, of which all nodes have the latest within a second or so.
+        """Write a value. In an eventual namespace all nodes have it within a second or so; in a
+        strong one every later get has it, or one that was written after it.
 
         Args:
             ttl_s: when it expires, in seconds from now.
@@ -33,7 +58,12 @@ class MemoryCalls(Requests):
         return self._call("PUT", _path(namespace, key), body, kind=MemoryEntry)
 
     def memory_get(self, namespace: str, key: str) -> MemoryEntry:
-        """The value as the node knows it. Raises NotFound."""
+        """The value as the node knows it; in a strong namespace, as a majority does.
+
+        Raises:
+            NotFound: there is none.
+            NoQuorum: the namespace is strong, and no majority answers.
+        """
         return self._get(_path(namespace, key), MemoryEntry)
 
     def memory_list(
@@ -63,8 +93,137 @@ class MemoryCalls(Requests):
         """Who put what at a key, when, and why it counts, as the node knows. Raises NotFound."""
         return self._get(_path(namespace, key, "crdt"), CrdtKey)
 
+    # ---- namespaces ------------------------------------------------------------------
 
-def _path(namespace: str, key: str, room: str = "memory") -> str:
+    def memory_namespaces(self) -> list[MemoryNamespace]:
+        """Namespaces that were made, by name. Raises NoQuorum."""
+        return self._get("/memory-namespaces", list[MemoryNamespace])
+
+    def memory_namespace(self, namespace: str) -> MemoryNamespace:
+        """What a namespace promises."""
+        return self._get(_namespace_path(namespace), MemoryNamespace)
+
+    def memory_namespace_create(
+        self, namespace: str, consistency: str, *, entries_max: int = 0, bytes_max: int = 0
+    ) -> MemoryNamespace:
+        """Make a namespace; repeating it changes nothing. A strong one takes a few seconds.
+
+        Args:
+            consistency: `eventual` or `strong`; it stays that.
+            entries_max, bytes_max: it is a cache, which holds so much.
+
+        Raises:
+            NamespaceExists, NamespaceInUse: nothing changed.
+            NoQuorum: whether it was made is unknown.
+        """
+        bounds = {"entries_max": entries_max, "bytes_max": bytes_max}
+        body = {"consistency": consistency, **bounds}
+        path = _namespace_path(namespace)
+        return self._call("PUT", path, body, kind=MemoryNamespace, safe=True)
+
+    # ---- values that are computed once -----------------------------------------------
+
+    def memory_get_or_compute(
+        self,
+        namespace: str,
+        key: str,
+        compute: Callable[[], Any],
+        *,
+        ttl_s: float | None = None,
+        wait_s: float = 60.0,
+        compute_s: float = 300.0,
+    ) -> Any:
+        """The value of a cache; if it is missing, what `compute` gives, which is kept for others.
+
+        Of all callers in the swarm one computes, and the others wait for it. One that is gone, or
+        takes too long, is replaced by another; then `compute` runs again, there.
+
+        Args:
+            namespace: a cache; one that nobody made becomes one, of 10,000 values and 64 MiB.
+            ttl_s: for how long the value is kept, in seconds.
+            wait_s: longest wait for others.
+            compute_s: how long `compute` may take.
+
+        Raises:
+            ComputeFailed: it was computed elsewhere while this waited, and failed. What `compute`
+                itself raises here comes as it is. Either way nobody tries again by itself.
+            ComputePending: not within `wait_s`; somebody still computes it.
+            NotACache: the namespace holds values that no cache may lose.
+            NoQuorum: it is missing here, and no majority can be asked who computes it.
+        """
+        path = _path(namespace, key, "memory-compute")
+        deadline = time.monotonic() + wait_s
+        while True:
+            with self._another() as asking:
+                # The turn lasts for as long as its stream is open.
+                turn, stream = _turn(asking, path, deadline, compute_s)
+                if turn.state == "hit":
+                    return turn.value
+                value = self._compute(path, turn.fence, compute)
+                try:
+                    self._keep(path, turn.fence, value, ttl_s)
+                except ComputeReplaced:
+                    if time.monotonic() >= deadline:
+                        raise
+                else:
+                    return value
+                finally:
+                    del stream
+
+    def _compute(self, path: str, fence: int, compute: Callable[[], Any]) -> Any:
+        """Take a turn. Who is interrupted leaves it to somebody else."""
+        try:
+            value = compute()
+            msgspec.msgpack.encode(value)
+        except Exception as error:
+            self._tell_failure(path, fence, f"{type(error).__name__}: {error}")
+            raise
+        return value
+
+    def _keep(self, path: str, fence: int, value: Any, ttl_s: float | None) -> None:
+        body = {"fence": fence, "value": value, "ttl_s": ttl_s}
+        try:
+            self._call("PUT", path, body, kind=Done, safe=True, retry_s=_KEEP_RETRY_S)
+        except Conflict:
+            raise
+        except BadRequest as error:  # Nobody else would fare better.
+            self._tell_failure(path, fence, error.message)
+            raise
+
+    def _tell_failure(self, path: str, fence: int, why: str) -> None:
+        body = {"fence": fence, "error": why[:_WHY_CHARS_MAX]}
+        with contextlib.suppress(SwarmError):  # The turn goes back when the connection closes.
+            self._call("PUT", path, body, kind=Done, safe=True)
+
+
+def _turn(
+    asking: Requests, path: str, deadline: float, compute_s: float
+) -> tuple[MemoryTurn, Iterator[MemoryTurn]]:
+    """The value or a turn, from whichever daemon stays there until it comes, and its stream."""
+    while True:
+        left_s = max(0.0, deadline - time.monotonic())
+        try:
+            body = {"wait_s": left_s, "compute_s": compute_s}
+            stream = asking._stream("POST", path, body, MemoryTurn)
+            turn = next(stream, None)
+            if turn is not None:
+                return turn, stream
+            raise Unreachable("the daemon's answer broke off")
+        except DaemonDown:
+            raise
+        except (Unreachable, ShuttingDown):
+            if time.monotonic() >= deadline:
+                raise
+            asking._next_socket()
+            time.sleep(RETRY_PAUSE_S)
+
+
+def _namespace_path(namespace: str) -> str:
+    check_name(namespace, "namespace")
+    return f"/memory-namespaces/{quote(namespace, safe='')}"
+
+
+def _path(namespace: str, key: str, below: str = "memory") -> str:
     # A slash in a namespace would make another path of it, which is somebody else's key.
     check_name(namespace, "namespace")
-    return f"/{room}/{quote(namespace, safe='')}/{quote(key, safe='')}"
+    return f"/{below}/{quote(namespace, safe='')}/{quote(key, safe='')}"

@@ -6,6 +6,7 @@ one that is not safe to repeat only if no byte of it was sent.
 
 from __future__ import annotations
 
+import copy
 import http.client
 import os
 import socket
@@ -107,6 +108,12 @@ class Requests:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def _another(self) -> Self:
+        """Another one like it, with a connection of its own."""
+        other = copy.copy(self)
+        other._connection = None
+        return other
 
     @property
     def sockets(self) -> list[str]:

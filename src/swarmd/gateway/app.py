@@ -28,6 +28,7 @@ from swarmd.gateway.routes.kv import Kv
 from swarmd.gateway.routes.leases import LeaseRoutes
 from swarmd.gateway.routes.members import Members
 from swarmd.gateway.routes.memory import MemoryRoutes
+from swarmd.gateway.routes.memory_cache import MemoryCacheRoutes
 from swarmd.gateway.routes.queries import QueryRoutes
 from swarmd.gateway.routes.raft import RaftRoutes
 from swarmd.gateway.routes.recipes import RecipeRoutes
@@ -75,6 +76,7 @@ class Api:
             *EventRoutes(context).routes(),
             *MemoryRoutes(context).routes(),
             *CrdtRoutes(context).routes(),
+            *MemoryCacheRoutes(context).routes(),
             *QueryRoutes(context).routes(),
         ]
 

@@ -25,6 +25,7 @@ from swarmd.identity.authority import Admission
 from swarmd.identity.epochs import Chain
 from swarmd.identity.fingerprints import Fingerprint
 from swarmd.identity.genesis import Genesis
+from swarmd.memory.cache.service import Cache
 from swarmd.memory.kv.service import SharedMemory
 from swarmd.mesh.approval.messages import Waiting
 from swarmd.mesh.bus.service import Bus
@@ -432,6 +433,7 @@ class Services:
     recipes: Recipes | None = None
     bus: Bus | None = None
     memory: SharedMemory | None = None
+    cache: Cache | None = None
     blobs: Blobs | None = None
     agents: Agents | None = None
     tasks: Tasks | None = None

@@ -85,3 +85,28 @@ class CrdtKey(Struct, frozen=True, kw_only=True):
     """Of the whole shard, which other keys are in, too."""
     early: int
     """Changes that are known to be removed and did not come yet."""
+
+
+class MemoryNamespace(Struct, frozen=True, kw_only=True):
+    """What a namespace promises. One that nobody made is eventual, and has no author."""
+
+    name: str
+    consistency: str
+    """`eventual` or `strong`."""
+    entries_max: int
+    """More than 0: it is a cache, of so many values and `bytes_max` bytes."""
+    bytes_max: int
+    created_by: str
+    created_at_ms: int
+    node: str
+    left_over: int
+    """Eventual values under the name of a strong namespace, which it does not show."""
+
+
+class MemoryTurn(Struct, frozen=True, kw_only=True):
+    """What comes of asking for a value that may have to be computed."""
+
+    state: str
+    """`hit`: here is the value. `compute`: the caller computes it, under `fence`."""
+    value: Any = None
+    fence: int = 0

@@ -23,8 +23,9 @@ from swarmd.base.files import FileDisk
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import CRDT_VALUE_BYTES_MAX
 from swarmd.base.rng import make_rng
+from swarmd.memory.kv.eventual import BUCKET, EventualMemory
 from swarmd.memory.kv.inspecting import EXPIRED
-from swarmd.memory.kv.service import ABSENT, BUCKET, Entry, SharedMemory, key_of
+from swarmd.memory.kv.port import ABSENT, Entry
 from swarmd.mesh.transports.memory import MemoryNetwork
 from swarmd.sim.crdt import SimSigner
 from swarmd.state.crdt.service import open_eventual
@@ -55,7 +56,7 @@ class Node:
         self.starts = 0
 
     @asynccontextmanager
-    async def open(self, me: NodeId = ME) -> AsyncIterator[SharedMemory]:
+    async def open(self, me: NodeId = ME) -> AsyncIterator[EventualMemory]:
         self.starts += 1
         async with open_eventual(
             MemoryNetwork().link(me),
@@ -66,7 +67,7 @@ class Node:
             make_rng(self.starts),
             everyone=lambda: [me],
         ) as store:
-            yield SharedMemory(me, store, self.clock, lambda: self.alive)
+            yield EventualMemory(me, store, self.clock, lambda: self.alive)
 
 
 @pytest.fixture
@@ -82,20 +83,20 @@ async def test_a_value_comes_back_with_who_wrote_it_when_and_until_when(node: No
     async with node.open() as memory:
         for value in ("dark", 7, 1.5, None, True, [1, {"a": "ä"}], {"deep": [None]}):
             written = await memory.set("ns", "k", value, by="ann", ttl_s=2.5)
-            assert memory.get("ns", "k") == written
+            assert await memory.get("ns", "k") == written
             assert told(written) == (value, "ann", 1_000_000, 1_002_500, ME)
     async with node.open() as again:
-        assert again.get("ns", "k").value == {"deep": [None]}
+        assert (await again.get("ns", "k")).value == {"deep": [None]}
 
 
 async def test_namespaces_do_not_see_each_other(node: Node) -> None:
     async with node.open() as memory:
         for namespace, key in (("a", "b/c"), ("a.b", "c"), ("a", "c")):
             await memory.set(namespace, key, f"{namespace} {key}", by="")
-        assert [one.key for one in memory.list("a")[0]] == ["b/c", "c"]
-        assert [one.key for one in memory.list("a.b")[0]] == ["c"]
+        assert [one.key for one in (await memory.list("a"))[0]] == ["b/c", "c"]
+        assert [one.key for one in (await memory.list("a.b"))[0]] == ["c"]
         with pytest.raises(NotFound, match=r"a\.b has no key"):
-            memory.get("a.b", "b/c")
+            await memory.get("a.b", "b/c")
 
 
 async def test_a_list_is_in_order_and_goes_on_where_it_ended(node: Node) -> None:
@@ -103,9 +104,9 @@ async def test_a_list_is_in_order_and_goes_on_where_it_ended(node: Node) -> None
         for number in (3, 1, 5, 2, 4):
             await memory.set("ns", f"k{number}", number, by="")
         await memory.set("ns", "other", 0, by="")
-        first, more = memory.list("ns", "k", limit=2)
+        first, more = await memory.list("ns", "k", limit=2)
         assert ([one.key for one in first], more) == (["k1", "k2"], True)
-        rest, more = memory.list("ns", "k", after="k2")
+        rest, more = await memory.list("ns", "k", after="k2")
         assert ([one.key for one in rest], more) == (["k3", "k4", "k5"], False)
 
 
@@ -115,8 +116,8 @@ async def test_what_has_expired_is_absent_at_once_and_removed_by_its_node(node: 
         await memory.set("ns", "lasting", 2, by="")
         node.clock.wall += 1_000
         with pytest.raises(NotFound):
-            memory.get("ns", "brief")
-        assert [one.key for one in memory.list("ns")[0]] == ["lasting"]
+            await memory.get("ns", "brief")
+        assert [one.key for one in (await memory.list("ns"))[0]] == ["lasting"]
         assert memory._store.keys(BUCKET) == ["ns/brief", "ns/lasting"]
         await memory.look_at_all()
         await memory.sweep_once()
@@ -150,7 +151,7 @@ async def test_a_version_guards_against_writes_that_were_not_seen(node: Node) ->
                 await memory.set("ns", "k", 3, by="", if_version=version)
             with pytest.raises(Conflict):
                 await memory.delete("ns", "k", if_version=version)
-        assert memory.get("ns", "k") == second
+        assert await memory.get("ns", "k") == second
         await memory.delete("ns", "k", if_version=second.version)
         with pytest.raises(NotFound):
             await memory.delete("ns", "k")
@@ -184,18 +185,17 @@ async def test_a_mistake_is_refused_and_nothing_changes(
 async def test_a_key_of_another_type_is_no_value(node: Node) -> None:
     async with node.open() as memory:
         await memory._store.write(BUCKET, "ns/set", AddTo(1))
-        assert memory.list("ns") == ([], False)
+        assert await memory.list("ns") == ([], False)
         with pytest.raises(Conflict, match="is a set and no register"):
             await memory.set("ns", "set", 1, by="")
 
 
 async def test_a_watch_tells_keys_of_its_namespace(node: Node) -> None:
-    async with node.open() as memory:
-        with memory.watch("ns", "k") as watch:
-            for namespace, key in (("other", "k"), ("ns", "x"), ("ns", "k1"), ("ns", "k2")):
-                await memory.set(namespace, key, 1, by="")
-            await memory.delete("ns", "k1")
-            assert [key_of(await watch.receive()) for _ in range(2)] == ["k1", "k2"]
+    async with node.open() as memory, memory.watch("ns", "k") as watch:
+        for namespace, key in (("other", "k"), ("ns", "x"), ("ns", "k1"), ("ns", "k2")):
+            await memory.set(namespace, key, 1, by="")
+        await memory.delete("ns", "k1")
+        assert [await watch.receive() for _ in range(2)] == ["k1", "k2"]
 
 
 async def test_what_stands_behind_a_key_is_told(node: Node) -> None:

@@ -44,6 +44,11 @@ TAKES = {
     b"c/ask/00": (MEMBER, VOTER, VOTER),
     b"k/ci": (MEMBER, MEMBER, VOTER),
     b"g/resize": (MEMBER, MEMBER, VOTER),
+    b"m/v/ledger/k": (MEMBER, MEMBER, VOTER),
+    b"m/c/built/k": (MEMBER, MEMBER, VOTER),
+    b"m/n/ledger": (MEMBER, VOTER, VOTER),
+    b"m/t": (MEMBER, VOTER, VOTER),
+    b"m/other": (VOTER, VOTER, VOTER),
     b"v/pin/" + OTHER: (MEMBER, MEMBER, VOTER),
     b"s/v/db-password": (CANDIDATE, MEMBER, VOTER),
     b"s/uses": (CANDIDATE, VOTER, VOTER),
@@ -145,8 +150,8 @@ def test_every_kind_of_key_has_a_row_and_is_tested() -> None:
     assert len(found) >= len(RIGHTS)
     rows = {right.prefix for right in RIGHTS}
     assert len(rows) == len(RIGHTS)
-    # Secrets have rows by what comes below.
-    assert set(found) - rows == {m.SECRET_PREFIX}
+    # Secrets and shared memory have rows by what comes below.
+    assert set(found) - rows == {m.SECRET_PREFIX, m.MEMORY_PREFIX}
     assert rows == {right_for(key).prefix for key in TAKES} - {b""}
 
 

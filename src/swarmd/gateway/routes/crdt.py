@@ -26,7 +26,7 @@ class CrdtRoutes:
         """A key's cells as this node knows them."""
         namespace, key = request.path_params["namespace"], request.path_params["key"]
         caller_of(request).require("memory:read", namespace)
-        found = self._services.need(self._services.memory).inspect(namespace, key)
+        found = await self._services.need(self._services.memory).inspect(namespace, key)
         name_of = self._services.name_of
         return answer(
             request,

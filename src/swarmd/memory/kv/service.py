@@ -1,84 +1,40 @@
-"""Shared memory over the eventual store: keys in namespaces, and who wrote what, until when.
-
-A value is a register: of writes that did not see each other the later one counts. What has expired
-is read as absent at once, and removed by the node that wrote it, or by another if that is gone.
-"""
+"""Shared memory: values by key in namespaces, each of which is eventual or strong."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
 
 import trio
 
 from swarmd.base.clock import Clock
-from swarmd.base.errors import (
-    BadRequest,
-    EmptyKey,
-    KeyTooLong,
-    MalformedMessage,
-    NotFound,
-    SwarmError,
-    ValueTooLarge,
-)
-from swarmd.base.ids import NodeId, digest, to_text
-from swarmd.base.limits import CRDT_KEY_BYTES_MAX, CRDT_VALUE_BYTES_MAX, NAME_BYTES_MAX
-from swarmd.base.names import check_name
-from swarmd.memory.kv.inspecting import Inspected, inspect
-from swarmd.observe.log import get_logger
-from swarmd.state.crdt.cells import Cell
-from swarmd.state.crdt.clock import ms_of
-from swarmd.state.crdt.dots import Actor, Dot, node_of
-from swarmd.state.crdt.service import Eventual, KeyWatch
-from swarmd.state.crdt.types.kinds import Kind
-from swarmd.state.crdt.types.registers import winner
-from swarmd.state.crdt.types.values import Assign, Remove, kind_of
-from swarmd.wire.codec import pack, unpack
+from swarmd.base.errors import BadRequest
+from swarmd.base.ids import NodeId
+from swarmd.memory.kv.eventual import EventualMemory
+from swarmd.memory.kv.inspecting import Inspected
+from swarmd.memory.kv.namespaces import Namespaces
+from swarmd.memory.kv.port import LIST_MAX, Entry, Memory, Watch
+from swarmd.memory.kv.records import flight_key
+from swarmd.memory.kv.strong import StrongMemory, StrongStore
+from swarmd.state.crdt.service import Eventual
+from swarmd.state.raft.messages import Delete
 
-BUCKET: Final = "memory"
-TTL_MAX_S: Final = 10 * 365 * 24 * 3_600
-LIST_MAX: Final = 1_000
-# A version that no value has: only where there is none.
-ABSENT: Final = "0"
-_AUTHOR_CHARS_MAX: Final = 200
-_SWEEP_S: Final = 5.0
-# How many keys one turn removes at most.
-_SWEEP_REMOVES_MAX: Final = 500
-_VERSION_BYTES: Final = 10
-
-# No change has this number.
-_NOWHERE: Final[Dot] = (Actor(b""), 0)
-
-_log = get_logger("memory")
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A value. `version` is another one after each write; `expires_at_ms` is 0 for never."""
-
-    namespace: str
-    key: str
-    value: Any
-    version: str
-    created_by: str
-    created_at_ms: int
-    expires_at_ms: int
-    node: NodeId
+__all__ = ["Entry", "SharedMemory", "open_memory"]
 
 
 class SharedMemory:
-    """Args:
-    alive: who is alive, this node not among them.
-    """
+    """See `port.Memory`. Made by `open_memory`."""
 
     def __init__(
-        self, me: NodeId, store: Eventual, clock: Clock, alive: Callable[[], Sequence[NodeId]]
+        self,
+        eventual: EventualMemory,
+        strong: StrongMemory,
+        namespaces: Namespaces,
+        store: StrongStore,
     ) -> None:
-        self._me, self._store, self._clock, self._alive = me, store, clock, alive
-        # Keys that expire, and when.
-        self._expiring: dict[str, int] = {}
+        self.eventual, self._strong, self._store = eventual, strong, store
+        self.namespaces = namespaces
 
     async def set(
         self,
@@ -90,193 +46,79 @@ class SharedMemory:
         ttl_s: float | None = None,
         if_version: str | None = None,
     ) -> Entry:
-        """Write a value; returns once it is on this node's disk. Others have it within a second.
+        memory = await self._of(namespace)
+        return await memory.set(namespace, key, value, by=by, ttl_s=ttl_s, if_version=if_version)
 
-        Args:
-            by: who writes, for people.
-            ttl_s: when it expires, in seconds from now.
-            if_version: write only where this is the version, as this node knows it; ABSENT: only
-                where there is no value. Another node may write at the same time all the same.
+    async def get(self, namespace: str, key: str) -> Entry:
+        memory = await self._of(namespace)
+        return await memory.get(namespace, key)
 
-        Raises:
-            BadName, EmptyKey, KeyTooLong, ValueTooLarge, BadRequest: nothing changed.
-            Conflict: the version is another one; nothing changed.
-            WrongType, ClockSkew, DiskFault, TimedOut: see `Eventual.write`.
+    async def inspect(self, namespace: str, key: str) -> Inspected:
+        """Why a key of an eventual namespace holds what it holds.
+
+        Raises NotFound, EmptyKey, KeyTooLong, BadRequest.
         """
-        name = _name_of(namespace, key)
-        expires_ms = 0
-        if ttl_s is not None:
-            if not 0 < ttl_s <= TTL_MAX_S:
-                raise BadRequest(f"a time to live is above 0 and at most {TTL_MAX_S} s")
-            expires_ms = self._clock.wall_ms() + max(1, round(ttl_s * 1_000))
-        packed = [value, by[:_AUTHOR_CHARS_MAX]]
-        if len(pack(packed)) > CRDT_VALUE_BYTES_MAX:
-            raise ValueTooLarge(
-                f"a value has at most {CRDT_VALUE_BYTES_MAX} bytes: put it into a blob, and keep "
-                "its hash here"
+        if (await self.namespaces.of(namespace)).is_strong:
+            raise BadRequest(
+                f"{namespace} is a strong namespace: a majority agrees on its values one by one, and "
+                "no two writes of a key stand side by side"
             )
-        await self._store.write(
-            BUCKET,
-            name,
-            Assign(packed),
-            expires_ms=expires_ms,
-            expects=self._expected(name, if_version),
-        )
-        written = self._entry(name, expired_too=True)
-        if written is None:
-            raise NotFound(f"{key!r} was written, and deleted by somebody else since")
-        return written
+        return self.eventual.inspect(namespace, key)
 
-    def get(self, namespace: str, key: str) -> Entry:
-        """The value as this node knows it. Raises NotFound, BadName, EmptyKey, KeyTooLong."""
-        found = self._entry(_name_of(namespace, key))
-        if found is None:
-            raise NotFound(f"{namespace} has no key {key!r}")
-        return found
-
-    def inspect(self, namespace: str, key: str) -> Inspected:
-        """Why a key holds what it holds. Raises NotFound, BadName, EmptyKey, KeyTooLong."""
-        return inspect(self._store, BUCKET, _name_of(namespace, key), self._clock.wall_ms())
-
-    def list(
+    async def list(
         self, namespace: str, prefix: str = "", *, after: str = "", limit: int = LIST_MAX
     ) -> tuple[list[Entry], bool]:
-        """Values of keys that begin with `prefix` and come after `after`; are there more?"""
-        _check_namespace(namespace)
-        found: list[Entry] = []
-        begin = len(namespace) + 1
-        for name in self._store.keys(BUCKET, f"{namespace}/{prefix}"):
-            if name[begin:] <= after:
-                continue
-            entry = self._entry(name)
-            if entry is None:
-                continue
-            if len(found) >= limit:
-                return found, True
-            found.append(entry)
-        return found, False
+        memory = await self._of(namespace)
+        return await memory.list(namespace, prefix, after=after, limit=limit)
 
     async def delete(self, namespace: str, key: str, *, if_version: str | None = None) -> None:
-        """Delete a value. Raises NotFound, and what `set` raises; nothing changed then."""
-        name = _name_of(namespace, key)
-        self.get(namespace, key)
-        expects = self._expected(name, if_version)
-        await self._store.write(BUCKET, name, Remove(), expects=expects)
+        """As `port.Memory` says. Of a cache it takes a majority: what was computed just now would
+        be had from the strong store again.
+        """
+        memory = await self._of(namespace)
+        if (await self.namespaces.of(namespace)).is_cache:
+            await self._forget_flight(namespace, key)
+        await memory.delete(namespace, key, if_version=if_version)
 
-    @contextmanager
-    def watch(self, namespace: str, prefix: str = "") -> Iterator[KeyWatch]:
-        """Be told of keys that change; `key_of` has them without their namespace. Raises Busy."""
-        _check_namespace(namespace)
-        with self._store.watch(BUCKET, f"{namespace}/{prefix}") as watch:
+    @asynccontextmanager
+    async def watch(self, namespace: str, prefix: str = "") -> AsyncIterator[Watch]:
+        memory = await self._of(namespace)
+        async with memory.watch(namespace, prefix) as watch:
             yield watch
 
-    async def sweep(self) -> None:
-        """Remove what has expired, for as long as this runs."""
-        with self._store.watch(BUCKET) as watch:
-            watch.lagged = True  # What was there before.
-            while True:
-                if watch.lagged:
-                    watch.lagged = False
-                    await self.look_at_all()
-                for name in watch.drain():
-                    self._look_at(name)
-                try:
-                    await self.sweep_once()
-                except SwarmError as error:
-                    _log.debug("what has expired is not removed yet", why=error.message)
-                await trio.sleep(_SWEEP_S)
+    async def _of(self, namespace: str) -> Memory:
+        """Who keeps a namespace. Raises BadRequest."""
+        found = await self.namespaces.of(namespace)
+        return self._strong if found.is_strong else self.eventual
 
-    async def look_at_all(self) -> None:
-        """Find what expires."""
-        self._expiring.clear()
-        async for name in self._store.each_key(BUCKET):
-            self._look_at(name)
+    async def _forget_flight(self, namespace: str, key: str) -> None:
+        """Raises NoQuorum. Who computes it now goes on."""
+        where = flight_key(namespace, key)
+        found = await self._store.get(where)
+        if found is not None and not found.lease:  # A lease is who computes it now.
+            await self._store.propose([Delete(where, found.mod_revision)])
 
-    def _look_at(self, name: str) -> None:
-        found = self._winner(name)
-        if found is not None and found[1].expires_ms:
-            self._expiring[name] = found[1].expires_ms
-        else:
-            self._expiring.pop(name, None)
 
-    async def sweep_once(self) -> None:
-        """Remove some of what has expired and is this node's to remove. Raises SwarmError."""
-        now_ms, alive = self._clock.wall_ms(), self._alive()
-        lowest = min((self._me, *alive))
-        due = [name for name, at_ms in self._expiring.items() if at_ms <= now_ms]
-        for name in due[:_SWEEP_REMOVES_MAX]:
-            found = self._winner(name)
-            if found is None or not 0 < found[1].expires_ms <= now_ms:
-                continue
-            author = node_of(found[0][0])
-            if author == self._me or (author not in alive and lowest == self._me):
-                await self._store.write(BUCKET, name, Remove(), expects=found[0])
-                self._look_at(name)
+@asynccontextmanager
+async def open_memory(
+    me: NodeId,
+    eventual: Eventual,
+    store: StrongStore,
+    clock: Clock,
+    alive: Callable[[], Sequence[NodeId]],
+) -> AsyncIterator[SharedMemory]:
+    """Serve shared memory for as long as the block runs.
 
-    def _winner(self, name: str) -> tuple[Dot, Cell] | None:
-        live = self._store.cells(BUCKET, name)
-        return winner(live) if kind_of(live) is Kind.REGISTER else None
-
-    def _entry(self, name: str, *, expired_too: bool = False) -> Entry | None:
-        found = self._winner(name)
-        if found is None:
-            return None
-        dot, cell = found
-        if not expired_too and 0 < cell.expires_ms <= self._clock.wall_ms():
-            return None
+    Args:
+        alive: who is alive, this node not among them.
+    """
+    async with trio.open_nursery() as nursery:
+        values = EventualMemory(me, eventual, clock, alive)
+        strong = StrongMemory(me, store, clock)
+        namespaces = Namespaces(me, eventual, values, store, clock, nursery)
+        nursery.start_soon(values.sweep)
+        nursery.start_soon(strong.sweep)
         try:
-            value = unpack(cell.value)
-        except MalformedMessage:
-            value = None
-        if not isinstance(value, list) or len(value) != 2 or not isinstance(value[1], str):
-            return None  # Not of any build of swarmd.
-        namespace, _, key = name.partition("/")
-        return Entry(
-            namespace,
-            key,
-            value[0],
-            _version_of(dot),
-            value[1],
-            ms_of(cell.stamp),
-            cell.expires_ms,
-            node_of(dot[0]),
-        )
-
-    def _expected(self, name: str, version: str | None) -> Dot | tuple[()] | None:
-        """What the machine shall find there; a version that is not known is nowhere."""
-        if version is None:
-            return None
-        if version == ABSENT:
-            return ()
-        live = self._store.cells(BUCKET, name)
-        found = winner(live) if live else None
-        if found is not None and _version_of(found[0]) == version:
-            return found[0]
-        return _NOWHERE
-
-
-def key_of(name: str) -> str:
-    """A key without its namespace."""
-    return name.partition("/")[2]
-
-
-def _version_of(dot: Dot) -> str:
-    return f"{to_text(digest(dot[0])[:_VERSION_BYTES])}-{dot[1]}"
-
-
-def _check_namespace(namespace: str) -> None:
-    check_name(namespace, "namespace")
-
-
-def _name_of(namespace: str, key: str) -> str:
-    _check_namespace(namespace)
-    if not key:
-        raise EmptyKey("a key is not empty: nothing changed")
-    try:
-        size = len(key.encode())
-    except UnicodeEncodeError as error:
-        raise BadRequest("a key is valid Unicode text: nothing changed") from error
-    if size > CRDT_KEY_BYTES_MAX - NAME_BYTES_MAX - 1:
-        most = CRDT_KEY_BYTES_MAX - NAME_BYTES_MAX - 1
-        raise KeyTooLong(f"a key has at most {most} bytes: nothing changed")
-    return f"{namespace}/{key}"
+            yield SharedMemory(values, strong, namespaces, store)
+        finally:
+            nursery.cancel_scope.cancel()

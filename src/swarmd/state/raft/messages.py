@@ -35,7 +35,8 @@ WHOLE_BYTES_MAX: Final = 512 * KIB
 
 # What keys begin with; who may write which says `rights.py`.
 # Users' keys, those of the recipes made for them (locks, barriers), and what nodes follow to
-# know who may ask, and which secrets there are. Watches see these and no others.
+# know who may ask, which secrets there are, and what strong namespaces of shared memory hold.
+# Watches see these and no others.
 USER_PREFIX: Final = b"u/"
 RECIPE_PREFIX: Final = b"c/"
 ACCESS_PREFIX: Final = b"k/"
@@ -44,6 +45,13 @@ SECRET_PREFIX: Final = b"s/"
 SECRET_VALUE_PREFIX: Final = b"s/v/"
 SECRET_RING_KEY: Final = b"s/ring"
 SECRET_USES_KEY: Final = b"s/uses"
+# Namespaces of shared memory by name, and what changes with any of them; values of the strong ones;
+# what is computed for caches.
+MEMORY_PREFIX: Final = b"m/"
+MEMORY_NAMESPACE_PREFIX: Final = b"m/n/"
+MEMORY_TABLE_KEY: Final = b"m/t"
+MEMORY_VALUE_PREFIX: Final = b"m/v/"
+MEMORY_FLIGHT_PREFIX: Final = b"m/c/"
 # Agents that are deployed; tasks, their assignments, jobs, and who holds the tasks' office.
 AGENT_PREFIX: Final = b"g/"
 TASK_PREFIX: Final = b"t/"
@@ -54,7 +62,13 @@ OFFICE_KEY: Final = b"o/tasks"
 ANCHOR_PREFIX: Final = b"h/"
 # This and a node's id, for who is pinned to a seat.
 PIN_PREFIX: Final = b"v/pin/"
-WATCHED_PREFIXES: Final = (USER_PREFIX, RECIPE_PREFIX, ACCESS_PREFIX, SECRET_PREFIX)
+WATCHED_PREFIXES: Final = (
+    USER_PREFIX,
+    RECIPE_PREFIX,
+    ACCESS_PREFIX,
+    SECRET_PREFIX,
+    MEMORY_PREFIX,
+)
 ROOT_BYTES: Final = 2
 assert {len(one) for one in WATCHED_PREFIXES} == {ROOT_BYTES}
 # What the result of a `Txn` carries as its value if `otherwise` was applied.
@@ -468,7 +482,8 @@ class Packet(Message, frozen=True, tag=1):
 
 
 # Format 3: an entry of authority that leaves no majority is refused, where format 2 applies it.
-RAFT: Final = Family("raft", Packet, alpn="swarmd-raft/1", format_number=3)
+# Format 4: changes of shared memory are kept for watches, so that the history is another one.
+RAFT: Final = Family("raft", Packet, alpn="swarmd-raft/1", format_number=4)
 
 assert PIECE_BYTES < WHOLE_BYTES_MAX
 assert BATCH_OPERATIONS_MAX <= TXN_OPERATIONS_MAX

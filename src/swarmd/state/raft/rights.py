@@ -29,6 +29,10 @@ from swarmd.state.raft.messages import (
     ANCHOR_PREFIX,
     ASSIGNMENT_PREFIX,
     JOB_PREFIX,
+    MEMORY_FLIGHT_PREFIX,
+    MEMORY_NAMESPACE_PREFIX,
+    MEMORY_TABLE_KEY,
+    MEMORY_VALUE_PREFIX,
     OFFICE_KEY,
     PIN_PREFIX,
     RECIPE_PREFIX,
@@ -87,6 +91,10 @@ RIGHTS: Final = (
     Right(RECIPE_PREFIX, put=_M),  # They go with their leases.
     Right(ACCESS_PREFIX, put=_M, delete=_M),
     Right(AGENT_PREFIX, put=_M, delete=_M),
+    Right(MEMORY_VALUE_PREFIX, put=_M, delete=_M),
+    Right(MEMORY_FLIGHT_PREFIX, put=_M, delete=_M),
+    Right(MEMORY_NAMESPACE_PREFIX, put=_M),  # What a namespace promises nobody takes back.
+    Right(MEMORY_TABLE_KEY, put=_M),
     Right(PIN_PREFIX, put=_M, delete=_M),
     # Who holds the keys of secrets seals for all others; to delete takes no key.
     Right(SECRET_VALUE_PREFIX, put=_C, delete=_M),

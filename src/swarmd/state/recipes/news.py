@@ -1,4 +1,4 @@
-"""Who waits is told that something moved: one watch of all recipes for a whole node.
+"""Who waits is told that something moved: one watch, of all recipes, for a whole node.
 
 A thousand waiters must not be a thousand watches. There is one, which runs while anybody here
 waits. It tells by key and by line; what moved is then read from the store, so that telling
@@ -58,11 +58,16 @@ class Interest:
 
 
 class News:
-    """See the module; `run` must run."""
+    """See the module; `run` must run.
 
-    def __init__(self, store: Watchable, rng: Rng) -> None:
+    Args:
+        prefix: what the keys begin with that anybody may wait for.
+    """
+
+    def __init__(self, store: Watchable, rng: Rng, prefix: bytes = RECIPE_PREFIX) -> None:
         self._store = store
         self._rng = rng
+        self._prefix = prefix
         self._interests: dict[bytes, dict[Interest, None]] = {}
         self._wanted = trio.Event()
 
@@ -91,13 +96,14 @@ class News:
                 await self._watch()
                 delay_s = _RETRY_MIN_S
             except SwarmError as error:
-                _log.debug("the watch of recipes begins anew", why=error.message)
+                prefix = self._prefix.decode()
+                _log.debug("a watch begins anew", prefix=prefix, why=error.message)
                 await trio.sleep(delay_s * self._rng.uniform(0.5, 1.0))
                 delay_s = min(delay_s * 2.0, _RETRY_MAX_S)
 
     async def _watch(self) -> None:
         first = True
-        async with aclosing(self._store.watch(RECIPE_PREFIX)) as watched:
+        async with aclosing(self._store.watch(self._prefix)) as watched:
             async for changes, _ in watched:
                 if first:
                     self._tell_all()

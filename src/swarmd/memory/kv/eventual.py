@@ -1,0 +1,249 @@
+"""Eventual namespaces: values in the eventual store, and who wrote what, until when.
+
+A value is a register: of writes that did not see each other the later one counts. What has expired
+is read as absent at once, and removed by the node that wrote it, or by another if that is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import trio
+
+from swarmd.base.clock import Clock
+from swarmd.base.errors import MalformedMessage, NotFound, SwarmError, ValueTooLarge
+from swarmd.base.ids import NodeId, digest, to_text
+from swarmd.base.limits import CRDT_VALUE_BYTES_MAX
+from swarmd.memory.kv.inspecting import Inspected, inspect
+from swarmd.memory.kv.port import ABSENT, LIST_MAX, Entry, Watch
+from swarmd.memory.kv.rules import author, check_namespace, key_of, name_of, ttl_ms
+from swarmd.observe.log import get_logger
+from swarmd.state.crdt.cells import Cell
+from swarmd.state.crdt.clock import ms_of
+from swarmd.state.crdt.dots import Actor, Dot, node_of
+from swarmd.state.crdt.service import Eventual, KeyWatch
+from swarmd.state.crdt.types.kinds import Kind
+from swarmd.state.crdt.types.registers import winner
+from swarmd.state.crdt.types.values import Assign, Remove, kind_of
+from swarmd.wire.codec import pack, unpack
+
+BUCKET: Final = "memory"
+_SWEEP_S: Final = 5.0
+# How many keys one turn removes at most.
+_SWEEP_REMOVES_MAX: Final = 500
+_VERSION_BYTES: Final = 10
+
+# No change has this number.
+_NOWHERE: Final[Dot] = (Actor(b""), 0)
+
+_log = get_logger("memory")
+
+
+class EventualMemory:
+    """See `port.Memory`.
+
+    Args:
+        alive: who is alive, this node not among them.
+    """
+
+    def __init__(
+        self, me: NodeId, store: Eventual, clock: Clock, alive: Callable[[], Sequence[NodeId]]
+    ) -> None:
+        self._me, self._store, self._clock, self._alive = me, store, clock, alive
+        # Keys that expire, and when.
+        self._expiring: dict[str, int] = {}
+
+    async def set(
+        self,
+        namespace: str,
+        key: str,
+        value: Any,
+        *,
+        by: str,
+        ttl_s: float | None = None,
+        if_version: str | None = None,
+    ) -> Entry:
+        """Write a value; returns once it is on this node's disk. Others have it within a second.
+
+        `if_version` is held against what this node knows. Another node may write at the same time
+        all the same.
+
+        Raises:
+            WrongType, ClockSkew, DiskFault, TimedOut: see `Eventual.write`.
+            See `port.Memory` for others.
+        """
+        name = name_of(namespace, key)
+        expires_ms = 0 if ttl_s is None else self._clock.wall_ms() + ttl_ms(ttl_s)
+        packed = [value, author(by)]
+        if len(pack(packed)) > CRDT_VALUE_BYTES_MAX:
+            raise ValueTooLarge(
+                f"a value has at most {CRDT_VALUE_BYTES_MAX} bytes: put it into a blob, and keep "
+                "its hash here"
+            )
+        await self._store.write(
+            BUCKET,
+            name,
+            Assign(packed),
+            expires_ms=expires_ms,
+            expects=self._expected(name, if_version),
+        )
+        written = self._entry(name, expired_too=True)
+        if written is None:
+            raise NotFound(f"{key!r} was written, and deleted by somebody else since")
+        return written
+
+    async def get(self, namespace: str, key: str) -> Entry:
+        """The value as this node knows it."""
+        found = self.known(namespace, key)
+        if found is None:
+            raise NotFound(f"{namespace} has no key {key!r}")
+        return found
+
+    def known(self, namespace: str, key: str) -> Entry | None:
+        """The value as this node knows it; None if there is none."""
+        return self._entry(name_of(namespace, key))
+
+    def inspect(self, namespace: str, key: str) -> Inspected:
+        """Why a key holds what it holds. Raises NotFound, EmptyKey, KeyTooLong, BadRequest."""
+        return inspect(self._store, BUCKET, name_of(namespace, key), self._clock.wall_ms())
+
+    async def list(
+        self, namespace: str, prefix: str = "", *, after: str = "", limit: int = LIST_MAX
+    ) -> tuple[list[Entry], bool]:
+        """Values of keys that begin with `prefix` and come after `after`; are there more?"""
+        check_namespace(namespace)
+        found: list[Entry] = []
+        begin = len(namespace) + 1
+        for name in self._store.keys(BUCKET, f"{namespace}/{prefix}"):
+            if name[begin:] <= after:
+                continue
+            entry = self._entry(name)
+            if entry is None:
+                continue
+            if len(found) >= limit:
+                return found, True
+            found.append(entry)
+        return found, False
+
+    async def delete(self, namespace: str, key: str, *, if_version: str | None = None) -> None:
+        """Delete a value. Raises NotFound, and what `set` raises; nothing changed then."""
+        name = name_of(namespace, key)
+        await self.get(namespace, key)
+        expects = self._expected(name, if_version)
+        await self._store.write(BUCKET, name, Remove(), expects=expects)
+
+    @asynccontextmanager
+    async def watch(self, namespace: str, prefix: str = "") -> AsyncIterator[Watch]:
+        """Be told of keys that change. Raises Busy."""
+        check_namespace(namespace)
+        with self._store.watch(BUCKET, f"{namespace}/{prefix}") as watch:
+            yield _Watch(watch)
+
+    async def sweep(self) -> None:
+        """Remove what has expired, for as long as this runs."""
+        with self._store.watch(BUCKET) as watch:
+            watch.lagged = True  # What was there before.
+            while True:
+                if watch.lagged:
+                    watch.lagged = False
+                    await self.look_at_all()
+                for name in watch.drain():
+                    self._look_at(name)
+                try:
+                    await self.sweep_once()
+                except SwarmError as error:
+                    _log.debug("what has expired is not removed yet", why=error.message)
+                await trio.sleep(_SWEEP_S)
+
+    async def look_at_all(self) -> None:
+        """Find what expires."""
+        self._expiring.clear()
+        async for name in self._store.each_key(BUCKET):
+            self._look_at(name)
+
+    def _look_at(self, name: str) -> None:
+        found = self._winner(name)
+        if found is not None and found[1].expires_ms:
+            self._expiring[name] = found[1].expires_ms
+        else:
+            self._expiring.pop(name, None)
+
+    async def sweep_once(self) -> None:
+        """Remove some of what has expired and is this node's to remove. Raises SwarmError."""
+        now_ms, alive = self._clock.wall_ms(), self._alive()
+        lowest = min((self._me, *alive))
+        due = [name for name, at_ms in self._expiring.items() if at_ms <= now_ms]
+        for name in due[:_SWEEP_REMOVES_MAX]:
+            found = self._winner(name)
+            if found is None or not 0 < found[1].expires_ms <= now_ms:
+                continue
+            author = node_of(found[0][0])
+            if author == self._me or (author not in alive and lowest == self._me):
+                await self._store.write(BUCKET, name, Remove(), expects=found[0])
+                self._look_at(name)
+
+    def _winner(self, name: str) -> tuple[Dot, Cell] | None:
+        live = self._store.cells(BUCKET, name)
+        return winner(live) if kind_of(live) is Kind.REGISTER else None
+
+    def _entry(self, name: str, *, expired_too: bool = False) -> Entry | None:
+        found = self._winner(name)
+        if found is None:
+            return None
+        dot, cell = found
+        if not expired_too and 0 < cell.expires_ms <= self._clock.wall_ms():
+            return None
+        try:
+            value = unpack(cell.value)
+        except MalformedMessage:
+            value = None
+        if not isinstance(value, list) or len(value) != 2 or not isinstance(value[1], str):
+            return None  # Not of any build of swarmd.
+        namespace, _, key = name.partition("/")
+        return Entry(
+            namespace,
+            key,
+            value[0],
+            _version_of(dot),
+            value[1],
+            ms_of(cell.stamp),
+            cell.expires_ms,
+            node_of(dot[0]),
+        )
+
+    def _expected(self, name: str, version: str | None) -> Dot | tuple[()] | None:
+        """What the machine shall find there; a version that is not known is nowhere."""
+        if version is None:
+            return None
+        live = self._store.cells(BUCKET, name)
+        found = winner(live) if live else None
+        over = found is not None and 0 < found[1].expires_ms <= self._clock.wall_ms()
+        if version == ABSENT:
+            return found[0] if found is not None and over else ()
+        if found is not None and not over and _version_of(found[0]) == version:
+            return found[0]
+        return _NOWHERE
+
+
+def _version_of(dot: Dot) -> str:
+    return f"{to_text(digest(dot[0])[:_VERSION_BYTES])}-{dot[1]}"
+
+
+class _Watch:
+    """Keys without their namespace."""
+
+    def __init__(self, watch: KeyWatch) -> None:
+        self._watch = watch
+
+    @property
+    def lagged(self) -> bool:
+        return self._watch.lagged
+
+    @lagged.setter
+    def lagged(self, lagged: bool) -> None:
+        self._watch.lagged = lagged
+
+    async def receive(self) -> str:
+        return key_of(await self._watch.receive())

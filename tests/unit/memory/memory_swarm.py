@@ -1,0 +1,123 @@
+"""Nodes with shared memory and caches over one strong store, each with an eventual store."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+from fixed_membership import FixedMembership
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
+
+from memory_store import MemoryStore
+
+from swarmd.base.errors import NoQuorum
+from swarmd.base.ids import NodeId
+from swarmd.base.rng import make_rng
+from swarmd.memory.cache.service import Cache, open_cache
+from swarmd.memory.kv.service import SharedMemory, open_memory
+from swarmd.mesh.transports.memory import MemoryNetwork
+from swarmd.sim.crdt import SimSigner
+from swarmd.sim.disk import SimDisk
+from swarmd.sim.world import World
+from swarmd.state.crdt.service import Eventual, open_eventual
+from swarmd.state.raft.messages import Entry
+
+
+class SlowClock:
+    """The clock of the trio loop; wall time is as many seconds past 1,000,000."""
+
+    def now(self) -> float:
+        return trio.current_time()
+
+    def wall_ms(self) -> int:
+        return 1_000_000_000 + int(trio.current_time() * 1_000)
+
+
+class OneStore(MemoryStore):
+    """The strong store as every node here sees it; `no_quorum` cuts all of them off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.office = object()
+
+    def _now_ms(self) -> int:
+        return int(trio.current_time() * 1_000)
+
+    def store_time_ms(self) -> int:
+        return self._now_ms()
+
+    def _reach(self) -> None:
+        if self.no_quorum:
+            raise NoQuorum("no majority of the voters answers")
+
+    async def get(self, key: bytes, *, stale: bool = False, timeout_s: float = 5.0) -> Entry | None:
+        self._reach()
+        return await super().get(key)
+
+    async def read_time_ms(self) -> int:
+        await trio.lowlevel.checkpoint()
+        self._reach()
+        return self._now_ms()
+
+    @property
+    def local(self) -> object:
+        return self.applier.state
+
+
+@dataclass
+class Station:
+    memory: SharedMemory
+    cache: Cache
+    eventual: Eventual
+
+
+@dataclass
+class MemorySwarm:
+    world: World = field(default_factory=lambda: World(seed=1))
+    disks: dict[int, SimDisk] = field(default_factory=dict)
+    store: OneStore = field(default_factory=OneStore)
+    network: MemoryNetwork = field(default_factory=MemoryNetwork)
+    stations: list[Station] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def node(self, number: int, count: int) -> AsyncIterator[Station]:
+        """One node, from its disk, for as long as the block runs."""
+        ids = [NodeId(f"n{one}".encode().ljust(32, b".")) for one in range(count)]
+        me, clock = ids[number], SlowClock()
+
+        def alive() -> list[NodeId]:
+            return [one for one in ids if one != me]
+
+        async with (
+            open_eventual(
+                self.network.link(me),
+                FixedMembership(ids),
+                self.disks.setdefault(number, SimDisk(self.world, f"d{number}")),
+                SimSigner(me),
+                clock,
+                make_rng(f"{number} {trio.current_time()}"),
+                everyone=lambda: ids,
+            ) as eventual,
+            open_memory(me, eventual, self.store, clock, alive) as memory,
+            open_cache(me, memory, eventual, self.store, clock, make_rng(number), alive) as cache,
+        ):
+            yield Station(memory, cache, eventual)
+
+
+@asynccontextmanager
+async def memory_swarm(count: int) -> AsyncIterator[MemorySwarm]:
+    """Nodes that reach each other, and a strong store."""
+    swarm = MemorySwarm()
+    async with swarm.network.running(), trio.open_nursery() as nursery:
+        nursery.start_soon(swarm.store.end_leases)
+        async with AsyncExitStack() as opened:
+            for number in range(count):
+                station = await opened.enter_async_context(swarm.node(number, count))
+                swarm.stations.append(station)
+            yield swarm
+        nursery.cancel_scope.cancel()
