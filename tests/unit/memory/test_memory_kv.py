@@ -90,8 +90,8 @@ async def test_namespaces_do_not_see_each_other(node: Node) -> None:
     async with node.open() as memory:
         for namespace, key in (("a", "b/c"), ("a.b", "c"), ("a", "c")):
             await memory.set(namespace, key, f"{namespace} {key}", by="")
-        assert [one.key for one in memory.list("a")[0]] == ["b/c", "c"]
-        assert [one.key for one in memory.list("a.b")[0]] == ["c"]
+        assert [one.key for one in (await memory.list("a"))[0]] == ["b/c", "c"]
+        assert [one.key for one in (await memory.list("a.b"))[0]] == ["c"]
         with pytest.raises(NotFound, match=r"a\.b has no key"):
             memory.get("a.b", "b/c")
 
@@ -101,9 +101,9 @@ async def test_a_list_is_in_order_and_goes_on_where_it_ended(node: Node) -> None
         for number in (3, 1, 5, 2, 4):
             await memory.set("ns", f"k{number}", number, by="")
         await memory.set("ns", "other", 0, by="")
-        first, more = memory.list("ns", "k", limit=2)
+        first, more = await memory.list("ns", "k", limit=2)
         assert ([one.key for one in first], more) == (["k1", "k2"], True)
-        rest, more = memory.list("ns", "k", after="k2")
+        rest, more = await memory.list("ns", "k", after="k2")
         assert ([one.key for one in rest], more) == (["k3", "k4", "k5"], False)
 
 
@@ -114,7 +114,7 @@ async def test_what_has_expired_is_absent_at_once_and_removed_by_its_node(node: 
         node.clock.wall += 1_000
         with pytest.raises(NotFound):
             memory.get("ns", "brief")
-        assert [one.key for one in memory.list("ns")[0]] == ["lasting"]
+        assert [one.key for one in (await memory.list("ns"))[0]] == ["lasting"]
         assert memory._store.keys(BUCKET) == ["ns/brief", "ns/lasting"]
         await memory.look_at_all()
         await memory.sweep_once()
@@ -182,7 +182,7 @@ async def test_a_mistake_is_refused_and_nothing_changes(
 async def test_a_key_of_another_type_is_no_value(node: Node) -> None:
     async with node.open() as memory:
         await memory._store.write(BUCKET, "ns/set", AddTo(1))
-        assert memory.list("ns") == ([], False)
+        assert await memory.list("ns") == ([], False)
         with pytest.raises(Conflict, match="is a set and no register"):
             await memory.set("ns", "set", 1, by="")
 

@@ -76,7 +76,7 @@ class MemoryRoutes:
         caller_of(request).require("memory:read", namespace)
         asked = request.query_params
         limit = query_int(request, "limit", LIST_MAX, 1, LIST_MAX)
-        found, more = self._memory().list(
+        found, more = await self._memory().list(
             namespace, asked.get("prefix", ""), after=asked.get("after", ""), limit=limit
         )
         return answer(request, MemoryPage(entries=[*map(self._shown, found)], more=more))

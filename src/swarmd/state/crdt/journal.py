@@ -36,7 +36,7 @@ _LOG: Final = "log-"
 _SHARD: Final = "shard-"
 _ASIDE: Final = "damaged-"
 _KIND: Final = "crdt"
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _RECORD: Final = struct.Struct(">II")
 _BATCH, _WHOLE = b"b", b"w"
 

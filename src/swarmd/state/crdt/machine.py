@@ -52,7 +52,7 @@ from swarmd.state.crdt.messages import (
     make_batch,
     shard_of,
 )
-from swarmd.state.crdt.shard import LOG_BYTES_MAX, ShardState
+from swarmd.state.crdt.shard import LOG_BYTES_MAX, ShardState, logged
 from swarmd.state.crdt.types.kinds import Live
 from swarmd.state.crdt.types.registers import winner
 from swarmd.state.crdt.types.values import change
@@ -153,8 +153,7 @@ class ReplicaMachine:
         self._shards = {shard.name: shard for shard in shards}
         self.clock = HybridClock()
         for shard in self._shards.values():
-            for _, _, cell in shard.cells.items():
-                self.clock.witness(cell.stamp)
+            self.clock.witness(shard.cells.latest)
         self._alive: tuple[NodeId, ...] = ()
         self._everyone: frozenset[NodeId] = frozenset()
         self._ending: dict[Shard, _Ending] = {}
@@ -517,12 +516,12 @@ class ReplicaMachine:
                 batch.author, batch.said, batch.signature
             ):
                 return [Ignored(peer, "bad_signature")]
-        stamp = max((cell.stamp for _, _, cell in arrived.cells.items()), default=0)
+        stamp = arrived.cells.latest
         if self._is_of_the_future(stamp):
             return [Ignored(peer, "from_the_future")]
         self.clock.witness(stamp)
         self._sync_s = SYNC_S
-        keys = shard.join(arrived.cells, arrived.newest)
+        keys = shard.join(arrived.cells, map(logged, arrived.newest))
         self._journal.replace(shard)
         return [Persist(), *(KeyChanged(name[0], key) for key in sorted(keys))]
 

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
+from heapq import merge
+from itertools import dropwhile, takewhile
 from typing import Any, Final, Protocol
 
 import trio
@@ -26,12 +28,13 @@ from swarmd.mesh.swim.events import Changed, Member
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
+from swarmd.state.crdt.cells import Cells
 from swarmd.state.crdt.dots import Dot, actor_of
 from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, SyncDue, Write, Written
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import BatchSigner, ReplicaMachine
 from swarmd.state.crdt.messages import CRDT, Batches, Whole
-from swarmd.state.crdt.stored import encode_shard
+from swarmd.state.crdt.stored import Image, encode_image, image_of
 from swarmd.state.crdt.types.kinds import Live
 from swarmd.state.crdt.types.values import Operation, read
 from swarmd.state.raft.syncer import Syncer
@@ -198,21 +201,27 @@ class Eventual:
 
     def keys(self, bucket: str, prefix: str = "") -> list[str]:
         """Keys that begin with a prefix, in order."""
-        return sorted(
-            key
-            for shard in self._machine.shards()
-            if shard.name[0] == bucket
-            for key in shard.cells
-            if key.startswith(prefix)
-        )
+        return list(self.keys_after(bucket, prefix))
 
-    async def each_key(self, bucket: str) -> AsyncIterator[str]:
-        """The keys that are there now, in no order; the loop goes on meanwhile."""
-        for shard in self._machine.shards():
-            if shard.name[0] == bucket:
-                for key in list(shard.cells):
-                    yield key
-                await trio.lowlevel.checkpoint()
+    def keys_after(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[str]:
+        """Keys that begin with a prefix and come after another, in order.
+
+        What is not asked for costs nothing; nothing may be awaited while this goes on.
+        """
+        begin = max(prefix, after)
+        found = merge(*(cells.keys_from(begin) for cells in self._cells_of(bucket)))
+        following = dropwhile(lambda key: key <= after, found) if after else found
+        return takewhile(lambda key: key.startswith(prefix), following)
+
+    async def expiring_keys(self, bucket: str) -> AsyncIterator[str]:
+        """Keys that may expire, in no order; the loop goes on meanwhile."""
+        for cells in self._cells_of(bucket):
+            for key in cells.expiring():
+                yield key
+            await trio.lowlevel.checkpoint()
+
+    def _cells_of(self, bucket: str) -> list[Cells]:
+        return [one.cells for one in self._machine.shards() if one.name[0] == bucket]
 
     @contextmanager
     def watch(self, bucket: str, prefix: str = "") -> Iterator[KeyWatch]:
@@ -273,8 +282,7 @@ class Eventual:
         shards = {shard.name: shard for shard in self._machine.shards()}
         try:
             for name in names:
-                body = encode_shard(shards[name])
-                await trio.to_thread.run_sync(self._journal.keep, name, body)
+                await trio.to_thread.run_sync(self._keep_one, image_of(shards[name]))
             await trio.to_thread.run_sync(self._journal.forget)
         except DiskFault as error:
             # The logs stay; what is in them is written with the next ones.
@@ -282,6 +290,9 @@ class Eventual:
             self._journal.touch(names)
         finally:
             self._keeping = False
+
+    def _keep_one(self, image: Image) -> None:
+        self._journal.keep(image.name, encode_image(image))
 
     # ---- peers --------------------------------------------------------------------------------
 
