@@ -23,7 +23,7 @@ from swarmd.base.files import FileDisk
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import CRDT_VALUE_BYTES_MAX
 from swarmd.base.rng import make_rng
-from swarmd.memory.kv.service import ABSENT, BUCKET, Entry, SharedMemory, key_of
+from swarmd.memory.kv.service import ABSENT, BUCKET, LIST_BYTES_MAX, Entry, SharedMemory, key_of
 from swarmd.mesh.transports.memory import MemoryNetwork
 from swarmd.sim.crdt import SimSigner
 from swarmd.state.crdt.service import open_eventual
@@ -105,6 +105,21 @@ async def test_a_list_is_in_order_and_goes_on_where_it_ended(node: Node) -> None
         assert ([one.key for one in first], more) == (["k1", "k2"], True)
         rest, more = await memory.list("ns", "k", after="k2")
         assert ([one.key for one in rest], more) == (["k3", "k4", "k5"], False)
+
+
+async def test_a_page_ends_with_its_bytes_and_passes_over_what_has_expired(node: Node) -> None:
+    async with node.open() as memory:
+        for number in range(10):
+            await memory.set("ns", f"large{number}", "x" * (CRDT_VALUE_BYTES_MAX - 5), by="ann")
+        for number in range(600):
+            await memory.set("ns", f"brief{number}", 1, by="", ttl_s=1)
+        node.clock.wall += 1_000
+        first, more = await memory.list("ns")
+        assert more
+        assert sum(one.size for one in first) <= LIST_BYTES_MAX
+        rest, more = await memory.list("ns", after=first[-1].key)
+        assert not more
+        assert [one.key for one in first + rest] == [f"large{number}" for number in range(10)]
 
 
 async def test_what_has_expired_is_absent_at_once_and_removed_by_its_node(node: Node) -> None:

@@ -120,7 +120,7 @@ class SharedMemory:
                 raise BadRequest(f"a time to live is above 0 and at most {TTL_MAX_S} s")
             expires_ms = self._clock.wall_ms() + max(1, round(ttl_s * 1_000))
         packed = [value, by[:_AUTHOR_CHARS_MAX]]
-        if len(pack(packed)) > CRDT_VALUE_BYTES_MAX:
+        if len(pack(value)) > CRDT_VALUE_BYTES_MAX:
             raise ValueTooLarge(
                 f"a value has at most {CRDT_VALUE_BYTES_MAX} bytes: put it into a blob, and keep "
                 "its hash here"

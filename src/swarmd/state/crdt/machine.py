@@ -21,17 +21,30 @@ life. Who hands over a whole state could leave out or invent cells in it, or end
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from statistics import median
 from typing import ClassVar, Final, Protocol
 
-from swarmd.base.errors import Conflict, MalformedMessage, SwarmError, TooLarge, Unavailable
+from swarmd.base.errors import (
+    Conflict,
+    MalformedMessage,
+    SwarmError,
+    TooLarge,
+    Unavailable,
+    ValueTooLarge,
+)
 from swarmd.base.ids import NodeId
-from swarmd.base.limits import CRDT_BATCH_BYTES_MAX, CRDT_BATCH_CHANGES_MAX
+from swarmd.base.limits import (
+    CRDT_BATCH_BYTES_MAX,
+    CRDT_BATCH_CHANGES_MAX,
+    CRDT_CELL_BYTES_MAX,
+    CRDT_VALUE_BYTES_MAX,
+)
 from swarmd.base.machine import Effect, Event, Persist, Send, SetTimer
 from swarmd.base.rng import Rng
-from swarmd.state.crdt.cells import Cells, Change
+from swarmd.state.crdt.cells import Cell, Cells, Change
 from swarmd.state.crdt.clock import HybridClock, ms_of
 from swarmd.state.crdt.dots import Actor, Dot, node_of
 from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, SyncDue, Write, Written
@@ -179,6 +192,14 @@ class ReplicaMachine:
     def shards(self) -> list[ShardState]:
         return list(self._shards.values())
 
+    def digest(self) -> int:
+        """The same on replicas that have seen the same; 48 bits."""
+        state = blake2b(digest_size=6)
+        for (bucket, number), shard in sorted(self._shards.items()):
+            if shard.cells.context.vector:
+                state.update(bucket.encode() + bytes((0, number)) + shard.sum())
+        return int.from_bytes(state.digest(), "big")
+
     @property
     def parked(self) -> int:
         """Batches that wait until this node's clock has come near to theirs."""
@@ -243,13 +264,19 @@ class ReplicaMachine:
             fields=event.fields,
             expires_ms=event.expires_ms,
         )
+        if made is not None and made.cell is not None:
+            _check_size(made.cell)
         self._answers.append(Written(event.ticket))
         if made is None:
             return []
         self._sync_s = SYNC_S
-        return [*self._commit(shard, made), KeyChanged(event.bucket, event.key)]
+        effects: list[Effect] = []
+        for one in _divided(made):
+            effects += self._commit(shard, one)
+        return [*effects, KeyChanged(event.bucket, event.key)]
 
     def _commit(self, shard: ShardState, made: Change) -> list[Effect]:
+        """Make a change, which is signed with the others of this step."""
         effects: list[Effect] = []
         size = _size_of(made)
         pending = self._pending.get(shard.name)
@@ -524,6 +551,22 @@ class ReplicaMachine:
         keys = shard.join(arrived.cells, map(logged, arrived.newest))
         self._journal.replace(shard)
         return [Persist(), *(KeyChanged(name[0], key) for key in sorted(keys))]
+
+
+def _check_size(cell: Cell) -> None:
+    """Raises ValueTooLarge."""
+    size = max(len(cell.value), len(cell.element))
+    if size > CRDT_CELL_BYTES_MAX:
+        raise ValueTooLarge(f"a value of {size} bytes; at most {CRDT_VALUE_BYTES_MAX} fit")
+
+
+def _divided(made: Change) -> Iterator[Change]:
+    """As several changes, the last of them with the cell, where one may not remove so much."""
+    rest = made.removes
+    while len(rest) > REMOVES_MAX:
+        yield Change(made.key, None, rest[:REMOVES_MAX])
+        rest = rest[REMOVES_MAX:]
+    yield Change(made.key, made.cell, rest)
 
 
 def _size_of(made: Change) -> int:

@@ -20,6 +20,7 @@ from swarmd.base.clock import Clock
 from swarmd.base.disk import Disk
 from swarmd.base.errors import Busy, DiskFault, ShuttingDown, SwarmError, TimedOut
 from swarmd.base.ids import NodeId
+from swarmd.base.limits import KIB, MIB
 from swarmd.base.machine import Send
 from swarmd.base.rng import Rng
 from swarmd.mesh.driver import Driver
@@ -27,10 +28,19 @@ from swarmd.mesh.link import Inbound, Lane, Link
 from swarmd.mesh.swim.events import Changed, Member
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.observe.log import get_logger
-from swarmd.observe.metrics import DROPPED
+from swarmd.observe.metrics import CRDT_DIGEST, CRDT_KEYS, DROPPED
 from swarmd.state.crdt.cells import Cells
 from swarmd.state.crdt.dots import Dot, actor_of
-from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, SyncDue, Write, Written
+from swarmd.state.crdt.events import (
+    Heard,
+    Ignored,
+    KeyChanged,
+    Peers,
+    Spoken,
+    SyncDue,
+    Write,
+    Written,
+)
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import BatchSigner, ReplicaMachine
 from swarmd.state.crdt.messages import CRDT, Batches, Whole
@@ -43,8 +53,11 @@ __all__ = ["Eventual", "KeyWatch", "open_eventual"]
 
 _ANSWER_S: Final = 10.0
 _WRITES_MAX: Final = 10_000
-# Events that may wait before what peers say is dropped: a message has up to 700 KiB.
+# Events that may wait before what peers say is dropped, and about how many bytes of that.
 _HEARD_MAX: Final = 1_000
+_HEARD_BYTES_MAX: Final = 32 * MIB
+# What is larger goes behind what runs the swarm.
+_CONTROL_BYTES_MAX: Final = 64 * KIB
 _LOOK_AGAIN_S: Final = 30.0
 _WATCHES_MAX: Final = 256
 # Keys that changed and that nobody has asked for yet; beyond it a watch is told to read them all.
@@ -133,6 +146,8 @@ class Eventual:
         self._refuses: DiskFault | None = None
         self._keeping = False
         self._closed = False
+        CRDT_KEYS.set_function(lambda: sum(len(one.cells) for one in machine.shards()))
+        CRDT_DIGEST.set_function(machine.digest)
         self._driver = Driver(
             "crdt",
             machine,
@@ -242,7 +257,8 @@ class Eventual:
     # ---- effects ------------------------------------------------------------------------------
 
     def _perform_send(self, effect: Send) -> None:
-        lane = Lane.BULK if isinstance(effect.message, Whole) else Lane.CONTROL
+        large = _bytes_of(effect.message) > _CONTROL_BYTES_MAX
+        lane = Lane.BULK if large or isinstance(effect.message, Whole) else Lane.CONTROL
         if not self._link.send_nowait(CRDT, effect.peer, effect.message, lane=lane):
             kind = "pushed" if isinstance(effect.message, Batches) else "not_sent"
             DROPPED.labels("crdt", kind).inc()  # Anti-entropy makes it good.
@@ -297,11 +313,15 @@ class Eventual:
     # ---- peers --------------------------------------------------------------------------------
 
     async def _receive(self, inbox: trio.MemoryReceiveChannel[Inbound]) -> None:
+        waiting_bytes = 0
         async for inbound in inbox:
+            waiting_bytes = waiting_bytes if self._driver.waiting else 0
+            full = self._driver.waiting >= _HEARD_MAX or waiting_bytes > _HEARD_BYTES_MAX
             # While the disk refuses nothing is taken over, and what waits may be large.
-            if self._refuses is not None or self._driver.waiting >= _HEARD_MAX:
+            if self._refuses is not None or full:
                 DROPPED.labels("crdt", "busy").inc()  # Anti-entropy makes it good.
             else:
+                waiting_bytes += _bytes_of(inbound.message)
                 self._driver.feed(Heard(inbound.peer, inbound.message))
 
     async def _watch_members(
@@ -321,6 +341,17 @@ class Eventual:
             unknown = "this node is stopping: whether the key changed is unknown; read it elsewhere"
             self._outcomes.setdefault(ticket, ShuttingDown(unknown))
             waiting.set()
+
+
+def _bytes_of(message: Spoken) -> int:
+    """How many bytes a message has, about, where they may be many."""
+    match message:
+        case Batches():
+            return sum(map(len, message.batches))
+        case Whole():
+            values = sum(len(one.cell.value) + len(one.cell.element) for one in message.cells)
+            return values + sum(map(len, message.newest)) + 200 * len(message.cells)
+    return 0
 
 
 def _alive(membership: Membership, me: NodeId) -> tuple[NodeId, ...]:
