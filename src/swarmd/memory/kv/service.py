@@ -178,10 +178,14 @@ class SharedMemory:
         await self._store.write(BUCKET, name, Remove(), expects=expects)
 
     @contextmanager
-    def watch(self, namespace: str, prefix: str = "") -> Iterator[KeyWatch]:
-        """Be told of keys that change; `key_of` has them without their namespace. Raises Busy."""
+    def watch(self, namespace: str, prefix: str = "", since: str = "") -> Iterator[KeyWatch]:
+        """Be told of keys that change; `key_of` has them without their namespace. Raises Busy.
+
+        Args:
+            since: from which position on; see `Eventual.watch`.
+        """
         _check_namespace(namespace)
-        with self._store.watch(BUCKET, f"{namespace}/{prefix}") as watch:
+        with self._store.watch(BUCKET, f"{namespace}/{prefix}", since) as watch:
             yield watch
 
     async def sweep(self) -> None:

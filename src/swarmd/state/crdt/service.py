@@ -6,7 +6,7 @@ callers are told; what is there can be read.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -62,6 +62,9 @@ _LOOK_AGAIN_S: Final = 30.0
 _WATCHES_MAX: Final = 256
 # Keys that changed and that nobody has asked for yet; beyond it a watch is told to read them all.
 _WATCHED_MAX: Final = 10_000
+# Changes that a watch which comes back can be told of.
+_REMEMBERED_MAX: Final = 10_000
+_NUMBER_DIGITS_MAX: Final = 18
 _DISK_AGAIN_S: Final = 1.0
 _LIFE_BITS: Final = 64
 
@@ -84,45 +87,73 @@ class Membership(Protocol):
 class KeyWatch:
     """Keys of a bucket as they change: each once, however often it changed since it was told.
 
-    `lagged`: so many changed that some were dropped: read all of them. Whoever reads this sets it
-    to False.
+    `lagged`: some that changed are not told: read all of them. Whoever reads this sets it to False.
     """
 
-    def __init__(self, bucket: str, prefix: str) -> None:
+    def __init__(self, bucket: str, prefix: str, changes: _Changes) -> None:
         self.lagged = False
-        self._bucket, self._prefix = bucket, prefix
-        self._changed: dict[str, None] = {}
-        self._order: deque[str] = deque()
+        self._bucket, self._prefix, self._changes = bucket, prefix, changes
+        # Which number each key's first change had that is not told yet, in this order.
+        self._changed: OrderedDict[str, int] = OrderedDict()
         self._wake = trio.Event()
+
+    @property
+    def position(self) -> str:
+        """All changes up to here were told; see `Eventual.watch`."""
+        first = next(iter(self._changed.values()), self._changes.newest + 1)
+        return f"{self._changes.life}-{first - 1}"
 
     async def receive(self) -> str:
         """The next key. Cancelled, it takes none."""
-        while not self._order:
+        while not self._changed:
             self._wake = trio.Event()
             await self._wake.wait()
         await trio.lowlevel.checkpoint_if_cancelled()
-        key = self._order.popleft()
-        del self._changed[key]
-        return key
+        return self._changed.popitem(last=False)[0]
 
     def drain(self) -> list[str]:
         """All keys that changed since this was asked."""
-        keys = list(self._order)
-        self._order.clear()
+        keys = list(self._changed)
         self._changed.clear()
         return keys
 
-    def note(self, change: KeyChanged) -> None:
-        if change.bucket != self._bucket or not change.key.startswith(self._prefix):
+    def note(self, bucket: str, key: str, number: int) -> None:
+        if bucket != self._bucket or not key.startswith(self._prefix) or key in self._changed:
             return
-        if change.key in self._changed:
-            return
-        if len(self._order) >= _WATCHED_MAX:
+        if len(self._changed) >= _WATCHED_MAX:
             self.lagged = True
             return
-        self._changed[change.key] = None
-        self._order.append(change.key)
+        self._changed[key] = number
         self._wake.set()
+
+
+class _Changes:
+    """Which keys have changed on this node since its start, the latest of them."""
+
+    def __init__(self, life: str) -> None:
+        self.life = life
+        self.newest = 0
+        self._keys: deque[tuple[str, str]] = deque(maxlen=_REMEMBERED_MAX)
+
+    def add(self, bucket: str, key: str) -> int:
+        self.newest += 1
+        self._keys.append((bucket, key))
+        return self.newest
+
+    def after(self, position: str) -> Iterator[tuple[str, str, int]]:
+        """Bucket, key and number of every change after a position.
+
+        Raises:
+            LookupError: it is of another node or another life, or too long ago.
+        """
+        life, _, digits = position.partition("-")
+        sound = digits.isascii() and digits.isdigit() and len(digits) <= _NUMBER_DIGITS_MAX
+        number = int(digits) if sound else -1
+        first = self.newest - len(self._keys)
+        if life != self.life or not first <= number <= self.newest:
+            raise LookupError(position)
+        for at in range(number - first, len(self._keys)):
+            yield (*self._keys[at], first + at + 1)
 
 
 class Eventual:
@@ -136,6 +167,7 @@ class Eventual:
         syncer: Syncer,
         clock: Clock,
         nursery: trio.Nursery,
+        life: bytes,
     ) -> None:
         self._machine, self._journal, self._link, self._syncer = machine, journal, link, syncer
         self._nursery = nursery
@@ -143,6 +175,7 @@ class Eventual:
         self._waiting: dict[int, trio.Event] = {}
         self._outcomes: dict[int, SwarmError | None] = {}
         self._watches: list[KeyWatch] = []
+        self._changes = _Changes(life.hex())
         self._refuses: DiskFault | None = None
         self._keeping = False
         self._closed = False
@@ -239,15 +272,25 @@ class Eventual:
         return [one.cells for one in self._machine.shards() if one.name[0] == bucket]
 
     @contextmanager
-    def watch(self, bucket: str, prefix: str = "") -> Iterator[KeyWatch]:
-        """Be told of keys that change from now on, for as long as the block runs.
+    def watch(self, bucket: str, prefix: str = "", since: str = "") -> Iterator[KeyWatch]:
+        """Be told of keys that change, for as long as the block runs.
+
+        Args:
+            since: a position that a watch of the same keys had: from there on, and not from now.
+                Where this node does not know any more what changed since, `lagged` is set.
 
         Raises:
             Busy: there are too many watches; one of them leaks.
         """
         if len(self._watches) >= _WATCHES_MAX:
             raise Busy(f"{_WATCHES_MAX} watch keys already")
-        watch = KeyWatch(bucket, prefix)
+        watch = KeyWatch(bucket, prefix, self._changes)
+        if since:
+            try:
+                for change in self._changes.after(since):
+                    watch.note(*change)
+            except LookupError:
+                watch.lagged = True
         self._watches.append(watch)
         try:
             yield watch
@@ -270,8 +313,9 @@ class Eventual:
             waiting.set()
 
     def _perform_key_changed(self, effect: KeyChanged) -> None:
+        number = self._changes.add(effect.bucket, effect.key)
         for watch in self._watches:
-            watch.note(effect)
+            watch.note(effect.bucket, effect.key, number)
 
     # ---- the disk -----------------------------------------------------------------------------
 
@@ -381,12 +425,13 @@ async def open_eventual(
     """
     journal = ShardJournal(disk)
     shards = await trio.to_thread.run_sync(journal.load)
-    actor = actor_of(link.node_id, rng.getrandbits(_LIFE_BITS).to_bytes(8, "big"))
+    life = rng.getrandbits(_LIFE_BITS).to_bytes(8, "big")
+    actor = actor_of(link.node_id, life)
     machine = ReplicaMachine(link.node_id, actor, signer, journal, rng, clock.wall_ms, shards)
     syncer = Syncer(blocking=disk.blocking)
     try:
         async with link.open_inbox(CRDT) as inbox, trio.open_nursery() as nursery:
-            store = Eventual(machine, journal, link, syncer, clock, nursery)
+            store = Eventual(machine, journal, link, syncer, clock, nursery, life)
             store._driver.feed(SyncDue())
             nursery.start_soon(store._driver.run)
             nursery.start_soon(partial(store._receive, inbox))
