@@ -27,7 +27,7 @@ class Connection(http.client.HTTPConnection):
     """To a daemon's socket."""
 
     def __init__(self, path: str) -> None:
-        super().__init__("swarmd", timeout=TIMEOUT_S)
+        super().__init__("localhost", timeout=TIMEOUT_S)
         self._path = path
 
     def connect(self) -> None:

@@ -29,7 +29,7 @@ from swarmd.agents.service import open_agents
 from swarmd.agents.supervisor import open_supervisor
 from swarmd.app.control import WAYS_IN, NodeControl
 from swarmd.app.folder import DataFolder, claim, load_data_key
-from swarmd.app.memory import keep_giving_back
+from swarmd.app.memory import keep_giving_back, keep_out_of_collector
 from swarmd.app.renewal import Renewal
 from swarmd.app.start import Beginning, begin, check_mode
 from swarmd.app.watch import watch_events
@@ -308,6 +308,7 @@ async def _open_memory(node: _Node, mesh: Mesh) -> AsyncIterator[SharedMemory]:
         # Expired ones, too: they come back.
         everyone=lambda: [x.node_id for x in trust.admissions_by_id().values() if not x.evicted],
     ) as store:
+        keep_out_of_collector()
         memory = SharedMemory(
             me,
             store,

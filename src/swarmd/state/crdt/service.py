@@ -44,6 +44,7 @@ from swarmd.state.crdt.events import (
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import BatchSigner, ReplicaMachine
 from swarmd.state.crdt.messages import CRDT, Batches, Whole
+from swarmd.state.crdt.shard import ShardState
 from swarmd.state.crdt.stored import Image, encode_image, image_of
 from swarmd.state.crdt.types.kinds import Live
 from swarmd.state.crdt.types.values import Operation, read
@@ -404,6 +405,18 @@ def _alive(membership: Membership, me: NodeId) -> tuple[NodeId, ...]:
     return tuple(sorted(node_id for node_id in found if node_id != me))
 
 
+async def _load(journal: ShardJournal) -> list[ShardState]:
+    """By turns: a thread that decodes would have the loop wait for the interpreter all the time."""
+    loading, answer = journal.loading(), None
+    while True:
+        try:
+            wanted = loading.send(answer)
+        except StopIteration as end:
+            shards: list[ShardState] = end.value
+            return shards
+        answer = await trio.to_thread.run_sync(wanted)
+
+
 @asynccontextmanager
 async def open_eventual(
     link: Link,
@@ -424,7 +437,7 @@ async def open_eventual(
             the log.
     """
     journal = ShardJournal(disk)
-    shards = await trio.to_thread.run_sync(journal.load)
+    shards = await _load(journal)
     life = rng.getrandbits(_LIFE_BITS).to_bytes(8, "big")
     actor = actor_of(link.node_id, life)
     machine = ReplicaMachine(link.node_id, actor, signer, journal, rng, clock.wall_ms, shards)
