@@ -192,6 +192,10 @@ class ReplicaMachine:
     def shards(self) -> list[ShardState]:
         return list(self._shards.values())
 
+    def is_written_to(self, name: Shard) -> bool:
+        """Whether a shard has changes that no batch holds yet."""
+        return name in self._pending
+
     def digest(self) -> int:
         """The same on replicas that have seen the same; 48 bits."""
         state = blake2b(digest_size=6)

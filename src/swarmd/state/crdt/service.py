@@ -53,6 +53,8 @@ from swarmd.state.raft.syncer import Syncer
 __all__ = ["Eventual", "KeyWatch", "open_eventual"]
 
 _ANSWER_S: Final = 10.0
+# To verify what a message may hold takes as long again.
+_TURN_S: Final = 0.01
 _WRITES_MAX: Final = 10_000
 # Events that may wait before what peers say is dropped, and about how many bytes of that.
 _HEARD_MAX: Final = 1_000
@@ -193,6 +195,7 @@ class Eventual:
             },
             clock=clock,
             persist=self._persist,
+            turn_s=_TURN_S,
         )
 
     # ---- callers ------------------------------------------------------------------------------
@@ -343,6 +346,8 @@ class Eventual:
         shards = {shard.name: shard for shard in self._machine.shards()}
         try:
             for name in names:
+                while self._machine.is_written_to(name):  # Until this step's changes are signed.
+                    await trio.lowlevel.checkpoint()
                 await trio.to_thread.run_sync(self._keep_one, image_of(shards[name]))
             await trio.to_thread.run_sync(self._journal.forget)
         except DiskFault as error:

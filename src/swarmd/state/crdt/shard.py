@@ -15,12 +15,14 @@ import msgspec
 from swarmd.base.ids import NodeId
 from swarmd.state.crdt.cells import Cells
 from swarmd.state.crdt.dots import Actor, node_of
-from swarmd.state.crdt.messages import BATCHES_MAX, SUM_BYTES, Batch, Seen, Shard
+from swarmd.state.crdt.messages import SUM_BYTES, Batch, Seen, Shard
 
 # Of one shard. What is older only a whole state brings.
 LOG_BYTES_MAX: Final = 1024 * 1024
 # What one message holds beside its first batch.
 _SENT_BYTES: Final = 256 * 1024
+# To verify one takes 0.15 ms, in which nothing else moves there.
+_SENT_MAX: Final = 100
 
 
 class Logged(msgspec.Struct, frozen=True, gc=False):
@@ -136,7 +138,7 @@ class ShardState:
             if batch is None:
                 gone = True
                 continue
-            if chosen and (room < len(batch.raw) or len(chosen) >= BATCHES_MAX):
+            if chosen and (room < len(batch.raw) or len(chosen) >= _SENT_MAX):
                 return chosen, True, gone
             room -= len(batch.raw)
             chosen.append(batch.raw)
