@@ -1,6 +1,6 @@
 """One load process: writes values of shared memory over connections that are kept.
 
-    python memory_load.py '{"socket": "...", "namespace": "bench", "keys": [0, 1000], ...}'
+    python memory_load.py '{"socket": "...", "namespace": NAMESPACE, "keys": [0, 1000], ...}'
 
 It writes each key of the range once, over as many connections at a time as it is told, and says on
 stdout how long that took. What is refused for now is written again; anything else ends it.
@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+NAMESPACE = "bench"
 PAUSE_S = 0.05
 TIMEOUT_S = 60.0
 
