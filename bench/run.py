@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("tasks", "cli", "raft", "bus", "blobs", "swim", "vector")
-PEERS = ("etcd_peer", "serf_peer")
+NAMES = ("tasks", "cli", "raft", "bus", "blobs", "swim", "vector", "crdt")
+PEERS = ("etcd_peer", "serf_peer", "crdt_peers")
 
 
 @dataclass(frozen=True)

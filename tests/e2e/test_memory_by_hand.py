@@ -11,7 +11,8 @@ from functools import partial
 import pytest
 from localswarm import Daemon, LocalSwarm, wait_until
 
-from swarmd.base.errors import NotFound, SwarmError
+from swarmd.base.errors import NotFound, SwarmError, ValueTooLarge
+from swarmd.base.limits import CRDT_VALUE_BYTES_MAX
 from swarmd.client import Client
 
 pytestmark = pytest.mark.long
@@ -51,6 +52,17 @@ def test_what_one_writes_all_read_list_and_delete(swarm: LocalSwarm) -> None:
     typed(n3, "delete", "theme")
     wait_until("the other nodes", lambda: value_on(n1, "theme") is None, timeout_s=5.0)
     assert "no key 'theme'" in typed(n1, "get", "theme", code=1)
+
+
+def test_the_largest_value_is_read_on_the_other_nodes(swarm: LocalSwarm) -> None:
+    n1, _, n3 = swarm.daemons
+    value = "x" * (CRDT_VALUE_BYTES_MAX - 5)
+    with Client(str(n1.socket)) as client:
+        client.memory_set("default", "large", value)
+        with pytest.raises(ValueTooLarge):
+            client.memory_set("default", "larger", value + "x")
+    wait_until("the other node", lambda: value_on(n3, "large") == value, timeout_s=10.0)
+    typed(n3, "delete", "large")
 
 
 def test_mistakes_are_told_in_one_line(swarm: LocalSwarm) -> None:

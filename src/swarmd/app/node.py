@@ -29,7 +29,7 @@ from swarmd.agents.service import open_agents
 from swarmd.agents.supervisor import open_supervisor
 from swarmd.app.control import WAYS_IN, NodeControl
 from swarmd.app.folder import DataFolder, claim, load_data_key
-from swarmd.app.memory import keep_giving_back
+from swarmd.app.memory import keep_giving_back, keep_out_of_collector
 from swarmd.app.renewal import Renewal
 from swarmd.app.start import Beginning, begin, check_mode
 from swarmd.app.watch import watch_events
@@ -272,6 +272,7 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
             ) as store,
         ):
             services.store = store
+            keep_out_of_collector()
             async with (
                 _open_memory(node, mesh, eventual, store),
                 open_recipes(

@@ -9,8 +9,8 @@ MIB: Final = 1024 * KIB
 
 # Datagrams: under the smallest MTU met on LANs, IPv6 and tunnels included.
 DATAGRAM_BYTES_MAX: Final = 1_200
-# Streams: one frame carries a batch of messages.
-FRAME_BYTES_MAX: Final = 1 * MIB
+# Streams: one frame carries a batch of messages, and the largest of all alone.
+FRAME_BYTES_MAX: Final = 1536 * KIB
 MESSAGE_BYTES_MAX: Final = 768 * KIB
 FRAME_MESSAGES_MAX: Final = 512
 INBOX_MESSAGES_MAX: Final = 1_000
@@ -60,12 +60,15 @@ BUS_INBOX_BYTES_MAX: Final = 8 * MIB
 # What one node may have waiting at another for inboxes with no room.
 BUS_HELD_BYTES_MAX: Final = 16 * MIB
 
-# The eventual store. A batch of the largest value fits a message of a stream.
+# The eventual store. A cell holds a caller's value and what it is wrapped in, a batch the largest
+# cell, a message the largest batch, and a frame that.
 CRDT_SHARDS: Final = 64
 CRDT_KEY_BYTES_MAX: Final = 1 * KIB
-CRDT_VALUE_BYTES_MAX: Final = 512 * KIB
+CRDT_VALUE_BYTES_MAX: Final = 1 * MIB
+CRDT_CELL_BYTES_MAX: Final = CRDT_VALUE_BYTES_MAX + 4 * KIB
 CRDT_BATCH_CHANGES_MAX: Final = 256
-CRDT_BATCH_BYTES_MAX: Final = 640 * KIB
+CRDT_BATCH_BYTES_MAX: Final = CRDT_CELL_BYTES_MAX + 124 * KIB
+CRDT_MESSAGE_BYTES_MAX: Final = CRDT_BATCH_BYTES_MAX + 64 * KIB
 
 # Shared memory: with a namespace, a key fits either store. Caches are bounded by what they say.
 MEMORY_KEY_BYTES_MAX: Final = 880
@@ -111,7 +114,8 @@ TIMERS_MAX: Final = 100_000
 
 assert MESSAGE_BYTES_MAX < FRAME_BYTES_MAX
 assert BLOB_CHUNK_BYTES < MESSAGE_BYTES_MAX
-assert CRDT_VALUE_BYTES_MAX < CRDT_BATCH_BYTES_MAX < MESSAGE_BYTES_MAX
+assert CRDT_VALUE_BYTES_MAX < CRDT_CELL_BYTES_MAX < CRDT_BATCH_BYTES_MAX
+assert MESSAGE_BYTES_MAX < CRDT_MESSAGE_BYTES_MAX < FRAME_BYTES_MAX
 assert INLINE_BYTES_MAX < VALUE_BYTES_MAX < ENTRY_BYTES_MAX
 assert BATCH_BYTES_MAX <= ENTRY_BYTES_MAX
 assert ENTRY_BYTES_MAX < HISTORY_BYTES_MAX

@@ -79,13 +79,20 @@ class MemoryCalls(Requests):
         query = "" if if_version is None else "?" + urlencode({"if_version": if_version})
         self._call("DELETE", _path(namespace, key) + query, None, kind=dict[str, Any])
 
-    def memory_watch(self, namespace: str, prefix: str = "") -> Iterator[MemoryNews]:
+    def memory_watch(
+        self, namespace: str, prefix: str = "", *, since: str = ""
+    ) -> Iterator[MemoryNews]:
         """Keys as they change, until the daemon goes or the iterator is closed.
 
-        The first item has only `namespace`: from then on nothing is missed, while this is read.
+        The first item has no key: from then on nothing is missed, while this is read.
+
+        Args:
+            since: the `position` of the last item of an earlier watch of the same prefix on the
+                same node: what changed meanwhile is told, too. Where the node does not know that
+                any more the first item is `lagged`: list the keys.
         """
         check_name(namespace, "namespace")
-        query = urlencode({"prefix": prefix})
+        query = urlencode({"prefix": prefix, "since": since})
         path = f"/memory-watch/{quote(namespace, safe='')}?{query}"
         return self._stream("GET", path, None, MemoryNews)
 

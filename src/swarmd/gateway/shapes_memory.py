@@ -30,14 +30,16 @@ class MemoryPage(Struct, frozen=True, kw_only=True):
 
 
 class MemoryNews(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a watch tells. The first one has `namespace` alone: from then on nothing is missed."""
+    """What a watch tells. The first one has no key: from then on nothing is missed."""
 
     namespace: str | None = None
     key: str | None = None
     entry: MemoryEntry | None = None
     """What the key holds now; left out if it holds nothing."""
+    position: str = ""
+    """All before it was told; a watch on the same node may go on from here."""
     lagged: bool = False
-    """More changed than could be kept for this watch: list the keys anew."""
+    """Not all that changed is told, for it was too much or too long ago: list the keys anew."""
 
 
 class CrdtCell(Struct, frozen=True, kw_only=True):

@@ -46,6 +46,8 @@ class Driver:
         perform: what to do for each effect type; the functions neither wait nor raise.
         persist: awaited before the other effects of a step that holds a `Persist`.
         inbox_max: events that may wait; `feed` refuses beyond it.
+        turn_s: others have their turn in the middle of a step that takes longer, and see the
+            machine between two of its events then.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Driver:
         clock: Clock,
         persist: Persister | None = None,
         inbox_max: int = 10_000,
+        turn_s: float = math.inf,
     ) -> None:
         self._name = name
         self._machine = machine
@@ -66,6 +69,7 @@ class Driver:
         self._persist = persist
         self._inbox: deque[Event] = deque()
         self._inbox_max = inbox_max
+        self._turn_s = turn_s
         self._timers: list[tuple[float, int, Event]] = []
         self._sequence = itertools.count()
         self._wake = trio.Event()
@@ -134,14 +138,21 @@ class Driver:
 
     async def _step(self, step: list[Event]) -> None:
         effects: list[Effect] = []
+        turn_ends = self._clock.now() + self._turn_s
         for event in step:
+            now = self._clock.now()
+            if now >= turn_ends:
+                self._set_alarm(math.inf)  # It may not ring in the middle of a step.
+                await trio.lowlevel.checkpoint()
+                now = self._clock.now()
+                turn_ends = now + self._turn_s
             self._event_counts[type(event)] += 1
-            effects.extend(self._machine.handle(event, self._clock.now()))
+            effects.extend(self._machine.handle(event, now))
         if self._settle is not None:
             effects.extend(self._settle(self._clock.now()))
         if any(type(effect) is Persist for effect in effects):
             assert self._persist is not None, f"{self._name} asked for Persist"
-            self._set_alarm(math.inf)  # It may not ring in the middle of a step.
+            self._set_alarm(math.inf)
             ahead = [effect for effect in effects if isinstance(effect, Ahead)]
             if ahead:
                 effects = [effect for effect in effects if not isinstance(effect, Ahead)]

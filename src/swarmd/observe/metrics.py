@@ -43,6 +43,21 @@ class Tally(Collector):
         yield family
 
 
+class ByFamily(Collector):
+    """A counter by the family of messages that costs one addition; see `Tally`."""
+
+    def __init__(self, name: str, documentation: str) -> None:
+        self._name, self._documentation = name, documentation
+        self.counts: defaultdict[str, int] = defaultdict(int)
+        REGISTRY.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(self._name, self._documentation, labels=["family"])
+        for name, count in self.counts.items():
+            family.add_metric([name], count)
+        yield family
+
+
 MACHINE_EVENTS = Tally("swarmd_machine_events_total", "Events fed to a protocol machine", "event")
 MACHINE_EFFECTS = Tally(
     "swarmd_machine_effects_total", "Effects asked for by a protocol machine", "effect"
@@ -62,6 +77,15 @@ BYTES = Counter(
 VIEW_BYTES = Counter(
     "swarmd_swim_view_bytes_total",
     "Bytes of rumours that went out in whole views, over streams",
+    registry=REGISTRY,
+)
+MESSAGE_BYTES = ByFamily(
+    "swarmd_message_bytes_total", "Bytes of messages and requests for peers, before frames and TLS"
+)
+CRDT_KEYS = Gauge("swarmd_crdt_keys", "Keys in the eventual store", registry=REGISTRY)
+CRDT_DIGEST = Gauge(
+    "swarmd_crdt_digest",
+    "The same on nodes that have seen the same of the eventual store",
     registry=REGISTRY,
 )
 MEMBERS = Gauge("swarmd_members", "Members by state, as seen here", ["state"], registry=REGISTRY)

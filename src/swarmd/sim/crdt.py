@@ -31,7 +31,7 @@ from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, SyncDue,
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import SYNC_S, ReplicaMachine
 from swarmd.state.crdt.messages import CRDT, Batch, Sums
-from swarmd.state.crdt.shard import ShardState
+from swarmd.state.crdt.shard import Logged, ShardState
 from swarmd.state.crdt.stored import encode_shard
 from swarmd.state.crdt.types.kinds import Kind
 from swarmd.state.crdt.types.values import (
@@ -579,7 +579,7 @@ class _CarelessCells(Cells):
 class _NeverGone(ShardState):
     """Passes over what it does not keep any more, and sends what comes after it."""
 
-    def _beyond(self, theirs: dict[Actor, int]) -> Iterator[Batch | None]:
+    def _beyond(self, theirs: dict[Actor, int]) -> Iterator[Logged | None]:
         return (batch for batch in super()._beyond(theirs) if batch is not None)
 
 

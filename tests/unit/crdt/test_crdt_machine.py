@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from swarmd.base.errors import MalformedMessage, SwarmError
+from swarmd.base.errors import MalformedMessage, SwarmError, ValueTooLarge
 from swarmd.base.ids import NodeId
-from swarmd.base.limits import CRDT_BATCH_CHANGES_MAX
+from swarmd.base.limits import CRDT_BATCH_CHANGES_MAX, CRDT_CELL_BYTES_MAX, CRDT_VALUE_BYTES_MAX
 from swarmd.base.machine import Persist, Send, SetTimer
 from swarmd.base.rng import make_rng
 from swarmd.sim.crdt import SimSigner
@@ -30,6 +30,7 @@ from swarmd.state.crdt.machine import (
 )
 from swarmd.state.crdt.messages import (
     CRDT,
+    REMOVES_MAX,
     Batches,
     ShardSum,
     Sums,
@@ -44,7 +45,16 @@ from swarmd.state.crdt.messages import (
 from swarmd.state.crdt.shard import ShardState
 from swarmd.state.crdt.stored import decode_shard, encode_shard
 from swarmd.state.crdt.types.kinds import Kind
-from swarmd.state.crdt.types.values import AddTo, Assign, Count, Operation, TakeFrom, change, read
+from swarmd.state.crdt.types.values import (
+    AddTo,
+    Assign,
+    Count,
+    Operation,
+    Remove,
+    TakeFrom,
+    change,
+    read,
+)
 
 WALL_MS = 10**12
 
@@ -440,6 +450,43 @@ def test_a_whole_state_that_cannot_be_is_refused(what: str) -> None:
     b.step(Heard(peer, Whole(*shard.name, 1, 0, first.cells, seen, (), newest, True)))
     assert b.machine.shards() == [] or not len(b.machine.shards()[0].cells)
     assert b.ignored == {"stray_cell": ["malformed"], "other_peer": []}.get(what, ["unproven"])
+
+
+# ---- much at once ---------------------------------------------------------------------------
+
+
+def test_the_largest_value_goes_all_the_way() -> None:
+    a, b, c = Node("a", log_bytes_max=1), Node("b", "a"), Node("c", "a")
+    key, small = same_shard(2)
+    value = bytes(CRDT_VALUE_BYTES_MAX)
+    assert a.write(key, Assign(value)) is None
+    sync(a, b)
+    assert b.value(key) == value
+    assert a.write(small, Assign(1)) is None
+    sync(a, c)
+    assert c.value(key) == value, "it came in the whole shard, for its batch was collected"
+    again = decode_shard(encode_shard(c.machine.shards()[0]))
+    assert again.cells == c.machine.shards()[0].cells
+
+
+def test_what_no_cell_holds_is_refused_and_changes_nothing() -> None:
+    a = Node("a")
+    for operation in (Assign(bytes(CRDT_CELL_BYTES_MAX)), AddTo(bytes(CRDT_CELL_BYTES_MAX))):
+        error = a.write("k", operation)
+        assert isinstance(error, ValueTooLarge)
+    assert a.value("k") is None
+    assert a.write("k", Assign(1)) is None
+
+
+def test_more_is_removed_at_once_than_one_change_may() -> None:
+    a, b = Node("a"), Node("b", "a")
+    for number in range(REMOVES_MAX + 100):
+        a.step(Write(0, "b", "k", AddTo(number)))
+    assert a.write("k", Remove()) is None
+    assert a.value("k") is None
+    sync(a, b)
+    assert b.value("k") is None
+    assert a.machine.digest() == b.machine.digest()
 
 
 # ---- disks --------------------------------------------------------------------------------------

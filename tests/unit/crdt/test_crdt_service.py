@@ -22,6 +22,7 @@ from swarmd.mesh.transports.memory import MemoryNetwork
 from swarmd.sim.crdt import SimSigner
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
+from swarmd.state.crdt import service
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.service import Eventual, open_eventual
 from swarmd.state.crdt.types.kinds import WrongType
@@ -129,6 +130,46 @@ async def test_a_watch_tells_each_key_once_until_it_is_read(swarm: Swarm) -> Non
             with trio.move_on_after(0.05) as late:
                 await watch.receive()
             assert late.cancelled_caught
+
+
+async def test_a_watch_goes_on_where_an_earlier_one_was(swarm: Swarm) -> None:
+    async with swarm.node("a") as a:
+        with a.watch("b", "k") as watch:
+            beginning = watch.position
+            for key in ("k1", "k2", "other", "k1"):
+                await a.write("b", key, Count(1))
+            assert await watch.receive() == "k1"
+            between = watch.position
+            assert await watch.receive() == "k2"
+            end = watch.position
+        await a.write("b", "k3", Count(1))
+        for since, keys in (
+            (beginning, ["k1", "k2", "k3"]),
+            (between, ["k2", "k1", "k3"]),
+            (end, ["k3"]),
+        ):
+            with a.watch("b", "k", since) as again:
+                assert (again.drain(), again.lagged) == (keys, False)
+        life = end.partition("-")[0]
+        for unknown in ("nonsense", f"{life}-99", f"{life}-", f"{life}-{'9' * 50}", f"x{life}-1"):
+            with a.watch("b", "k", unknown) as again:
+                assert (again.drain(), again.lagged) == ([], True)
+    async with swarm.node("a") as other:
+        with other.watch("b", "k", end) as again:
+            assert again.lagged
+
+
+async def test_a_watch_that_was_away_for_too_many_changes_is_told(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_REMEMBERED_MAX", 3)
+    async with swarm.node("a") as a:
+        with a.watch("b") as watch:
+            position = watch.position
+        for number in range(4):
+            await a.write("b", f"k{number}", Count(1))
+        with a.watch("b", since=position) as again:
+            assert (again.drain(), again.lagged) == ([], True)
 
 
 async def test_a_disk_that_refuses_is_told_and_what_waits_is_written_once_it_does_not(

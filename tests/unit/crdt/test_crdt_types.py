@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 from crdt_replicas import STEPS, Group, Step, actor, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarmd.base.errors import BadRequest, NotFound
+from swarmd.base.errors import BadRequest, MalformedMessage, NotFound
 from swarmd.state.crdt.cells import Cell, Cells, Change, Gap
 from swarmd.state.crdt.clock import HybridClock, ms_of
 from swarmd.state.crdt.dots import Context
@@ -245,6 +246,63 @@ def test_bytes_that_no_build_writes_are_read_as_nothing() -> None:
     cells = Cells()
     cells.apply(dot, Change("k", Cell((), Kind.SET, b"\xc1", b"", 1), ()))
     assert _value(cells) == []
+
+
+# ---- how cells are kept ----------------------------------------------------------------------
+
+
+def _kept(stamp: int, **more: Any) -> Change:
+    cell = Cell(more.pop("fields", ()), Kind.REGISTER, b"", b"\1", stamp, **more)
+    return Change(f"k{stamp}", cell, ())
+
+
+def test_cells_come_back_as_they_were_whatever_is_in_them() -> None:
+    cells = Cells()
+    shapes = [_kept(1), _kept(2, expires_ms=5), _kept(3, fields=("a", "b")), _kept(2**60)]
+    for number, one in enumerate(shapes):
+        cells.apply((actor(f"n{number % 2}"), number // 2 + 1), one)
+    cells.apply((actor("n1"), 3), Change("k1", Cell((), Kind.SET, b"\2", b"", 4), ()))
+    assert [cells.at(one.key)[actor(f"n{n % 2}"), n // 2 + 1] for n, one in enumerate(shapes)] == [
+        one.cell for one in shapes
+    ]
+    assert len(cells.at("k1")) == 2
+    actors, lone, several = cells.kept()
+    again = Cells()
+    again.context.join(cells.context)
+    again.restore(actors, lone)
+    for key, dot, cell in several:
+        again.hold(key, dot, cell)
+    assert again == cells
+    assert list(again) == list(cells) == sorted(one.key for one in shapes)
+    assert list(again.keys_from("k2")) == ["k2", "k3"]
+    assert again.expiring() == ["k2", "k3"], "of a nested one it is not told without a look"
+    assert again.latest == cells.latest == 2**60
+
+
+def test_places_of_actors_that_put_nothing_any_more_are_used_again() -> None:
+    cells = Cells()
+    for number in range(3):
+        cells.apply((actor(f"n{number}"), 1), _kept(number + 1))
+    cells.apply((actor("n1"), 2), Change("k2", None, ((actor("n1"), 1),)))
+    again = Cells()
+    again.context.join(cells.context)
+    again.restore(*cells.kept()[:2])
+    again.apply((actor("n7"), 1), _kept(9))
+    actors, lone, _ = again.kept()
+    assert set(actors) == {actor("n0"), actor("n2"), actor("n7")}
+    assert {key: dict(again.at(key)) for key, _ in lone} == {
+        "k1": {(actor("n0"), 1): _kept(1).cell},
+        "k3": {(actor("n2"), 1): _kept(3).cell},
+        "k9": {(actor("n7"), 1): _kept(9).cell},
+    }
+
+
+@pytest.mark.parametrize("packed", [b"", b"\xc1", b"\x95\1\1\1\xc4\1a\1", b"\x95\0\2\1\xc4\1a\1"])
+def test_a_packed_cell_that_no_build_writes_is_refused(packed: bytes) -> None:
+    cells = Cells()
+    cells.context.see((actor("n0"), 1))
+    with pytest.raises(MalformedMessage):
+        cells.restore([actor("n0")], [("k", packed)])
 
 
 # ---- dots and clocks -----------------------------------------------------------------------

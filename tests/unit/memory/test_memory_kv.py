@@ -25,7 +25,7 @@ from swarmd.base.limits import CRDT_VALUE_BYTES_MAX
 from swarmd.base.rng import make_rng
 from swarmd.memory.kv.eventual import BUCKET, EventualMemory
 from swarmd.memory.kv.inspecting import EXPIRED
-from swarmd.memory.kv.port import ABSENT, Entry
+from swarmd.memory.kv.port import ABSENT, LIST_BYTES_MAX, Entry
 from swarmd.mesh.transports.memory import MemoryNetwork
 from swarmd.sim.crdt import SimSigner
 from swarmd.state.crdt.service import open_eventual
@@ -108,6 +108,21 @@ async def test_a_list_is_in_order_and_goes_on_where_it_ended(node: Node) -> None
         assert ([one.key for one in first], more) == (["k1", "k2"], True)
         rest, more = await memory.list("ns", "k", after="k2")
         assert ([one.key for one in rest], more) == (["k3", "k4", "k5"], False)
+
+
+async def test_a_page_ends_with_its_bytes_and_passes_over_what_has_expired(node: Node) -> None:
+    async with node.open() as memory:
+        for number in range(10):
+            await memory.set("ns", f"large{number}", "x" * (CRDT_VALUE_BYTES_MAX - 5), by="ann")
+        for number in range(600):
+            await memory.set("ns", f"brief{number}", 1, by="", ttl_s=1)
+        node.clock.wall += 1_000
+        first, more = await memory.list("ns")
+        assert more
+        assert sum(one.size for one in first) <= LIST_BYTES_MAX
+        rest, more = await memory.list("ns", after=first[-1].key)
+        assert not more
+        assert [one.key for one in first + rest] == [f"large{number}" for number in range(10)]
 
 
 async def test_what_has_expired_is_absent_at_once_and_removed_by_its_node(node: Node) -> None:

@@ -151,3 +151,30 @@ async def test_a_performer_may_feed_the_machine(
     driver.feed(Heard("a"))
     await trio.sleep(1)
     assert [what for what, _ in script.heard] == ["a", "b"]
+
+
+async def test_a_long_step_gives_others_their_turn_and_ends_whole(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """Also where a timer is due meanwhile: the step goes on where it was."""
+    log: list[str] = []
+
+    async def persist(ahead: bool) -> None:
+        log.append("persist")
+
+    async def other() -> None:
+        log.append("another's turn")
+
+    def settle(now: float) -> list[Effect]:
+        return [Persist()] if script.heard else []
+
+    script = Script({"a": [SetTimer(0.001, Heard("late"))], "late": []})
+    script.settle = settle  # type: ignore[attr-defined]
+    driver = start(nursery, script, log, persist=persist, turn_s=0.0)
+    await trio.sleep(0.1)
+    for what in ("a", "b", "c"):
+        driver.feed(Heard(what))
+    nursery.start_soon(other)
+    await trio.sleep(0.1)
+    assert log[:2] == ["another's turn", "persist"]
+    assert [what for what, _ in script.heard] == ["a", "b", "c", "late"]

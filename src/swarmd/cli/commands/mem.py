@@ -138,19 +138,32 @@ def delete(key: str, if_version: str | None, namespace: str) -> None:
         say(f"{key} is deleted")
 
 
-@mem.command(examples=["swarmctl mem watch", "swarmctl mem watch task/ -n crew"])
+@mem.command(
+    examples=[
+        "swarmctl mem watch",
+        "swarmctl mem watch task/ -n crew --json",
+        "swarmctl mem watch task/ -n crew --since 5f0c2b7d91e3a8c4-17",
+    ]
+)
 @click.argument("prefix", required=False, default="")
+@click.option(
+    "--since", metavar="POSITION", default="", help="Go on from where a watch with --json was."
+)
 @_NAMESPACE
-def watch(prefix: str, namespace: str) -> None:
+def watch(prefix: str, since: str, namespace: str) -> None:
     """Print keys as they change, until Ctrl-C."""
     with open_client() as client:
-        for news in client.memory_watch(namespace, prefix):
+        for news in client.memory_watch(namespace, prefix, since=since):
+            if news.lagged:
+                why = "this was too slow" if news.key else "that was too long ago, or elsewhere"
+                warn(f"not all keys that changed can be told, because {why}: list them")
             if news.key is None:
                 if sys.stderr.isatty():
-                    warn("watching from now on; Ctrl-C ends it")
+                    warn("watching; Ctrl-C ends it")
+                if wants_json() and news.position:
+                    print_json(news)
+                    sys.stdout.flush()
                 continue
-            if news.lagged:
-                warn("more keys changed than could be told, because this was too slow: list them")
             if wants_json():
                 print_json(news)
             elif news.entry is None:

@@ -97,24 +97,26 @@ class MemoryRoutes:
         return answer(request, MemoryPage(entries=[*map(self._shown, found)], more=more))
 
     async def watch(self, request: Request) -> Stream:
-        """Keys as they change, from now on."""
+        """Keys as they change, from now on, or from a position that an earlier watch had."""
         namespace = request.path_params["namespace"]
         caller_of(request).require("memory:read", namespace)
         prefix = request.query_params.get("prefix", "")
+        since = request.query_params.get("since", "")
         return self._context.stream(
-            request, self._news(namespace, prefix), items_max=_WATCH_ITEMS_MAX
+            request, self._news(namespace, prefix, since), items_max=_WATCH_ITEMS_MAX
         )
 
-    async def _news(self, namespace: str, prefix: str) -> Items:
+    async def _news(self, namespace: str, prefix: str, since: str) -> Items:
         memory = self._memory()
         with self._watches.one_more():
-            async with memory.watch(namespace, prefix) as watch:
-                yield MemoryNews(namespace=namespace)
+            async with memory.watch(namespace, prefix, since) as watch:
+                lagged, watch.lagged = watch.lagged, False
+                yield MemoryNews(namespace=namespace, position=watch.position, lagged=lagged)
                 while True:
                     key = await watch.receive()
                     lagged, watch.lagged = watch.lagged, False
                     entry = await self._found(memory, namespace, key)
-                    yield MemoryNews(key=key, entry=entry, lagged=lagged)
+                    yield MemoryNews(key=key, entry=entry, position=watch.position, lagged=lagged)
 
     async def _found(self, memory: SharedMemory, namespace: str, key: str) -> MemoryEntry | None:
         try:

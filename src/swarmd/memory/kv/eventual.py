@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from heapq import heappop, heappush
+from itertools import islice
 from typing import Any, Final
 
 import trio
@@ -17,7 +19,7 @@ from swarmd.base.errors import MalformedMessage, NotFound, SwarmError, ValueTooL
 from swarmd.base.ids import NodeId, digest, to_text
 from swarmd.base.limits import CRDT_VALUE_BYTES_MAX
 from swarmd.memory.kv.inspecting import Inspected, inspect
-from swarmd.memory.kv.port import ABSENT, LIST_MAX, Entry, Watch
+from swarmd.memory.kv.port import ABSENT, LIST_BYTES_MAX, LIST_MAX, Entry, Watch
 from swarmd.memory.kv.rules import author, check_namespace, key_of, name_of, ttl_ms
 from swarmd.observe.log import get_logger
 from swarmd.state.crdt.cells import Cell
@@ -33,6 +35,11 @@ BUCKET: Final = "memory"
 _SWEEP_S: Final = 5.0
 # How many keys one turn removes at most.
 _SWEEP_REMOVES_MAX: Final = 500
+# How many keys are looked at before others have their turn.
+_TURN: Final = 500
+# When what others should remove is looked at again, and how many may wait that have changed since.
+_LOOK_AGAIN_MS: Final = 10_000
+_STALE_MAX: Final = 1_000
 _VERSION_BYTES: Final = 10
 
 # No change has this number.
@@ -52,8 +59,9 @@ class EventualMemory:
         self, me: NodeId, store: Eventual, clock: Clock, alive: Callable[[], Sequence[NodeId]]
     ) -> None:
         self._me, self._store, self._clock, self._alive = me, store, clock, alive
-        # Keys that expire, and when.
+        # Keys that expire, and when; and which of them to look at when, soonest first.
         self._expiring: dict[str, int] = {}
+        self._due: list[tuple[int, str]] = []
 
     async def set(
         self,
@@ -77,7 +85,7 @@ class EventualMemory:
         name = name_of(namespace, key)
         expires_ms = 0 if ttl_s is None else self._clock.wall_ms() + ttl_ms(ttl_s)
         packed = [value, author(by)]
-        if len(pack(packed)) > CRDT_VALUE_BYTES_MAX:
+        if len(pack(value)) > CRDT_VALUE_BYTES_MAX:
             raise ValueTooLarge(
                 f"a value has at most {CRDT_VALUE_BYTES_MAX} bytes: put it into a blob, and keep "
                 "its hash here"
@@ -112,20 +120,24 @@ class EventualMemory:
     async def list(
         self, namespace: str, prefix: str = "", *, after: str = "", limit: int = LIST_MAX
     ) -> tuple[list[Entry], bool]:
-        """Values of keys that begin with `prefix` and come after `after`; are there more?"""
         check_namespace(namespace)
         found: list[Entry] = []
-        begin = len(namespace) + 1
-        for name in self._store.keys(BUCKET, f"{namespace}/{prefix}"):
-            if name[begin:] <= after:
-                continue
-            entry = self._entry(name)
-            if entry is None:
-                continue
-            if len(found) >= limit:
-                return found, True
-            found.append(entry)
-        return found, False
+        room, last = LIST_BYTES_MAX, f"{namespace}/{after}" if after else ""
+        while True:
+            names = islice(self._store.keys_after(BUCKET, f"{namespace}/{prefix}", last), _TURN)
+            last = ""
+            for last in names:
+                entry = self._entry(last)
+                if entry is None:
+                    continue
+                room -= entry.size
+                if len(found) >= limit or (found and room < 0):
+                    return found, True
+                found.append(entry)
+            if not last:
+                return found, False
+            # What has expired is passed over, however many that are.
+            await trio.lowlevel.checkpoint()
 
     async def delete(self, namespace: str, key: str, *, if_version: str | None = None) -> None:
         """Delete a value. Raises NotFound, and what `set` raises; nothing changed then."""
@@ -135,10 +147,11 @@ class EventualMemory:
         await self._store.write(BUCKET, name, Remove(), expects=expects)
 
     @asynccontextmanager
-    async def watch(self, namespace: str, prefix: str = "") -> AsyncIterator[Watch]:
-        """Be told of keys that change. Raises Busy."""
+    async def watch(
+        self, namespace: str, prefix: str = "", since: str = ""
+    ) -> AsyncIterator[Watch]:
         check_namespace(namespace)
-        with self._store.watch(BUCKET, f"{namespace}/{prefix}") as watch:
+        with self._store.watch(BUCKET, f"{namespace}/{prefix}", since) as watch:
             yield _Watch(watch)
 
     async def sweep(self) -> None:
@@ -160,29 +173,42 @@ class EventualMemory:
     async def look_at_all(self) -> None:
         """Find what expires."""
         self._expiring.clear()
-        async for name in self._store.each_key(BUCKET):
+        self._due.clear()
+        async for name in self._store.expiring_keys(BUCKET):
             self._look_at(name)
 
     def _look_at(self, name: str) -> None:
         found = self._winner(name)
-        if found is not None and found[1].expires_ms:
-            self._expiring[name] = found[1].expires_ms
-        else:
+        if found is None or not found[1].expires_ms:
             self._expiring.pop(name, None)
+        elif self._expiring.get(name) != found[1].expires_ms:
+            self._expiring[name] = found[1].expires_ms
+            heappush(self._due, (found[1].expires_ms, name))
+        if len(self._due) > 2 * len(self._expiring) + _STALE_MAX:
+            self._due = sorted((at_ms, name) for name, at_ms in self._expiring.items())
 
     async def sweep_once(self) -> None:
         """Remove some of what has expired and is this node's to remove. Raises SwarmError."""
         now_ms, alive = self._clock.wall_ms(), self._alive()
         lowest = min((self._me, *alive))
-        due = [name for name, at_ms in self._expiring.items() if at_ms <= now_ms]
-        for name in due[:_SWEEP_REMOVES_MAX]:
-            found = self._winner(name)
-            if found is None or not 0 < found[1].expires_ms <= now_ms:
-                continue
-            author = node_of(found[0][0])
-            if author == self._me or (author not in alive and lowest == self._me):
-                await self._store.write(BUCKET, name, Remove(), expects=found[0])
-                self._look_at(name)
+        later = []
+        try:
+            for _ in range(_SWEEP_REMOVES_MAX):
+                if not self._due or self._due[0][0] > now_ms:
+                    break
+                _, name = heappop(self._due)
+                found = self._winner(name)
+                if found is None or not 0 < found[1].expires_ms <= now_ms:
+                    continue
+                # It is looked at again, should it still be there.
+                later.append((now_ms + _LOOK_AGAIN_MS, name))
+                author = node_of(found[0][0])
+                if author == self._me or (author not in alive and lowest == self._me):
+                    await self._store.write(BUCKET, name, Remove(), expects=found[0])
+                    self._look_at(name)
+        finally:
+            for one in later:
+                heappush(self._due, one)
 
     def _winner(self, name: str) -> tuple[Dot, Cell] | None:
         live = self._store.cells(BUCKET, name)
@@ -211,6 +237,7 @@ class EventualMemory:
             ms_of(cell.stamp),
             cell.expires_ms,
             node_of(dot[0]),
+            len(cell.value),
         )
 
     def _expected(self, name: str, version: str | None) -> Dot | tuple[()] | None:
@@ -244,6 +271,10 @@ class _Watch:
     @lagged.setter
     def lagged(self, lagged: bool) -> None:
         self._watch.lagged = lagged
+
+    @property
+    def position(self) -> str:
+        return self._watch.position
 
     async def receive(self) -> str:
         return key_of(await self._watch.receive())

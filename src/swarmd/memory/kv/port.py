@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from swarmd.base.ids import NodeId
+from swarmd.base.limits import MIB
 
 LIST_MAX: Final = 1_000
+LIST_BYTES_MAX: Final = 8 * MIB
 # A version that no value has: only where there is none.
 ABSENT: Final = "0"
 
@@ -33,16 +35,22 @@ class Entry:
     created_at_ms: int
     expires_at_ms: int
     node: NodeId
+    size: int
+    """Bytes, packed."""
 
 
 class Watch(Protocol):
     """Keys as they change: each once, however often it changed since it was told.
 
-    `lagged`: so many changed that some were dropped: read all of them. Whoever reads this sets it
-    to False.
+    `lagged`: some that changed are not told: read all of them. Whoever reads this sets it to False.
     """
 
     lagged: bool
+
+    @property
+    def position(self) -> str:
+        """All changes up to here were told: another watch may go on from here."""
+        ...
 
     async def receive(self) -> str:
         """The next key, without its namespace."""
@@ -85,13 +93,26 @@ class Memory(Protocol):
     async def list(
         self, namespace: str, prefix: str = "", *, after: str = "", limit: int = LIST_MAX
     ) -> tuple[list[Entry], bool]:
-        """Values of keys that begin with `prefix` and come after `after`; are there more?"""
+        """Values of keys that begin with `prefix` and come after `after`; are there more?
+
+        There may be more, too, where they were many bytes; then there is one at least.
+        """
         ...
 
     async def delete(self, namespace: str, key: str, *, if_version: str | None = None) -> None:
         """Delete a value. Raises NotFound, and Conflict as `set` does; nothing changed then."""
         ...
 
-    def watch(self, namespace: str, prefix: str = "") -> AbstractAsyncContextManager[Watch]:
-        """Be told of keys that change for as long as the block runs. Raises Busy."""
+    def watch(
+        self, namespace: str, prefix: str = "", since: str = ""
+    ) -> AbstractAsyncContextManager[Watch]:
+        """Be told of keys that change for as long as the block runs.
+
+        Args:
+            since: a position that a watch of the same keys had: from there on, and not from now.
+                Where it is not known any more what changed since, `lagged` is set. Of an eventual
+                namespace only the same node knows it, while it runs.
+
+        Raises Busy.
+        """
         ...

@@ -60,8 +60,8 @@ class SharedMemory:
         """
         if (await self.namespaces.of(namespace)).is_strong:
             raise BadRequest(
-                f"{namespace} is a strong namespace: a majority agrees on its values one by one, and "
-                "no two writes of a key stand side by side"
+                f"{namespace} is a strong namespace: a majority agrees on its values one by one, "
+                "and no two writes of a key stand side by side"
             )
         return self.eventual.inspect(namespace, key)
 
@@ -81,9 +81,11 @@ class SharedMemory:
         await memory.delete(namespace, key, if_version=if_version)
 
     @asynccontextmanager
-    async def watch(self, namespace: str, prefix: str = "") -> AsyncIterator[Watch]:
+    async def watch(
+        self, namespace: str, prefix: str = "", since: str = ""
+    ) -> AsyncIterator[Watch]:
         memory = await self._of(namespace)
-        async with memory.watch(namespace, prefix) as watch:
+        async with memory.watch(namespace, prefix, since) as watch:
             yield watch
 
     async def _of(self, namespace: str) -> Memory:

@@ -59,6 +59,7 @@ _STEP_MAX: Final = 256
 _STEP_BYTES: Final = 4 * MIB
 _LIST_BYTES_MAX: Final = 16 * MIB
 # The coordinator looks through so many records at a time.
+_REVISION_DIGITS_MAX: Final = 18
 _SWEEP_S: Final = 0.25
 _SWEEP_RECORDS: Final = 2_000
 # An office that was lost unnoticed could be this far ahead of the next one's time.
@@ -167,11 +168,13 @@ class StrongMemory:
         await self._guarded(where, key, if_version, lambda expect: Delete(where, expect))
 
     @asynccontextmanager
-    async def watch(self, namespace: str, prefix: str = "") -> AsyncIterator[Watch]:
-        """Be told of keys that change. Raises Busy, and NoQuorum if it cannot begin."""
+    async def watch(
+        self, namespace: str, prefix: str = "", since: str = ""
+    ) -> AsyncIterator[Watch]:
+        """See `port.Memory`; a position is good on every node. Raises NoQuorum: it cannot begin."""
         check_namespace(namespace)
         watch = _Watch(self._store, values_below(namespace, prefix))
-        await watch.begin()
+        await watch.begin(since)
         try:
             yield watch
         finally:
@@ -234,6 +237,7 @@ class StrongMemory:
             stored.created_ms,
             ends_ms and self._clock.wall_ms() + ends_ms - now_ms,
             NodeId(stored.node),
+            len(found.value),
         )
 
     # ---- removing what has ended --------------------------------------------------------------
@@ -290,12 +294,24 @@ class _Watch:
         self.lagged = False
         self._store, self._below = store, below
         self._changes = store.watch(below)
-        self._changed: dict[str, None] = {}
+        # Keys that are not told yet, with the revision of each one's first change, and up to which
+        # revision the store has told.
+        self._changed: dict[str, int] = {}
+        self._revision = 0
 
-    async def begin(self) -> None:
+    @property
+    def position(self) -> str:
+        return str(next(iter(self._changed.values()), self._revision + 1) - 1)
+
+    async def begin(self, since: str = "") -> None:
         """From when this returns on nothing is missed. Raises Busy, NoQuorum."""
+        if since.isascii() and since.isdigit() and len(since) <= _REVISION_DIGITS_MAX:
+            self._revision = int(since)
+            self._changes = self._store.watch(self._below, self._revision + 1)
+            return
+        self.lagged = self.lagged or bool(since)
         self._changes = self._store.watch(self._below)
-        await anext(self._changes)
+        _, self._revision = await anext(self._changes)
 
     async def end(self) -> None:
         await self._changes.aclose()
@@ -303,14 +319,14 @@ class _Watch:
     async def receive(self) -> str:
         while not self._changed:
             try:
-                changes, _ = await anext(self._changes)
+                changes, self._revision = await anext(self._changes)
             except Compacted:
                 self.lagged = True
                 await self.begin()
                 continue
-            self._changed.update(
-                (one.key.decode("utf-8", "replace").split("/", 3)[3], None) for one in changes
-            )
+            for one in changes:
+                key = one.key.decode("utf-8", "replace").split("/", 3)[3]
+                self._changed.setdefault(key, one.revision)
         key = next(iter(self._changed))
         del self._changed[key]
         return key

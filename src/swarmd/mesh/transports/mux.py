@@ -41,7 +41,7 @@ from swarmd.base.errors import (
 )
 from swarmd.base.ids import NodeId, short
 from swarmd.mesh.link import Inbound, Lane
-from swarmd.observe.metrics import DROPPED
+from swarmd.observe.metrics import DROPPED, MESSAGE_BYTES
 from swarmd.wire.codec import Family, Message, decode_struct, encode_struct
 
 WINDOW: Final = 32
@@ -195,7 +195,7 @@ class MuxInbound:
         if not self.wants_answer:
             await trio.lowlevel.checkpoint()
             return
-        payload = self._family.encode(message)
+        payload = _encoded(self._family, message)
         await self._put(Kind.MORE if more else Kind.ANSWER, payload)
 
     async def fail(self, error: SwarmError) -> None:
@@ -275,7 +275,7 @@ class MuxLink(ABC):
         self, family: Family, peer: NodeId, message: Message, *, lane: Lane = Lane.CONTROL
     ) -> bool:
         """See `mesh.link.Link`."""
-        item = Item(Kind.MESSAGE, lane, family.name, 0, family.encode(message))
+        item = Item(Kind.MESSAGE, lane, family.name, 0, _encoded(family, message))
         try:
             return self._port_nowait(peer, family.alpn).put_nowait(item)
         except Unreachable:
@@ -285,7 +285,7 @@ class MuxLink(ABC):
         self, family: Family, peer: NodeId, message: Message, *, lane: Lane = Lane.CONTROL
     ) -> None:
         """See `mesh.link.Link`."""
-        item = Item(Kind.MESSAGE, lane, family.name, 0, family.encode(message))
+        item = Item(Kind.MESSAGE, lane, family.name, 0, _encoded(family, message))
         await self._port(peer, family.alpn).put(item)
 
     async def request(
@@ -298,7 +298,7 @@ class MuxLink(ABC):
         lane: Lane = Lane.CONTROL,
     ) -> Any:
         """See `mesh.link.Link`. Cancelled, the peer is told to stop; it may have acted."""
-        payload = family.encode(message)
+        payload = _encoded(family, message)
         port = self._port(peer, family.alpn)
         number, call = port.open_call(family)
         try:
@@ -327,7 +327,7 @@ class MuxLink(ABC):
     async def _request_stream(
         self, family: Family, peer: NodeId, message: Message, timeout_s: float, lane: Lane
     ) -> AsyncIterator[AsyncIterator[Any]]:
-        payload = family.encode(message)
+        payload = _encoded(family, message)
         port = self._port(peer, family.alpn)
         number, call = port.open_call(family)
         try:
@@ -427,6 +427,13 @@ class _Answers:
             item = Item(Kind.CREDIT, self._lane, "", self._number, credit)
             self._port.put_nowait(item, force=True)
         return message
+
+
+def _encoded(family: Family, message: Message) -> bytes:
+    """To be sent, and counted as such."""
+    payload = family.encode(message)
+    MESSAGE_BYTES.counts[family.name] += len(payload)
+    return payload
 
 
 def _feed_conversation(port: Port, item: Item) -> None:

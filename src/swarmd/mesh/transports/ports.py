@@ -22,11 +22,11 @@ import trio
 from swarmd.base.errors import Unreachable
 from swarmd.base.ids import NodeId, short
 from swarmd.base.limits import (
+    CRDT_MESSAGE_BYTES_MAX,
     FRAME_BYTES_MAX,
     FRAME_MESSAGES_MAX,
     KIB,
     LANE_MESSAGES_MAX,
-    MESSAGE_BYTES_MAX,
     MIB,
 )
 from swarmd.mesh.link import Lane
@@ -46,7 +46,7 @@ _ITEM_BYTES_EXTRA: Final = 64
 
 _BATCH_BYTES_EXTRA: Final = FRAME_MESSAGES_MAX * _ITEM_BYTES_EXTRA + 64
 
-assert max(MESSAGE_BYTES_MAX, *_BATCH_BYTES.values()) + _BATCH_BYTES_EXTRA <= FRAME_BYTES_MAX
+assert max(CRDT_MESSAGE_BYTES_MAX, *_BATCH_BYTES.values()) + _BATCH_BYTES_EXTRA <= FRAME_BYTES_MAX
 
 Stage = Literal["waiting", "dialing", "hello", "accepted", "open", "broken"]
 

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from typing import Final
 
 from swarmd.base.disk import Disk, open_body, seal_body
@@ -36,9 +37,14 @@ _LOG: Final = "log-"
 _SHARD: Final = "shard-"
 _ASIDE: Final = "damaged-"
 _KIND: Final = "crdt"
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _RECORD: Final = struct.Struct(">II")
 _BATCH, _WHOLE = b"b", b"w"
+
+# Records that are replayed in one turn.
+_REPLAYED: Final = 100
+
+Loading = Generator[Callable[[], bytes | None], bytes | None, list[ShardState]]
 
 _log = get_logger("crdt")
 
@@ -160,43 +166,71 @@ class ShardJournal:
         Raises:
             DiskFault: the disk cannot be read or written.
         """
+        loading, answer = self.loading(log_bytes_max), None
+        while True:
+            try:
+                wanted = loading.send(answer)
+            except StopIteration as end:
+                shards: list[ShardState] = end.value
+                return shards
+            answer = wanted()
+
+    def loading(self, log_bytes_max: int = LOG_BYTES_MAX) -> Loading:
+        """The same by turns, between which others have theirs: some milliseconds each.
+
+        What it yields waits for the disk, may be called in a thread, and is sent what it returned.
+        """
         names = self._disk.names()
         shards: dict[Shard, ShardState] = {}
         for name in names:
             if name.startswith(_SHARD):
-                found = self._load_shard(name, log_bytes_max)
+                body = yield partial(self._body_of, name)
+                found = None if body is None else self._load_shard(name, body, log_bytes_max)
                 if found is not None:
                     shards[found.name] = found
         logs = [name for name in names if name.startswith(_LOG)]
         for name in logs:
-            for payload in self._records(name, last=name == logs[-1]):
+            raw = yield partial(self._disk.read, name)
+            records = self._records(name, raw or b"", last=name == logs[-1])
+            for count, payload in enumerate(records):
                 self._replay(shards, payload, log_bytes_max)
+                if count % _REPLAYED == 0:
+                    yield _nothing
         self._old = logs
         self._number = max((int(name.removeprefix(_LOG)) for name in logs), default=0) + 1
         self._touched |= shards.keys()
         return list(shards.values())
 
-    def _load_shard(self, name: str, log_bytes_max: int) -> ShardState | None:
+    def _body_of(self, name: str) -> bytes | None:
+        """What a shard's file holds; None if that is damaged, and was moved aside."""
         raw = self._disk.read(name)
         assert raw is not None
         try:
-            body = open_body(_KIND, _FORMAT, raw, source=name)
+            return open_body(_KIND, _FORMAT, raw, source=name)
+        except CorruptFile as error:
+            self._put_aside(name, error)
+            return None
+
+    def _load_shard(self, name: str, body: bytes, log_bytes_max: int) -> ShardState | None:
+        try:
             shard = decode_shard(body, log_bytes_max, self._shard_type)
             if _file_of(shard.name) != name:
                 raise CorruptFile(f"{name} holds another shard")
         except CorruptFile as error:
-            self._report(name, error.message)
-            self._disk.rename(name, _ASIDE + name)
+            self._put_aside(name, error)
             return None
         return shard
 
-    def _records(self, name: str, *, last: bool) -> Iterator[bytes]:
+    def _put_aside(self, name: str, error: CorruptFile) -> None:
+        self._report(name, error.message)
+        self._disk.rename(name, _ASIDE + name)
+
+    def _records(self, name: str, raw: bytes, *, last: bool) -> Iterator[bytes]:
         """The sound payloads of a log up to the first that is none.
 
         Behind it there is nothing that was acknowledged in the last log of a process that was
         killed; elsewhere it is damage.
         """
-        raw = self._disk.read(name) or b""
         at = 0
         while (payload := _payload_at(raw, at)) is not None:
             yield payload
@@ -234,6 +268,10 @@ class ShardJournal:
     def _report(self, name: str, why: str) -> None:
         _log.error("a file of the eventual store is damaged: it is fetched from others", file=why)
         self.damaged.append(name)
+
+
+def _nothing() -> None:
+    """A turn in which the disk is not waited for."""
 
 
 def _payload_at(raw: bytes, at: int) -> bytes | None:

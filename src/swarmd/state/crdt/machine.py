@@ -21,17 +21,30 @@ life. Who hands over a whole state could leave out or invent cells in it, or end
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from statistics import median
 from typing import ClassVar, Final, Protocol
 
-from swarmd.base.errors import Conflict, MalformedMessage, SwarmError, TooLarge, Unavailable
+from swarmd.base.errors import (
+    Conflict,
+    MalformedMessage,
+    SwarmError,
+    TooLarge,
+    Unavailable,
+    ValueTooLarge,
+)
 from swarmd.base.ids import NodeId
-from swarmd.base.limits import CRDT_BATCH_BYTES_MAX, CRDT_BATCH_CHANGES_MAX
+from swarmd.base.limits import (
+    CRDT_BATCH_BYTES_MAX,
+    CRDT_BATCH_CHANGES_MAX,
+    CRDT_CELL_BYTES_MAX,
+    CRDT_VALUE_BYTES_MAX,
+)
 from swarmd.base.machine import Effect, Event, Persist, Send, SetTimer
 from swarmd.base.rng import Rng
-from swarmd.state.crdt.cells import Cells, Change
+from swarmd.state.crdt.cells import Cell, Cells, Change
 from swarmd.state.crdt.clock import HybridClock, ms_of
 from swarmd.state.crdt.dots import Actor, Dot, node_of
 from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, SyncDue, Write, Written
@@ -52,7 +65,7 @@ from swarmd.state.crdt.messages import (
     make_batch,
     shard_of,
 )
-from swarmd.state.crdt.shard import LOG_BYTES_MAX, ShardState
+from swarmd.state.crdt.shard import LOG_BYTES_MAX, ShardState, logged
 from swarmd.state.crdt.types.kinds import Live
 from swarmd.state.crdt.types.registers import winner
 from swarmd.state.crdt.types.values import change
@@ -153,8 +166,7 @@ class ReplicaMachine:
         self._shards = {shard.name: shard for shard in shards}
         self.clock = HybridClock()
         for shard in self._shards.values():
-            for _, _, cell in shard.cells.items():
-                self.clock.witness(cell.stamp)
+            self.clock.witness(shard.cells.latest)
         self._alive: tuple[NodeId, ...] = ()
         self._everyone: frozenset[NodeId] = frozenset()
         self._ending: dict[Shard, _Ending] = {}
@@ -179,6 +191,18 @@ class ReplicaMachine:
 
     def shards(self) -> list[ShardState]:
         return list(self._shards.values())
+
+    def is_written_to(self, name: Shard) -> bool:
+        """Whether a shard has changes that no batch holds yet."""
+        return name in self._pending
+
+    def digest(self) -> int:
+        """The same on replicas that have seen the same; 48 bits."""
+        state = blake2b(digest_size=6)
+        for (bucket, number), shard in sorted(self._shards.items()):
+            if shard.cells.context.vector:
+                state.update(bucket.encode() + bytes((0, number)) + shard.sum())
+        return int.from_bytes(state.digest(), "big")
 
     @property
     def parked(self) -> int:
@@ -245,13 +269,19 @@ class ReplicaMachine:
             fields=event.fields,
             expires_ms=event.expires_ms,
         )
+        if made is not None and made.cell is not None:
+            _check_size(made.cell)
         self._answers.append(Written(event.ticket))
         if made is None:
             return []
         self._sync_s = SYNC_S
-        return [*self._commit(shard, made), KeyChanged(event.bucket, event.key)]
+        effects: list[Effect] = []
+        for one in _divided(made):
+            effects += self._commit(shard, one)
+        return [*effects, KeyChanged(event.bucket, event.key)]
 
     def _commit(self, shard: ShardState, made: Change) -> list[Effect]:
+        """Make a change, which is signed with the others of this step."""
         effects: list[Effect] = []
         size = _size_of(made)
         pending = self._pending.get(shard.name)
@@ -518,14 +548,30 @@ class ReplicaMachine:
                 batch.author, batch.said, batch.signature
             ):
                 return [Ignored(peer, "bad_signature")]
-        stamp = max((cell.stamp for _, _, cell in arrived.cells.items()), default=0)
+        stamp = arrived.cells.latest
         if self._is_of_the_future(stamp):
             return [Ignored(peer, "from_the_future")]
         self.clock.witness(stamp)
         self._sync_s = SYNC_S
-        keys = shard.join(arrived.cells, arrived.newest)
+        keys = shard.join(arrived.cells, map(logged, arrived.newest))
         self._journal.replace(shard)
         return [Persist(), *(KeyChanged(name[0], key) for key in sorted(keys))]
+
+
+def _check_size(cell: Cell) -> None:
+    """Raises ValueTooLarge."""
+    size = max(len(cell.value), len(cell.element))
+    if size > CRDT_CELL_BYTES_MAX:
+        raise ValueTooLarge(f"a value of {size} bytes; at most {CRDT_VALUE_BYTES_MAX} fit")
+
+
+def _divided(made: Change) -> Iterator[Change]:
+    """As several changes, the last of them with the cell, where one may not remove so much."""
+    rest = made.removes
+    while len(rest) > REMOVES_MAX:
+        yield Change(made.key, None, rest[:REMOVES_MAX])
+        rest = rest[REMOVES_MAX:]
+    yield Change(made.key, made.cell, rest)
 
 
 def _size_of(made: Change) -> int:

@@ -20,9 +20,10 @@ from swarmd.base.ids import NodeId, digest
 from swarmd.base.limits import (
     CRDT_BATCH_BYTES_MAX,
     CRDT_BATCH_CHANGES_MAX,
+    CRDT_CELL_BYTES_MAX,
     CRDT_KEY_BYTES_MAX,
+    CRDT_MESSAGE_BYTES_MAX,
     CRDT_SHARDS,
-    CRDT_VALUE_BYTES_MAX,
     NAME_BYTES_MAX,
 )
 from swarmd.state.crdt.cells import FIELDS_MAX, Cell, Change
@@ -56,7 +57,7 @@ _Key = Annotated[str, Meta(min_length=1, max_length=CRDT_KEY_BYTES_MAX)]
 _Field = Annotated[str, Meta(max_length=CRDT_KEY_BYTES_MAX)]
 _Bucket = Annotated[str, Meta(min_length=1, max_length=NAME_BYTES_MAX)]
 _ShardNumber = Annotated[int, Meta(ge=0, lt=CRDT_SHARDS)]
-_Value = Annotated[bytes, Meta(max_length=CRDT_VALUE_BYTES_MAX)]
+_Value = Annotated[bytes, Meta(max_length=CRDT_CELL_BYTES_MAX)]
 _Raw = Annotated[bytes, Meta(max_length=CRDT_BATCH_BYTES_MAX)]
 _Over = Annotated[bytes, Meta(max_length=OVER_MAX * MARK_BYTES)]
 _Sum = Annotated[bytes, Meta(min_length=SUM_BYTES, max_length=SUM_BYTES)]
@@ -319,4 +320,6 @@ class Whole(Message, frozen=True, tag=5):
     over: _Over = b""
 
 
-CRDT = Family("crdt", Sums, Vector, Batches, WholeAsk, Whole)
+CRDT = Family(
+    "crdt", Sums, Vector, Batches, WholeAsk, Whole, message_bytes_max=CRDT_MESSAGE_BYTES_MAX
+)

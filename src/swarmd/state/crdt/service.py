@@ -6,10 +6,12 @@ callers are told; what is there can be read.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
+from heapq import merge
+from itertools import dropwhile, takewhile
 from typing import Any, Final, Protocol
 
 import trio
@@ -18,6 +20,7 @@ from swarmd.base.clock import Clock
 from swarmd.base.disk import Disk
 from swarmd.base.errors import Busy, DiskFault, ShuttingDown, SwarmError, TimedOut
 from swarmd.base.ids import NodeId
+from swarmd.base.limits import KIB, MIB
 from swarmd.base.machine import Send
 from swarmd.base.rng import Rng
 from swarmd.mesh.driver import Driver
@@ -25,13 +28,24 @@ from swarmd.mesh.link import Inbound, Lane, Link
 from swarmd.mesh.swim.events import Changed, Member
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.observe.log import get_logger
-from swarmd.observe.metrics import DROPPED
+from swarmd.observe.metrics import CRDT_DIGEST, CRDT_KEYS, DROPPED
+from swarmd.state.crdt.cells import Cells
 from swarmd.state.crdt.dots import Context, Dot, actor_of
-from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, SyncDue, Write, Written
+from swarmd.state.crdt.events import (
+    Heard,
+    Ignored,
+    KeyChanged,
+    Peers,
+    Spoken,
+    SyncDue,
+    Write,
+    Written,
+)
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import BatchSigner, ReplicaMachine
 from swarmd.state.crdt.messages import CRDT, Batches, Whole
-from swarmd.state.crdt.stored import encode_shard
+from swarmd.state.crdt.shard import ShardState
+from swarmd.state.crdt.stored import Image, encode_image, image_of
 from swarmd.state.crdt.types.kinds import Live
 from swarmd.state.crdt.types.values import Operation, read
 from swarmd.state.raft.syncer import Syncer
@@ -39,13 +53,21 @@ from swarmd.state.raft.syncer import Syncer
 __all__ = ["Eventual", "KeyWatch", "open_eventual"]
 
 _ANSWER_S: Final = 10.0
+# To verify what a message may hold takes as long again.
+_TURN_S: Final = 0.01
 _WRITES_MAX: Final = 10_000
-# Events that may wait before what peers say is dropped: a message has up to 700 KiB.
+# Events that may wait before what peers say is dropped, and about how many bytes of that.
 _HEARD_MAX: Final = 1_000
+_HEARD_BYTES_MAX: Final = 32 * MIB
+# What is larger goes behind what runs the swarm.
+_CONTROL_BYTES_MAX: Final = 64 * KIB
 _LOOK_AGAIN_S: Final = 30.0
 _WATCHES_MAX: Final = 256
 # Keys that changed and that nobody has asked for yet; beyond it a watch is told to read them all.
 _WATCHED_MAX: Final = 10_000
+# Changes that a watch which comes back can be told of.
+_REMEMBERED_MAX: Final = 10_000
+_NUMBER_DIGITS_MAX: Final = 18
 _DISK_AGAIN_S: Final = 1.0
 _LIFE_BITS: Final = 64
 
@@ -68,45 +90,73 @@ class Membership(Protocol):
 class KeyWatch:
     """Keys of a bucket as they change: each once, however often it changed since it was told.
 
-    `lagged`: so many changed that some were dropped: read all of them. Whoever reads this sets it
-    to False.
+    `lagged`: some that changed are not told: read all of them. Whoever reads this sets it to False.
     """
 
-    def __init__(self, bucket: str, prefix: str) -> None:
+    def __init__(self, bucket: str, prefix: str, changes: _Changes) -> None:
         self.lagged = False
-        self._bucket, self._prefix = bucket, prefix
-        self._changed: dict[str, None] = {}
-        self._order: deque[str] = deque()
+        self._bucket, self._prefix, self._changes = bucket, prefix, changes
+        # Which number each key's first change had that is not told yet, in this order.
+        self._changed: OrderedDict[str, int] = OrderedDict()
         self._wake = trio.Event()
+
+    @property
+    def position(self) -> str:
+        """All changes up to here were told; see `Eventual.watch`."""
+        first = next(iter(self._changed.values()), self._changes.newest + 1)
+        return f"{self._changes.life}-{first - 1}"
 
     async def receive(self) -> str:
         """The next key. Cancelled, it takes none."""
-        while not self._order:
+        while not self._changed:
             self._wake = trio.Event()
             await self._wake.wait()
         await trio.lowlevel.checkpoint_if_cancelled()
-        key = self._order.popleft()
-        del self._changed[key]
-        return key
+        return self._changed.popitem(last=False)[0]
 
     def drain(self) -> list[str]:
         """All keys that changed since this was asked."""
-        keys = list(self._order)
-        self._order.clear()
+        keys = list(self._changed)
         self._changed.clear()
         return keys
 
-    def note(self, change: KeyChanged) -> None:
-        if change.bucket != self._bucket or not change.key.startswith(self._prefix):
+    def note(self, bucket: str, key: str, number: int) -> None:
+        if bucket != self._bucket or not key.startswith(self._prefix) or key in self._changed:
             return
-        if change.key in self._changed:
-            return
-        if len(self._order) >= _WATCHED_MAX:
+        if len(self._changed) >= _WATCHED_MAX:
             self.lagged = True
             return
-        self._changed[change.key] = None
-        self._order.append(change.key)
+        self._changed[key] = number
         self._wake.set()
+
+
+class _Changes:
+    """Which keys have changed on this node since its start, the latest of them."""
+
+    def __init__(self, life: str) -> None:
+        self.life = life
+        self.newest = 0
+        self._keys: deque[tuple[str, str]] = deque(maxlen=_REMEMBERED_MAX)
+
+    def add(self, bucket: str, key: str) -> int:
+        self.newest += 1
+        self._keys.append((bucket, key))
+        return self.newest
+
+    def after(self, position: str) -> Iterator[tuple[str, str, int]]:
+        """Bucket, key and number of every change after a position.
+
+        Raises:
+            LookupError: it is of another node or another life, or too long ago.
+        """
+        life, _, digits = position.partition("-")
+        sound = digits.isascii() and digits.isdigit() and len(digits) <= _NUMBER_DIGITS_MAX
+        number = int(digits) if sound else -1
+        first = self.newest - len(self._keys)
+        if life != self.life or not first <= number <= self.newest:
+            raise LookupError(position)
+        for at in range(number - first, len(self._keys)):
+            yield (*self._keys[at], first + at + 1)
 
 
 class Eventual:
@@ -120,6 +170,7 @@ class Eventual:
         syncer: Syncer,
         clock: Clock,
         nursery: trio.Nursery,
+        life: bytes,
     ) -> None:
         self._machine, self._journal, self._link, self._syncer = machine, journal, link, syncer
         self._nursery = nursery
@@ -127,9 +178,12 @@ class Eventual:
         self._waiting: dict[int, trio.Event] = {}
         self._outcomes: dict[int, SwarmError | None] = {}
         self._watches: list[KeyWatch] = []
+        self._changes = _Changes(life.hex())
         self._refuses: DiskFault | None = None
         self._keeping = False
         self._closed = False
+        CRDT_KEYS.set_function(lambda: sum(len(one.cells) for one in machine.shards()))
+        CRDT_DIGEST.set_function(machine.digest)
         self._driver = Driver(
             "crdt",
             machine,
@@ -141,6 +195,7 @@ class Eventual:
             },
             clock=clock,
             persist=self._persist,
+            turn_s=_TURN_S,
         )
 
     # ---- callers ------------------------------------------------------------------------------
@@ -203,32 +258,55 @@ class Eventual:
 
     def keys(self, bucket: str, prefix: str = "") -> list[str]:
         """Keys that begin with a prefix, in order."""
-        return sorted(
-            key
-            for shard in self._machine.shards()
-            if shard.name[0] == bucket
-            for key in shard.cells
-            if key.startswith(prefix)
-        )
+        return list(self.keys_after(bucket, prefix))
+
+    def keys_after(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[str]:
+        """Keys that begin with a prefix and come after another, in order.
+
+        What is not asked for costs nothing; nothing may be awaited while this goes on.
+        """
+        begin = max(prefix, after)
+        found = merge(*(cells.keys_from(begin) for cells in self._cells_of(bucket)))
+        following = dropwhile(lambda key: key <= after, found) if after else found
+        return takewhile(lambda key: key.startswith(prefix), following)
 
     async def each_key(self, bucket: str) -> AsyncIterator[str]:
         """The keys that are there now, in no order; the loop goes on meanwhile."""
-        for shard in self._machine.shards():
-            if shard.name[0] == bucket:
-                for key in list(shard.cells):
-                    yield key
-                await trio.lowlevel.checkpoint()
+        for cells in self._cells_of(bucket):
+            for key in list(cells):
+                yield key
+            await trio.lowlevel.checkpoint()
+
+    async def expiring_keys(self, bucket: str) -> AsyncIterator[str]:
+        """Keys that may expire, in no order; the loop goes on meanwhile."""
+        for cells in self._cells_of(bucket):
+            for key in cells.expiring():
+                yield key
+            await trio.lowlevel.checkpoint()
+
+    def _cells_of(self, bucket: str) -> list[Cells]:
+        return [one.cells for one in self._machine.shards() if one.name[0] == bucket]
 
     @contextmanager
-    def watch(self, bucket: str, prefix: str = "") -> Iterator[KeyWatch]:
-        """Be told of keys that change from now on, for as long as the block runs.
+    def watch(self, bucket: str, prefix: str = "", since: str = "") -> Iterator[KeyWatch]:
+        """Be told of keys that change, for as long as the block runs.
+
+        Args:
+            since: a position that a watch of the same keys had: from there on, and not from now.
+                Where this node does not know any more what changed since, `lagged` is set.
 
         Raises:
             Busy: there are too many watches; one of them leaks.
         """
         if len(self._watches) >= _WATCHES_MAX:
             raise Busy(f"{_WATCHES_MAX} watch keys already")
-        watch = KeyWatch(bucket, prefix)
+        watch = KeyWatch(bucket, prefix, self._changes)
+        if since:
+            try:
+                for change in self._changes.after(since):
+                    watch.note(*change)
+            except LookupError:
+                watch.lagged = True
         self._watches.append(watch)
         try:
             yield watch
@@ -238,7 +316,8 @@ class Eventual:
     # ---- effects ------------------------------------------------------------------------------
 
     def _perform_send(self, effect: Send) -> None:
-        lane = Lane.BULK if isinstance(effect.message, Whole) else Lane.CONTROL
+        large = _bytes_of(effect.message) > _CONTROL_BYTES_MAX
+        lane = Lane.BULK if large or isinstance(effect.message, Whole) else Lane.CONTROL
         if not self._link.send_nowait(CRDT, effect.peer, effect.message, lane=lane):
             kind = "pushed" if isinstance(effect.message, Batches) else "not_sent"
             DROPPED.labels("crdt", kind).inc()  # Anti-entropy makes it good.
@@ -250,8 +329,9 @@ class Eventual:
             waiting.set()
 
     def _perform_key_changed(self, effect: KeyChanged) -> None:
+        number = self._changes.add(effect.bucket, effect.key)
         for watch in self._watches:
-            watch.note(effect)
+            watch.note(effect.bucket, effect.key, number)
 
     # ---- the disk -----------------------------------------------------------------------------
 
@@ -278,8 +358,9 @@ class Eventual:
         shards = {shard.name: shard for shard in self._machine.shards()}
         try:
             for name in names:
-                body = encode_shard(shards[name])
-                await trio.to_thread.run_sync(self._journal.keep, name, body)
+                while self._machine.is_written_to(name):  # Until this step's changes are signed.
+                    await trio.lowlevel.checkpoint()
+                await trio.to_thread.run_sync(self._keep_one, image_of(shards[name]))
             await trio.to_thread.run_sync(self._journal.forget)
         except DiskFault as error:
             # The logs stay; what is in them is written with the next ones.
@@ -288,14 +369,21 @@ class Eventual:
         finally:
             self._keeping = False
 
+    def _keep_one(self, image: Image) -> None:
+        self._journal.keep(image.name, encode_image(image))
+
     # ---- peers --------------------------------------------------------------------------------
 
     async def _receive(self, inbox: trio.MemoryReceiveChannel[Inbound]) -> None:
+        waiting_bytes = 0
         async for inbound in inbox:
+            waiting_bytes = waiting_bytes if self._driver.waiting else 0
+            full = self._driver.waiting >= _HEARD_MAX or waiting_bytes > _HEARD_BYTES_MAX
             # While the disk refuses nothing is taken over, and what waits may be large.
-            if self._refuses is not None or self._driver.waiting >= _HEARD_MAX:
+            if self._refuses is not None or full:
                 DROPPED.labels("crdt", "busy").inc()  # Anti-entropy makes it good.
             else:
+                waiting_bytes += _bytes_of(inbound.message)
                 self._driver.feed(Heard(inbound.peer, inbound.message))
 
     async def _watch_members(
@@ -317,10 +405,33 @@ class Eventual:
             waiting.set()
 
 
+def _bytes_of(message: Spoken) -> int:
+    """How many bytes a message has, about, where they may be many."""
+    match message:
+        case Batches():
+            return sum(map(len, message.batches))
+        case Whole():
+            values = sum(len(one.cell.value) + len(one.cell.element) for one in message.cells)
+            return values + sum(map(len, message.newest)) + 200 * len(message.cells)
+    return 0
+
+
 def _alive(membership: Membership, me: NodeId) -> tuple[NodeId, ...]:
     states = (MemberState.ALIVE, MemberState.SUSPECT)
     found = (one.node_id for one in membership.members() if one.state in states)
     return tuple(sorted(node_id for node_id in found if node_id != me))
+
+
+async def _load(journal: ShardJournal) -> list[ShardState]:
+    """By turns: a thread that decodes would have the loop wait for the interpreter all the time."""
+    loading, answer = journal.loading(), None
+    while True:
+        try:
+            wanted = loading.send(answer)
+        except StopIteration as end:
+            shards: list[ShardState] = end.value
+            return shards
+        answer = await trio.to_thread.run_sync(wanted)
 
 
 @asynccontextmanager
@@ -343,13 +454,14 @@ async def open_eventual(
             the log.
     """
     journal = ShardJournal(disk)
-    shards = await trio.to_thread.run_sync(journal.load)
-    actor = actor_of(link.node_id, rng.getrandbits(_LIFE_BITS).to_bytes(8, "big"))
+    shards = await _load(journal)
+    life = rng.getrandbits(_LIFE_BITS).to_bytes(8, "big")
+    actor = actor_of(link.node_id, life)
     machine = ReplicaMachine(link.node_id, actor, signer, journal, rng, clock.wall_ms, shards)
     syncer = Syncer(blocking=disk.blocking)
     try:
         async with link.open_inbox(CRDT) as inbox, trio.open_nursery() as nursery:
-            store = Eventual(machine, journal, link, syncer, clock, nursery)
+            store = Eventual(machine, journal, link, syncer, clock, nursery, life)
             store._driver.feed(SyncDue())
             nursery.start_soon(store._driver.run)
             nursery.start_soon(partial(store._receive, inbox))

@@ -41,14 +41,15 @@ _ITEM_BYTES_EXTRA: Final = 128
 _SEEN_BYTES: Final = 50
 
 
-Item = Held | Beyond | bytes
-"""A live cell, a removal that came early, or a newest batch."""
+Item = Held | tuple[str, bytes] | Beyond | bytes
+"""A live cell, one that is packed yet with its key, a removal that came early, a newest batch."""
 
 
 @dataclass
 class _Departure:
     peer: NodeId
     shard: Shard
+    cells: Cells
     seen: tuple[Seen, ...]
     over: bytes
     items: list[Item]
@@ -90,13 +91,15 @@ class Departures:
         if len(self._running) >= DEPARTURES_MAX:
             return None
         self._numbers += 1
-        cells = sorted(shard.cells.items(), key=lambda item: item[:2])
+        _, lone, several = shard.cells.kept()
         items: list[Item] = [*shard.newest()]
         items += [Beyond(*dot, key) for dot, key in sorted(shard.cells.context.beyond.items())]
-        items += [Held(key, *dot, packed_cell(cell)) for key, dot, cell in cells]
+        items += [Held(key, *dot, packed_cell(cell)) for key, dot, cell in several]
+        items += lone
         running = self._running[self._numbers] = _Departure(
             peer,
             shard.name,
+            shard.cells,
             shard.seen(),
             packed_over(shard.cells.context.over),
             items,
@@ -116,7 +119,7 @@ class Departures:
         last = end == len(running.items)
         if not last and part + 1 == len(running.begins):
             running.begins.append(end)
-        chosen = running.items[begin:end]
+        chosen = [_told(one, running.cells) for one in running.items[begin:end]]
         return Whole(
             *running.shard,
             number,
@@ -130,11 +133,26 @@ class Departures:
         )
 
 
+def _told(item: Item, cells: Cells) -> Held | Beyond | bytes:
+    """As it travels. Cells go on packing under the same places, whatever was put since."""
+    if isinstance(item, bytes | Held | Beyond):
+        return item
+    key, packed = item
+    dot, cell = cells.unpacked(packed)
+    return Held(key, *dot, packed_cell(cell))
+
+
 def _size_of(item: Item) -> int:
-    if isinstance(item, bytes):
-        return len(item)
-    size = 4 * len(item.key) + _ITEM_BYTES_EXTRA
-    return size + len(item.cell.value) + len(item.cell.element) if isinstance(item, Held) else size
+    match item:
+        case bytes():
+            return len(item)
+        case Beyond():
+            return 4 * len(item.key) + _ITEM_BYTES_EXTRA
+        case Held():
+            size = 4 * len(item.key) + _ITEM_BYTES_EXTRA
+            return size + len(item.cell.value) + len(item.cell.element)
+    key, packed = item
+    return 4 * len(key) + _ITEM_BYTES_EXTRA + len(packed)
 
 
 class Arriving:
