@@ -111,7 +111,14 @@ def eventual() -> Iterator[Target]:
     )
     read, updates = _document()
     yield Target(
-        "crdt.document", always(read), updates, covers=("state.crdt.types.updates.decode_update",)
+        "crdt.document",
+        always(read),
+        updates,
+        covers=(
+            "state.crdt.types.updates.decode_update",
+            "state.crdt.types.documents.read_text",
+            "state.crdt.types.documents.read_list",
+        ),
     )
     said = [
         CRDT.encode(message)
