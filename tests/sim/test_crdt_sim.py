@@ -8,6 +8,11 @@ from hash_seeds import printed_whatever_the_hash_seed
 from swarmd.sim.crdt import FAULTS, MUTANTS, OTHERS, first_catch, run_seed, sweep
 
 
+@pytest.mark.parametrize("seed", [37])
+def test_seeds_that_found_something_are_clean(seed: int) -> None:
+    assert run_seed(seed).world.violations == []
+
+
 def test_a_sweep_is_clean_and_saw_every_fault() -> None:
     report = sweep(range(20))
     assert report.violations == []

@@ -19,7 +19,7 @@ from swarmd.sim.world import World
 from swarmd.state.crdt import machine, wholes
 from swarmd.state.crdt.cells import Cell, Change
 from swarmd.state.crdt.clock import stamp_at
-from swarmd.state.crdt.dots import actor_of
+from swarmd.state.crdt.dots import Context, actor_of
 from swarmd.state.crdt.events import Heard, Ignored, Peers, SyncDue, Write, Written
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import (
@@ -599,6 +599,14 @@ def test_what_lives_removed_that_are_over_stays_removed_on_an_old_copy() -> None
         sync(a, b)
     assert a.value("k") == b.value("k") == [0, 1]
     assert a.machine.shards()[0].cells == b.machine.shards()[0].cells
+
+
+def test_a_removal_of_what_was_lost_with_a_disk_is_forgotten_with_its_life() -> None:
+    context = Context({actor_of(node_id("a"), bytes(8)): 3})
+    lost = (actor_of(node_id("a"), bytes(8)), 4)
+    context.remove_early(lost, "k")
+    context.end(lost[0])
+    assert context == Context(over=context.over)
 
 
 def test_nobody_ends_the_lives_of_others() -> None:

@@ -103,6 +103,8 @@ class Context:
         """Note that everything of a life was seen."""
         self.over.add(mark_of(actor))
         self.vector.pop(actor, None)
+        if self.beyond:  # Of what was lost with a disk: it does not come any more.
+            self.beyond = {d: key for d, key in self.beyond.items() if d[0] != actor}
 
     def join(self, other: Context) -> None:
         """See what either has seen."""
