@@ -27,8 +27,8 @@ import psutil
 import trio
 from run import Options
 
+from swarmd.memory.vector.embedded import open_vector_index
 from swarmd.memory.vector.port import VectorIndex
-from swarmd.memory.vector.service import open_vector_index
 from swarmd.memory.vector.shapes import (
     Batch,
     Condition,

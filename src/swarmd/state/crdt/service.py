@@ -81,20 +81,30 @@ class KeyWatch:
 
     async def receive(self) -> str:
         """The next key. Cancelled, it takes none."""
+        await self.wait()
+        return self.take(1)[0]
+
+    def __len__(self) -> int:
+        """How many keys changed that nobody has asked for yet."""
+        return len(self._order)
+
+    async def wait(self) -> None:
+        """Return once there is a key to be asked for."""
         while not self._order:
             self._wake = trio.Event()
             await self._wake.wait()
         await trio.lowlevel.checkpoint_if_cancelled()
-        key = self._order.popleft()
-        del self._changed[key]
-        return key
+
+    def take(self, most: int) -> list[str]:
+        """The next keys, at most so many, without waiting for any."""
+        keys = [self._order.popleft() for _ in range(min(most, len(self._order)))]
+        for key in keys:
+            del self._changed[key]
+        return keys
 
     def drain(self) -> list[str]:
         """All keys that changed since this was asked."""
-        keys = list(self._order)
-        self._order.clear()
-        self._changed.clear()
-        return keys
+        return self.take(len(self._order))
 
     def note(self, change: KeyChanged) -> None:
         if change.bucket != self._bucket or not change.key.startswith(self._prefix):
@@ -191,6 +201,11 @@ class Eventual:
         """The live cells of a key; empty where there is none."""
         cells = self._machine.cells(bucket, key)
         return cells.at(key) if cells is not None else {}
+
+    def has_seen(self, bucket: str, key: str, dot: Dot) -> bool:
+        """Whether what a dot did to a key is known here, whether it still stands or not."""
+        cells = self._machine.cells(bucket, key)
+        return cells is not None and cells.context.has_seen(dot)
 
     def get(self, bucket: str, key: str) -> Any:
         """What a key holds here and now. Raises NotFound."""
