@@ -47,6 +47,8 @@ from swarmd.gateway.services import Services
 from swarmd.identity.entries import Admit, open_entry
 from swarmd.identity.sealing import SealingKey
 from swarmd.memory.kv.service import SharedMemory
+from swarmd.memory.vector.embedding import make_embedder
+from swarmd.memory.vector.service import VectorMemory, open_embedded
 from swarmd.mesh.bus.service import open_bus
 from swarmd.mesh.rumours import RumourSigner
 from swarmd.mesh.service import Mesh, open_mesh
@@ -246,7 +248,7 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
             open_bus(
                 mesh.link, mesh.membership, config.bus, services.clock, derive(node.rng, "bus")
             ) as services.bus,
-            _open_memory(node, mesh) as services.memory,
+            _open_memory(node, mesh),
             open_store(
                 mesh.link,
                 mesh.membership,
@@ -295,28 +297,42 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
 
 
 @asynccontextmanager
-async def _open_memory(node: _Node, mesh: Mesh) -> AsyncIterator[SharedMemory]:
-    """The eventual store and the shared memory in it."""
-    trust, key, me = node.beginning.trust, node.folder.key, node.services.node_id
+async def _open_memory(node: _Node, mesh: Mesh) -> AsyncIterator[None]:
+    """The eventual store, and the shared and the vector memory in it."""
+    trust, key, services = node.beginning.trust, node.folder.key, node.services
+    me = services.node_id
+
+    def others() -> list[NodeId]:
+        return [one for one in mesh.membership.alive() if one != me]
+
+    async def read_secret(name: str) -> str:
+        return (await services.need(services.secrets).value(name))[0]
+
+    embedder = make_embedder(node.config.vectors, read_secret)
     async with open_eventual(
         mesh.link,
         mesh.membership,
         node.folder.disk("crdt"),
         RumourSigner(key, trust),
-        node.services.clock,
+        services.clock,
         derive(node.rng, "crdt"),
         # Expired ones, too: they come back.
         everyone=lambda: [x.node_id for x in trust.admissions_by_id().values() if not x.evicted],
     ) as store:
-        memory = SharedMemory(
+        services.memory = SharedMemory(me, store, services.clock, others)
+        services.vectors = VectorMemory(
             me,
             store,
-            node.services.clock,
-            alive=lambda: [one for one in mesh.membership.alive() if one != me],
+            lambda: open_embedded(node.folder.vectors),
+            node.config.vectors,
+            derive(node.rng, "vectors"),
+            others,
+            embedder,
         )
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(memory.sweep)
-            yield memory
+            nursery.start_soon(services.memory.sweep)
+            nursery.start_soon(services.vectors.run)
+            yield
             nursery.cancel_scope.cancel()
 
 

@@ -33,6 +33,7 @@ from swarmd.gateway.routes.recipes import RecipeRoutes
 from swarmd.gateway.routes.rtt import RttRoutes
 from swarmd.gateway.routes.secrets import SecretRoutes
 from swarmd.gateway.routes.tasks import TaskRoutes
+from swarmd.gateway.routes.vectors import VectorRoutes
 from swarmd.gateway.routes.voters import Voters
 from swarmd.observe.log import get_logger
 
@@ -73,6 +74,7 @@ class Api:
             *AuditRoutes(context).routes(),
             *EventRoutes(context).routes(),
             *MemoryRoutes(context).routes(),
+            *VectorRoutes(context).routes(),
             *QueryRoutes(context).routes(),
         ]
 

@@ -26,6 +26,7 @@ from swarmd.identity.epochs import Chain
 from swarmd.identity.fingerprints import Fingerprint
 from swarmd.identity.genesis import Genesis
 from swarmd.memory.kv.service import SharedMemory
+from swarmd.memory.vector.service import VectorMemory
 from swarmd.mesh.approval.messages import Waiting
 from swarmd.mesh.bus.service import Bus
 from swarmd.mesh.config import MeshConfig
@@ -432,6 +433,7 @@ class Services:
     recipes: Recipes | None = None
     bus: Bus | None = None
     memory: SharedMemory | None = None
+    vectors: VectorMemory | None = None
     blobs: Blobs | None = None
     agents: Agents | None = None
     tasks: Tasks | None = None

@@ -20,6 +20,7 @@ from swarmd.base.errors import (
     Conflict,
     CorruptFile,
     DiskFault,
+    NoEmbedder,
     NotFound,
     NotReady,
     ShuttingDown,
@@ -38,7 +39,8 @@ from swarmd.base.limits import (
 from swarmd.base.names import check_name
 from swarmd.base.rng import Rng
 from swarmd.memory.vector.config import VectorsConfig
-from swarmd.memory.vector.feeder import Feeder
+from swarmd.memory.vector.embedding import Embedder
+from swarmd.memory.vector.feeder import Feeder, OpenIndex
 from swarmd.memory.vector.port import VectorIndex
 from swarmd.memory.vector.records import (
     BUCKET,
@@ -103,21 +105,24 @@ class Found:
 
 class VectorMemory:
     """Args:
+    open_index: see `Feeder`.
     alive: who is alive, this node not among them.
-    feeder: kept running by whoever runs `run`.
+    embedder: what makes vectors of texts on this node.
     """
 
     def __init__(
         self,
         me: NodeId,
         store: Eventual,
-        open_index: Callable[[], Any],
+        open_index: OpenIndex,
         config: VectorsConfig,
         rng: Rng,
         alive: Callable[[], Sequence[NodeId]],
+        embedder: Embedder | None = None,
     ) -> None:
         self._me, self._store, self._config = me, store, config
         self._rng, self._alive = rng, alive
+        self._embedder = embedder
         self._strays: dict[str, None] = {}
         self._feeder = Feeder(store, open_index, self._note_stray)
 
@@ -195,6 +200,46 @@ class VectorMemory:
                 "until this node has heard of it"
             )
         return found
+
+    # ---- texts -------------------------------------------------------------------------------
+
+    async def create_for_texts(
+        self, name: str, dimension: int | None, metric: Metric, *, by: str
+    ) -> Collection:
+        """Make a collection for this node's model, which is asked for a dimension not given.
+
+        Raises: NoEmbedder, EmbeddingFailed, and what `create` raises; nothing changed.
+        """
+        check_name(name, "collection")
+        embedder = self._need_embedder()
+        if dimension is None:
+            [vector] = await embedder.embed([name])
+            dimension = len(vector) // ELEMENT_BYTES
+        return await self.create(name, dimension, metric, embedder.model, by=by)
+
+    async def vectors_of(self, name: str, texts: Sequence[str]) -> list[bytes]:
+        """A vector of each text, for a collection.
+
+        Raises:
+            NotFound, NoEmbedder, BadRequest, EmbeddingFailed: nothing changed.
+        """
+        collection = self.need(name)
+        embedder = self._need_embedder()
+        if collection.model != embedder.model:
+            made_for = f"the model {collection.model}" if collection.model else "no model"
+            raise NoEmbedder(
+                f"the collection {name} is for {made_for}, and this node has {embedder.model}: "
+                "nothing changed; give vectors, or ask a node with its model"
+            )
+        return await embedder.embed(texts)
+
+    def _need_embedder(self) -> Embedder:
+        if self._embedder is None:
+            raise NoEmbedder(
+                "this node makes no vectors of texts: nothing changed; give vectors, or set "
+                "vectors.embedder and restart its daemon"
+            )
+        return self._embedder
 
     # ---- entries ---------------------------------------------------------------------------
 
