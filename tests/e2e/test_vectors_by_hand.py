@@ -123,9 +123,7 @@ def test_many_are_added_survive_kills_and_a_wiped_index_and_are_equal_everywhere
     queries = [[rng.gauss(0, 1) for _ in range(DIMENSION)] for _ in range(5)]
 
     def told(daemon: Daemon) -> list[object]:
-        return [
-            found_on(daemon, "many", query, k=20, filter={"n": {"lt": 5}}) for query in queries
-        ]
+        return [found_on(daemon, "many", query, k=20, filter={"n": {"lt": 5}}) for query in queries]
 
     wanted = told(n1)
     assert all(isinstance(one, list) and len(one) == 20 for one in wanted)

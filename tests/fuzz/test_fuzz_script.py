@@ -51,6 +51,7 @@ OTHERS = {
     "gateway.listeners.open_tls": "reads files of this host",
     "memory.vector.embedded.open_engine": "opens files; its tests flip bits in each",
     "memory.vector.embedded.open_vector_index": "opens a room, by open_engine",
+    "memory.vector.service.open_embedded": "opens a room, by open_vector_index",
     "memory.vector.shapes.unpacked": "array of a vector whose length rules.check_vector judged",
     "mesh.discovery.mdns.open_mdns": "opens a room",
     "mesh.reach.service.open_reach": "opens a room",

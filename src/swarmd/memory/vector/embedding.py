@@ -103,10 +103,7 @@ def decode_embeddings(raw: bytes, count: int) -> list[bytes]:
         raise MalformedMessage(f"not {count} embeddings of one dimension")
     if not 1 <= sizes.pop() <= VECTOR_DIMENSION_MAX:
         raise MalformedMessage(f"a dimension beyond {VECTOR_DIMENSION_MAX}")
-    try:
-        return [packed(found[number]) for number in range(count)]
-    except OverflowError as error:
-        raise MalformedMessage("elements beyond what a float32 holds") from error
+    return [packed(found[number]) for number in range(count)]
 
 
 class HttpEmbedder:
@@ -229,7 +226,9 @@ def _told(raw: bytes, key: str) -> str:
 
 
 def _why_broken(error: Exception) -> str:
-    cause = error.__cause__ or error
+    cause: BaseException = error.__cause__ or error
+    while isinstance(cause, BaseExceptionGroup):  # One for each address of the host.
+        cause = cause.exceptions[0]
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted here ({cause.verify_message})"
     if isinstance(cause, OSError) and cause.strerror:
