@@ -81,7 +81,7 @@ def test_mistakes_are_told_in_one_line(swarm: LocalSwarm, tmp_path: Path) -> Non
     other.write_text('{"id": "a", "vector": [1, 2]}\n{"id": "b", "vector": [1, 2, 3]}\n')
     for arguments, code, text in (
         (("add", "none", "--vector", "[1]"), 1, "no collection 'none'"),
-        (("add", "wrong", "--vector", "[1]"), 2, "has 4 bytes"),
+        (("add", "wrong", "--vector", "[1]"), 2, "has 1 elements"),
         (("add", "wrong", "--vector", "[0, 0]"), 2, "is zero"),
         (("add", "wrong", "--vector", "[1e400, 0]"), 2, "no finite numbers"),
         (("add", "wrong", "--vector", "{"), 2, "is not JSON"),
@@ -93,7 +93,7 @@ def test_mistakes_are_told_in_one_line(swarm: LocalSwarm, tmp_path: Path) -> Non
         (("create", "wrong", "--dimension", "3"), 1, "is there with dimension 2"),
         (("create", "notes", "--embed"), 2, "makes no vectors of texts"),
         (("create", "a/b", "--dimension", "3"), 2, "not a collection name"),
-        (("search", "wrong", "--vector", "[1, 2, 3]"), 2, "has 12 bytes"),
+        (("search", "wrong", "--vector", "[1, 2, 3]"), 2, "has 3 elements"),
         (("search", "wrong", "--vector", "[1, 2]", "-k", "0"), 2, "k is from 1"),
         (("search", "wrong", "--vector", "[1, 2]", "--filter", "x"), 2, "is no FIELD=VALUE"),
         (("search", "wrong", "--vector", "[1, 2]", "--filter", "x={}"), 2, "bounds are"),

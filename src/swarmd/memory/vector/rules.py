@@ -184,9 +184,11 @@ def check_entry(entry_id: str, vector: bytes, payload: Mapping[str, Scalar], spe
 def check_vector(vector: bytes, spec: Spec) -> None:
     """Raises WrongDimension, BadVector."""
     if len(vector) != spec.dimension * ELEMENT_BYTES:
+        count, rest = divmod(len(vector), ELEMENT_BYTES)
+        found = f"{len(vector)} bytes" if rest else f"{count} elements"
         raise WrongDimension(
-            f"the vector has {len(vector)} bytes: vectors of this collection have "
-            f"{spec.dimension} elements of float32, which are {spec.dimension * ELEMENT_BYTES}"
+            f"the vector has {found}: vectors of this collection have {spec.dimension} elements "
+            f"of float32, which are {spec.dimension * ELEMENT_BYTES} bytes"
         )
     elements = unpacked(vector)
     # A sum is not finite where an element is not; those of finite float32 cannot overflow.
