@@ -61,6 +61,7 @@ class VectorSwarm:
                 SimSigner(node_id(name)),
                 BootClock(),
                 rng,
+                everyone=lambda: [node_id(one) for one in NAMES],
             ) as store,
             trio.open_nursery() as nursery,
         ):

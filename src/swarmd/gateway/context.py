@@ -17,7 +17,16 @@ from swarmd.base.limits import INLINE_BYTES_MAX
 from swarmd.gateway.access.gate import Gate, caller_of, origin_of
 from swarmd.gateway.access.refusals import note_refusal
 from swarmd.gateway.config import GatewayConfig
-from swarmd.gateway.http import Budget, Endpoint, Items, Stream, guarded, payload_in, read, until_gone
+from swarmd.gateway.http import (
+    Budget,
+    Endpoint,
+    Items,
+    Stream,
+    guarded,
+    payload_in,
+    read,
+    until_gone,
+)
 from swarmd.gateway.services import Services
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.tasks.spec import Inline, Stored

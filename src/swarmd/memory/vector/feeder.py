@@ -93,7 +93,7 @@ class Feeder:
         with trio.move_on_after(timeout_s):
             while self._watch is None:
                 await self._moved.wait()
-            if self._unused and not len(self._watch):
+            if self._unused and not await self._is_used():
                 return
             mark = self._taken + len(self._watch)
             passes = self._passes + self._watch.lagged + (self._passing or not self._complete)
