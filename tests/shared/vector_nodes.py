@@ -44,7 +44,7 @@ class VectorSwarm:
         self.network = MemoryNetwork()
         self.membership = FixedMembership([node_id(name) for name in NAMES])
         self.folder = folder
-        self.config = config or VectorsConfig()
+        self.config = config or VectorsConfig(settle_timeout_s=20.0)
         self.alive: list[NodeId] = []
         self.starts = 0
 

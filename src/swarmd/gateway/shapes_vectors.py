@@ -68,7 +68,7 @@ class VectorHit(Struct, frozen=True, kw_only=True):
 
 
 class VectorsFound(Struct, frozen=True, kw_only=True):
-    """`behind`: about how many changes the node has that its index has not yet."""
+    """`behind`: about how many changes the node had when it was asked, and its index had not."""
 
     hits: list[VectorHit]
     behind: int

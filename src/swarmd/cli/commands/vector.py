@@ -218,7 +218,7 @@ def search(
         asked = _vector_of(client, collection, given, like)
         found = client.vector_search(collection, asked, text=text, k=count, filter=wanted)
     if found.behind:
-        warn(f"this node has {found.behind} changes more, which it has not indexed yet")
+        warn(f"this node has some {found.behind} changes more, which it has not indexed yet")
     if wants_json():
         print_json(found)
         return

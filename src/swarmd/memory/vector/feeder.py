@@ -78,27 +78,28 @@ class Feeder:
         """None before it has all that was there when it was opened."""
         return self._index if self._complete else None
 
-    @property
-    def behind(self) -> int:
-        """About how many changes the index lacks."""
-        waiting = 0 if self._watch is None else len(self._watch)
-        return self._taken - self._done + waiting + max(0, self._to_look - self._looked)
-
     def damaged(self) -> None:
         """Have the index be opened anew: a search found it damaged."""
         self._damaged.set()
 
-    async def settle(self, timeout_s: float) -> None:
-        """Return once the index has what the store has now, or when the time is up."""
+    async def settle(self, timeout_s: float) -> int:
+        """Wait for the index to have what the store has now, until the time is up.
+
+        Returns:
+            About how many changes of these it lacks still.
+        """
+        mark = passes = 0
         with trio.move_on_after(timeout_s):
             while self._watch is None:
                 await self._moved.wait()
             if self._unused and not await self._is_used():
-                return
+                return 0
             mark = self._taken + len(self._watch)
             passes = self._passes + self._watch.lagged + (self._passing or not self._complete)
             while self._done < mark or self._passes < passes:
                 await self._moved.wait()
+        looking = max(1, self._to_look - self._looked) if self._passes < passes else 0
+        return looking + max(0, mark - self._done)
 
     async def run(self) -> None:
         """Keep the index as the store is, until cancelled."""

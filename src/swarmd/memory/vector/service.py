@@ -97,7 +97,7 @@ class CollectionInfo:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """`behind`: about how many changes this node has that its index has not."""
+    """`behind`: about how many changes this node had, and its index had not."""
 
     hits: list[Hit]
     behind: int
@@ -333,8 +333,7 @@ class VectorMemory:
         collection = self.need(name)
         query = Query(name, vector, k, conditions)
         check_query(query, {name: collection.spec})
-        await self._feeder.settle(self._config.settle_timeout_s)
-        behind = self._feeder.behind
+        behind = await self._feeder.settle(self._config.settle_timeout_s)
         index = self._feeder.index
         if index is None:
             raise NotReady(
