@@ -10,10 +10,12 @@ The index is opened with the first key, and not before: what it needs takes memo
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from itertools import islice
 from typing import Final
 
 import trio
@@ -196,7 +198,7 @@ class Feeder:
             changes.append(Define(0, name, spec.dimension, spec.metric))
         await self._apply(index, changes)
         if collection is not None and _spec_in(index, name) == collection.spec:
-            await self._compare(index, collection, sorted(keys))
+            await self._compare(index, collection, await _in_order(keys))
             return
         for number, key in enumerate(keys):
             if number % _LOOK == 0:
@@ -331,6 +333,20 @@ class Feeder:
                     _log.warning("the vector index takes no changes now", why=error.message)
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, _AGAIN_MAX_S)
+
+
+async def _in_order(keys: list[str]) -> list[str]:
+    """Keys sorted, in steps that do not hold up the loop, however many there are."""
+    runs: list[list[str]] = []
+    for begin in range(0, len(keys), _PAGE):
+        runs.append(sorted(keys[begin : begin + _PAGE]))
+        await trio.lowlevel.checkpoint()
+    found: list[str] = []
+    merged = heapq.merge(*runs)
+    while more := list(islice(merged, _PAGE)):
+        found += more
+        await trio.lowlevel.checkpoint()
+    return found
 
 
 def _numbered(position: int, changes: Iterable[Change]) -> Batch:
