@@ -4,6 +4,10 @@ Vectors of embeddings come in clusters, and not around the origin; those by chan
 any near ones, which is hard for indexes that guess. Each kind is loaded in batches as they come
 from other nodes, asked for the nearest ten with filters and without, then opened by another
 process and asked again. What is nearest is computed by numpy in double precision.
+
+The part `swarm` asks real daemons with the default configuration: two nodes, of which one is given
+the clustered vectors through its API; then the other is asked, and the first again after it was
+killed, each by a client over its socket.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,10 +30,13 @@ from typing import Any
 import numpy as np
 import psutil
 import trio
+from localswarm import Daemon, LocalSwarm
 from run import Options
 
+from swarmd.base.errors import SwarmError
+from swarmd.client import Client
+from swarmd.memory.vector.embedded import open_vector_index
 from swarmd.memory.vector.port import VectorIndex
-from swarmd.memory.vector.service import open_vector_index
 from swarmd.memory.vector.shapes import (
     Batch,
     Condition,
@@ -53,6 +61,13 @@ FILTERS: tuple[tuple[Condition, ...], ...] = (
     (Range("size", gte=250, lt=750),),
     (Equals("topic", "t3"), Range("size", gte=250, lt=750)),
 )
+# The same as the API takes them.
+ASKED: tuple[dict[str, Any], ...] = (
+    {"topic": "t3"},
+    {"size": {"gte": 250, "lt": 750}},
+    {"topic": "t3", "size": {"gte": 250, "lt": 750}},
+)
+READY_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -83,10 +98,10 @@ def made(kind: str) -> Data:
 
 
 def run(options: Options) -> Iterator[tuple[str, float]]:
-    for kind in options.only or ("clustered", "unclustered"):
+    for kind in options.only or ("clustered", "unclustered", "swarm"):
         root = Path(tempfile.mkdtemp(prefix="swarmd-bench-"))
         try:
-            yield from measured(kind, root)
+            yield from swarmed(root) if kind == "swarm" else measured(kind, root)
         finally:
             shutil.rmtree(root, ignore_errors=True)
 
@@ -109,6 +124,92 @@ def measured(kind: str, root: Path) -> Iterator[tuple[str, float]]:
     yield f"info_{kind}_resident_mb", opened["resident_mb"]
     disk = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
     yield f"info_{kind}_disk_mb", disk / 1e6
+
+
+def swarmed(root: Path) -> Iterator[tuple[str, float]]:
+    """A node that is given all, a second one that hears of it, and the first after a kill."""
+    data = made("clustered")
+    nearest = truth(data)
+    with LocalSwarm(root, 2) as swarm:
+        swarm.form()
+        first, second = swarm.daemons
+        before_mb = resident_mb(first)
+        with client_of(first) as client:
+            client.vector_create("bench", DIMENSION, data.metric.value)
+            began = time.perf_counter()
+            for _ in client.vector_batches("bench", entries(data)):
+                pass
+            yield "swarm_adds_per_s", COUNT / (time.perf_counter() - began)
+        ready_s = wait_ready(second)
+        yield "swarm_second_node_behind_s", ready_s
+        wait_ready(first)
+        yield from asked_over_api("swarm_second_node", second, data, nearest)
+        yield from asked_over_api("info_swarm_first_node", first, data, nearest)
+        yield "info_swarm_idle_mb", before_mb
+        yield "info_swarm_loaded_mb", resident_mb(first)
+        first.kill()
+        began = time.perf_counter()
+        first.start()
+        wait_ready(first)
+        yield "swarm_restart_s", time.perf_counter() - began
+        yield from asked_over_api("swarm_restarted", first, data, nearest)
+        yield "info_swarm_restarted_mb", resident_mb(first)
+        # The index alone is lost: it is made again from what the node holds.
+        first.kill()
+        shutil.rmtree(first.folder / "data" / "vectors")
+        began = time.perf_counter()
+        first.start()
+        wait_ready(first)
+        yield "info_swarm_reindexed_s", time.perf_counter() - began
+
+
+def client_of(daemon: Daemon) -> Client:
+    return Client(str(daemon.socket), timeout_s=300.0)
+
+
+def entries(data: Data) -> Iterator[dict[str, Any]]:
+    for row in range(COUNT):
+        payload = {"topic": f"t{data.topics[row]}", "size": int(data.sizes[row])}
+        yield {"id": str(row), "vector": data.vectors[row].tobytes(), "payload": payload}
+
+
+def wait_ready(daemon: Daemon) -> float:
+    """Until a node finds all there is, in seconds."""
+    began = time.perf_counter()
+    while True:
+        with suppress(SwarmError), client_of(daemon) as client:
+            found = client.vector_search("bench", [1.0] * DIMENSION, k=1)
+            if not found.behind and client.vector_collection("bench").entries == COUNT:
+                return time.perf_counter() - began
+        if time.perf_counter() - began > READY_TIMEOUT_S:
+            raise RuntimeError(f"{daemon.name} does not have all vectors; see {daemon.log}")
+        time.sleep(0.1)
+
+
+def asked_over_api(
+    name: str, daemon: Daemon, data: Data, nearest: list[list[list[str]]]
+) -> Iterator[tuple[str, float]]:
+    found: list[list[list[str]]] = []
+    took: dict[str, list[float]] = defaultdict(list)
+    with client_of(daemon) as client:
+        for number, vector in enumerate(data.queries):
+            both = []
+            for way, chosen in (("filtered", ASKED[number % len(ASKED)]), ("unfiltered", {})):
+                began = time.perf_counter()
+                answer = client.vector_search("bench", vector.tobytes(), k=K, filter=chosen)
+                took[way].append((time.perf_counter() - began) * 1_000)
+                both.append([hit.id for hit in answer.hits])
+            found.append(both)
+    yield f"{name}_recall", recall(found, nearest)
+    for way, times_ms in took.items():
+        cuts = statistics.quantiles(times_ms, n=100)
+        yield f"info_{name.removeprefix('info_')}_{way}_p50_ms", cuts[49]
+        yield f"{name}_{way}_p99_ms", cuts[98]
+
+
+def resident_mb(daemon: Daemon) -> float:
+    assert daemon.process is not None
+    return psutil.Process(daemon.process.pid).memory_info().rss / 1e6
 
 
 def times(kind: str, asked: dict[str, Any]) -> Iterator[tuple[str, float]]:

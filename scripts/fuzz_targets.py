@@ -17,6 +17,7 @@ from fuzz_events import user_events
 from fuzz_lower import identity, membership, mesh, messages, sealed
 from fuzz_target import Target
 from fuzz_upper import edges, epochs, store, work
+from fuzz_vectors import vectors
 
 __all__ = ["Target", "targets"]
 
@@ -26,7 +27,7 @@ def targets() -> dict[str, Target]:
     """All of them, by name."""
     makers = (
         messages, identity, sealed, mesh, membership, user_events, store, epochs, eventual, audits,
-        work, edges,
+        vectors, work, edges,
     )  # fmt: skip
     found = [target for make in makers for target in make()]
     assert len({one.name for one in found}) == len(found)

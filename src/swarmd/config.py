@@ -26,6 +26,8 @@ from swarmd.base import folders
 from swarmd.base.errors import BadRequest, ConfigError, TooLarge
 from swarmd.base.limits import NAME_BYTES_MAX
 from swarmd.gateway.config import GatewayConfig
+from swarmd.memory.vector.config import VectorsConfig
+from swarmd.memory.vector.config import check as check_vectors
 from swarmd.mesh.bus.config import BusConfig
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.swim.config import SwimConfig, settle
@@ -76,6 +78,7 @@ SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "swim": SwimConfig,
     "bus": BusConfig,
     "raft": RaftConfig,
+    "vectors": VectorsConfig,
     "blobs": BlobsConfig,
     "agents": AgentsConfig,
     "tasks": TasksConfig,
@@ -134,6 +137,7 @@ class Config:
     swim: SwimConfig = field(default_factory=SwimConfig)
     bus: BusConfig = field(default_factory=BusConfig)
     raft: RaftConfig = field(default_factory=RaftConfig)
+    vectors: VectorsConfig = field(default_factory=VectorsConfig)
     blobs: BlobsConfig = field(default_factory=BlobsConfig)
     agents: AgentsConfig = field(default_factory=AgentsConfig)
     tasks: TasksConfig = field(default_factory=TasksConfig)
@@ -345,6 +349,7 @@ def _is_list(kind: Any) -> bool:
 def _check_relations(config: Config) -> None:
     config.mesh.check()
     settle(config.swim)
+    check_vectors(config.vectors)
     try:
         checked_tags(config.node.tags)
     except (BadRequest, TooLarge) as error:

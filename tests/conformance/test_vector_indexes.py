@@ -22,8 +22,8 @@ from swarmd.base.errors import (
     WrongDimension,
 )
 from swarmd.base.limits import VECTOR_BATCH_CHANGES_MAX, VECTOR_RESULTS_MAX
+from swarmd.memory.vector.embedded import open_vector_index
 from swarmd.memory.vector.port import VectorIndex
-from swarmd.memory.vector.service import open_vector_index
 from swarmd.memory.vector.shapes import (
     Batch,
     Change,

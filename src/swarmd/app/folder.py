@@ -29,7 +29,7 @@ from typing import Final
 import msgspec
 
 from swarmd.app.clear_folder import make_clear_folder
-from swarmd.app.resealing import AGENTS, CLEAR_FILES, ROOT
+from swarmd.app.resealing import AGENTS, CLEAR_FILES, ROOT, VECTORS
 from swarmd.app.sealed_folder import change, settle
 from swarmd.base.disk import Disk, open_body, seal_body
 from swarmd.base.errors import ConfigError, CorruptFile, DataFolderRefused, SwarmError
@@ -73,6 +73,11 @@ class DataFolder:
     def disk(self, room: str) -> Disk:
         """The folder of one room."""
         return room_of(self.path, room, self.sealer)
+
+    @property
+    def vectors(self) -> Path:
+        """Where the index of vectors lies, which is in clear: in memory, if all else is sealed."""
+        return (self.path if self.sealer is None else self.agents.parent) / VECTORS
 
     def let_agents_through(self) -> None:
         """Let other users get through to `agents`, by names they know, and see no names."""

@@ -48,6 +48,8 @@ from swarmd.identity.entries import Admit, open_entry
 from swarmd.identity.sealing import SealingKey
 from swarmd.memory.cache.service import open_cache
 from swarmd.memory.kv.service import open_memory
+from swarmd.memory.vector.embedding import make_embedder
+from swarmd.memory.vector.service import VectorMemory, open_embedded
 from swarmd.mesh.bus.service import open_bus
 from swarmd.mesh.rumours import RumourSigner
 from swarmd.mesh.service import Mesh, open_mesh
@@ -312,13 +314,25 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
 async def _open_memory(
     node: _Node, mesh: Mesh, eventual: Eventual, store: Store
 ) -> AsyncIterator[None]:
-    """Shared memory, and caches in it."""
+    """Shared memory, caches in it, and vector memory."""
     services = node.services
     me, clock = services.node_id, services.clock
 
     def alive() -> list[NodeId]:
         return [one for one in mesh.membership.alive() if one != me]
 
+    async def read_secret(name: str) -> str:
+        return (await services.need(services.secrets).value(name))[0]
+
+    services.vectors = vectors = VectorMemory(
+        me,
+        eventual,
+        lambda: open_embedded(node.folder.vectors),
+        node.config.vectors,
+        derive(node.rng, "vectors"),
+        alive,
+        make_embedder(node.config.vectors, read_secret),
+    )
     async with (
         open_memory(me, eventual, store, clock, alive) as memory,
         open_cache(
@@ -326,7 +340,10 @@ async def _open_memory(
         ) as services.cache,
     ):
         services.memory = memory
-        yield
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(vectors.run)
+            yield
+            nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager

@@ -40,6 +40,8 @@ ROOT: Final = "node"
 ROOT_FILES: Final = ("node.key",)
 DISK_ROOMS: Final = ("mesh", "raft", "secrets", "gateway", "crdt")
 AGENTS: Final = "agents"
+# An index of vectors, in clear, which a daemon makes again; a sealed folder has none.
+VECTORS: Final = "vectors"
 # Rooms where one file that does not open costs no more than that file.
 _TOLERANT: Final = (BLOBS, AUDIT)
 _ASIDE: Final = ".tmp"
@@ -129,7 +131,8 @@ class Resealing:
             yield from ((BLOBS, file) for file in _files_in(shard))
 
     def _unknown(self) -> Iterator[Path]:
-        known = {*ROOT_FILES, *DISK_ROOMS, AUDIT, BLOBS, AGENTS, *CLEAR_FILES, "lost+found"}
+        rooms = {*DISK_ROOMS, AUDIT, BLOBS, AGENTS, VECTORS}
+        known = {*ROOT_FILES, *rooms, *CLEAR_FILES, "lost+found"}
         yield from (one for one in sorted(self._path.iterdir()) if one.name not in known)
         for room in (*DISK_ROOMS, AUDIT):
             yield from _folders_in(self._path / room)
@@ -139,6 +142,11 @@ class Resealing:
             raise DataFolderRefused(
                 f"{self._path / AGENTS}, which holds agents' code in clear, cannot be deleted: "
                 "delete it, then do the same again; nothing else was changed"
+            )
+        if not remove_tree(self._path / VECTORS, within_s=60.0):
+            raise DataFolderRefused(
+                f"{self._path / VECTORS}, which holds an index of vectors in clear, cannot be "
+                "deleted: delete it, then do the same again; nothing else was changed"
             )
         rooms = [self._path / room for room in (*DISK_ROOMS, AUDIT)]
         shards = _folders_in(self._path / BLOBS)

@@ -189,6 +189,12 @@ class BadVector(BadRequest):
     code = "bad_vector"
 
 
+class NoEmbedder(BadRequest):
+    """A text was given where only vectors are taken, or for another model. Nothing changed."""
+
+    code = "no_embedder"
+
+
 class FeedGap(Conflict):
     """Changes between what was applied and what came are missing. Nothing changed."""
 
@@ -344,6 +350,12 @@ class BlobsFull(Busy):
     """This node's share of the disk for blobs is taken by what must be kept. Nothing changed."""
 
     code = "blobs_full"
+
+
+class EmbeddingFailed(Unavailable):
+    """What makes vectors of texts did not, after it was asked several times. Nothing changed."""
+
+    code = "embedding_failed"
 
 
 class InsufficientCopies(Unavailable):

@@ -99,6 +99,9 @@ VECTOR_FIELD_NAME_BYTES_MAX: Final = 64
 VECTOR_BATCH_CHANGES_MAX: Final = 1_000
 VECTOR_BATCH_BYTES_MAX: Final = 4 * MIB
 VECTOR_COLLECTIONS_MAX: Final = 256
+VECTOR_MODEL_BYTES_MAX: Final = 200
+# A text that a vector is made of.
+VECTOR_TEXT_BYTES_MAX: Final = 32 * KIB
 # Entries of one collection, and bytes of the vectors in all of them.
 VECTOR_ENTRIES_MAX: Final = 1_000_000
 VECTOR_BYTES_MAX: Final = 16 * 1024 * MIB

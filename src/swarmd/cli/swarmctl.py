@@ -25,6 +25,7 @@ LAZY: Final = {
     "kv": (f"{_COMMANDS}.kv:kv", "The swarm's strongly consistent keys."),
     "mem": (f"{_COMMANDS}.mem:mem", "Values that every node remembers, even when cut off."),
     "crdt": (f"{_COMMANDS}.crdt:crdt", "Why a remembered value is what it is: who wrote what."),
+    "vector": (f"{_COMMANDS}.vector:vector", "Vectors that every node holds and searches."),
     "blob": (f"{_COMMANDS}.blob:blob", "Files of any size, kept on several nodes by their hash."),
     "bus": (f"{_COMMANDS}.bus:bus", "Messages between agents and programs, as they come."),
     "event": (f"{_COMMANDS}.event:event", "Named events that every node tells every other."),

@@ -19,6 +19,7 @@ from swarmd.client.members import MemberCalls
 from swarmd.client.memory import MemoryCalls
 from swarmd.client.recipes import RecipeCalls
 from swarmd.client.requests import RETRY_PAUSE_S, segment
+from swarmd.client.vectors import VectorCalls
 from swarmd.gateway import shapes
 from swarmd.gateway.shapes import ItemInput, KvCompare, KvOperation, KvTxn, TaskInput
 from swarmd.gateway.shapes_audit import AuditHeld, AuditPage, AuditRaw, AuditRecord
@@ -31,7 +32,7 @@ REQUEST_BYTES: Final = 16 * 1024 * 1024
 _SNAPSHOT_ITEM: Any = shapes.SnapshotItem
 
 
-class Client(RecipeCalls, MemberCalls, BusCalls, EventCalls, MemoryCalls, BlobCalls):
+class Client(RecipeCalls, MemberCalls, BusCalls, EventCalls, MemoryCalls, VectorCalls, BlobCalls):
     """Talks to one daemon, or to the first of several that answers.
 
     Args:

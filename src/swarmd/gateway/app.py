@@ -35,6 +35,7 @@ from swarmd.gateway.routes.recipes import RecipeRoutes
 from swarmd.gateway.routes.rtt import RttRoutes
 from swarmd.gateway.routes.secrets import SecretRoutes
 from swarmd.gateway.routes.tasks import TaskRoutes
+from swarmd.gateway.routes.vectors import VectorRoutes
 from swarmd.gateway.routes.voters import Voters
 from swarmd.observe.log import get_logger
 
@@ -77,6 +78,7 @@ class Api:
             *MemoryRoutes(context).routes(),
             *CrdtRoutes(context).routes(),
             *MemoryCacheRoutes(context).routes(),
+            *VectorRoutes(context).routes(),
             *QueryRoutes(context).routes(),
         ]
 

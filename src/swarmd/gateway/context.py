@@ -17,7 +17,16 @@ from swarmd.base.limits import INLINE_BYTES_MAX
 from swarmd.gateway.access.gate import Gate, caller_of, origin_of
 from swarmd.gateway.access.refusals import note_refusal
 from swarmd.gateway.config import GatewayConfig
-from swarmd.gateway.http import Budget, Endpoint, Items, Stream, guarded, payload_in, read
+from swarmd.gateway.http import (
+    Budget,
+    Endpoint,
+    Items,
+    Stream,
+    guarded,
+    payload_in,
+    read,
+    until_gone,
+)
 from swarmd.gateway.services import Services
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.tasks.spec import Inline, Stored
@@ -136,7 +145,7 @@ class Context:
     async def attended(self, request: Request, call: Callable[[], Awaitable[T]]) -> T:
         """What `call` gives, unless the client goes or the gateway stops: then it is cancelled.
 
-        For requests that wait. The body must have been read.
+        For requests that wait. What is left of the body is dropped.
 
         Raises:
             ShuttingDown: the gateway stopped.
@@ -144,8 +153,7 @@ class Context:
         given: list[T] = []
 
         async def end_with_client(scope: trio.CancelScope) -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
+            await until_gone(request)
             scope.cancel()
 
         async def end_with_gateway(scope: trio.CancelScope) -> None:

@@ -186,6 +186,14 @@ async def body_pieces(request: Request) -> AsyncGenerator[bytes, None]:
             yield data
 
 
+async def until_gone(request: Request) -> None:
+    """Return once the client has gone. What is left of the body is dropped meanwhile."""
+    state = request.scope.setdefault("swarmd", {})
+    while (message := await request.receive())["type"] != "http.disconnect":
+        # Else whoever drains the body at the end would wait for what was taken here.
+        state[_READ] = not message.get("more_body", False)
+
+
 async def drain(request: Request, budget: Budget) -> None:
     """Read and drop what nobody read of the body, within bounds.
 

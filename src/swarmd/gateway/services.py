@@ -27,6 +27,7 @@ from swarmd.identity.fingerprints import Fingerprint
 from swarmd.identity.genesis import Genesis
 from swarmd.memory.cache.service import Cache
 from swarmd.memory.kv.service import SharedMemory
+from swarmd.memory.vector.service import VectorMemory
 from swarmd.mesh.approval.messages import Waiting
 from swarmd.mesh.bus.service import Bus
 from swarmd.mesh.config import MeshConfig
@@ -434,6 +435,7 @@ class Services:
     bus: Bus | None = None
     memory: SharedMemory | None = None
     cache: Cache | None = None
+    vectors: VectorMemory | None = None
     blobs: Blobs | None = None
     agents: Agents | None = None
     tasks: Tasks | None = None

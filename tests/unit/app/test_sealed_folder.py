@@ -108,6 +108,9 @@ def in_clear(path: Path) -> list[Path]:
 
 def with_leftovers(path: Path) -> None:
     """What a daemon that was killed leaves in clear."""
+    index = path / "vectors" / "index"
+    index.mkdir(parents=True)
+    (index / "1.f32").write_bytes(b"vectors in clear")
     code = path / "agents" / "bundles" / "abc"
     code.mkdir(parents=True)
     for file in (
@@ -175,6 +178,7 @@ def test_a_folder_in_clear_is_sealed_when_that_is_asked_for(
     seal(path, ONE, lines.append)
     assert in_clear(path) == []
     assert not (path / "agents").exists()
+    assert not (path / "vectors").exists()
     assert not [*path.rglob("*.tmp")]
     assert opened(path, ONE) == whole
     assert lines[0] == "sealing the data folder"
@@ -548,6 +552,7 @@ def test_agents_code_lies_in_memory_and_goes_with_the_daemon(tmp_path: Path) -> 
     second = claim(tmp_path / "data", ONE)
     assert not left.exists()
     assert second.agents.parent.exists()
+    assert second.vectors.parent == second.agents.parent
     second.close()
     assert not second.agents.parent.exists()
 
@@ -582,4 +587,5 @@ def test_disks_are_bare_without_a_key(tmp_path: Path) -> None:
     folder = claim(tmp_path)
     assert type(folder.disk("raft")) is FileDisk
     assert folder.agents == tmp_path / "agents"
+    assert folder.vectors == tmp_path / "vectors"
     folder.close()

@@ -17,8 +17,8 @@ import trio.testing
 from vector_model import Model, check_hits
 
 from swarmd.base.errors import Busy, CorruptFile, ShuttingDown
+from swarmd.memory.vector.embedded import EmbeddedIndex, open_engine, open_vector_index
 from swarmd.memory.vector.engine import Engine
-from swarmd.memory.vector.service import EmbeddedIndex, open_engine, open_vector_index
 from swarmd.memory.vector.shapes import (
     Batch,
     Change,
@@ -58,7 +58,7 @@ FEED = """
 import sys
 from pathlib import Path
 from test_vector_crash import batch_at
-from swarmd.memory.vector.service import open_engine
+from swarmd.memory.vector.embedded import open_engine
 engine = open_engine(Path(sys.argv[1]))
 while True:
     print(*engine.apply([batch_at(engine.position)]), flush=True)

@@ -14,8 +14,8 @@ from vector_model import Model, check_hits
 from swarmd.base.errors import CorruptFile, DiskFault, FeedGap
 from swarmd.base.limits import VECTOR_CHOICES_MAX
 from swarmd.memory.vector import database, engine, slots
+from swarmd.memory.vector.embedded import open_engine
 from swarmd.memory.vector.engine import Engine
-from swarmd.memory.vector.service import open_engine
 from swarmd.memory.vector.shapes import (
     Batch,
     Change,

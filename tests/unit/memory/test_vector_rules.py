@@ -55,9 +55,9 @@ def define(name: str = "x", dimension: int = 2, metric: Metric = Metric.L2) -> D
 
 REFUSED: list[tuple[Change, type[SwarmError], str]] = [
     (upsert(vector=packed([1])), WrongDimension, "2 elements of float32, which are 8"),
-    (upsert(vector=packed([1, 2, 3])), WrongDimension, "has 12 bytes"),
+    (upsert(vector=packed([1, 2, 3])), WrongDimension, "has 3 elements"),
     (upsert(vector=GOOD[:7]), WrongDimension, "has 7 bytes"),
-    (upsert(vector=b""), WrongDimension, "has 0 bytes"),
+    (upsert(vector=b""), WrongDimension, "has 0 elements"),
     (upsert(vector=packed([math.nan, 1])), BadVector, "no finite numbers"),
     (upsert(vector=packed([math.inf, 1])), BadVector, "no finite numbers"),
     (upsert(vector=packed([math.inf, -math.inf])), BadVector, "no finite numbers"),

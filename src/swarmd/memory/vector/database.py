@@ -36,7 +36,8 @@ _SCHEMA: Final = """
 CREATE TABLE state (id INTEGER PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE entries (
     key INTEGER PRIMARY KEY, collection INTEGER NOT NULL, id TEXT NOT NULL, payload BLOB NOT NULL,
-    created_by TEXT NOT NULL, created_at_ms INTEGER NOT NULL, vector_crc INTEGER NOT NULL
+    created_by TEXT NOT NULL, created_at_ms INTEGER NOT NULL, vector_crc INTEGER NOT NULL,
+    version TEXT NOT NULL
 );
 CREATE UNIQUE INDEX entries_by_id ON entries (collection, id);
 CREATE TABLE fields (
@@ -45,7 +46,8 @@ CREATE TABLE fields (
 ) WITHOUT ROWID;
 """
 _ROWS: Final = (
-    "SELECT key, collection, id, payload, created_by, created_at_ms, vector_crc FROM entries"
+    "SELECT key, collection, id, payload, created_by, created_at_ms, vector_crc, version "
+    "FROM entries"
 )
 _SLOTS: Final = (
     "SELECT group_concat(key & 4294967295) FROM fields WHERE collection = ? AND name = ? AND "
@@ -89,15 +91,16 @@ class Row:
     created_by: str
     created_at_ms: int
     vector_crc: int
+    version: str
 
     @property
     def slot(self) -> int:
         return self.key & _SLOT_MASK
 
-    def values(self) -> tuple[int, int, str, bytes, str, int, int]:
+    def values(self) -> tuple[int, int, str, bytes, str, int, int, str]:
         """As the table has them."""
         own = (self.key, self.collection, self.id, self.payload, self.created_by)
-        return (*own, self.created_at_ms, self.vector_crc)
+        return (*own, self.created_at_ms, self.vector_crc, self.version)
 
     def own_checksum(self) -> int:
         return _crc(self.values())
@@ -224,7 +227,7 @@ class Database:
         return None if found is None else Row(*found)
 
     def insert(self, row: Row) -> None:
-        self._run("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", row.values())
+        self._run("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row.values())
         self._connection.executemany("INSERT INTO fields VALUES (?, ?, ?, ?, ?)", row.fields())
 
     def delete(self, row: Row) -> None:
@@ -257,6 +260,11 @@ class Database:
     def rows(self) -> Iterator[Row]:
         """All entries, in the order of their slots."""
         return (Row(*found) for found in self._run(_ROWS + " ORDER BY key"))
+
+    def versions(self, collection: int, after: str, most: int) -> list[tuple[str, str]]:
+        """Ids after one, in order, and their versions."""
+        sql = "SELECT id, version FROM entries WHERE collection = ? AND id > ? ORDER BY id LIMIT ?"
+        return self._run(sql, (collection, after, most)).fetchall()
 
     def field_checksums(self) -> dict[int, int]:
         """What the rows of `fields` sum up to, by collection."""

@@ -255,6 +255,7 @@ class Engine:
             change.created_by,
             change.created_at_ms,
             crc32(vector),
+            change.version,
         )
         self._writer.insert(row)
         one.held.entries += 1
@@ -331,37 +332,47 @@ class Engine:
             with contextlib.suppress(OSError):
                 one.file.close(delete=True)
 
-    # ---- searching -----------------------------------------------------------------------
+    # ---- reading -------------------------------------------------------------------------
+
+    def versions(self, collection: str, after: str, most: int) -> list[tuple[str, str]]:
+        """See `VectorIndex.versions`."""
+        with self._faults(), self._snapshot() as (database, seen):
+            found = seen.get(collection)
+            return [] if found is None else database.versions(found.number, after, most)
 
     def search(self, query: Query, check: Callable[[], None] = lambda: None) -> list[Hit]:
         """See `VectorIndex.search`. `check` is called now and then; what it raises ends it."""
-        with self._faults():
+        with self._faults(), self._snapshot() as (database, seen):
+            check_query(query, {name: one.spec for name, one in seen.items()})
+            return self._hits(database, seen[query.collection], query, check)
+
+    @contextlib.contextmanager
+    def _snapshot(self) -> Iterator[tuple[Database, dict[str, _Seen]]]:
+        """All of one commit, which stays as it is for as long as the block runs."""
+        with self._lock:
+            database = self._idle.pop() if self._idle else None
+        database = database or Database(self._path, writes=False)
+        token = object()
+        try:
             with self._lock:
-                database = self._idle.pop() if self._idle else None
-            database = database or Database(self._path, writes=False)
-            token = object()
-            try:
-                with self._lock:
-                    self._lock.wait_for(lambda: not self._draining)
-                    seen = self._seen
-                    self._searches[token] = self._commits
-                    database.pin()
-                check_query(query, {name: one.spec for name, one in seen.items()})
-                hits = self._hits(database, seen[query.collection], query, check)
-                database.rollback()
-            except SwarmError:
-                database.rollback()
-                self._idle.append(database)
-                raise
-            except BaseException:
-                database.close()
-                raise
-            finally:
-                with self._lock:
-                    del self._searches[token]
-                    self._lock.notify_all()
+                self._lock.wait_for(lambda: not self._draining)
+                seen = self._seen
+                self._searches[token] = self._commits
+                database.pin()
+            yield database, seen
+            database.rollback()
+        except SwarmError:
+            database.rollback()
             self._idle.append(database)
-            return hits
+            raise
+        except BaseException:
+            database.close()
+            raise
+        finally:
+            with self._lock:
+                del self._searches[token]
+                self._lock.notify_all()
+        self._idle.append(database)
 
     def _hits(
         self, database: Database, one: _Seen, query: Query, check: Callable[[], None]

@@ -53,6 +53,17 @@ class VectorIndex(Protocol):
         """
         ...
 
+    async def versions(self, collection: str, after: str, most: int) -> list[tuple[str, str]]:
+        """Ids of entries after one, in the order of code points, with their versions.
+
+        Fewer than `most`: there are no more. Nothing where there is no such collection.
+
+        Raises: DiskFault, CorruptFile.
+
+        Cancellation: nothing is left behind.
+        """
+        ...
+
     def collections(self) -> list[CollectionView]:
         """All collections by name, and how many entries each has."""
         ...

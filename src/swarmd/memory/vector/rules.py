@@ -39,6 +39,7 @@ from swarmd.base.limits import (
     VECTOR_ENTRIES_MAX,
     VECTOR_FIELD_NAME_BYTES_MAX,
     VECTOR_ID_BYTES_MAX,
+    VECTOR_MODEL_BYTES_MAX,
     VECTOR_PAYLOAD_BYTES_MAX,
     VECTOR_PAYLOAD_FIELDS_MAX,
     VECTOR_RESULTS_MAX,
@@ -129,21 +130,19 @@ def _check_change(change: Change, seen: dict[str, Spec]) -> None:
             seen.pop(change.collection, None)
         case Upsert():
             spec = _spec_of(change.collection, seen)
-            check_vector(change.vector, spec)
-            _check_text(change.id, "an id", VECTOR_ID_BYTES_MAX)
+            check_entry(change.id, change.vector, change.payload, spec)
             _check_text(change.created_by, "created_by", NAME_BYTES_MAX)
+            _check_text(change.version, "a version", NAME_BYTES_MAX, empty=True)
             if not 0 <= change.created_at_ms < 2**63:
                 raise BadRequest("created_at_ms is milliseconds since 1970")
-            encoded_payload(change.payload)
         case Remove():
             _spec_of(change.collection, seen)
-            _check_text(change.id, "an id", VECTOR_ID_BYTES_MAX)
+            check_id(change.id)
 
 
 def _check_define(change: Define, seen: dict[str, Spec]) -> None:
     check_name(change.collection, "collection")
-    if not 1 <= change.dimension <= VECTOR_DIMENSION_MAX:
-        raise BadRequest(f"a dimension is from 1 to {VECTOR_DIMENSION_MAX}, not {change.dimension}")
+    check_spec(change.dimension)
     wanted = Spec(change.dimension, change.metric)
     found = seen.setdefault(change.collection, wanted)
     if found != wanted:
@@ -163,12 +162,33 @@ def _spec_of(collection: str, specs: Mapping[str, Spec]) -> Spec:
     return spec
 
 
+def check_spec(dimension: int, model: str = "") -> None:
+    """Raises BadRequest, TooLarge."""
+    if not 1 <= dimension <= VECTOR_DIMENSION_MAX:
+        raise BadRequest(f"a dimension is from 1 to {VECTOR_DIMENSION_MAX}, not {dimension}")
+    _check_text(model, "a model's name", VECTOR_MODEL_BYTES_MAX, empty=True)
+
+
+def check_id(entry_id: str) -> None:
+    """Raises BadRequest, TooLarge."""
+    _check_text(entry_id, "an id", VECTOR_ID_BYTES_MAX)
+
+
+def check_entry(entry_id: str, vector: bytes, payload: Mapping[str, Scalar], spec: Spec) -> None:
+    """Raises WrongDimension, BadVector, BadRequest and its kinds."""
+    check_vector(vector, spec)
+    check_id(entry_id)
+    encoded_payload(payload)
+
+
 def check_vector(vector: bytes, spec: Spec) -> None:
     """Raises WrongDimension, BadVector."""
     if len(vector) != spec.dimension * ELEMENT_BYTES:
+        count, rest = divmod(len(vector), ELEMENT_BYTES)
+        found = f"{len(vector)} bytes" if rest else f"{count} elements"
         raise WrongDimension(
-            f"the vector has {len(vector)} bytes: vectors of this collection have "
-            f"{spec.dimension} elements of float32, which are {spec.dimension * ELEMENT_BYTES}"
+            f"the vector has {found}: vectors of this collection have {spec.dimension} elements "
+            f"of float32, which are {spec.dimension * ELEMENT_BYTES} bytes"
         )
     elements = unpacked(vector)
     # A sum is not finite where an element is not; those of finite float32 cannot overflow.

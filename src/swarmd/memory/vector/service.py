@@ -1,183 +1,472 @@
-"""The embedded index for a trio loop: one thread applies, a few search.
+"""Vector memory: collections of vectors that every node holds, and searches by itself.
 
-A thread of its own applies for as long as the index is open, since trio's pool costs more, and
-since batches that came while it was busy are then committed together.
-
-The index can be made again from what it was fed with. So what does not prove itself when it is
-opened is moved aside, by name, and an empty index takes its place, which is fed from 0 on.
+The truth is in a bucket of the eventual store (`records.py`); what is searched is an index that is
+made from it on each node (`feeder.py`). A write is acknowledged once it is on this node's disk, a
+search waits a little for the index to have what the store has.
 """
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import shutil
-import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import trio
 
-from swarmd.base.errors import Busy, CorruptFile, DiskFault, ShuttingDown, SwarmError
-from swarmd.base.files import sync_folder
-from swarmd.memory.vector.engine import Engine
-from swarmd.memory.vector.shapes import Batch, CollectionView, Hit, Query
+from swarmd.base.errors import (
+    BadRequest,
+    Conflict,
+    CorruptFile,
+    DiskFault,
+    NoEmbedder,
+    NotFound,
+    NotReady,
+    ShuttingDown,
+    SwarmError,
+    TooLarge,
+    Unavailable,
+)
+from swarmd.base.ids import NodeId
+from swarmd.base.limits import (
+    NAME_BYTES_MAX,
+    VECTOR_BATCH_BYTES_MAX,
+    VECTOR_BATCH_CHANGES_MAX,
+    VECTOR_COLLECTIONS_MAX,
+    VECTOR_ENTRIES_MAX,
+)
+from swarmd.base.names import check_name
+from swarmd.base.rng import Rng
+from swarmd.memory.vector.config import VectorsConfig
+from swarmd.memory.vector.embedding import Embedder
+from swarmd.memory.vector.feeder import Feeder, OpenIndex
+from swarmd.memory.vector.port import VectorIndex
+from swarmd.memory.vector.records import (
+    BUCKET,
+    MADE_BYTES,
+    Collection,
+    CollectionRecord,
+    Entry,
+    EntryRecord,
+    collection_of,
+    entry_of,
+    key_of,
+    values_of,
+)
+from swarmd.memory.vector.rules import (
+    ELEMENT_BYTES,
+    Spec,
+    check_entry,
+    check_id,
+    check_query,
+    check_spec,
+)
+from swarmd.memory.vector.shapes import Condition, Hit, Metric, Query, Scalar
 from swarmd.observe.log import get_logger
+from swarmd.state.crdt.dots import node_of
+from swarmd.state.crdt.service import Eventual
+from swarmd.state.crdt.types.kinds import Kind
+from swarmd.state.crdt.types.values import Assign, Operation, Remove
 
-# Batches that may wait, and how many of them one commit takes along.
-_WAITING_MAX: Final = 16
-_GROUP_MAX: Final = 16
-# More at once would only take turns on a small machine's cores.
-_SEARCHES_MAX: Final = 4
-# Longest wait for the commit under way when the index is closed.
-_END_TIMEOUT_S: Final = 10.0
-_INDEX: Final = "index"
-_DAMAGED: Final = "damaged"
+_SWEEP_S: Final = 1.0
+# How many strays one turn looks at, and how many writes of one call are under way at once.
+_SWEEP_MAX: Final = 2_000
+_WRITES_MAX: Final = 500
+_CHECKED_MAX: Final = 50
 
 _log = get_logger("memory")
 
 
-@asynccontextmanager
-async def open_vector_index(folder: Path) -> AsyncIterator[EmbeddedIndex]:
-    """An index in `folder` for as long as the block runs; it implements `VectorIndex`.
+@dataclass(frozen=True, slots=True)
+class NewEntry:
+    """`vector`: see `shapes.packed`."""
 
-    What lies there is not sealed: where a data folder is, `folder` has to be in memory.
+    id: str
+    vector: bytes
+    payload: Mapping[str, Scalar]
 
-    Raises:
-        DiskFault: the folder cannot be used.
 
-    Cancellation: what is being applied is waited for, within `_END_TIMEOUT_S`.
+@dataclass(frozen=True, slots=True)
+class CollectionInfo:
+    """A collection. `entries`: as this node's index has it; None while it has no index."""
+
+    collection: Collection
+    entries: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`behind`: about how many changes this node had, and its index had not."""
+
+    hits: list[Hit]
+    behind: int
+
+
+class VectorMemory:
+    """Args:
+    open_index: see `Feeder`.
+    alive: who is alive, this node not among them.
+    embedder: what makes vectors of texts on this node.
     """
-    engine = await trio.to_thread.run_sync(open_engine, folder)
-    index = EmbeddedIndex(engine)
-    try:
+
+    def __init__(
+        self,
+        me: NodeId,
+        store: Eventual,
+        open_index: OpenIndex,
+        config: VectorsConfig,
+        rng: Rng,
+        alive: Callable[[], Sequence[NodeId]],
+        embedder: Embedder | None = None,
+    ) -> None:
+        self._me, self._store, self._config = me, store, config
+        self._rng, self._alive = rng, alive
+        self._embedder = embedder
+        self._strays: dict[str, None] = {}
+        self._feeder = Feeder(store, open_index, self._note_stray)
+
+    async def run(self) -> None:
+        """Keep the index, and remove what belongs to nothing any more, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._feeder.run)
+            nursery.start_soon(self._sweep)
+
+    # ---- collections -----------------------------------------------------------------------
+
+    async def create(
+        self, name: str, dimension: int, metric: Metric, model: str = "", *, by: str
+    ) -> Collection:
+        """Make a collection, on this node's disk when it returns; nothing if it is there as such.
+
+        Where another node makes one of this name at the same time that is something else, the
+        earlier one counts everywhere, once the two have heard of each other.
+
+        Args:
+            model: what makes vectors of texts for it.
+
+        Raises:
+            BadRequest: the name, dimension or model is not allowed; nothing changed.
+            Conflict: there is one with another dimension, metric or model; nothing changed.
+            TooLarge: there are as many as may be; nothing changed.
+            ClockSkew, DiskFault, Busy, TimedOut: see `Eventual.write`.
+        """
+        check_name(name, "collection")
+        check_spec(dimension, model)
+        found = self._found(name)
+        if found is not None:
+            _check_same(found, Spec(dimension, metric), model)
+            return found
+        if len(await self._names()) >= VECTOR_COLLECTIONS_MAX:
+            raise TooLarge(
+                f"there are {VECTOR_COLLECTIONS_MAX} collections: nothing changed; drop one first"
+            )
+        made = self._rng.randbytes(MADE_BYTES)
+        record = CollectionRecord(made, dimension, metric, model, _author(by))
+        await self._store.write(BUCKET, name, Assign(values_of(record), Kind.MULTI))
+        found = self._found(name)
+        if found is None:
+            raise NotFound(f"the collection {name} was made, and dropped by somebody else since")
+        _check_same(found, Spec(dimension, metric), model)
+        return found
+
+    async def collections(self) -> list[CollectionInfo]:
+        """All collections, by name."""
+        await self._feeder.settle(self._config.settle_timeout_s)
+        found = (self._found(name) for name in await self._names())
+        return [self._info(one) for one in found if one is not None]
+
+    async def collection(self, name: str) -> CollectionInfo:
+        """Raises NotFound."""
+        found = self.need(name)
+        await self._feeder.settle(self._config.settle_timeout_s)
+        return self._info(found)
+
+    async def drop(self, name: str) -> None:
+        """Delete a collection: it is gone at once, and its entries are removed bit by bit.
+
+        Raises: NotFound, and what `Eventual.write` raises.
+        """
+        self.need(name)
+        await self._store.write(BUCKET, name, Remove())
+
+    def need(self, name: str) -> Collection:
+        """The collection. Raises NotFound, BadRequest: that is no name."""
+        check_name(name, "collection")
+        found = self._found(name)
+        if found is None:
+            raise NotFound(
+                f"there is no collection {name!r}: nothing changed; create it first, or wait "
+                "until this node has heard of it"
+            )
+        return found
+
+    # ---- texts -------------------------------------------------------------------------------
+
+    async def create_for_texts(
+        self, name: str, dimension: int | None, metric: Metric, *, by: str
+    ) -> Collection:
+        """Make a collection for this node's model, which is asked for a dimension not given.
+
+        Raises: NoEmbedder, EmbeddingFailed, and what `create` raises; nothing changed.
+        """
+        check_name(name, "collection")
+        embedder = self._need_embedder()
+        if dimension is None:
+            [vector] = await embedder.embed([name])
+            dimension = len(vector) // ELEMENT_BYTES
+        return await self.create(name, dimension, metric, embedder.model, by=by)
+
+    async def vectors_of(self, name: str, texts: Sequence[str]) -> list[bytes]:
+        """A vector of each text, for a collection.
+
+        Raises:
+            NotFound, NoEmbedder, BadRequest, EmbeddingFailed: nothing changed.
+        """
+        collection = self.need(name)
+        embedder = self._need_embedder()
+        if collection.model != embedder.model:
+            made_for = f"the model {collection.model}" if collection.model else "no model"
+            raise NoEmbedder(
+                f"the collection {name} is for {made_for}, and this node has {embedder.model}: "
+                "nothing changed; give vectors, or ask a node with its model"
+            )
+        return await embedder.embed(texts)
+
+    def _need_embedder(self) -> Embedder:
+        if self._embedder is None:
+            raise NoEmbedder(
+                "this node makes no vectors of texts: nothing changed; give vectors, or set "
+                "vectors.embedder and restart its daemon"
+            )
+        return self._embedder
+
+    # ---- entries ---------------------------------------------------------------------------
+
+    async def add(self, name: str, entries: Sequence[NewEntry], *, by: str) -> list[str]:
+        """Put entries in the place of whatever has their ids; on this node's disk on return.
+
+        All are looked at before one is written.
+
+        Returns:
+            The versions they have now.
+
+        Raises:
+            NotFound, WrongDimension, BadVector, BadRequest, TooLarge: nothing changed. The message
+                names the entry.
+            ClockSkew, DiskFault, Busy, TimedOut: see `Eventual.write`. Some may be written: add
+                all of them again.
+
+        Cancelled, some may be written.
+        """
+        collection = self.need(name)
+        await self._check(collection, entries)
+        record_of = _recorder(collection, _author(by))
+        writes = [(key_of(name, one.id), Assign(values_of(record_of(one)))) for one in entries]
+        await self._write_all(writes)
+        return [self._version(name, one.id) for one in entries]
+
+    async def _check(self, collection: Collection, entries: Sequence[NewEntry]) -> None:
+        if not 1 <= len(entries) <= VECTOR_BATCH_CHANGES_MAX:
+            raise TooLarge(f"add 1 to {VECTOR_BATCH_CHANGES_MAX} entries at once: nothing changed")
+        size = sum(len(one.vector) for one in entries)
+        if size > VECTOR_BATCH_BYTES_MAX:
+            raise TooLarge(
+                f"{size} bytes of vectors at once: nothing changed; add "
+                f"{VECTOR_BATCH_BYTES_MAX} at most"
+            )
+        if len({one.id for one in entries}) < len(entries):
+            raise BadRequest("an id stands twice among these entries: nothing changed")
+        for number, one in enumerate(entries):
+            if number % _CHECKED_MAX == 0:
+                await trio.lowlevel.checkpoint()
+            try:
+                check_entry(one.id, one.vector, one.payload, collection.spec)
+            except SwarmError as error:
+                raise type(error)(
+                    f"entry {one.id[:80]!r}: {error.message}; nothing changed"
+                ) from error
+        self._check_room(collection.name, len(entries), size)
+
+    def _check_room(self, name: str, more: int, more_bytes: int) -> None:
+        index = self._feeder.index
+        if index is None:
+            return
+        views = index.collections()
+        held = sum(view.entries * view.dimension * ELEMENT_BYTES for view in views)
+        if held + more_bytes > self._config.bytes_max:
+            raise TooLarge(
+                f"all vectors together take {held} bytes here, and vectors.bytes_max is "
+                f"{self._config.bytes_max}: nothing changed; delete some, or raise it on all nodes"
+            )
+        if any(v.name == name and v.entries + more > VECTOR_ENTRIES_MAX for v in views):
+            raise TooLarge(
+                f"a collection has {VECTOR_ENTRIES_MAX} entries at most: nothing changed; "
+                "delete some, or use another collection"
+            )
+
+    def get(self, name: str, entry_id: str) -> Entry:
+        """An entry as this node knows it. Raises NotFound, BadRequest."""
+        check_id(entry_id)
+        collection = self.need(name)
+        found = entry_of(collection, entry_id, self._store.cells(BUCKET, key_of(name, entry_id)))
+        if found is None:
+            raise NotFound(f"{name} has no entry {entry_id[:80]!r}")
+        return found
+
+    async def delete(self, name: str, entry_id: str) -> None:
+        """Delete an entry. Raises NotFound, BadRequest, and what `Eventual.write` raises."""
+        self.get(name, entry_id)
+        await self._store.write(BUCKET, key_of(name, entry_id), Remove())
+
+    # ---- searching -------------------------------------------------------------------------
+
+    async def search(
+        self, name: str, vector: bytes, k: int, conditions: tuple[Condition, ...] = ()
+    ) -> Found:
+        """The nearest entries that meet all conditions, of what this node has.
+
+        Raises:
+            NotFound, WrongDimension, BadVector, BadRequest and its kinds: see `check_query`.
+            NotReady: the index is being made.
+        """
+        collection = self.need(name)
+        query = Query(name, vector, k, conditions)
+        check_query(query, {name: collection.spec})
+        behind = await self._feeder.settle(self._config.settle_timeout_s)
+        index = self._feeder.index
+        if index is None:
+            raise NotReady(
+                f"this node makes its index of vectors, and has {behind} to look at: search again "
+                "shortly, or on another node"
+            )
+        try:
+            return Found(await index.search(query), behind)
+        except CorruptFile as error:
+            self._feeder.damaged()
+            raise NotReady(f"{error.message}; it is made anew: search again shortly") from error
+        except ShuttingDown as error:
+            raise NotReady("the index of vectors is being opened: search again shortly") from error
+        except (NotFound, DiskFault) as error:
+            if isinstance(error, DiskFault):
+                raise
+            raise NotReady(
+                f"the collection {name} is not in this node's index yet: search again shortly"
+            ) from error
+
+    # ---- what belongs to nothing -------------------------------------------------------------
+
+    def _note_stray(self, key: str) -> None:
+        self._strays[key] = None
+
+    async def _sweep(self) -> None:
+        """Remove entries of collections that are no more."""
+        while True:
+            await trio.sleep(_SWEEP_S)
+            try:
+                await self.sweep_once()
+            except (Unavailable, DiskFault, Conflict) as error:
+                _log.debug("entries of dropped collections stay for now", why=error.message)
+
+    async def sweep_once(self) -> None:
+        """Remove some of what belongs to nothing and is this node's to remove."""
+        if not self._strays:
+            return
+        alive = set(self._alive())
+        lowest = min((self._me, *alive)) == self._me
+        mine: list[tuple[str, Operation]] = []
+        chosen = list(self._strays)[:_SWEEP_MAX]
+        for key in chosen:
+            del self._strays[key]
+            if not self._feeder.is_stray(key):
+                continue
+            cells = self._store.cells(BUCKET, key)
+            authors = {node_of(dot[0]) for dot in cells}
+            if self._me in authors or (lowest and not authors & alive):
+                mine.append((key, Remove()))
+            else:
+                self._strays[key] = None  # Whoever wrote it does; or this node, if that is gone.
+        try:
+            await self._write_all(mine)
+        except SwarmError:
+            self._strays |= dict.fromkeys(key for key, _ in mine)
+            raise
+
+    # ---- parts -----------------------------------------------------------------------------
+
+    async def _write_all(self, writes: Sequence[tuple[str, Operation]]) -> None:
+        """Write keys, many at once: they share a sync."""
+        errors: list[SwarmError] = []
+
+        async def write(key: str, operation: Operation) -> None:
+            try:
+                await self._store.write(BUCKET, key, operation)
+            except SwarmError as error:
+                errors.append(error)
+
+        for begin in range(0, len(writes), _WRITES_MAX):
+            async with trio.open_nursery() as nursery:
+                for key, operation in writes[begin : begin + _WRITES_MAX]:
+                    nursery.start_soon(write, key, operation)
+            if errors:
+                raise errors[0]
+
+    def _found(self, name: str) -> Collection | None:
+        return collection_of(name, self._store.cells(BUCKET, name))
+
+    async def _names(self) -> list[str]:
+        return sorted([key async for key in self._store.each_key(BUCKET) if "/" not in key])
+
+    def _info(self, collection: Collection) -> CollectionInfo:
+        views = {} if self._feeder.index is None else _by_name(self._feeder.index)
+        return CollectionInfo(collection, views.get(collection.name))
+
+    def _version(self, name: str, entry_id: str) -> str:
+        try:
+            return self.get(name, entry_id).version
+        except NotFound:
+            return ""  # Deleted by somebody else since.
+
+
+def _by_name(index: VectorIndex) -> dict[str, int]:
+    return {view.name: view.entries for view in index.collections()}
+
+
+def _recorder(collection: Collection, by: str) -> Callable[[NewEntry], EntryRecord]:
+    def record_of(one: NewEntry) -> EntryRecord:
+        made, creation = collection.made, collection.creation
+        return EntryRecord(made, creation, one.vector, dict(one.payload), by)
+
+    return record_of
+
+
+def _check_same(found: Collection, spec: Spec, model: str) -> None:
+    if (found.spec, found.model) != (spec, model):
+        raise Conflict(
+            f"the collection {found.name} is there with dimension {found.spec.dimension}, metric "
+            f"{found.spec.metric} and {f'model {found.model}' if found.model else 'no model'}: "
+            "nothing changed; drop it first, or use another name"
+        )
+
+
+def _author(by: str) -> str:
+    """A caller's name, cut so that it is none too long."""
+    return by.encode(errors="replace")[:NAME_BYTES_MAX].decode(errors="ignore") or "unknown"
+
+
+@asynccontextmanager
+async def open_embedded(folder: Path) -> AsyncIterator[VectorIndex]:
+    """The embedded index in `folder`, whose libraries are loaded only now. Raises DiskFault."""
+
+    def load() -> Any:
+        from swarmd.memory.vector.embedded import open_vector_index
+
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise DiskFault(f"cannot make {folder}: {error.strerror}") from error
+        return open_vector_index
+
+    open_index = await trio.to_thread.run_sync(load)
+    async with open_index(folder) as index:
         yield index
-    finally:
-        with trio.CancelScope(shield=True):
-            await index.aclose()
-
-
-def open_engine(folder: Path) -> Engine:
-    """The index as it was left; an empty one where it is damaged, which goes aside."""
-    place = folder / _INDEX
-    try:
-        return Engine(place)
-    except CorruptFile as error:
-        aside = folder / _DAMAGED
-        _log.warning(
-            "the vector index is damaged, and is made anew from its entries",
-            fault=error.message,
-            moved_to=str(aside),
-        )
-    try:
-        # One is kept to be looked at, not each of them.
-        shutil.rmtree(aside, ignore_errors=True)
-        place.rename(aside)
-        sync_folder(folder)
-    except OSError as error:
-        raise DiskFault(f"cannot move {place} to {aside}: {error.strerror}") from error
-    return Engine(place)
-
-
-class EmbeddedIndex:
-    """Implements `VectorIndex`."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._jobs: queue.Queue[_Job | None] = queue.Queue(_WAITING_MAX)
-        self._searches = trio.CapacityLimiter(_SEARCHES_MAX)
-        self._closed = False
-        self._thread = threading.Thread(target=self._work, name="vectors", daemon=True)
-        self._thread.start()
-
-    @property
-    def position(self) -> int:
-        return self._engine.position
-
-    def collections(self) -> list[CollectionView]:
-        return self._engine.collections()
-
-    async def apply(self, batch: Batch) -> int:
-        await trio.lowlevel.checkpoint()
-        if self._closed:
-            raise ShuttingDown("the vector index closes: apply the batch once it is open again")
-        job = _Job(batch)
-        try:
-            self._jobs.put_nowait(job)
-        except queue.Full:
-            raise Busy(f"{_WAITING_MAX} batches wait to be applied: repeat this one") from None
-        await job.done.wait()
-        if isinstance(job.result, int):
-            return job.result
-        raise job.result
-
-    async def search(self, query: Query) -> list[Hit]:
-        if self._closed:
-            raise ShuttingDown("the vector index is closed: search once it is open again")
-        return await trio.to_thread.run_sync(
-            self._engine.search, query, trio.from_thread.check_cancelled, limiter=self._searches
-        )
-
-    async def aclose(self) -> None:
-        """Let what is under way end, and apply no more. Nobody may call any more."""
-        self._closed = True
-        for _ in range(_SEARCHES_MAX):
-            await self._searches.acquire_on_behalf_of(object())
-        await trio.to_thread.run_sync(self._end)
-
-    def _end(self) -> None:
-        with contextlib.suppress(queue.Full):
-            self._jobs.put(None, timeout=_END_TIMEOUT_S)
-            self._thread.join(_END_TIMEOUT_S)
-        if self._thread.is_alive():
-            _log.warning("the disk holds up the vector index: it is left as it is")
-        else:
-            self._engine.close()
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            jobs, last = [job], False
-            while len(jobs) < _GROUP_MAX and not last:
-                try:
-                    another = self._jobs.get_nowait()
-                except queue.Empty:
-                    break
-                if another is None:
-                    last = True
-                else:
-                    jobs.append(another)
-            self._apply(jobs)
-            if last:
-                return
-
-    def _apply(self, jobs: list[_Job]) -> None:
-        results: list[int | BaseException]
-        try:
-            if self._closed:
-                raise ShuttingDown("the vector index closes: apply the batch once it is open again")
-            results = [*self._engine.apply([job.batch for job in jobs])]
-        except SwarmError as error:
-            results = [type(error)(error.message) for _ in jobs]
-        except Exception as error:  # noqa: BLE001 - a bug, raised where the batch was given
-            results = [error for _ in jobs]
-        for job, result in zip(jobs, results, strict=True):
-            job.settle(result)
-
-
-class _Job:
-    """A batch that waits for its outcome."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self.done = trio.Event()
-        self.result: int | BaseException = ShuttingDown("never settled")
-        self._token = trio.lowlevel.current_trio_token()
-
-    def settle(self, result: int | BaseException) -> None:
-        self.result = result
-        try:
-            self._token.run_sync_soon(self.done.set)
-        except trio.RunFinishedError:
-            return  # The loop is gone: nobody waits.

@@ -51,7 +51,8 @@ class Drop:
 class Upsert:
     """Put an entry in the place of whatever has its id.
 
-    `vector` is float32, little-endian; see `packed`. `created_at_ms` is since 1970.
+    `vector` is float32, little-endian; see `packed`. `created_at_ms` is since 1970. `version` is
+    what `VectorIndex.versions` tells of the entry.
     """
 
     position: int
@@ -61,6 +62,7 @@ class Upsert:
     payload: Mapping[str, Scalar]
     created_by: str
     created_at_ms: int
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

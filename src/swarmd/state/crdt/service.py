@@ -108,17 +108,27 @@ class KeyWatch:
 
     async def receive(self) -> str:
         """The next key. Cancelled, it takes none."""
+        await self.wait()
+        return self.take(1)[0]
+
+    def __len__(self) -> int:
+        """How many keys changed that nobody has asked for yet."""
+        return len(self._changed)
+
+    async def wait(self) -> None:
+        """Return once there is a key to be asked for."""
         while not self._changed:
             self._wake = trio.Event()
             await self._wake.wait()
         await trio.lowlevel.checkpoint_if_cancelled()
-        return self._changed.popitem(last=False)[0]
+
+    def take(self, most: int) -> list[str]:
+        """The next keys, at most so many, without waiting for any."""
+        return [self._changed.popitem(last=False)[0] for _ in range(min(most, len(self)))]
 
     def drain(self) -> list[str]:
         """All keys that changed since this was asked."""
-        keys = list(self._changed)
-        self._changed.clear()
-        return keys
+        return self.take(len(self))
 
     def note(self, bucket: str, key: str, number: int) -> None:
         if bucket != self._bucket or not key.startswith(self._prefix) or key in self._changed:
@@ -251,6 +261,11 @@ class Eventual:
         """Which changes were seen of the shard that a key is in."""
         cells = self._machine.cells(bucket, key)
         return cells.context if cells is not None else Context()
+
+    def has_seen(self, bucket: str, key: str, dot: Dot) -> bool:
+        """Whether what a dot did to a key is known here, whether it still stands or not."""
+        cells = self._machine.cells(bucket, key)
+        return cells is not None and cells.context.has_seen(dot)
 
     def get(self, bucket: str, key: str) -> Any:
         """What a key holds here and now. Raises NotFound."""
