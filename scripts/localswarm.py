@@ -198,14 +198,21 @@ class Daemon:
 
     def sent_bytes(self) -> float:
         """What this daemon has sent over streams so far."""
+        sent = ('transport="stream"', 'direction="sent"')
+        return self.counted("swarmd_transport_bytes_total{", *sent)
+
+    def sent_chunks(self) -> float:
+        """How many chunks of blobs this daemon has sent so far."""
+        return self.counted("swarmd_blob_chunks_sent_total ")
+
+    def counted(self, begins: str, *holds: str) -> float:
+        """The sum of those of its metrics whose lines begin so, and hold these words."""
         with Client(str(self.socket)) as client:
-            text = client.metrics()
+            lines = client.metrics().splitlines()
         return sum(
             float(line.split()[-1])
-            for line in text.splitlines()
-            if line.startswith("swarmd_transport_bytes_total{")
-            and 'transport="stream"' in line
-            and 'direction="sent"' in line
+            for line in lines
+            if line.startswith(begins) and all(word in line for word in holds)
         )
 
     def json(self, *arguments: str, timeout_s: float = 60.0) -> Any:

@@ -204,7 +204,7 @@ class Aead:
         """
         return self._cipher.encrypt(_nonce(counter), data, associated)
 
-    def open(self, counter: int, data: bytes, associated: bytes) -> bytes:
+    def open(self, counter: int, data: bytes, associated: bytes | memoryview) -> bytes:
         """What was sealed. Raises BadSignature when anything about it differs."""
         if len(data) < _SEALED_BYTES_EXTRA or not 0 <= counter < _COUNTER_LIMIT:
             raise BadSignature("a sealed packet is too short")

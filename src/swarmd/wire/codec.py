@@ -101,7 +101,7 @@ def _decoder_of(kind: Any) -> msgspec.msgpack.Decoder[Any]:
     return msgspec.msgpack.Decoder(kind)
 
 
-def decode_struct(kind: Any, raw: bytes) -> Any:
+def decode_struct(kind: Any, raw: bytes | memoryview) -> Any:
     """Decode msgpack `raw` into `kind`; whatever is wrong with it raises MalformedMessage."""
     return _decode(_decoder_of(kind), raw)
 

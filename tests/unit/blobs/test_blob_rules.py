@@ -9,7 +9,7 @@ import pytest
 
 from swarmd.base.errors import CorruptFile, InsufficientCopies, TooLarge
 from swarmd.base.ids import NodeId, node_id_of
-from swarmd.state.blobs.machine import AHEAD, PER_HOLDER, STRIKES, Fetching
+from swarmd.state.blobs.machine import AHEAD, STRIKES, Fetching
 from swarmd.state.blobs.manifest import Manifest, decode_manifest, encode_manifest
 from swarmd.state.blobs.messages import PINS_MAX, Pin, PinnedBlob, hash_of
 from swarmd.state.blobs.pins import copies_of, decode_pins, encode_pins, joined, pinned, unpinned
@@ -36,16 +36,17 @@ def taken(fetching: Fetching, holder: NodeId) -> list[int]:
     return list(iter(lambda: fetching.take(holder), None))
 
 
-def test_a_holder_has_a_few_chunks_under_way_and_no_chunk_twice() -> None:
+def test_a_holder_has_one_chunk_under_way_and_no_chunk_comes_twice() -> None:
     fetching = Fetching(100)
     assert fetching.offer(A)
     assert not fetching.offer(A)
     fetching.offer(B)
-    assert taken(fetching, A) == list(range(PER_HOLDER))
-    assert taken(fetching, B) == list(range(PER_HOLDER, 2 * PER_HOLDER))
-    fetching.arrived(A, 3)
-    assert fetching.got(3)
-    assert taken(fetching, A) == [2 * PER_HOLDER]
+    assert [taken(fetching, A), taken(fetching, B)] == [[0], [1]]
+    fetching.arrived(A, 1)
+    assert taken(fetching, A) == [], "that was another one's"
+    fetching.arrived(A, 0)
+    assert fetching.got(0)
+    assert taken(fetching, A) == [2]
 
 
 def test_nobody_is_asked_far_ahead_of_what_is_hashed() -> None:
@@ -92,13 +93,16 @@ def test_a_chunk_that_does_not_fit_is_asked_of_others() -> None:
     assert fetching.take(B) is None, "it is looked at"
     fetching.refused(A, 0)
     assert not fetching.offer(A)
+    fetching.arrived(B, 1)
     assert fetching.take(B) == 0
 
 
 def test_what_an_earlier_try_left_is_not_asked_for() -> None:
     fetching = Fetching(5, present=[0, 1, 3])
     fetching.offer(A)
-    assert taken(fetching, A) == [2, 4]
+    assert fetching.take(A) == 2
+    fetching.arrived(A, 2)
+    assert fetching.take(A) == 4
     assert not fetching.got(3)
     for index in (2, 4):
         fetching.got(index)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -232,3 +234,53 @@ def test_contexts_are_kept_until_trust_changes() -> None:
     assert cache.client([MESH_ALPN]) is not cache.client(ALL)
     fake.version = 2
     assert cache.server(ALL) is not first
+
+
+class Bent:
+    """Both ends of a TLS connection without a network."""
+
+    def __init__(self) -> None:
+        self.to_server, self.to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.client = calling(CLIENT).wrap_bio(self.to_client, self.to_server)
+        self.server = serving(SERVER, CLIENT).wrap_bio(
+            self.to_server, self.to_client, server_side=True
+        )
+        for end in (self.client, self.server, self.client, self.server):
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+
+
+def test_all_that_has_come_is_read_at_once() -> None:
+    bent, sent = Bent(), os.urandom(100_000)
+    bent.client.write(sent)
+    assert bent.server.read(40_000) == sent[:40_000]
+    assert bent.server.read(1_000_000) == sent[40_000:]
+    with pytest.raises(ssl.SSLWantReadError):
+        bent.server.read(10)
+    bent.client.write(b"more")
+    buffer = bytearray(10)
+    assert bent.server.read(10, buffer) == 4
+    assert buffer[:4] == b"more"
+
+
+def test_what_came_before_a_damaged_record_is_read_and_then_it_is_told() -> None:
+    bent = Bent()
+    bent.client.write(b"a" * 16_384)
+    whole = bent.to_server.read()
+    bent.client.write(b"b" * 16_384)
+    damaged = bytearray(bent.to_server.read())
+    damaged[100] ^= 1
+    bent.to_server.write(whole + damaged)
+    assert bent.server.read(65_536) == b"a" * 16_384
+    for _ in range(2):
+        with pytest.raises(ssl.SSLError):
+            bent.server.read(65_536)
+
+
+def test_a_goodbye_behind_data_is_read_after_it() -> None:
+    bent = Bent()
+    bent.client.write(b"last words")
+    with suppress(ssl.SSLWantReadError):
+        bent.client.unwrap()
+    assert bent.server.read(65_536) == b"last words"
+    assert bent.server.read(65_536) == b""

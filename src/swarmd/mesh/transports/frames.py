@@ -61,7 +61,7 @@ class FrameOpener:
             raise MalformedMessage(f"a frame of {len(raw)} bytes")
         if raw[:_COUNTER_BYTES] != self._counter.to_bytes(_COUNTER_BYTES, "big"):
             raise BadSignature("a frame that is not the next of its session")
-        batch = raw[_HEADER_BYTES:]
+        batch = memoryview(raw)[_HEADER_BYTES:]
         self._aead.open(self._counter, raw[_COUNTER_BYTES:_HEADER_BYTES], batch)
         self._counter += 1
         items: list[Item] = decode_struct(_BATCH, batch)

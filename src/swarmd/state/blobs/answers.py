@@ -11,6 +11,7 @@ from swarmd.base.errors import Busy, NotFound, RemoteError, SwarmError
 from swarmd.base.ids import short
 from swarmd.mesh.link import Inbound
 from swarmd.observe.log import get_logger
+from swarmd.observe.metrics import BLOB_CHUNKS
 from swarmd.state.blobs.holding import Holding, following
 from swarmd.state.blobs.intake import read_chunk_file
 from swarmd.state.blobs.manifest import chunks_in
@@ -69,7 +70,9 @@ class Answers:
     async def _answer(self, inbound: Inbound) -> None:
         message = inbound.message
         if isinstance(message, ChunkAsk):
-            await inbound.answer(await self._answer_chunk(message))
+            chunk = await self._answer_chunk(message)
+            BLOB_CHUNKS.inc()
+            await inbound.answer(chunk)
         elif isinstance(message, HeldAsk):
             held = [self._holding.told(one) for one in dict.fromkeys(message.hashes)]
             await inbound.answer(Held(tuple(one for one in held if one is not None)))

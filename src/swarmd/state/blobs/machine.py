@@ -3,8 +3,9 @@
 The shell shows what happens (`offer`, `lose`, `arrived`, `got`, `refused`, `hashed`) and asks for
 each holder's next chunk (`take`). The rules:
 
-- A holder has at most `PER_HOLDER` chunks under way, so faster holders carry more of them by
-  themselves, and one that hangs holds up no more than these.
+- A holder has one chunk under way, and is asked for the next one when that is written: what a kill
+  can lose, and has to come again, is one chunk of each holder. Faster holders carry more by
+  themselves, and one that hangs holds up no more than that chunk.
 - Nobody is asked for a chunk more than `AHEAD` beyond the first that is not hashed yet: chunks wait
   in memory for the hash of the whole, which goes through them in order.
 - What a holder failed at goes back in front, for others. Who sent a wrong chunk is asked no more in
@@ -20,7 +21,6 @@ from typing import Final
 
 from swarmd.base.ids import NodeId
 
-PER_HOLDER: Final = 8
 AHEAD: Final = 32
 STRIKES: Final = 3
 
@@ -42,7 +42,7 @@ class Fetching:
         self._next = 0
         self._again: list[int] = []
         self._hashed = 0
-        self._under_way: dict[NodeId, set[int]] = {}
+        self._under_way: dict[NodeId, int | None] = {}
         self._strikes: dict[NodeId, int] = {}
 
     @property
@@ -61,7 +61,7 @@ class Fetching:
         """A node has the blob. False: it is asked already, or no more."""
         if holder in self._under_way or self._strikes.get(holder, 0) >= STRIKES:
             return False
-        self._under_way[holder] = set()
+        self._under_way[holder] = None
         return True
 
     def lose(self, holder: NodeId, *, for_good: bool = False) -> None:
@@ -69,25 +69,24 @@ class Fetching:
         if holder not in self._under_way:
             return  # Another of its chunks said so.
         self._strikes[holder] = STRIKES if for_good else self._strikes.get(holder, 0) + 1
-        for index in self._under_way.pop(holder):
+        index = self._under_way.pop(holder)
+        if index is not None:
             heapq.heappush(self._again, index)
 
     def take(self, holder: NodeId) -> int | None:
         """The next chunk to ask a holder for; None: nothing now (or ever, see `is_asked`)."""
-        mine = self._under_way.get(holder)
-        if mine is None or len(mine) >= PER_HOLDER:
+        if self._under_way.get(holder, -1) is not None:
             return None
-        index = self._pick()
-        if index is not None:
-            mine.add(index)
+        index = self._under_way[holder] = self._pick()
         return index
 
     def is_asked(self, holder: NodeId) -> bool:
         return holder in self._under_way
 
     def arrived(self, holder: NodeId, index: int) -> None:
-        """A chunk came: its holder can be asked for another one while this is looked at."""
-        self._under_way.get(holder, set()).discard(index)
+        """A chunk came and is written: its holder can be asked for another one meanwhile."""
+        if self._under_way.get(holder) == index:
+            self._under_way[holder] = None
 
     def refused(self, holder: NodeId, index: int) -> None:
         """A chunk that arrived is not what it should be: its holder is asked for none any more."""
@@ -95,7 +94,7 @@ class Fetching:
         self.lose(holder, for_good=True)
 
     def got(self, index: int) -> bool:
-        """A chunk that arrived was verified and is written. False: it is not news."""
+        """A chunk that arrived was verified. False: it is not news."""
         if self._present[index]:
             return False
         self._present[index] = 1

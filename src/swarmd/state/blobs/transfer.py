@@ -1,9 +1,10 @@
 """One blob on its way to this node, from whoever has it. What to ask of whom: `machine.Fetching`.
 
-Chunks come from several holders at once, each is verified and written where it belongs, and the
-hash of the whole goes through them in order, from memory. What an earlier try left on the disk is
-read, verified and not fetched again: after a kill only chunks that were under way come twice. At
-the end the whole must be what its name says; else whoever told its manifest is not asked again.
+Chunks come from several holders at once. Each is written where it belongs before its holder is
+asked for the next one, then verified, and the hash of the whole goes through them in order, from
+memory. What an earlier try left on the disk is read, verified and not fetched again: after a kill
+one chunk of each holder comes twice at most. At the end the whole must be what its name says; else
+whoever told its manifest is not asked again.
 
 Somebody may read the blob while it comes (`chunk`), but for its end, which waits for that. When
 nobody follows any more it is cancelled, and what has come stays for the next try.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -32,7 +34,7 @@ from swarmd.base.ids import NodeId, short
 from swarmd.base.sealed_file import Sealer
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.chunkfile import ChunkWriter
-from swarmd.state.blobs.machine import PER_HOLDER, Fetching
+from swarmd.state.blobs.machine import Fetching
 from swarmd.state.blobs.manifest import Manifest, chunk_size, chunks_in
 from swarmd.state.blobs.messages import (
     HASH_BYTES,
@@ -117,9 +119,10 @@ class Transfer:
         self._state = hashlib.blake2b(digest_size=HASH_BYTES)
         self._hashed = 0
         self._arrived: deque[_Arrival] = deque()
-        # Written, and waiting for the whole's hash to come to them.
+        # Verified, and waiting for the whole's hash to come to them.
         self._ready: dict[int, bytes] = {}
         self._changed = trio.Event()
+        self._writing = trio.Lock()
         self._false: set[NodeId] = set()
 
     @property
@@ -259,21 +262,24 @@ class Transfer:
 
         async with trio.open_nursery() as nursery:
             scope = nursery.cancel_scope
-            nursery.start_soon(guarded, lambda: self._find(nursery), scope)
+
+            def ask(holder: NodeId) -> None:
+                nursery.start_soon(guarded, partial(self._ask_one, holder), scope)
+
+            nursery.start_soon(guarded, partial(self._find, ask), scope)
             await guarded(self._keep, scope)
             scope.cancel()
         if failure:
             raise failure[0]
 
-    async def _find(self, nursery: trio.Nursery) -> None:
+    async def _find(self, ask: Callable[[NodeId], None]) -> None:
         """Have all who hold the blob send of it; give up when nobody does for a while."""
         fetching, give_up_at = self._fetching, trio.current_time() + RETRY_S
         while not fetching.is_complete:
             found, sure = await self._node.holders(self.hash)
             for holder in found:
                 if holder not in self._false and fetching.offer(holder):
-                    for _ in range(PER_HOLDER):
-                        nursery.start_soon(self._ask_one, holder)
+                    ask(holder)
             if fetching.holders:
                 give_up_at = trio.current_time() + RETRY_S
                 with trio.move_on_after(_LOOK_S):
@@ -289,9 +295,8 @@ class Transfer:
             await self._changed.wait()
 
     async def _ask_one(self, holder: NodeId) -> None:
-        """One chunk after the other of one holder."""
+        """One chunk after the other of one holder. Raises DiskFault."""
         while not self._fetching.is_complete and self._fetching.is_asked(holder):
-            # What has come and is not written yet is lost by a kill: let it not become much.
             full = len(self._arrived) >= _BATCH
             index = None if full else self._fetching.take(holder)
             if index is None:
@@ -300,7 +305,7 @@ class Transfer:
                 return
 
     async def _ask(self, holder: NodeId, index: int) -> bool:
-        """Fetch one chunk. False: the holder is lost."""
+        """Fetch one chunk and write it, right or wrong. False: the holder is lost."""
         try:
             answer = await self._node.ask(holder, ChunkAsk(self.hash, index))
             if not isinstance(answer, ChunkData) or answer.index != index:
@@ -310,13 +315,20 @@ class Transfer:
             self._fetching.lose(holder, for_good=not isinstance(error, TimedOut | Unreachable))
             self._wake()
             return False
+        # One after the other: what is refused below must not land on what another one sent since.
+        async with self._writing:
+            if not self._fetching.is_asked(holder):
+                return False
+            if len(answer.data) == chunk_size(self.size, index):
+                assert self._writer is not None
+                await self._in_thread(self._writer.write, index, answer.data)
         self._fetching.arrived(holder, index)
         self._arrived.append(_Arrival(holder, index, answer.data))
         self._wake()
         return True
 
     async def _keep(self) -> None:
-        """Keep what comes, as much at once as has come; it ends when the whole is hashed.
+        """Verify what comes, as much at once as has come; it ends when the whole is hashed.
 
         One turn in a thread for several chunks: turns cost more than chunks.
         """
@@ -341,12 +353,11 @@ class Transfer:
         self._fetching.refused(arrival.holder, arrival.index)
 
     def _keep_file(self, batch: list[_Arrival]) -> None:
-        """Verify chunks, write them, and have the whole's hash go through all that it can."""
+        """Verify chunks, and have the whole's hash go through all that it can."""
         assert self._writer is not None
         for arrival in batch:
             arrival.fits = self._manifest.fits(arrival.index, arrival.data)
             if arrival.fits and not self._fetching.has(arrival.index):
-                self._writer.write(arrival.index, arrival.data)
                 self._ready[arrival.index] = arrival.data
         while self._hashed in self._ready:
             self._state.update(self._ready.pop(self._hashed))
