@@ -207,6 +207,78 @@ def test_what_changes_nothing_is_acknowledged_and_told_to_nobody() -> None:
     assert node.take() == []
 
 
+# ---- many batches of one's own as one ---------------------------------------------------------
+
+
+def test_who_was_away_gets_few_batches_of_their_author_and_is_equal_then() -> None:
+    a, b = Node("a"), Node("b")
+    keys = same_shard(300)
+    for key in keys:
+        a.write(key, Assign(key))
+    b.step(Heard(a.id, Sums(a.wall_ms, tuple(ShardSum(*s.name, s.sum()) for s in shards_of(a)))))
+    [(_, asked)] = b.sent
+    a.step(Heard(b.id, asked))
+    [answer] = a.take()
+    assert isinstance(answer, Batches)
+    assert [len(decode_batch(raw).changes) for raw in answer.batches] == [
+        CRDT_BATCH_CHANGES_MAX,
+        44,
+    ]
+    b.take()
+    b.step(Heard(a.id, answer))
+    assert b.ignored == []
+    assert [shard.sum() for shard in shards_of(b)] == [shard.sum() for shard in shards_of(a)]
+    assert [b.value(key) for key in keys] == keys
+
+
+def test_who_has_some_of_what_came_as_one_takes_the_rest_and_nothing_twice() -> None:
+    """Goal: batches that overlap, in memory and on the disk, are as good as those that do not."""
+    a, b, c = Node("a"), Node("b"), Node("c")
+    keys = same_shard(60)
+    for number, key in enumerate(keys):
+        a.write(key, Count(1))
+        if number == 19:
+            sync(b, a)  # As one, or as they were: it is all the same to it.
+    a.sent.clear()
+    sync(a, c)
+    for key in keys[:10]:
+        a.write(key, Count(1))
+    sync(c, b)
+    sync(b, a)
+    sync(c, a)
+    for node in (a, b, c):
+        assert [node.value(key) for key in keys] == [2] * 10 + [1] * 50
+        node.start()
+        assert [node.value(key) for key in keys] == [2] * 10 + [1] * 50
+
+
+def test_nobody_makes_one_of_what_another_has_written() -> None:
+    a, b, c = Node("a", "b"), Node("b"), Node("c")
+    keys = same_shard(20)
+    for key in keys:
+        a.write(key, Assign(1))
+    talk(a, b)
+    sync(b, c)
+    [log] = [list(shard.log()) for shard in shards_of(c)]
+    assert [len(batch.changes) for batch in log] == [1] * 20
+    assert c.ignored == []
+
+
+def test_what_does_not_fit_one_batch_stays_several() -> None:
+    a, b = Node("a", log_bytes_max=50_000_000), Node("b", log_bytes_max=50_000_000)
+    keys = same_shard(20)
+    for key in keys:
+        a.write(key, Assign("x" * 60_000))
+    sync(b, a)
+    [log] = [list(shard.log()) for shard in shards_of(b)]
+    assert [len(batch.changes) for batch in log] == [2] * 10
+    assert all(b.value(key) for key in keys)
+
+
+def shards_of(node: Node) -> list[ShardState]:
+    return node.machine.shards()
+
+
 # ---- what others bring ----------------------------------------------------------------------
 
 

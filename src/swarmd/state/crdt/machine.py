@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from statistics import median
 from typing import ClassVar, Final, Protocol
@@ -314,13 +315,17 @@ class ReplicaMachine:
     def _close(self, name: Shard) -> list[Effect]:
         """Sign what was written to a shard, keep it and tell it."""
         pending = self._pending.pop(name)
-        said = encode_said(name, self._actor, pending.first, tuple(pending.changes))
-        batch = make_batch(said, self._signer.sign_batch(said))
+        batch = self._sign(name, self._actor, pending.first, tuple(pending.changes))
         self._shards[name].note(batch)
         self._journal.append(batch)
         message = Batches(*name, (batch.raw,))
         some = min(PUSH_PEERS_MAX, len(self._alive))
         return [Persist(), *(Send(p, message) for p in self._rng.sample(self._alive, some))]
+
+    def _sign(self, name: Shard, actor: Actor, first: int, changes: tuple[Change, ...]) -> Batch:
+        """A batch of this node's, of this life or an earlier one."""
+        said = encode_said(name, actor, first, changes)
+        return make_batch(said, self._signer.sign_batch(said))
 
     def _is_one_too_many(self, name: Shard) -> bool:
         """What is told of all shards fits one message."""
@@ -371,6 +376,7 @@ class ReplicaMachine:
         shard = self._shards.get(name)
         effects: list[Effect] = []
         if shard is not None and name not in self._pending:
+            shard.fold(self._me, vector.seen, partial(self._sign, name))
             batches, more, gone = shard.after(vector.seen)
             if batches or gone:
                 effects.append(Send(peer, Batches(*name, tuple(batches), more, gone)))

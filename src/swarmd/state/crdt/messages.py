@@ -1,9 +1,9 @@
 """What nodes say to each other about the eventual store: batches, and who holds which.
 
 The unit that is signed is a *batch*: a contiguous run of one actor's changes to one shard. It is
-relayed as it came, never merged or cut, so that nobody can alter what another has written. A
-member may leave a batch out, and what follows it in that actor's run then stays out, too, until
-somebody else brings it.
+relayed as it came, never merged or cut, so that nobody can alter what another has written; only its
+author may sign several anew as one, which says the same. A member may leave a batch out, and what
+follows it in that actor's run then stays out, too, until somebody else brings it.
 """
 
 from __future__ import annotations

@@ -6,16 +6,24 @@ went that far.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from typing import ClassVar, Final
 
 import msgspec
 
 from swarmd.base.ids import NodeId
-from swarmd.state.crdt.cells import Cells
+from swarmd.base.limits import CRDT_BATCH_BYTES_MAX, CRDT_BATCH_CHANGES_MAX
+from swarmd.state.crdt.cells import Cells, Change
 from swarmd.state.crdt.dots import Actor, node_of
-from swarmd.state.crdt.messages import SUM_BYTES, Batch, Seen, Shard
+from swarmd.state.crdt.messages import (
+    REMOVES_MAX,
+    SUM_BYTES,
+    Batch,
+    Seen,
+    Shard,
+    decode_batch,
+)
 
 # Of one shard. What is older only a whole state brings.
 LOG_BYTES_MAX: Final = 1024 * 1024
@@ -23,6 +31,12 @@ LOG_BYTES_MAX: Final = 1024 * 1024
 _SENT_BYTES: Final = 256 * 1024
 # To verify one takes 0.15 ms, in which nothing else moves there.
 _SENT_MAX: Final = 100
+# So many batches of a node's own are worth another signature.
+FOLDED_MIN: Final = 8
+_FOLDED_BYTES_MAX: Final = CRDT_BATCH_BYTES_MAX // 4
+
+Sign = Callable[[Actor, int, tuple[Change, ...]], Batch]
+"""A signed batch of an actor's changes, from a number on."""
 
 
 class Logged(msgspec.Struct, frozen=True, gc=False):
@@ -104,10 +118,9 @@ class ShardState:
 
     def take(self, batch: Batch) -> set[str]:
         """Apply a verified batch of which nothing before is missing. The keys that it concerns."""
-        for dot, change in batch.dots():
-            self.cells.apply(dot, change)
+        news = [change for dot, change in batch.dots() if self.cells.apply(dot, change)]
         self.note(batch)
-        return {change.key for change in batch.changes if change.key}
+        return {change.key for change in news if change.key}
 
     def note(self, batch: Batch) -> None:
         """Keep a batch whose changes were applied."""
@@ -122,6 +135,22 @@ class ShardState:
         self._log_bytes += len(batch.raw)
         if self._log_bytes > self._log_bytes_max:
             self._collect()
+
+    def fold(self, node: NodeId, seen: tuple[Seen, ...], sign: Sign) -> None:
+        """Make few batches of the many of a node that another lacks.
+
+        Only the node itself can, which signs them: to verify one takes as long as ten changes.
+        """
+        theirs = {Actor(actor): number for actor, number in seen}
+        for actor in [one for one in sorted(self._log) if node_of(one) == node]:
+            log, had = self._log[actor], theirs.get(actor, 0)
+            begin = next((n for n, batch in enumerate(log) if batch.last > had), len(log))
+            if len(log) - begin < FOLDED_MIN:
+                continue
+            folded = [_one_of(run, sign) for run in _runs(log[begin:])]
+            self._forget(actor)
+            self._log[actor] = log[:begin] + folded
+            self._log_bytes += sum(len(batch.raw) for batch in self._log[actor])
 
     def after(self, seen: tuple[Seen, ...]) -> tuple[list[bytes], bool, bool]:
         """What another lacks that has seen this much.
@@ -181,6 +210,36 @@ class ShardState:
 
     def _forget(self, actor: Actor) -> None:
         self._log_bytes -= sum(len(old.raw) for old in self._log.pop(actor, []))
+
+
+def _runs(batches: list[Logged]) -> Iterator[list[Batch]]:
+    """Batches that fit one, each of them with the next."""
+    run: list[Batch] = []
+    changes = size = removes = 0
+    for one in batches:
+        batch = decode_batch(one.raw)
+        changes += len(batch.changes)
+        size += len(batch.raw)
+        removes += sum(len(change.removes) for change in batch.changes)
+        fits = (
+            changes <= CRDT_BATCH_CHANGES_MAX
+            and size <= _FOLDED_BYTES_MAX
+            and removes <= REMOVES_MAX
+        )
+        if run and not (
+            fits and batch.first == run[-1].last + 1 and not batch.ends and not run[-1].ends
+        ):
+            yield run
+            run, changes, size = [], len(batch.changes), len(batch.raw)
+            removes = sum(len(change.removes) for change in batch.changes)
+        run.append(batch)
+    yield run
+
+
+def _one_of(run: list[Batch], sign: Sign) -> Logged:
+    if len(run) == 1:
+        return logged(run[0])
+    return logged(sign(run[0].actor, run[0].first, tuple(c for one in run for c in one.changes)))
 
 
 def _oldest_stamp(log: list[Logged]) -> tuple[int, Actor]:
