@@ -20,7 +20,7 @@ from swarmd.base.errors import (
     SwarmError,
     ValueTooLarge,
 )
-from swarmd.base.limits import CRDT_VALUE_BYTES_MAX
+from swarmd.base.limits import MEMORY_STRONG_VALUE_BYTES_MAX
 from swarmd.memory.cache.machine import KEPT_MS, Claim, Decision, Fail, Found, Take, Wait, decide
 from swarmd.memory.cache.service import ENTRIES_MAX, LEASE_S, USED, Hit, Turn
 from swarmd.memory.cache.usage import Usage
@@ -334,7 +334,11 @@ async def test_a_cancelled_caller_leaves_nothing(autojump_clock: Clock) -> None:
 
 @pytest.mark.parametrize(
     ("value", "ttl_s", "error"),
-    [("x" * CRDT_VALUE_BYTES_MAX, None, ValueTooLarge), (1, 0, BadRequest), (1, -1.0, BadRequest)],
+    [
+        ("x" * MEMORY_STRONG_VALUE_BYTES_MAX, None, ValueTooLarge),
+        (1, 0, BadRequest),
+        (1, -1.0, BadRequest),
+    ],
 )
 async def test_a_result_that_cannot_be_kept_is_refused_and_the_turn_goes_on(
     autojump_clock: Clock, value: Any, ttl_s: float | None, error: type[Exception]

@@ -21,7 +21,7 @@ from swarmd.base.errors import (
     NotFound,
     ValueTooLarge,
 )
-from swarmd.base.limits import MEMORY_STRONG_VALUE_BYTES_MAX
+from swarmd.base.limits import CRDT_VALUE_BYTES_MAX, MEMORY_STRONG_VALUE_BYTES_MAX
 from swarmd.memory.cache.service import Turn
 from swarmd.memory.kv import namespaces
 from swarmd.memory.kv.eventual import BUCKET
@@ -113,7 +113,7 @@ async def test_both_kinds_answer_alike(autojump_clock: Clock, kind: str) -> None
         ("", 1, None, EmptyKey),
         ("x" * 881, 1, None, KeyTooLong),
         ("\ud800", 1, None, BadRequest),
-        ("k", "x" * MEMORY_STRONG_VALUE_BYTES_MAX, None, ValueTooLarge),
+        ("k", "x" * CRDT_VALUE_BYTES_MAX, None, ValueTooLarge),
         ("k", 2**70, None, MalformedMessage),
         ("k", 1, 0, BadRequest),
         ("k", 1, float("nan"), BadRequest),

@@ -39,7 +39,7 @@ from swarmd.base.errors import (
 )
 from swarmd.base.ids import NodeId, short
 from swarmd.base.lapse import kill_after_s, renew_after_s
-from swarmd.base.limits import CRDT_VALUE_BYTES_MAX, MIB
+from swarmd.base.limits import MEMORY_STRONG_VALUE_BYTES_MAX, MIB
 from swarmd.base.rng import Rng, derive
 from swarmd.memory.cache.machine import KEPT_MS, Claim, Fail, Found, Take, Wait, decide
 from swarmd.memory.cache.usage import Usage
@@ -228,10 +228,10 @@ class Cache:
             NoQuorum: whether others have it is unknown; repeat it.
         """
         where, packed = flight_key(namespace, key), pack(value)
-        if len(packed) > CRDT_VALUE_BYTES_MAX:
+        if len(packed) > MEMORY_STRONG_VALUE_BYTES_MAX:
             raise ValueTooLarge(
-                f"a cache takes values of {CRDT_VALUE_BYTES_MAX} bytes at most: put it into a "
-                "blob, and keep its hash here"
+                f"a cache takes values of {MEMORY_STRONG_VALUE_BYTES_MAX} bytes at most: put it "
+                "into a blob, and keep its hash here"
             )
         kept_ms = KEPT_MS if ttl_s is None else min(KEPT_MS, ttl_ms(ttl_s))
         done = Flight(State.DONE, author(by), self._me, fence, packed)

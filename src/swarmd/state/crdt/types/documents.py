@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from swarmd.base.errors import BadRequest, MalformedMessage, TooLarge
 from swarmd.base.ids import digest
-from swarmd.base.limits import CRDT_VALUE_BYTES_MAX
+from swarmd.base.limits import KIB
 from swarmd.state.crdt.cells import Cell
 from swarmd.state.crdt.dots import Dot
 from swarmd.state.crdt.types.kinds import Edit, Kind, Live, Put, later
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from pycrdt import Array, Doc, Text
 
 # A document's, as one update. More is read: it may come together from several that write at once.
-BYTES_MAX: Final = CRDT_VALUE_BYTES_MAX // 2
+BYTES_MAX: Final = 256 * KIB
 PIECES_MAX: Final = BLOCKS_MAX // 2
 CELLS_MAX: Final = 1_000
 _READ_BYTES_MAX: Final = 16 * BYTES_MAX
