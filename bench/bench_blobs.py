@@ -115,7 +115,8 @@ def resent(swarm: LocalSwarm, file: Path) -> float:
 
 
 def try_copy(daemon: Daemon, blob_hash: str) -> bool:
-    return bool(daemon.ctl("blob", "pin", blob_hash, "--copies", "2").returncode == 0)
+    done = daemon.ctl("blob", "pin", blob_hash, "--copies", "2", timeout_s=300.0)
+    return bool(done.returncode == 0)
 
 
 def blob(daemon: Daemon, blob_hash: str) -> Path:

@@ -142,13 +142,23 @@ def test_a_flipped_byte_is_never_handed_out(swarm: LocalSwarm, file: Path, tmp_p
     got = bad.ctl("blob", "get", blob_hash, "-o", str(out))
     assert got.returncode == 0, got.stderr
     assert digest(out) == digest(file)
+    began = time.monotonic()
     wait_until("it is mended", lambda: path.exists() and digest(path) == digest(file))
+    print(f"mended {time.monotonic() - began:.1f} s after it was read")
     assert blob_hash in bad.log.read_text(), "the log names what was damaged"
 
 
-def test_a_killed_node_goes_on_where_it_was(swarm: LocalSwarm, tmp_path: Path) -> None:
-    """Goal: after a kill in the middle only what was under way is sent again."""
-    n1, n2, _ = swarm.daemons
+@pytest.fixture
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSwarm]:
+    """With no blob but one's own, of which copies would be made while somebody is dead."""
+    with LocalSwarm(tmp_path_factory.mktemp("two"), 2, settings=SETTINGS) as one:
+        one.form()
+        yield one
+
+
+def test_a_killed_node_goes_on_where_it_was(two: LocalSwarm, tmp_path: Path) -> None:
+    """Goal: after a kill in the middle only the chunk that was under way is sent again."""
+    n1, n2 = two.daemons
     file = tmp_path / "file"
     file.write_bytes(os.urandom(3 * SIZE))
     blob_hash = put(n1, file, "--copies", "1")["hash"]
@@ -168,15 +178,15 @@ def test_a_killed_node_goes_on_where_it_was(swarm: LocalSwarm, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
     there = partial.stat().st_size
     assert SIZE < there < 3 * SIZE
-    before = n1.sent_bytes()
-    swarm.restart(n2)
-    swarm.wait_whole()
+    before = n1.sent_chunks()
+    two.restart(n2)
+    two.wait_whole()
     got = n2.ctl("blob", "get", blob_hash, "-o", str(tmp_path / "out"))
     assert got.returncode == 0, got.stderr
     assert digest(tmp_path / "out") == digest(file)
-    sent = n1.sent_bytes() - before
-    # Beside what was missing: chunks under way at the kill, and what members say to each other.
-    assert sent < 3 * SIZE - there + 40 * BLOB_CHUNK_BYTES + 4 * MIB
+    # What was written is not sent again; the last chunk may have been under way, or half written.
+    missing = -(-3 * SIZE // BLOB_CHUNK_BYTES) - there // BLOB_CHUNK_BYTES
+    assert n1.sent_chunks() - before <= missing
 
 
 def test_copies_are_full_again_after_a_death(swarm: LocalSwarm, file: Path) -> None:
@@ -188,7 +198,9 @@ def test_copies_are_full_again_after_a_death(swarm: LocalSwarm, file: Path) -> N
     victim.kill()
     began = time.monotonic()
     wait_until("there is another copy", path_of(spare, blob_hash).exists, timeout_s=30)
-    assert time.monotonic() - began < 30
+    took_s = time.monotonic() - began
+    print(f"full copies again {took_s:.1f} s after the kill")
+    assert took_s < 30
     assert digest(path_of(spare, blob_hash)) == digest(file)
     swarm.restart(victim)
     swarm.wait_whole()
