@@ -85,8 +85,9 @@ PARKED_BYTES_MAX: Final = 16 * 1024 * 1024
 # A peer's clock was heard of this long ago at most to count.
 _CLOCK_HEARD_S: Final = 300.0
 _ARRIVING_MAX: Final = 4
-# How often a node looks whether lives of its own can be ended. What they sent has arrived by then.
-END_LIVES_S: Final = 600.0
+# How often a node looks whether lives of its own can be ended. What they sent has arrived by then,
+# and a disk that was taken for lost has been found.
+END_LIVES_S: Final = 86_400.0
 # It does so where it writes anyway, or where there are so many: each end is a change, too.
 _LIVES_MIN: Final = 4
 # What a change may take of a batch beside its key, value and removals.
