@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from swarmd.state.raft.guards import Guard
@@ -51,3 +52,9 @@ def test_every_guard_is_listed_with_what_would_happen_without_it() -> None:
     section = TEXT.split("### Guards of the log\n", 1)[1].split("\n## ", 1)[0]
     listed = re.findall(r"(?m)^\| `([^`]+)` \| \S.+ \|$", section)
     assert listed == [guard.value for guard in Guard]
+
+
+def test_every_file_of_tests_has_a_name_of_its_own() -> None:
+    """Two of one name cannot be run together."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
