@@ -167,8 +167,10 @@ async def test_a_voter_that_lost_its_disk_does_not_vote(
         entry = await swarm.store(1).get(b"a")
         assert entry is not None
         await swarm.crash(2)
-        with pytest.raises(NoQuorum):
+        with pytest.raises(NoQuorum, match="the outcome is unknown"):
             await swarm.store(0).propose([Put(b"a", b"2")], timeout_s=2.0)
+        with pytest.raises(NoQuorum, match="nothing was read or changed"):
+            await swarm.store(0).get(b"a", timeout_s=2.0)
 
 
 async def test_a_founder_that_lost_its_disk_does_not_found_again(

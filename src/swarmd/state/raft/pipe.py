@@ -38,6 +38,8 @@ CALLS_WAITING_MAX: Final = 20_000
 RETRY_MIN_S: Final = 0.02
 RETRY_MAX_S: Final = 0.25
 # A session unused for half its life is not used again: it may have ended.
+UNKNOWN: Final = "the outcome is unknown: see `swarmctl status` and repeat with the same key"
+UNREAD: Final = "nothing was read or changed: see `swarmctl status` and try again"
 _SESSION_IDLE_S: Final = SESSION_TTL_MS / 2_000
 
 Submit = Callable[[tuple[Group, ...]], Awaitable[Sequence[Sequence[OpResult]]]]
@@ -252,12 +254,11 @@ class Pipe:
             delay_s = min(delay_s * 1.6, RETRY_MAX_S)
 
 
-def no_quorum(timeout_s: float, trouble: SwarmError | None) -> NoQuorum:
+def no_quorum(timeout_s: float, trouble: SwarmError | None, outcome: str = UNKNOWN) -> NoQuorum:
+    """`outcome`: what became of what was asked, and what to do next."""
     cause = f" ({trouble.message})" if trouble is not None else ""
-    return NoQuorum(
-        f"no majority of the voters answered within {timeout_s:g} s{cause}; "
-        "the outcome is unknown: see `swarmctl status` and repeat with the same key"
-    )
+    silence = f"no majority of the voters answered within {timeout_s:g} s{cause}"
+    return NoQuorum(f"{silence}; {outcome}")
 
 
 def _calls(ops: Sequence[Operation]) -> list[_Call]:

@@ -26,7 +26,7 @@ from swarmd.state.raft import messages as m
 from swarmd.state.raft.caller import ATTEMPT_TIMEOUT_S, Caller
 from swarmd.state.raft.keeper import Keeper
 from swarmd.state.raft.messages import Entry
-from swarmd.state.raft.pipe import RETRY_MAX_S, RETRY_MIN_S, no_quorum
+from swarmd.state.raft.pipe import RETRY_MAX_S, RETRY_MIN_S, UNREAD, no_quorum
 from swarmd.state.raft.replica import Replica
 from swarmd.state.raft.statemachine import StateMachine
 
@@ -128,7 +128,7 @@ class Reads:
             while limit > 0 and not await self.until(attempt, timeout_s):
                 pass
             return found
-        raise no_quorum(timeout_s, None)
+        raise no_quorum(timeout_s, None, UNREAD)
 
     async def leases(self, lease: int, timeout_s: float) -> m.LeasesGot:
         """All leases, or the one that `lease` names, with its keys."""
@@ -163,8 +163,14 @@ class Reads:
         if replica is not self._keeper.replica or replica.state.sealed is not None:
             raise Moved("the epoch was sealed")
 
-    async def until(self, attempt: Callable[[], Awaitable[T]], timeout_s: float) -> T:
-        """What `attempt` returns, made again while it is only unavailable. Raises NoQuorum."""
+    async def until(
+        self, attempt: Callable[[], Awaitable[T]], timeout_s: float, outcome: str = UNREAD
+    ) -> T:
+        """What `attempt` returns, made again while it is only unavailable.
+
+        Raises:
+            NoQuorum: it never was; `outcome` says what became of it.
+        """
         trouble: SwarmError | None = None
         delay_s = RETRY_MIN_S
         with trio.move_on_after(timeout_s):
@@ -175,7 +181,7 @@ class Reads:
                     trouble = error
                 await trio.sleep(delay_s * self._rng.uniform(0.5, 1.0))
                 delay_s = min(delay_s * 1.6, RETRY_MAX_S)
-        raise no_quorum(timeout_s, trouble)
+        raise no_quorum(timeout_s, trouble, outcome)
 
 
 def leases_in(state: Any, lease: int, time_ms: int) -> m.LeasesGot:

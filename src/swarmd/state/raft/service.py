@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import trio
@@ -58,6 +59,7 @@ __all__ = ["Change", "Entry", "Office", "Store", "StoreStatus", "open_store"]
 DEFAULT_TIMEOUT_S: Final = 5.0
 CHANGES_WAITING_MAX: Final = 1_000
 OFFICES_WAITING_MAX: Final = 100
+_MAY_COME: Final = "it may still come about: see `swarmctl status`"
 _log = get_logger("raft")
 
 
@@ -452,7 +454,8 @@ class Store:
             NoQuorum: it did not come about within `timeout_s`; it may still.
         """
         asked: set[NodeId] = set()
-        return await self._reads.until(lambda: self.handing.try_transfer(target, asked), timeout_s)
+        attempt = partial(self.handing.try_transfer, target, asked)
+        return await self._reads.until(attempt, timeout_s, _MAY_COME)
 
     async def hand_over_seat(self, timeout_s: float = 10.0) -> None:
         """Give this node's seat away; on return a majority of the others holds everything.
