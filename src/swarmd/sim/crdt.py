@@ -14,7 +14,6 @@ is held against them:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -25,13 +24,12 @@ from swarmd.base.rng import Rng
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.network import LinkFaults, Network
 from swarmd.sim.world import World
-from swarmd.state.crdt.cells import Cells, Change
-from swarmd.state.crdt.dots import Actor, Context, Dot, actor_of
+from swarmd.state.crdt.dots import actor_of
 from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, SyncDue, Write, Written
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import SYNC_S, ReplicaMachine
-from swarmd.state.crdt.messages import CRDT, Batch, Sums
-from swarmd.state.crdt.shard import Logged, ShardState
+from swarmd.state.crdt.messages import CRDT
+from swarmd.state.crdt.shard import ShardState
 from swarmd.state.crdt.stored import encode_shard
 from swarmd.state.crdt.types.kinds import Kind
 from swarmd.state.crdt.types.values import (
@@ -70,7 +68,7 @@ FAULTS: Final = (
 # Each must have happened, or the seeds prove nothing about it.
 OTHERS: Final = (
     "acknowledged", "removed", "whole_state", "clock_skew", "from_the_future", "newcomer",
-    "turn", "excused", "merged", "ended", "restored_late",
+    "turn", "excused", "merged", "ended", "restored_late", "found_late",
 )  # fmt: skip
 _NEVER: Final = ("malformed", "bad_signature", "unproven", "other_shard", "ends_others")
 _CRASHES: Final = ("kill", "kill", "power_loss", "power_loss", "disk_lost", "disk_restored")
@@ -100,6 +98,8 @@ class _Node:
     life: int = 0
     skew_ms: int = 0
     copy: dict[str, bytes] | None = None
+    # What was on the disk that it lost last.
+    lost: dict[str, bytes] | None = None
     # What it wrote and waits for: ticket -> what is owed once it is acknowledged.
     waiting: dict[int, _Owed] = field(default_factory=dict)
 
@@ -181,6 +181,8 @@ class CrdtWorld:
         node.waiting.clear()
         if how != "kill":  # Else the kernel writes it out in its own time.
             node.disk.crash()
+        if how == "disk_lost":  # It may be found.
+            node.lost = node.disk.copy()
         if how in ("disk_lost", "disk_restored"):
             self._lose(node, {} if how == "disk_lost" else node.copy or {})
         self.tell_peers()
@@ -310,7 +312,9 @@ class CrdtWorld:
             return None
 
     def someone_writes(self) -> None:
-        node = self.rng.choice(self.running())
+        self.write_something(self.rng.choice(self.running()))
+
+    def write_something(self, node: _Node) -> None:
         key = self.rng.choice((*SETS, *SETS, *COUNTERS, *REGISTERS, *MAPS, *TEXTS, *LISTS))
         if key in SETS:
             held = self.value(node, key) or []
@@ -487,12 +491,25 @@ def run_seed(
 
 
 def come_back_late(sim: CrdtWorld) -> None:
-    """Where all agree, a node is put back to what it was in the midst of the faults."""
-    copied = [node for node in sim.running() if node.copy is not None]
-    if not copied:
-        return
+    """Where all agree, a node is put back to what it was in the midst of the faults.
+
+    Or its disk is lost, with writes that nobody else has, and found when its life is over.
+    """
+    node = sim.rng.choice(sim.running())
+    if node.copy is None or sim.rng.random() < 0.5:
+        sim.world.count("found_late")
+        sim.network.cut([node.name], [name for name in sim.nodes if name != node.name])
+        for _ in range(8):
+            sim.write_something(node)
+        sim.crash(node.name, "disk_lost")
+        sim.network.heal()
+        sim.start(node.name)
+        for _ in range(8):
+            sim.world.run_for(sim.rng.uniform(0.0, 1.0))
+            sim.write_something(node)
+        sim.world.run_for(CALM_S)
+        node.copy = node.lost
     sim.world.count("restored_late")
-    node = sim.rng.choice(copied)
     sim.crash(node.name, "disk_restored")
     for _ in range(10):
         sim.someone_writes()
@@ -534,98 +551,3 @@ def sweep(seeds: range, machine: type[ReplicaMachine] = ReplicaMachine) -> Repor
         report.violations += [(seed, text) for text in world.violations]
         report.counts.update(world.counts)
     return report
-
-
-# ---- guards, each taken away on trial -----------------------------------------------------
-
-
-class _NothingEarly(Context):
-    def remove_early(self, dot: Dot, key: str) -> None:
-        pass
-
-
-class _Union(Cells):
-    """Takes whatever another holds."""
-
-    def join(self, other: Cells) -> set[str]:
-        for key, dot, cell in other.items():
-            self._put(key, {**self.at(key), dot: cell})
-        self.context.join(other.context)
-        return set(other)
-
-
-class _Hasty(ReplicaMachine):
-    """Ends lives of which others may not have seen everything."""
-
-    def _end_lives(self, now: float) -> list[Effect]:
-        self._everyone = frozenset({self._me})
-        return super()._end_lives(now)
-
-
-class _Careless(ShardState):
-    """Takes a life to be over of which it has not seen everything."""
-
-    def misses_end(self, batch: Batch) -> bool:
-        return False
-
-
-class _CarelessCells(Cells):
-    def apply(self, dot: Dot, change: Change) -> bool:
-        for actor, number in change.ends:
-            self.context.vector[actor] = max(number, self.context.vector.get(actor, 0))
-        return super().apply(dot, change)
-
-
-class _NeverGone(ShardState):
-    """Passes over what it does not keep any more, and sends what comes after it."""
-
-    def _beyond(self, theirs: dict[Actor, int]) -> Iterator[Logged | None]:
-        return (batch for batch in super()._beyond(theirs) if batch is not None)
-
-
-class _Unsynced(ReplicaMachine):
-    def settle(self, now: float) -> Sequence[Effect]:
-        return [e for e in super().settle(now) if not isinstance(e, Persist)]
-
-
-class _PushAlone(ReplicaMachine):
-    def _on_sums(self, peer: NodeId, sums: Sums, now: float) -> list[Effect]:
-        return []
-
-
-class _OneLife(ReplicaMachine):
-    def __init__(self, me: NodeId, actor: Actor, *rest: Any, **more: Any) -> None:
-        super().__init__(me, actor_of(me, bytes(8)), *rest, **more)
-
-
-def _with_shard(
-    shard: type[ShardState] = ShardState, cells: type[Cells] = Cells
-) -> type[ReplicaMachine]:
-    shard = type("Mutant", (shard,), {"cells_type": cells})
-    return type("Mutant", (ReplicaMachine,), {"shard_type": shard})
-
-
-MUTANTS: Final[Mapping[str, type[ReplicaMachine]]] = {
-    "crdt.early_removals": _with_shard(
-        cells=type("Mutant", (Cells,), {"context_type": _NothingEarly})
-    ),
-    "crdt.join_by_context": _with_shard(cells=_Union),
-    "crdt.whole_where_gone": _with_shard(_NeverGone),
-    "crdt.ends_all_saw": _Hasty,
-    "crdt.ends_after_all": _with_shard(_Careless, cells=_CarelessCells),
-    "crdt.sync_first": _Unsynced,
-    "crdt.anti_entropy": _PushAlone,
-    "crdt.actor_per_life": _OneLife,
-}
-
-
-def first_catch(mutant: str, seeds: range) -> tuple[int, str] | None:
-    """The first of `seeds` in which the mutant breaks a promise, and which; None if it survives."""
-    for seed in seeds:
-        try:
-            world = run_seed(seed, MUTANTS[mutant], stop_at_violation=True).world
-        except AssertionError as error:
-            return seed, f"it stops: {error}"
-        if world.violations:
-            return seed, world.violations[0]
-    return None

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 from swarmd.mesh.swim.machine import SwimMachine
-from swarmd.sim import bus, crdt, raft, swarm, swim, swim_events, swim_mutants, tasks
+from swarmd.sim import bus, crdt, crdt_mutants, raft, swarm, swim, swim_events, swim_mutants, tasks
 from swarmd.sim.raft_rules import SealRule
 from swarmd.state.crdt.machine import ReplicaMachine
 from swarmd.state.raft.guards import Guard
@@ -149,7 +149,8 @@ _EVENTS: Final[dict[str, How]] = {
     )
 }
 _CRDT: Final[dict[str, How]] = {
-    guard: BySeed("crdt", 6 if guard == "crdt.sync_first" else 0) for guard in crdt.MUTANTS
+    guard: BySeed("crdt", {"crdt.ends_bind": 21, "crdt.actor_per_life": 1}.get(guard, 0))
+    for guard in crdt_mutants.MUTANTS
 }
 _SWARM: Final[dict[str, How]] = {
     Guard.W2_PERSIST_FIRST.value: BySeed("all", 0),
@@ -184,7 +185,7 @@ def _violations(sim: str, seed: int, mutant: str) -> list[str]:
         run = swim_events.run_seed(seed, made, stop_at_violation=bool(mutant))
         return run.world.violations
     if sim == "crdt":
-        made_of = crdt.MUTANTS[mutant] if mutant else ReplicaMachine
+        made_of = crdt_mutants.MUTANTS[mutant] if mutant else ReplicaMachine
         return crdt.run_seed(seed, made_of, stop_at_violation=bool(mutant)).world.violations
     if sim == "bus":
         guards = frozenset(one.removeprefix("bus.") for one in removed)

@@ -677,8 +677,41 @@ def test_a_removal_of_what_was_lost_with_a_disk_is_forgotten_with_its_life() -> 
     context = Context({actor_of(node_id("a"), bytes(8)): 3})
     lost = (actor_of(node_id("a"), bytes(8)), 4)
     context.remove_early(lost, "k")
-    context.end(lost[0])
+    context.end((lost[0], 3))
     assert context == Context(over=context.over)
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_lost_disk_that_is_found_when_its_life_is_over_agrees_with_the_others(late: bool) -> None:
+    a, b = Node("a", "b"), Node("b", "a")
+    b.write("k", AddTo("b"))
+    sync(a, b)
+    a.write("k", AddTo(1))
+    sync(a, b)
+    a.write("k", TakeFrom("b"))
+    a.write("k", AddTo(2))
+    a.sent.clear()
+    found = a.disk.copy()
+    a.start({})
+    sync(b, a)
+    a.write("k", AddTo(3))
+    sync(a, b)
+    a.pass_time()
+    sync(b, a)
+    a.pass_time()
+    sync(a, b)
+    assert lives_in(b, "k")[1] == 1
+    a.start(found)
+    assert a.value("k") == [1, 2]
+    if late:  # Written before it knows, it stays.
+        a.write("k", AddTo(4))
+    for _ in range(3):
+        sync(a, b)
+        sync(b, a)
+    assert a.value("k") == b.value("k") == [1, 3, *([4] if late else []), "b"]
+    assert shards_of(a)[0].cells == shards_of(b)[0].cells
+    a.start()
+    assert a.value("k") == b.value("k"), "on its disk, too"
 
 
 def test_nobody_ends_the_lives_of_others() -> None:
@@ -706,7 +739,7 @@ def test_a_whole_state_that_ends_the_life_of_who_takes_it_is_refused() -> None:
     b.sent.clear()
     cells = b.machine.cells("b", "k")
     assert cells is not None
-    cells.context.end(actor_of(a.id, bytes(8)))
+    cells.context.end((actor_of(a.id, bytes(8)), 1))
     sync(b, a)
     assert "ends_others" in a.ignored
     assert a.value("k") == [0, 1, 2, 9]

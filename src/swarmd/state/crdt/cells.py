@@ -172,18 +172,18 @@ class Cells:
         """Take one change. False if it was seen before.
 
         Raises:
-            Gap: an earlier one of its actor was not seen, or one of a life that it ends. Nothing
-                changed.
+            Gap: an earlier one of its actor was not seen, or of a life that it ends not just all.
+                Nothing changed.
         """
         missing = dot[1] - self.context.seen_of(dot[0])
         if missing < 1:
             return False
-        if missing > 1 or not all(map(self.context.has_seen, change.ends)):
+        if missing > 1 or not all(map(self.context.has_all_of, change.ends)):
             raise Gap
         if change.key:
             self._change(dot, change)
-        for actor, _ in change.ends:
-            self.context.end(actor)
+        for last in change.ends:
+            self.context.end(last)
         self.context.see(dot)
         return True
 

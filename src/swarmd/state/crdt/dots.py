@@ -8,7 +8,8 @@ so removal needs no tombstone (Almeida, Shoker and Baquero, "Delta state replica
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, NewType
 
 from swarmd.base.ids import ID_BYTES, NodeId, digest
@@ -44,8 +45,9 @@ class Context:
     `beyond` holds dots whose removal came before they did, each with the key that it was removed
     of: what they put there is nothing any more when it comes.
 
-    `over` has the marks of lives that wrote here, of which everything there will ever be was seen:
-    they need no place in the vector any more, which else grows with every start of every node.
+    `over` has the marks of lives that wrote here, of which everything that counts was seen, and the
+    number of each one's last change: they need no place in the vector any more, which else grows
+    with every start of every node.
     """
 
     __slots__ = ("beyond", "over", "vector")
@@ -54,10 +56,10 @@ class Context:
         self,
         vector: dict[Actor, int] | None = None,
         beyond: dict[Dot, str] | None = None,
-        over: Iterable[bytes] = (),
+        over: Mapping[bytes, int] = MappingProxyType({}),
     ) -> None:
         self.vector = dict(vector or {})
-        self.over = set(over)
+        self.over = dict(over)
         self.beyond = {dot: key for dot, key in (beyond or {}).items() if not self.has_seen(dot)}
 
     def __eq__(self, other: object) -> bool:
@@ -99,16 +101,30 @@ class Context:
         """
         self.beyond[dot] = min(key, self.beyond.get(dot, key))
 
-    def end(self, actor: Actor) -> None:
-        """Note that everything of a life was seen."""
-        self.over.add(mark_of(actor))
+    def has_all_of(self, last: Dot) -> bool:
+        """Whether everything of a life was seen that ends with a dot, and nothing behind that."""
+        return self.is_over(last[0]) or self.vector.get(last[0]) == last[1]
+
+    def end(self, last: Dot) -> None:
+        """Note that everything of a life was seen, which ends with a dot."""
+        actor, number = last
+        self.over[mark_of(actor)] = number
         self.vector.pop(actor, None)
         if self.beyond:  # Of what was lost with a disk: it does not come any more.
             self.beyond = {d: key for d, key in self.beyond.items() if d[0] != actor}
 
+    def goes_past(self, other: Context) -> bool:
+        """Whether changes were seen here that come after a life's end there.
+
+        So it is on a disk that was lost with them, and found after that life was ended without.
+        """
+        return bool(other.over) and any(
+            number > other.over.get(mark_of(actor), number) for actor, number in self.vector.items()
+        )
+
     def join(self, other: Context) -> None:
         """See what either has seen."""
-        if not other.over <= self.over:
+        if not other.over.keys() <= self.over.keys():
             self.over |= other.over
             self.vector = {a: n for a, n in self.vector.items() if not self.is_over(a)}
         for actor, number in other.vector.items():

@@ -546,6 +546,8 @@ class ReplicaMachine:
         shard = self._shard(name)
         if arrived.cells.context.is_over(self._actor):
             return [Ignored(peer, "ends_others")]
+        if arrived.cells.context.goes_past(shard.cells.context):
+            return [Ignored(peer, "past_its_end")]  # It takes this node's, and then may be asked.
         newest = {batch.actor: batch for batch in arrived.newest}
         for actor, number in arrived.cells.context.vector.items():
             batch = newest.get(actor)

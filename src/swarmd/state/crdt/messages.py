@@ -8,7 +8,7 @@ follows it in that actor's run then stays out, too, until somebody else brings i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Final, NamedTuple
 
@@ -41,6 +41,7 @@ _ACTORS_MAX: Final = 4_096
 _VECTOR_MAX: Final = 10_000
 # Lives of a shard that are over. When there are so many, the vector grows as it would without.
 OVER_MAX: Final = 10_000
+_LIFE_BYTES: Final = MARK_BYTES + 8
 SUMS_MAX: Final = 4_096
 BATCHES_MAX: Final = 256
 PART_ITEMS_MAX: Final = 4_096
@@ -59,7 +60,7 @@ _Bucket = Annotated[str, Meta(min_length=1, max_length=NAME_BYTES_MAX)]
 _ShardNumber = Annotated[int, Meta(ge=0, lt=CRDT_SHARDS)]
 _Value = Annotated[bytes, Meta(max_length=CRDT_CELL_BYTES_MAX)]
 _Raw = Annotated[bytes, Meta(max_length=CRDT_BATCH_BYTES_MAX)]
-_Over = Annotated[bytes, Meta(max_length=OVER_MAX * MARK_BYTES)]
+_Over = Annotated[bytes, Meta(max_length=OVER_MAX * _LIFE_BYTES)]
 _Sum = Annotated[bytes, Meta(min_length=SUM_BYTES, max_length=SUM_BYTES)]
 _Ms = Annotated[int, Meta(ge=0, le=2**62)]
 
@@ -181,16 +182,17 @@ def decode_batch(raw: bytes) -> Batch:
     )
 
 
-def packed_over(marks: Iterable[bytes]) -> bytes:
-    """Marks of lives that are over, as they travel and lie on a disk."""
-    return b"".join(sorted(marks))
+def packed_over(over: Mapping[bytes, int]) -> bytes:
+    """Lives that are over, as they travel and lie on a disk: mark and last number of each."""
+    return b"".join(mark + number.to_bytes(8, "big") for mark, number in sorted(over.items()))
 
 
-def over_of(packed: bytes) -> list[bytes]:
-    """Raises MalformedMessage: not whole marks."""
-    if len(packed) % MARK_BYTES:
-        raise MalformedMessage("a part of a mark")
-    return [packed[at : at + MARK_BYTES] for at in range(0, len(packed), MARK_BYTES)]
+def over_of(packed: bytes) -> dict[bytes, int]:
+    """Raises MalformedMessage: not whole lives."""
+    if len(packed) % _LIFE_BYTES:
+        raise MalformedMessage("a part of a life")
+    lives = (packed[at : at + _LIFE_BYTES] for at in range(0, len(packed), _LIFE_BYTES))
+    return {one[:MARK_BYTES]: int.from_bytes(one[MARK_BYTES:], "big") for one in lives}
 
 
 def shard_of(key: str) -> int:

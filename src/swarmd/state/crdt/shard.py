@@ -15,7 +15,7 @@ import msgspec
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import CRDT_BATCH_BYTES_MAX, CRDT_BATCH_CHANGES_MAX
 from swarmd.state.crdt.cells import Cells, Change
-from swarmd.state.crdt.dots import Actor, node_of
+from swarmd.state.crdt.dots import Actor, Context, node_of
 from swarmd.state.crdt.messages import (
     REMOVES_MAX,
     SUM_BYTES,
@@ -110,8 +110,8 @@ class ShardState:
         return batch.first > self.cells.context.seen_of(batch.actor) + 1 or self.misses_end(batch)
 
     def misses_end(self, batch: Batch) -> bool:
-        """Whether a life is over by it of which not everything was seen here."""
-        return not all(map(self.cells.context.has_seen, batch.ends))
+        """Whether a life is over by it of which not everything was seen here, or too much."""
+        return not all(map(self.cells.context.has_all_of, batch.ends))
 
     def knows(self, batch: Batch) -> bool:
         return batch.last <= self.cells.context.seen_of(batch.actor)
@@ -193,7 +193,11 @@ class ShardState:
     # ---- whole states ---------------------------------------------------------------------------
 
     def join(self, other: Cells, newest: Iterable[Logged]) -> set[str]:
-        """Take over what another replica holds; the keys that changed."""
+        """Take over what another replica holds; the keys that changed, or may have."""
+        if self.cells.context.goes_past(other.context):
+            later = self._later_than(other.context)
+            if later is not None:
+                return self._begin_anew(other, newest, later)
         ahead = [b for b in newest if b.last > self.cells.context.seen_of(b.actor)]
         changed = self.cells.join(other)
         self._sum = None
@@ -202,6 +206,37 @@ class ShardState:
             self._forget(batch.actor)
             self.keep(batch)
         return changed
+
+    def _later_than(self, context: Context) -> list[Batch] | None:
+        """All that was seen here and not there, of lives that are not over there; None: it is gone.
+
+        Also None where it ends lives itself, or is not signed yet.
+        """
+        found: list[Batch] = []
+        for actor, number in self.cells.context.vector.items():
+            had = context.seen_of(actor)
+            if number <= had:
+                continue
+            log = self._log.get(actor, [])
+            if not log or log[0].first > had + 1 or log[-1].last < number:
+                return None
+            found += [decode_batch(one.raw) for one in log if one.last > had]
+        return None if any(batch.ends for batch in found) else found
+
+    def _begin_anew(
+        self, other: Cells, newest: Iterable[Logged], later: Iterable[Batch]
+    ) -> set[str]:
+        """Hold what another holds, and what came later.
+
+        What was seen here past a life's end cannot be taken back change by change.
+        """
+        before = set(self.cells)
+        self.cells, self._log, self._log_bytes, self._sum = other, {}, 0, None
+        for one in newest:
+            self.keep(one)
+        for batch in later:
+            self.take(batch)
+        return before | set(self.cells)
 
     def _drop_over(self) -> None:
         """Nobody asks for what lives wrote that are over: who lacks some takes the whole shard."""

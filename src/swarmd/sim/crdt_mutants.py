@@ -1,0 +1,115 @@
+"""Guards of the eventual store, each taken away on trial: a sweep must catch that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from swarmd.base.ids import NodeId
+from swarmd.base.machine import Effect, Persist
+from swarmd.sim.crdt import run_seed
+from swarmd.state.crdt.cells import Cells, Change
+from swarmd.state.crdt.dots import Actor, Context, Dot, actor_of
+from swarmd.state.crdt.machine import ReplicaMachine
+from swarmd.state.crdt.messages import Batch, Sums
+from swarmd.state.crdt.shard import Logged, ShardState
+
+
+class _NothingEarly(Context):
+    def remove_early(self, dot: Dot, key: str) -> None:
+        pass
+
+
+class _NeverPast(Context):
+    """Joins what it has seen past a life's end as if that counted."""
+
+    def goes_past(self, other: Context) -> bool:
+        return False
+
+
+class _Union(Cells):
+    """Takes whatever another holds."""
+
+    def join(self, other: Cells) -> set[str]:
+        for key, dot, cell in other.items():
+            self._put(key, {**self.at(key), dot: cell})
+        self.context.join(other.context)
+        return set(other)
+
+
+class _Hasty(ReplicaMachine):
+    """Ends lives of which others may not have seen everything."""
+
+    def _end_lives(self, now: float) -> list[Effect]:
+        self._everyone = frozenset({self._me})
+        return super()._end_lives(now)
+
+
+class _Careless(ShardState):
+    """Takes a life to be over of which it has not seen everything."""
+
+    def misses_end(self, batch: Batch) -> bool:
+        return False
+
+
+class _CarelessCells(Cells):
+    def apply(self, dot: Dot, change: Change) -> bool:
+        for actor, number in change.ends:
+            self.context.vector[actor] = number
+        return super().apply(dot, change)
+
+
+class _NeverGone(ShardState):
+    """Passes over what it does not keep any more, and sends what comes after it."""
+
+    def _beyond(self, theirs: dict[Actor, int]) -> Iterator[Logged | None]:
+        return (batch for batch in super()._beyond(theirs) if batch is not None)
+
+
+class _Unsynced(ReplicaMachine):
+    def settle(self, now: float) -> Sequence[Effect]:
+        return [e for e in super().settle(now) if not isinstance(e, Persist)]
+
+
+class _PushAlone(ReplicaMachine):
+    def _on_sums(self, peer: NodeId, sums: Sums, now: float) -> list[Effect]:
+        return []
+
+
+class _OneLife(ReplicaMachine):
+    def __init__(self, me: NodeId, actor: Actor, *rest: Any, **more: Any) -> None:
+        super().__init__(me, actor_of(me, bytes(8)), *rest, **more)
+
+
+def _with_shard(
+    shard: type[ShardState] = ShardState, cells: type[Cells] = Cells
+) -> type[ReplicaMachine]:
+    shard = type("Mutant", (shard,), {"cells_type": cells})
+    return type("Mutant", (ReplicaMachine,), {"shard_type": shard})
+
+
+MUTANTS: Final[Mapping[str, type[ReplicaMachine]]] = {
+    "crdt.early_removals": _with_shard(
+        cells=type("Mutant", (Cells,), {"context_type": _NothingEarly})
+    ),
+    "crdt.join_by_context": _with_shard(cells=_Union),
+    "crdt.whole_where_gone": _with_shard(_NeverGone),
+    "crdt.ends_all_saw": _Hasty,
+    "crdt.ends_after_all": _with_shard(_Careless, cells=_CarelessCells),
+    "crdt.ends_bind": _with_shard(cells=type("Mutant", (Cells,), {"context_type": _NeverPast})),
+    "crdt.sync_first": _Unsynced,
+    "crdt.anti_entropy": _PushAlone,
+    "crdt.actor_per_life": _OneLife,
+}
+
+
+def first_catch(mutant: str, seeds: range) -> tuple[int, str] | None:
+    """The first of `seeds` in which the mutant breaks a promise, and which; None if it survives."""
+    for seed in seeds:
+        try:
+            world = run_seed(seed, MUTANTS[mutant], stop_at_violation=True).world
+        except AssertionError as error:
+            return seed, f"it stops: {error}"
+        if world.violations:
+            return seed, world.violations[0]
+    return None
