@@ -173,9 +173,9 @@ async def test_after_a_restart_only_what_differs_is_fed(
     fed: list[int] = []
     apply = Feeder._apply_batch
 
-    async def counted(self: Feeder, index: object, changes: list[object]) -> None:
+    async def counted(self: Feeder, index: object, changes: list[object]) -> object:
         fed.append(len(changes))
-        await apply(self, index, changes)  # type: ignore[arg-type]
+        return await apply(self, index, changes)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Feeder, "_apply_batch", counted)
     async with swarm.node("a", alone=True) as a:
@@ -431,3 +431,24 @@ async def test_what_no_build_writes_is_passed_over(swarm: VectorSwarm) -> None:
         assert found.hits == []
     async with swarm.node("a", alone=True) as a:
         assert await ids_on(a) == ["x", "y"]
+
+
+async def test_what_takes_an_entrys_place_and_is_none_leaves_nothing_to_be_found(
+    swarm: VectorSwarm,
+) -> None:
+    """All nodes say the same then, whether they had heard of the entry before or not."""
+    rng = random.Random(9)
+    async with swarm.node("a", alone=True) as a:
+        await made(a)
+        await a.vectors.add("docs", entries(rng, ["x", "y"]), by="")
+        assert await ids_on(a) == ["x", "y"]
+        good = list(a.store.get(BUCKET, "docs/x"))
+        nan = [*good[:2], packed([math.nan] * DIMENSION), {}, "eve"]
+        await a.store.write(BUCKET, "docs/x", Assign(nan))
+        assert await ids_on(a) == ["y"]
+        with pytest.raises(NotFound, match="no entry 'x'"):
+            a.vectors.get("docs", "x")
+    async with swarm.node("a", alone=True) as a:
+        assert await ids_on(a) == ["y"]
+        await a.vectors.delete("docs", "x")
+        assert a.store.keys(BUCKET) == ["docs", "docs/y"]

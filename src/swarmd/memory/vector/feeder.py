@@ -295,32 +295,43 @@ class Feeder:
     # ---- applying ------------------------------------------------------------------------
 
     async def _apply(self, index: VectorIndex, changes: list[Change]) -> None:
-        """Apply changes in bounded batches, however long the disk refuses."""
+        """Apply changes in bounded batches, however long the disk refuses.
+
+        An entry that is refused is taken out: what was in its place is no more, either.
+        """
         batch: list[Change] = []
+        refused: list[Change] = []
         size = 0
         for change in changes:
             more = len(change.vector) if isinstance(change, Upsert) else 0
             if batch and (len(batch) >= _BATCH or size + more > VECTOR_BATCH_BYTES_MAX):
-                await self._apply_batch(index, batch)
+                refused += await self._apply_batch(index, batch)
                 batch, size = [], 0
             batch.append(change)
             size += more
         if batch:
-            await self._apply_batch(index, batch)
+            refused += await self._apply_batch(index, batch)
+        gone: list[Change] = [
+            Remove(0, one.collection, one.id) for one in refused if isinstance(one, Upsert)
+        ]
+        if gone:
+            await self._apply_batch(index, gone)
 
-    async def _apply_batch(self, index: VectorIndex, changes: list[Change]) -> None:
+    async def _apply_batch(self, index: VectorIndex, changes: list[Change]) -> list[Change]:
+        """Returns those that can never be applied."""
         try:
             await self._persevere(lambda: index.apply(_numbered(index.position, changes)))
         except BadRequest as error:
             if len(changes) > 1:
                 # One of them is to blame, and the others count.
                 half = len(changes) // 2
-                await self._apply_batch(index, changes[:half])
-                await self._apply_batch(index, changes[half:])
-                return
+                refused = await self._apply_batch(index, changes[:half])
+                return refused + await self._apply_batch(index, changes[half:])
             self._refused += 1
             if self._refused <= _REFUSALS_LOGGED_MAX:
                 _log.warning("the vector index refuses what was replicated", why=error.message)
+            return changes
+        return []
 
     async def _persevere(self, call: Callable[[], Awaitable[int]]) -> None:
         pause_s = _AGAIN_MIN_S

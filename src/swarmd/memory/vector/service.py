@@ -249,7 +249,7 @@ class VectorMemory:
         All are looked at before one is written.
 
         Returns:
-            The versions they have now.
+            The versions they have now; empty for what somebody else deleted since.
 
         Raises:
             NotFound, WrongDimension, BadVector, BadRequest, TooLarge: nothing changed. The message
@@ -261,10 +261,15 @@ class VectorMemory:
         """
         collection = self.need(name)
         await self._check(collection, entries)
-        record_of = _recorder(collection, _author(by))
-        writes = [(key_of(name, one.id), Assign(values_of(record_of(one)))) for one in entries]
+        author = _author(by)
+        writes = [
+            (key_of(name, one.id), Assign(values_of(_record(collection, one, author))))
+            for one in entries
+        ]
         await self._write_all(writes)
-        return [self._version(name, one.id) for one in entries]
+        now = self._found(name)
+        found = [None if now is None else self._entry(now, one.id) for one in entries]
+        return ["" if one is None else one.version for one in found]
 
     async def _check(self, collection: Collection, entries: Sequence[NewEntry]) -> None:
         if not 1 <= len(entries) <= VECTOR_BATCH_CHANGES_MAX:
@@ -307,17 +312,29 @@ class VectorMemory:
 
     def get(self, name: str, entry_id: str) -> Entry:
         """An entry as this node knows it. Raises NotFound, BadRequest."""
-        check_id(entry_id)
-        collection = self.need(name)
-        found = entry_of(collection, entry_id, self._store.cells(BUCKET, key_of(name, entry_id)))
-        if found is None:
-            raise NotFound(f"{name} has no entry {entry_id[:80]!r}")
+        found = self._need_entry(name, entry_id)
+        record = found.record
+        try:
+            check_entry(entry_id, record.vector, record.payload, self.need(name).spec)
+        except BadRequest as error:
+            raise NotFound(
+                f"{name} has no entry {entry_id[:80]!r}: what a member put there is none "
+                f"({error.message})"
+            ) from error
         return found
 
     async def delete(self, name: str, entry_id: str) -> None:
         """Delete an entry. Raises NotFound, BadRequest, and what `Eventual.write` raises."""
-        self.get(name, entry_id)
+        self._need_entry(name, entry_id)
         await self._store.write(BUCKET, key_of(name, entry_id), Remove())
+
+    def _need_entry(self, name: str, entry_id: str) -> Entry:
+        """What the store has under an id, whether the index would take it or not."""
+        check_id(entry_id)
+        found = self._entry(self.need(name), entry_id)
+        if found is None:
+            raise NotFound(f"{name} has no entry {entry_id[:80]!r}")
+        return found
 
     # ---- searching -------------------------------------------------------------------------
 
@@ -421,23 +438,18 @@ class VectorMemory:
         views = {} if self._feeder.index is None else _by_name(self._feeder.index)
         return CollectionInfo(collection, views.get(collection.name))
 
-    def _version(self, name: str, entry_id: str) -> str:
-        try:
-            return self.get(name, entry_id).version
-        except NotFound:
-            return ""  # Deleted by somebody else since.
+    def _entry(self, collection: Collection, entry_id: str) -> Entry | None:
+        cells = self._store.cells(BUCKET, key_of(collection.name, entry_id))
+        return entry_of(collection, entry_id, cells)
 
 
 def _by_name(index: VectorIndex) -> dict[str, int]:
     return {view.name: view.entries for view in index.collections()}
 
 
-def _recorder(collection: Collection, by: str) -> Callable[[NewEntry], EntryRecord]:
-    def record_of(one: NewEntry) -> EntryRecord:
-        made, creation = collection.made, collection.creation
-        return EntryRecord(made, creation, one.vector, dict(one.payload), by)
-
-    return record_of
+def _record(collection: Collection, one: NewEntry, by: str) -> EntryRecord:
+    made, creation = collection.made, collection.creation
+    return EntryRecord(made, creation, one.vector, dict(one.payload), by)
 
 
 def _check_same(found: Collection, spec: Spec, model: str) -> None:
