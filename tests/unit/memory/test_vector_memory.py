@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from vector_nodes import DIMENSION, Node, VectorSwarm, entries, entry, hits_on, ids_on, node_id
 from vector_nodes import until as until_holds
 
@@ -25,8 +28,9 @@ from swarmd.base.limits import MIB, VECTOR_RESULTS_MAX
 from swarmd.memory.vector import feeder as feeding
 from swarmd.memory.vector.config import VectorsConfig
 from swarmd.memory.vector.feeder import Feeder
+from swarmd.memory.vector.port import VectorIndex
 from swarmd.memory.vector.records import BUCKET, collection_of
-from swarmd.memory.vector.service import NewEntry
+from swarmd.memory.vector.service import NewEntry, open_embedded
 from swarmd.memory.vector.shapes import Equals, Metric, Range, packed
 from swarmd.state.crdt.types.kinds import Kind
 from swarmd.state.crdt.types.values import Assign
@@ -261,6 +265,36 @@ async def test_it_catches_up_when_more_changes_than_a_watch_keeps(
         assert found == {one: dict(a.vectors.get("docs", one).record.payload) for one in wanted}
     async with swarm.node("a", alone=True) as a:
         assert await ids_on(a) == wanted
+
+
+async def test_a_search_waits_for_no_more_than_the_pass_that_an_opening_index_begins_with(
+    swarm: VectorSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the watch lagged before there was an index: one pass sees all of that."""
+    monkeypatch.setattr("swarmd.state.crdt.service._WATCHED_MAX", 5)
+    may_open = trio.Event()
+
+    @asynccontextmanager
+    async def held_up(folder: Path) -> AsyncIterator[VectorIndex]:
+        await may_open.wait()
+        async with open_embedded(folder) as index:
+            yield index
+
+    monkeypatch.setattr("vector_nodes.open_embedded", held_up)
+    ids = sorted(f"e{n}" for n in range(20))
+    async with swarm.node("a", alone=True) as a, trio.open_nursery() as nursery:
+        await made(a)
+        await a.vectors.add("docs", entries(random.Random(4), ids), by="")
+        found: list[str] = []
+
+        async def ask() -> None:
+            found.extend(await ids_on(a))
+
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        assert found == []
+        may_open.set()
+    assert found == ids
 
 
 async def test_damage_that_a_search_finds_has_the_index_made_anew(

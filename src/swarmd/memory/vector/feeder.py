@@ -97,7 +97,9 @@ class Feeder:
             if self._unused and not await self._is_used():
                 return 0
             mark = self._taken + len(self._watch)
-            passes = self._passes + self._watch.lagged + (self._passing or not self._complete)
+            # The first pass of an index sees what the watch lagged behind before that, too.
+            wanted = max(self._watch.lagged + self._passing, not self._complete)
+            passes = self._passes + wanted
             while self._done < mark or self._passes < passes:
                 await self._moved.wait()
         looking = max(1, self._to_look - self._looked) if self._passes < passes else 0
