@@ -94,7 +94,7 @@ class Feeder:
         with trio.move_on_after(timeout_s):
             while self._watch is None:
                 await self._moved.wait()
-            if self._unused and not await self._is_used():
+            if self._unused and not self._is_used():
                 return 0
             mark = self._taken + len(self._watch)
             # The first pass of an index sees what the watch lagged behind before that, too.
@@ -108,7 +108,7 @@ class Feeder:
     async def run(self) -> None:
         """Keep the index as the store is, until cancelled."""
         with self._store.watch(BUCKET) as watch:
-            self._unused = not await self._is_used()
+            self._unused = not self._is_used()
             self._watch = watch
             self._move()
             if self._unused:
@@ -131,10 +131,8 @@ class Feeder:
                 await trio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _AGAIN_MAX_S)
 
-    async def _is_used(self) -> bool:
-        async for _ in self._store.each_key(BUCKET):
-            return True
-        return False
+    def _is_used(self) -> bool:
+        return any(True for _ in self._store.keys_after(BUCKET))
 
     async def _keep_open(self, watch: KeyWatch) -> None:
         self._damaged = trio.Event()
@@ -191,7 +189,7 @@ class Feeder:
     async def _look_at(self, index: VectorIndex, name: str, keys: list[str]) -> None:
         """Make one collection of the index what the store says."""
         collection = self._collection(name)
-        defined = _spec_in(index, name)
+        defined = _specs_in(index).get(name)
         changes: list[Change] = []
         if defined is not None and (collection is None or collection.spec != defined):
             changes.append(Drop(0, name))
@@ -199,7 +197,7 @@ class Feeder:
             spec = collection.spec
             changes.append(Define(0, name, spec.dimension, spec.metric))
         await self._apply(index, changes)
-        if collection is not None and _spec_in(index, name) == collection.spec:
+        if collection is not None and _specs_in(index).get(name) == collection.spec:
             await self._compare(index, collection, await _in_order(keys))
             return
         for number, key in enumerate(keys):
@@ -231,10 +229,15 @@ class Feeder:
     # ---- what changed --------------------------------------------------------------------
 
     async def _feed(self, index: VectorIndex, keys: list[str]) -> None:
-        for name in sorted(key for key in keys if "/" not in key):
-            begin = f"{name}/"
-            of_name = [k async for k in self._store.each_key(BUCKET) if k.startswith(begin)]
+        changed: dict[str, list[str]] = {key: [] for key in sorted(keys) if "/" not in key}
+        if changed:
+            async for key in self._store.each_key(BUCKET):
+                name, slash, _ = key.partition("/")
+                if slash and name in changed:
+                    changed[name].append(key)
+        for name, of_name in changed.items():
             await self._look_at(index, name, of_name)
+        specs = _specs_in(index)
         changes: list[Change] = []
         known: dict[str, Collection | None] = {}
         for key in keys:
@@ -245,7 +248,7 @@ class Feeder:
                 known[name] = self._collection(name)
             collection = known[name]
             # Where they differ the collection's own key has changed, and comes.
-            if collection is not None and _spec_in(index, name) == collection.spec:
+            if collection is not None and specs.get(name) == collection.spec:
                 change = self._change(collection, entry_id, None)
                 changes.append(change or Remove(0, name, entry_id))
             else:
@@ -367,8 +370,5 @@ def _numbered(position: int, changes: Iterable[Change]) -> Batch:
     return Batch(position, position + len(numbered), numbered)
 
 
-def _spec_in(index: VectorIndex, name: str) -> Spec | None:
-    for view in index.collections():
-        if view.name == name:
-            return Spec(view.dimension, view.metric)
-    return None
+def _specs_in(index: VectorIndex) -> dict[str, Spec]:
+    return {view.name: Spec(view.dimension, view.metric) for view in index.collections()}
