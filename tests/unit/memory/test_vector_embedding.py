@@ -102,7 +102,7 @@ def config_of(port: int, **changed: Any) -> VectorsConfig:
         "embedder": "http",
         "embedding_model": "small",
         "embedding_url": f"http://127.0.0.1:{port}/v1/embeddings",
-        "embedding_timeout_s": 0.5,
+        "embedding_timeout_s": 20.0,
     }
     config = VectorsConfig(**given | changed)
     check(config)
@@ -163,22 +163,45 @@ async def test_the_key_comes_from_a_secret_or_a_private_file_and_is_told_to_nobo
     assert KEY not in str(refused.value) + said.out + said.err
 
 
-BROKEN: list[tuple[Answer, str]] = [
-    (lambda asked: (500, b""), "it answered 500"),
-    (lambda asked: (429, b'{"error": {"message": "slow down"}}'), r"429 \(slow down\)"),
-    (lambda asked: None, "made no vectors"),
-    (lambda asked: (0, b""), "did not answer within 0.5 s"),
+BROKEN: list[tuple[Answer, float, str]] = [
+    (lambda asked: (500, b""), 20.0, "it answered 500"),
+    (lambda asked: (429, b'{"error": {"message": "slow down"}}'), 20.0, r"429 \(slow down\)"),
+    (lambda asked: None, 20.0, "made no vectors"),
+    (lambda asked: (0, b""), 1.0, "did not answer within 1 s"),
 ]
 
 
-@pytest.mark.parametrize(("broken", "why"), BROKEN)
-async def test_what_may_pass_is_tried_again_but_not_for_ever(broken: Answer, why: str) -> None:
+@pytest.mark.parametrize(("broken", "timeout_s", "why"), BROKEN)
+async def test_what_may_pass_is_tried_again_but_not_for_ever(
+    broken: Answer, timeout_s: float, why: str
+) -> None:
+    changed = {"embedding_timeout_s": timeout_s, "embedding_attempts_max": 2}
     async with Provider(broken, good).running() as provider:
-        assert await provider.embedder().embed(["a"]) == [packed(vector_of("a"))]
+        assert await provider.embedder(**changed).embed(["a"]) == [packed(vector_of("a"))]
     async with Provider(broken).running() as provider:
         with pytest.raises(EmbeddingFailed, match=why):
-            await provider.embedder(embedding_attempts_max=2).embed(["a"])
+            await provider.embedder(**changed).embed(["a"])
     assert len(provider.asked) == 2
+
+
+async def test_who_waits_for_its_turn_does_not_blame_the_provider() -> None:
+    async with Provider(good).running() as provider:
+        embedder = provider.embedder(embedding_timeout_s=1.0, embedding_attempts_max=1)
+        assert isinstance(embedder, HttpEmbedder)
+        others = [object() for _ in range(embedding._AT_ONCE)]
+        for one in others:
+            embedder._limit.acquire_on_behalf_of_nowait(one)
+        made: list[bytes] = []
+
+        async def embed() -> None:
+            made.extend(await embedder.embed(["a"]))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(embed)
+            await trio.sleep(1.2)
+            for one in others:
+                embedder._limit.release_on_behalf_of(one)
+    assert made == [packed(vector_of("a"))]
 
 
 def answering(raw: object) -> Answer:
@@ -293,6 +316,26 @@ async def test_a_local_model_is_loaded_once_and_only_when_it_is_needed(
     assert _Model.made == ["tiny"]
     with pytest.raises(EmbeddingFailed, match="cannot be loaded: Model unknown"):
         await LocalEmbedder("unknown").embed(["a"])
+
+
+async def test_a_local_model_makes_vectors_of_many_texts_in_steps() -> None:
+    """A node that stops waits for one step, not for all of them."""
+    steps: list[int] = []
+    embedder = LocalEmbedder("tiny")
+
+    class Model:
+        def embed(self, texts: list[str]) -> Any:
+            steps.append(len(texts))
+            if len(steps) == 2:
+                trio.from_thread.run_sync(scope.cancel)
+            return map(vector_of, texts)
+
+    embedder._loaded = Model()
+    with trio.CancelScope() as scope:
+        await embedder.embed(["a"] * 1_000)
+    assert scope.cancelled_caught
+    assert steps == [16, 16]
+    assert await embedder.embed(["a"] * 40) == [packed(vector_of("a"))] * 40
 
 
 async def test_a_local_model_without_its_package_says_which_one_is_missing(

@@ -35,6 +35,7 @@ from swarmd.memory.vector.shapes import packed
 from swarmd.observe.log import get_logger, hide
 
 _TEXTS_MAX: Final = 64
+_LOCAL_TEXTS_MAX: Final = 16
 _ANSWER_BYTES_MAX: Final = 16 * MIB
 _READ_BYTES: Final = 64 * 1024
 _PAUSE_S: Final = 0.5
@@ -112,6 +113,7 @@ class HttpEmbedder:
     def __init__(self, config: VectorsConfig, read_key: ReadKey | None) -> None:
         self._config, self._read_key = config, read_key
         self._where = urlsplit(config.embedding_url)
+        self._name = self._where.netloc
         self._limit = trio.CapacityLimiter(_AT_ONCE)
         self._tls: ssl.SSLContext | None = None
 
@@ -126,7 +128,7 @@ class HttpEmbedder:
         for begin in range(0, len(texts), _TEXTS_MAX):
             vectors += await self._ask(texts[begin : begin + _TEXTS_MAX])
         if len({len(one) for one in vectors}) != 1:
-            raise EmbeddingFailed(f"{self._where.netloc} gave vectors of several dimensions")
+            raise EmbeddingFailed(f"{self._name} gave vectors of several dimensions")
         return vectors
 
     async def _ask(self, texts: Sequence[str]) -> list[bytes]:
@@ -139,8 +141,9 @@ class HttpEmbedder:
             if attempt:
                 await trio.sleep(min(_PAUSE_S * 2 ** (attempt - 1), _PAUSE_MAX_S))
             try:
-                with trio.fail_after(self._config.embedding_timeout_s):
-                    async with self._limit:
+                # To wait for a turn is not the provider's fault.
+                async with self._limit:
+                    with trio.fail_after(self._config.embedding_timeout_s):
                         status, raw = await self._exchange(body, key)
             except trio.TooSlowError:
                 why = f"it did not answer within {self._config.embedding_timeout_s:g} s"
@@ -161,19 +164,15 @@ class HttpEmbedder:
                 )
         raise EmbeddingFailed(f"{self._name} made no vectors: {why}; nothing changed")
 
-    @property
-    def _name(self) -> str:
-        return self._where.netloc.rpartition("@")[2]
-
     async def _exchange(self, body: bytes, key: str) -> tuple[int, bytes]:
         """One request on a connection of its own: its status, and what was answered."""
-        host, secure = self._where.hostname or "", self._where.scheme == "https"
+        host = self._where.hostname or ""
+        if self._where.scheme == "https" and self._tls is None:
+            self._tls = await trio.to_thread.run_sync(ssl.create_default_context)
         stream: trio.abc.Stream = await trio.open_tcp_stream(
             host, self._where.port or _PORTS[self._where.scheme]
         )
-        if secure:
-            if self._tls is None:
-                self._tls = await trio.to_thread.run_sync(ssl.create_default_context)
+        if self._tls is not None:
             stream = trio.SSLStream(stream, self._tls, server_hostname=host, https_compatible=True)
         async with stream:
             connection = h11.Connection(h11.CLIENT)
@@ -252,8 +251,13 @@ class LocalEmbedder:
     async def embed(self, texts: Sequence[str]) -> list[bytes]:
         """See `Embedder`."""
         check_texts(texts)
+        vectors: list[bytes] = []
         async with self._turn:
-            return await trio.to_thread.run_sync(self._embed, list(texts))
+            # A few at a time: a thread cannot be cancelled, and would hold up a node that stops.
+            for begin in range(0, len(texts), _LOCAL_TEXTS_MAX):
+                some = list(texts[begin : begin + _LOCAL_TEXTS_MAX])
+                vectors += await trio.to_thread.run_sync(self._embed, some)
+        return vectors
 
     def _embed(self, texts: list[str]) -> list[bytes]:
         if self._loaded is None:
