@@ -275,39 +275,48 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
         ):
             services.store = store
             keep_out_of_collector()
-            async with (
-                _open_memory(node, mesh, eventual, store),
-                open_recipes(
-                    store, services.clock, derive(node.rng, "recipes")
-                ) as services.recipes,
-                open_access(
-                    store, trust, folder.key, services.clock, derive(node.rng, "access")
-                ) as services.access,
-                open_secrets(
-                    store,
-                    trust,
-                    mesh.link,
-                    mesh.membership,
-                    folder.disk("secrets"),
-                    services.clock,
-                    derive(node.rng, "secrets"),
-                ) as services.secrets,
-                open_audit(
-                    folder.path / "audit",
-                    folder.key,
-                    trust,
-                    mesh.link,
-                    mesh.membership,
-                    store,
-                    config.audit,
-                    services.clock,
-                    derive(node.rng, "audit"),
-                    folder.sealer,
-                ) as services.audit,
-                watch_events(services.audit, store, services.name_of),
-            ):
-                services.audit.note("node.started", config.node_name, "", "ok", __version__)
+            async with _open_on_stores(node, mesh, eventual, store):
                 yield mesh, store
+
+
+@asynccontextmanager
+async def _open_on_stores(
+    node: _Node, mesh: Mesh, eventual: Eventual, store: Store
+) -> AsyncIterator[None]:
+    """What rests on both stores alone: memory, recipes, access, secrets, the audit log."""
+    config, folder, services = node.config, node.folder, node.services
+    trust = node.beginning.trust
+    async with (
+        _open_memory(node, mesh, eventual, store),
+        open_recipes(store, services.clock, derive(node.rng, "recipes")) as services.recipes,
+        open_access(
+            store, trust, folder.key, services.clock, derive(node.rng, "access")
+        ) as services.access,
+        open_secrets(
+            store,
+            trust,
+            mesh.link,
+            mesh.membership,
+            folder.disk("secrets"),
+            services.clock,
+            derive(node.rng, "secrets"),
+        ) as services.secrets,
+        open_audit(
+            folder.path / "audit",
+            folder.key,
+            trust,
+            mesh.link,
+            mesh.membership,
+            store,
+            config.audit,
+            services.clock,
+            derive(node.rng, "audit"),
+            folder.sealer,
+        ) as services.audit,
+        watch_events(services.audit, store, services.name_of),
+    ):
+        services.audit.note("node.started", config.node_name, "", "ok", __version__)
+        yield
 
 
 @asynccontextmanager
