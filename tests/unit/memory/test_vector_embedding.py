@@ -269,6 +269,7 @@ async def test_texts_have_bounds(texts: list[str], kind: type[SwarmError]) -> No
         ({"embedding_url": "ftp://host/"}, "embedding_url must be a URL"),
         ({"embedding_url": "https://me:pass@host/"}, "have no password"),
         ({"embedding_url": "https://host:99999/"}, "embedding_url is no URL"),
+        ({"embedding_url": "https://api..host/"}, "embedding_url is no URL"),
         ({"embedding_url": "https://host/a b"}, "characters that no URL may have"),
         ({"embedding_key_file": "/a", "embedding_key_secret": "b"}, "not both"),
         ({"embedding_url": "http://host/", "embedding_key_secret": "b"}, "in clear: use https"),

@@ -58,6 +58,7 @@ def _check_provider(config: VectorsConfig) -> None:
     try:
         where = urlsplit(url)
         host, _ = where.hostname, where.port
+        (host or "").encode("idna")  # As it is looked up.
     except ValueError as error:
         raise ConfigError(f"vectors.embedding_url is no URL: {error}") from error
     if where.scheme not in ("http", "https") or not host or where.username is not None:
