@@ -19,6 +19,7 @@ from swarmd.base.errors import (
     BadVector,
     Conflict,
     NotFound,
+    NotReady,
     SwarmError,
     TooLarge,
     ValueTooLarge,
@@ -295,6 +296,28 @@ async def test_a_search_waits_for_no_more_than_the_pass_that_an_opening_index_be
         assert found == []
         may_open.set()
     assert found == ids
+
+
+async def test_an_index_that_has_a_collection_of_another_time_blames_no_query(
+    swarm: VectorSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with swarm.node("a", alone=True) as a:
+        await made(a)
+        await a.vectors.add("docs", [entry("x")], by="")
+        assert await ids_on(a) == ["x"]
+
+    async def sees_nothing(self: Feeder, index: object, name: str, keys: list[str]) -> None:
+        pass
+
+    async with swarm.node("a", alone=True) as a:
+        await hits_on(a)
+        with monkeypatch.context() as patch:
+            patch.setattr(Feeder, "_look_at", sees_nothing)
+            await a.vectors.drop("docs")
+            await made(a, dimension=DIMENSION + 1)
+            wide = packed([1.0] * (DIMENSION + 1))
+            with pytest.raises(NotReady, match="not in this node's index yet"):
+                await a.vectors.search("docs", wide, 1)
 
 
 async def test_damage_that_a_search_finds_has_the_index_made_anew(

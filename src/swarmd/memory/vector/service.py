@@ -27,6 +27,7 @@ from swarmd.base.errors import (
     SwarmError,
     TooLarge,
     Unavailable,
+    WrongDimension,
 )
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import (
@@ -124,6 +125,7 @@ class VectorMemory:
         self._rng, self._alive = rng, alive
         self._embedder = embedder
         self._strays: dict[str, None] = {}
+        self._has_strays = trio.Event()
         self._feeder = Feeder(store, open_index, self._note_stray)
 
     async def run(self) -> None:
@@ -364,9 +366,8 @@ class VectorMemory:
             raise NotReady(f"{error.message}; it is made anew: search again shortly") from error
         except ShuttingDown as error:
             raise NotReady("the index of vectors is being opened: search again shortly") from error
-        except (NotFound, DiskFault) as error:
-            if isinstance(error, DiskFault):
-                raise
+        except (NotFound, WrongDimension) as error:
+            # The collection's: the query is known to fit what the store has.
             raise NotReady(
                 f"the collection {name} is not in this node's index yet: search again shortly"
             ) from error
@@ -375,10 +376,14 @@ class VectorMemory:
 
     def _note_stray(self, key: str) -> None:
         self._strays[key] = None
+        self._has_strays.set()
 
     async def _sweep(self) -> None:
         """Remove entries of collections that are no more."""
         while True:
+            if not self._strays:
+                self._has_strays = trio.Event()
+                await self._has_strays.wait()
             await trio.sleep(_SWEEP_S)
             try:
                 await self.sweep_once()
@@ -387,8 +392,6 @@ class VectorMemory:
 
     async def sweep_once(self) -> None:
         """Remove some of what belongs to nothing and is this node's to remove."""
-        if not self._strays:
-            return
         alive = set(self._alive())
         lowest = min((self._me, *alive)) == self._me
         mine: list[tuple[str, Operation]] = []
