@@ -9,7 +9,7 @@ import click
 import pytest
 
 from swarmd.base.limits import VECTOR_BATCH_BYTES_MAX, VECTOR_BATCH_CHANGES_MAX
-from swarmd.cli.commands.vector import _entries, _filter
+from swarmd.cli.commands.vector import _elements, _entries, _filter
 from swarmd.cli.common import BadInput
 from swarmd.client.vectors import _batches
 
@@ -18,6 +18,7 @@ from swarmd.client.vectors import _batches
     ("given", "wanted"),
     [
         (["topic=news"], {"topic": "news"}),
+        (["topic=NaN"], {"topic": "NaN"}),
         (["year=2020"], {"year": 2020}),
         (['year="2020"'], {"year": "2020"}),
         (["draft=true"], {"draft": True}),
@@ -39,6 +40,10 @@ def test_a_filter_is_what_it_says(given: list[str], wanted: dict[str, Any]) -> N
 def test_a_filter_that_says_nothing_is_refused(given: list[str]) -> None:
     with pytest.raises(click.UsageError):
         _filter(tuple(given))
+
+
+def test_an_element_that_is_no_float_is_left_for_the_daemon_to_refuse() -> None:
+    assert _elements(f"[1, {10**400}]") == [1, 10**400]
 
 
 def test_lines_come_as_entries() -> None:

@@ -248,10 +248,10 @@ def _add_file(collection: str, file: Path) -> None:
                 for batch in client.vector_batches(collection, lines):
                     done += len(batch)
                     bar.update(done, total=max(done, total))
-        except SwarmError as error:
+        except SwarmError:
             if done:
                 warn(f"{done} entries were added before")
-            raise type(error)(error.message) from error
+            raise
     if wants_json():
         print_json({"added": done})
     else:
@@ -344,7 +344,8 @@ def _elements(given: str) -> list[float]:
         raise click.UsageError(f"--vector is not JSON: {error}") from error
     if not _is_vector(value):
         raise click.UsageError("--vector is a list of numbers, such as '[0.1, 0.9]'")
-    return [float(one) for one in value]
+    elements: list[float] = value
+    return elements
 
 
 def _vector_of(
@@ -365,9 +366,14 @@ def _field(given: str) -> tuple[str, Any]:
 def _value(text: str) -> Any:
     """JSON if it is some, else the text itself; quotes make a text of a number."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError):
         return text
+
+
+def _no_number(text: str) -> float:
+    """NaN and the like, which Python takes for JSON."""
+    raise ValueError(text)
 
 
 def _filter(given: tuple[str, ...]) -> dict[str, Any]:
