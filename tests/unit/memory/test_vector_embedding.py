@@ -78,6 +78,8 @@ class Provider:
         if status == 0:
             await trio.sleep_forever()
         headers = [("Content-Length", str(len(raw)))]
+        if 300 <= status < 400:
+            headers.append(("Location", f"http://127.0.0.1:{self.port}/v1/embeddings"))
         await stream.send_all(connection.send(h11.Response(status_code=status, headers=headers)))
         await stream.send_all(connection.send(h11.Data(data=raw)))
         await stream.aclose()
@@ -237,6 +239,14 @@ async def test_an_answer_without_end_is_not_kept(monkeypatch: pytest.MonkeyPatch
     async with Provider(answering(b" " * 2_000)).running() as provider:
         with pytest.raises(EmbeddingFailed, match="more than 1000 bytes"):
             await provider.embedder().embed(["a"])
+
+
+async def test_who_is_sent_elsewhere_does_not_go_there() -> None:
+    """There the key would be told to somebody else."""
+    async with Provider(lambda asked: (307, b""), good).running() as provider:
+        with pytest.raises(BadRequest, match="it answered 307"):
+            await provider.embedder().embed(["a"])
+    assert len(provider.asked) == 1
 
 
 async def test_nobody_there_is_told_as_such() -> None:
