@@ -107,8 +107,9 @@ def test_two_swarms_of_one_name_on_one_lan(folder: Path, link: NetHosts) -> None
         a.daemons += [unlucky, misled]
         link.cut(link.hosts[:3], [link.hosts[6]])
         unlucky.start("--join", "-", stdin=token)
+        looks = "looking for the swarm by mDNS"
+        wait_until("it looks for its swarm", lambda: looks in unlucky.log.read_text())
         time.sleep(HEARD_S)
-        assert "looking for the swarm by mDNS" in unlucky.log.read_text()
         assert "joined" not in unlucky.log.read_text()
         link.heal()
         misled.start("--join", "-", stdin=token)
