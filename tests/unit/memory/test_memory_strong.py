@@ -136,6 +136,50 @@ async def test_a_mistake_is_refused_in_both(
         assert await memory.list("ns") == ([], False)
 
 
+@pytest.mark.parametrize(
+    ("version", "deletes"), [("there", False), ("there", True), (ABSENT, False)]
+)
+async def test_of_two_that_expect_the_same_version_one_counts(
+    autojump_clock: Clock, version: str, deletes: bool
+) -> None:
+    """Goal: a version is compared where the write is applied, and not only where it is read.
+
+    Method: both have read the version that they expect before either of them writes.
+    """
+    async with memory_swarm(2) as swarm:
+        a, b = await strong(swarm)
+        if version != ABSENT:
+            version = (await a.set("ledger", "k", "old", by="")).version
+        propose, arrived, both = swarm.store.propose, list[Any](), trio.Event()
+
+        async def together(ops: Any, **more: Any) -> Any:
+            if ops:
+                arrived.append(ops)
+                if len(arrived) == 2:
+                    both.set()
+                await both.wait()
+            return await propose(ops, **more)
+
+        told: list[str] = []
+
+        async def write(memory: SharedMemory, value: str) -> None:
+            try:
+                if deletes and value == "b":
+                    await memory.delete("ledger", "k", if_version=version)
+                else:
+                    await memory.set("ledger", "k", value, by="", if_version=version)
+                told.append("counts")
+            except Conflict as error:
+                assert "nothing changed" in error.message
+                told.append("conflict")
+
+        swarm.store.propose = together  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write, a, "a")
+            nursery.start_soon(write, b, "b")
+        assert sorted(told) == ["conflict", "counts"]
+
+
 async def test_a_key_of_the_longest_kind_fits(autojump_clock: Clock) -> None:
     async with memory_swarm(1) as swarm:
         memory, name = swarm.stations[0].memory, "n" * 128
