@@ -236,6 +236,39 @@ async def test_without_a_majority_a_strong_namespace_answers_no_quorum_and_nothi
                 await fresh.memory.get("ledger", "k")
 
 
+async def test_an_eventual_namespace_waits_once_for_a_majority_that_is_gone(
+    autojump_clock: Clock,
+) -> None:
+    """Goal: a node that is cut off answers at once, however seldom it is asked; and once it is in
+    reach again it soon knows what was made meanwhile, though nobody asks it.
+    """
+    async with memory_swarm(2) as swarm:
+        a, b = (one.memory for one in swarm.stations)
+        store, get, is_cut = swarm.store, swarm.store.get, True
+
+        async def no_answer(key: bytes, **more: Any) -> Any:
+            if is_cut:
+                await trio.sleep(5.0)
+                raise NoQuorum("no majority of the voters answers")
+            return await get(key, **more)
+
+        store.get = no_answer  # type: ignore[method-assign]
+        await b.set("plain", "k", 1, by="")
+        assert trio.current_time() < 1.1
+        for gap_s in (0.01, 0.5, 0.9, 1.1, 3.0, 100.0):
+            for _ in range(10):
+                await trio.sleep(gap_s)
+                began = trio.current_time()
+                assert (await b.get("plain", "k")).value == 1
+                await b.set("plain", "k", 1, by="")
+                assert trio.current_time() - began < 0.1
+        is_cut = False
+        swarm.network.cut(a.namespaces._me, b.namespaces._me)
+        await a.namespaces.make("ledger", STRONG, by="")
+        await a.set("ledger", "k", 2, by="")
+        assert (await b.get("ledger", "k")).value == 2
+
+
 async def test_a_namespace_is_what_it_was_made_as_for_ever(
     autojump_clock: Clock,
 ) -> None:

@@ -7,6 +7,8 @@ the strong store once and is never changed. Rules:
 - A node takes a namespace for eventual only if it asked the strong store for the records within
   `AGE_MAX_S`, or cannot reach it. To make a strong namespace takes longer than that. So by the time
   that it is made, no node in reach of a majority takes it for anything else.
+- Who cannot reach it finds that out once, and goes on asking until there is an answer. Nobody waits
+  for that: an eventual namespace needs no majority.
 - One that is cut off from everybody meanwhile may take an eventual write for it. That stays where
   it is: it is no value of the strong namespace, and is told as left over.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from math import inf
 from typing import Final
 
 import msgspec
@@ -85,8 +88,9 @@ class Namespaces:
         self._store, self._clock, self._nursery = store, clock, nursery
         self._table: dict[str, Namespace] = {}
         self._revision = -1
-        # When the strong store was last asked, whatever came of it; and who waits for its answer.
-        self._asked_at = -AGE_MAX_S
+        # When the strong store was last asked that answered; and, while it is asked, whether it has
+        # had its time to answer.
+        self._asked_at = -inf
         self._asking: trio.Event | None = None
 
     async def of(self, namespace: str) -> Namespace:
@@ -98,9 +102,10 @@ class Namespaces:
         age_s = self._clock.now() - self._asked_at
         if age_s > AGE_MAX_S / 2 and self._asking is None:
             self._asking = trio.Event()
-            self._nursery.start_soon(self._ask_again, self._asking)
-        if age_s > AGE_MAX_S and self._asking is not None:
-            await self._asking.wait()
+            self._nursery.start_soon(self._ask_until_answered, self._asking)
+        if age_s <= AGE_MAX_S or self._asking is None:
+            return EVENTUAL
+        await self._asking.wait()
         return self.known(namespace) or EVENTUAL
 
     def known(self, namespace: str) -> Namespace | None:
@@ -187,20 +192,23 @@ class Namespaces:
 
     # ---- asking the strong store --------------------------------------------------------------
 
-    async def _ask_again(self, asked: trio.Event) -> None:
-        began = self._clock.now()
-        try:
-            await self._ask(_ASK_TIMEOUT_S)
-        except SwarmError as error:
-            # What is known has to do: an eventual namespace needs no majority.
-            _log.debug("namespaces could not be asked for", why=error.message)
-        finally:
-            self._asked_at, self._asking = began, None
+    async def _ask_until_answered(self, asked: trio.Event) -> None:
+        while True:
+            began = self._clock.now()
+            try:
+                with trio.fail_after(_ASK_TIMEOUT_S):
+                    await self._ask()
+                break
+            except (SwarmError, trio.TooSlowError) as error:
+                _log.debug("namespaces could not be asked for", why=str(error))
             asked.set()
+            await trio.sleep(max(0.0, began + _ASK_TIMEOUT_S - self._clock.now()))
+        self._asked_at, self._asking = began, None
+        asked.set()
 
-    async def _ask(self, timeout_s: float = 5.0) -> None:
+    async def _ask(self) -> None:
         """Learn every record; one that no build wrote is none. Raises NoQuorum."""
-        found = await self._store.get(MEMORY_TABLE_KEY, timeout_s=timeout_s)
+        found = await self._store.get(MEMORY_TABLE_KEY)
         revision = 0 if found is None else found.mod_revision
         if revision == self._revision:
             return
