@@ -12,6 +12,7 @@ from swarmd.base.errors import (
     BadRequest,
     Conflict,
     CorruptFile,
+    DiskFault,
     EmptyKey,
     KeyTooLong,
     MalformedMessage,
@@ -267,6 +268,24 @@ async def test_an_eventual_namespace_waits_once_for_a_majority_that_is_gone(
         await a.namespaces.make("ledger", STRONG, by="")
         await a.set("ledger", "k", 2, by="")
         assert (await b.get("ledger", "k")).value == 2
+
+
+async def test_a_disk_that_refuses_keeps_nobody_from_knowing_a_namespace(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with memory_swarm(2) as swarm:
+        a, b = swarm.stations
+
+        async def refuses(*_: Any, **__: Any) -> None:
+            raise DiskFault("the disk refuses writes")
+
+        monkeypatch.setattr(b.eventual, "write", refuses)
+        swarm.network.cut(a.memory.namespaces._me, b.memory.namespaces._me)
+        for name in ("one", "two", "three"):
+            await a.memory.namespaces.make(name, STRONG, by="")
+            await a.memory.set(name, "k", name, by="")
+        for name in ("one", "two", "three"):
+            assert (await b.memory.get(name, "k")).value == name
 
 
 async def test_a_namespace_is_what_it_was_made_as_for_ever(

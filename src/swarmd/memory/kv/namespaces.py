@@ -221,8 +221,8 @@ class Namespaces:
         self._revision = revision
 
     async def _remember(self, table: Mapping[str, Namespace]) -> None:
+        self._table.update(table)
         for namespace, record in table.items():
-            self._table[namespace] = record
             if self._remembered(namespace) is None:
                 await self._eventual.write(BUCKET, namespace, Assign(_plain(record)))
 
