@@ -87,9 +87,10 @@ class MemoryCalls(Requests):
         The first item has no key: from then on nothing is missed, while this is read.
 
         Args:
-            since: the `position` of the last item of an earlier watch of the same prefix on the
-                same node: what changed meanwhile is told, too. Where the node does not know that
-                any more the first item is `lagged`: list the keys.
+            since: the `position` of the last item of an earlier watch of the same prefix, in an
+                eventual namespace on the same node: what changed meanwhile is told, too. Where
+                that is not known any more the first item, or another one without a key soon after
+                it, is `lagged`: list the keys.
         """
         check_name(namespace, "namespace")
         query = urlencode({"prefix": prefix, "since": since})

@@ -30,14 +30,19 @@ class MemoryPage(Struct, frozen=True, kw_only=True):
 
 
 class MemoryNews(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a watch tells. The first one has no key: from then on nothing is missed."""
+    """What a watch tells. The first one has no key: from then on nothing is missed.
+
+    Another one without a key is there to say that it `lagged`.
+    """
 
     namespace: str | None = None
     key: str | None = None
     entry: MemoryEntry | None = None
     """What the key holds now; left out if it holds nothing."""
     position: str = ""
-    """All before it was told; a watch on the same node may go on from here."""
+    """All before it was told; another watch may go on from here, of an eventual namespace on the
+    same node.
+    """
     lagged: bool = False
     """Not all that changed is told, for it was too much or too long ago: list the keys anew."""
 

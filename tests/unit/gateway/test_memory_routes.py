@@ -91,6 +91,29 @@ def test_a_strong_namespace_is_made_and_used_as_any_other(client: Client) -> Non
         client.memory_get("ledger", "a/b")
 
 
+def test_a_watch_that_comes_back_goes_on_or_says_that_it_cannot(client: Client) -> None:
+    client.memory_namespace_create("ledger", "strong")
+    first = next(client._another().memory_watch("ledger"))
+    client.memory_set("ledger", "k", 1)
+    news = client._another().memory_watch("ledger", since=first.position)
+    assert [(one.key, one.lagged) for one in (next(news), next(news))] == [
+        (None, False),
+        ("k", False),
+    ]
+    assert next(client._another().memory_watch("ledger", since="9" * 18)).lagged
+    for number in range(8):
+        client.memory_set("ledger", f"large{number}", "x" * 1_000_000)
+    news = client._another().memory_watch("ledger", since=first.position)
+    told = next(news), next(news)
+    assert [(one.namespace, one.key, one.lagged) for one in told] == [
+        ("ledger", None, False),
+        (None, None, True),
+    ]
+    client.memory_set("ledger", "k", 2)
+    assert next(client._another().memory_watch("ledger", since=told[1].position)).lagged is False
+    assert next(news).key == "k"
+
+
 def test_mistakes_about_namespaces_are_told(client: Client, live: MemoryGateway) -> None:
     client.memory_namespace_create("ledger", "strong")
     with pytest.raises(NamespaceExists):

@@ -171,14 +171,14 @@ async def test_of_two_that_expect_the_same_version_one_counts(
                     await memory.set("ledger", "k", value, by="", if_version=version)
                 told.append("counts")
             except Conflict as error:
-                assert "nothing changed" in error.message
-                told.append("conflict")
+                told.append(error.message)
 
         swarm.store.propose = together  # type: ignore[method-assign]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write, a, "a")
             nursery.start_soon(write, b, "b")
-        assert sorted(told) == ["conflict", "counts"]
+        conflict = "'k' has another version by now: nothing changed"
+        assert sorted(told) == [conflict, "counts"]
 
 
 async def test_a_key_of_the_longest_kind_fits(autojump_clock: Clock) -> None:
@@ -437,17 +437,70 @@ async def test_a_watch_that_lost_changes_says_so_and_goes_on(
         async with memory.watch("ledger") as watch:
             await memory.set("ledger", "first", 0, by="")
             assert await watch.receive() == "first"
-            for number in range(8):
-                await memory.set("ledger", f"large{number}", "x" * 1_000_000, by="")
-            async with trio.open_nursery() as nursery:
-
-                async def write() -> None:
-                    await trio.sleep(0.5)
-                    await memory.set("ledger", "last", 0, by="")
-
-                nursery.start_soon(write)
-                assert await watch.receive() == "last"
+            await fill_history(memory)
+            with trio.fail_after(1):
+                assert await watch.receive() is None, "at once, and not with the next change"
             assert watch.lagged
+            await memory.set("ledger", "last", 0, by="")
+            assert await watch.receive() == "last"
+
+
+async def fill_history(memory: SharedMemory) -> None:
+    """Change so much that what changed before is not kept any more."""
+    for number in range(8):
+        await memory.set("ledger", f"large{number}", "x" * 1_000_000, by="")
+
+
+async def test_a_watch_goes_on_where_another_one_was_on_another_node(
+    autojump_clock: Clock,
+) -> None:
+    async with memory_swarm(2) as swarm:
+        a, b = await strong(swarm)
+        async with a.watch("ledger", "k") as watch:
+            await a.set("ledger", "k1", 0, by="")
+            assert await watch.receive() == "k1"
+            for key in ("x", "k2", "k3", "k2"):
+                await a.set("ledger", key, 0, by="")
+            assert await watch.receive() == "k2"
+            position = watch.position
+        await a.delete("ledger", "k1")
+        async with b.watch("ledger", "k", position) as watch:
+            assert watch.position == position
+            # Of k2 the second change had not been told.
+            assert [await watch.receive() for _ in range(3)] == ["k3", "k2", "k1"]
+            assert not watch.lagged
+            position = watch.position
+        async with a.watch("ledger", "k", position) as watch:
+            with trio.move_on_after(10):
+                pytest.fail(f"{await watch.receive()} was told twice")
+            assert (watch.lagged, watch.position) == (False, position)
+
+
+async def test_a_watch_of_a_position_of_long_ago_says_so_at_once(autojump_clock: Clock) -> None:
+    async with memory_swarm(2) as swarm:
+        a, b = await strong(swarm)
+        async with a.watch("ledger") as watch:
+            position = watch.position
+        await fill_history(a)
+        async with b.watch("ledger", since=position) as watch:
+            with trio.fail_after(1):
+                assert await watch.receive() is None
+            assert watch.lagged
+            await a.set("ledger", "next", 0, by="")
+            assert await watch.receive() == "next"
+
+
+@pytest.mark.parametrize("position", ["nonsense", "-1", "²", "9" * 18, "9" * 30, "5f0c-17"])
+async def test_a_watch_of_a_position_that_never_was_says_so(
+    autojump_clock: Clock, position: str
+) -> None:
+    async with memory_swarm(1) as swarm:
+        [memory] = await strong(swarm)
+        async with memory.watch("ledger", since=position) as watch:
+            assert watch.lagged
+            await memory.set("ledger", "next", 0, by="")
+            with trio.fail_after(10):
+                assert await watch.receive() == "next"
 
 
 async def test_a_marker_that_no_build_wrote_is_nothing(

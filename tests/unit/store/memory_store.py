@@ -49,7 +49,8 @@ class MemoryStore:
     ) -> AsyncGenerator[tuple[list[Change], int], None]:
         state = self.applier.state
         told = state.revision if from_revision is None else from_revision - 1
-        yield [], told
+        if from_revision is None:
+            yield [], told
         while True:
             moved = self._moved
             if state.revision > told:

@@ -155,10 +155,11 @@ def watch(prefix: str, since: str, namespace: str) -> None:
     with open_client() as client:
         for news in client.memory_watch(namespace, prefix, since=since):
             if news.lagged:
-                why = "this was too slow" if news.key else "that was too long ago, or elsewhere"
+                slow = news.key or not since
+                why = "this was too slow" if slow else "that was too long ago, or elsewhere"
                 warn(f"not all keys that changed can be told, because {why}: list them")
             if news.key is None:
-                if sys.stderr.isatty():
+                if news.namespace and sys.stderr.isatty():
                     warn("watching; Ctrl-C ends it")
                 if wants_json() and news.position:
                     print_json(news)

@@ -115,7 +115,7 @@ class MemoryRoutes:
                 while True:
                     key = await watch.receive()
                     lagged, watch.lagged = watch.lagged, False
-                    entry = await self._found(memory, namespace, key)
+                    entry = None if key is None else await self._found(memory, namespace, key)
                     yield MemoryNews(key=key, entry=entry, position=watch.position, lagged=lagged)
 
     async def _found(self, memory: SharedMemory, namespace: str, key: str) -> MemoryEntry | None:

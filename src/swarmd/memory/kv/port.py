@@ -52,8 +52,8 @@ class Watch(Protocol):
         """All changes up to here were told: another watch may go on from here."""
         ...
 
-    async def receive(self) -> str:
-        """The next key, without its namespace."""
+    async def receive(self) -> str | None:
+        """The next key, without its namespace; None: `lagged` is set, and that is all there is."""
         ...
 
 

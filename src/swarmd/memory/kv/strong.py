@@ -58,9 +58,9 @@ _STEP_FIRST: Final = 16
 _STEP_MAX: Final = 256
 _STEP_BYTES: Final = 4 * MIB
 _LIST_BYTES_MAX: Final = 16 * MIB
-# The coordinator looks through so many records at a time.
 _REVISION_DIGITS_MAX: Final = 18
 _SWEEP_S: Final = 0.25
+# The coordinator looks through so many records at a time.
 _SWEEP_RECORDS: Final = 2_000
 # An office that was lost unnoticed could be this far ahead of the next one's time.
 _SWEEP_GRACE_MS: Final = 5_000
@@ -293,7 +293,7 @@ class _Watch:
     def __init__(self, store: StrongStore, below: bytes) -> None:
         self.lagged = False
         self._store, self._below = store, below
-        self._changes = store.watch(below)
+        self._changes: AsyncGenerator[tuple[list[Change], int], None]
         # Keys that are not told yet, with the revision of each one's first change, and up to which
         # revision the store has told.
         self._changed: dict[str, int] = {}
@@ -305,25 +305,29 @@ class _Watch:
 
     async def begin(self, since: str = "") -> None:
         """From when this returns on nothing is missed. Raises Busy, NoQuorum."""
-        if since.isascii() and since.isdigit() and len(since) <= _REVISION_DIGITS_MAX:
-            self._revision = int(since)
-            self._changes = self._store.watch(self._below, self._revision + 1)
-            return
-        self.lagged = self.lagged or bool(since)
         self._changes = self._store.watch(self._below)
         _, self._revision = await anext(self._changes)
+        if not since:
+            return
+        sound = since.isascii() and since.isdigit() and len(since) <= _REVISION_DIGITS_MAX
+        if not sound or int(since) > self._revision:
+            self.lagged = True  # It is of another namespace, or of another swarm.
+            return
+        await self._changes.aclose()
+        self._revision = int(since)
+        self._changes = self._store.watch(self._below, self._revision + 1)
 
     async def end(self) -> None:
         await self._changes.aclose()
 
-    async def receive(self) -> str:
+    async def receive(self) -> str | None:
         while not self._changed:
             try:
                 changes, self._revision = await anext(self._changes)
             except Compacted:
                 self.lagged = True
                 await self.begin()
-                continue
+                return None
             for one in changes:
                 key = one.key.decode("utf-8", "replace").split("/", 3)[3]
                 self._changed.setdefault(key, one.revision)
