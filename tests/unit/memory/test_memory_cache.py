@@ -416,6 +416,25 @@ async def test_a_full_cache_lets_go_what_was_used_longest_ago_on_any_node(
         assert a.eventual.keys(USED) == [f"{NS}/k01"], "nothing is kept of what is gone"
 
 
+async def test_nothing_is_kept_of_many_values_that_go_at_once(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("swarmd.memory.cache.service._WRITES_MAX", 5)
+    async with memory_swarm(2) as swarm:
+        a, b = swarm.stations
+        keys = [f"k{number:02}" for number in range(20)]
+        await fill(a, keys)
+        await trio.sleep(70)
+        for key in keys:
+            await b.cache.turn(NS, key, by="", wait_s=0)
+        await trio.sleep(20)
+        assert len(a.eventual.keys(USED)) == 20
+        for key in keys:
+            await a.memory.delete(NS, key)
+        await trio.sleep(20)
+        assert a.eventual.keys(USED) == b.eventual.keys(USED) == []
+
+
 async def test_what_others_put_in_beyond_the_bounds_goes_as_well(autojump_clock: Clock) -> None:
     async with memory_swarm(2) as swarm:
         a, b = swarm.stations

@@ -378,7 +378,6 @@ class Cache:
                     await self._tell_uses()
                     if self._me == min((self._me, *self._alive())):
                         await self._look_after_all()
-                    self._orphans.clear()
                 except SwarmError as error:
                     _log.debug("caches are not looked after now", why=error.message)
                 await trio.sleep(_TURN_S)
@@ -399,12 +398,13 @@ class Cache:
         if usage is None:
             usage = self._usages[namespace] = Usage(record.entries_max, record.bytes_max)
         found = winner(self._eventual.cells(BUCKET, name))
+        told = winner(self._eventual.cells(USED, name))
+        self._orphans.pop(name, None)
         if found is None:
             usage.forget(key)
-            if len(self._orphans) < _TELLS_MAX and self._eventual.cells(USED, name):
+            if told is not None and len(self._orphans) < _TELLS_MAX:
                 self._orphans[name] = None
             return
-        told = winner(self._eventual.cells(USED, name))
         stamps = [found[1].stamp] if told is None else [found[1].stamp, told[1].stamp]
         usage.hold(key, len(found[1].value) + len(name), max(map(ms_of, stamps)))
 
@@ -420,6 +420,7 @@ class Cache:
         for name in _some(self._orphans):
             if not self._eventual.cells(BUCKET, name):
                 await self._eventual.write(USED, name, Remove())
+            self._look_at(name)
 
     async def _evict(self, namespace: str) -> None:
         """Remove what is too much of a cache. Raises SwarmError."""
