@@ -451,6 +451,20 @@ async def test_what_others_put_in_beyond_the_bounds_goes_as_well(autojump_clock:
         assert "k49" in left
 
 
+async def test_what_is_no_cache_is_not_walked_through(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with memory_swarm(1) as swarm:
+        [station] = swarm.stations
+        await fill(station, ["k0", "k1"])
+        for number in range(100):
+            await station.memory.set("plain", f"k{number}", 1, by="")
+        looked: list[str] = []
+        monkeypatch.setattr(station.cache, "_look_at", looked.append)
+        await station.cache._look_at_all()
+        assert sorted(looked) == [f"{NS}/k0", f"{NS}/k1"]
+
+
 async def test_a_restarted_node_knows_what_its_caches_hold(autojump_clock: Clock) -> None:
     async with memory_swarm(0) as swarm:
         async with swarm.node(0, 1) as first:

@@ -384,9 +384,13 @@ class Cache:
 
     async def _look_at_all(self) -> None:
         self._usages.clear()
-        for bucket in (BUCKET, USED):
-            async for name in self._eventual.each_key(bucket):
-                self._look_at(name)
+        for namespace in self._eventual.keys(NAMESPACES):
+            record = self._namespaces.known(namespace)
+            if record is None or not record.is_cache:
+                continue
+            for bucket in (BUCKET, USED):
+                async for name in self._eventual.each_key(bucket, f"{namespace}/"):
+                    self._look_at(name)
 
     def _look_at(self, name: str) -> None:
         """See what a key of a cache holds now."""

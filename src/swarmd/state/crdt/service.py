@@ -285,10 +285,11 @@ class Eventual:
         following = dropwhile(lambda key: key <= after, found) if after else found
         return takewhile(lambda key: key.startswith(prefix), following)
 
-    async def each_key(self, bucket: str) -> AsyncIterator[str]:
-        """The keys that are there now, in no order; the loop goes on meanwhile."""
+    async def each_key(self, bucket: str, prefix: str = "") -> AsyncIterator[str]:
+        """The keys that begin with a prefix, in no order; the loop goes on meanwhile."""
         for cells in self._cells_of(bucket):
-            for key in list(cells):
+            found = takewhile(lambda key: key.startswith(prefix), cells.keys_from(prefix))
+            for key in list(found):
                 yield key
             await trio.lowlevel.checkpoint()
 
