@@ -406,6 +406,18 @@ async def test_what_has_ended_is_removed_by_the_coordinator_a_part_at_a_time(
         assert await keys_of(swarm.stations[0], "ledger") == [f"{n:02}" for n in range(0, 35, 2)]
 
 
+async def test_many_eventual_values_that_expire_at_once_are_removed_within_seconds(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("swarmd.memory.kv.eventual._SWEEP_REMOVES_MAX", 5)
+    async with memory_swarm(1) as swarm:
+        [station] = swarm.stations
+        for number in range(52):
+            await station.memory.set("plain", f"k{number}", 1, by="", ttl_s=1)
+        await trio.sleep(8)
+        assert station.eventual.keys(BUCKET) == []
+
+
 async def test_a_sweep_never_takes_a_value_that_was_written_anew(
     autojump_clock: Clock,
 ) -> None:

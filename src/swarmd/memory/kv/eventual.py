@@ -164,11 +164,12 @@ class EventualMemory:
                     await self.look_at_all()
                 for name in watch.drain():
                     self._look_at(name)
+                more = False
                 try:
-                    await self.sweep_once()
+                    more = await self.sweep_once()
                 except SwarmError as error:
                     _log.debug("what has expired is not removed yet", why=error.message)
-                await trio.sleep(_SWEEP_S)
+                await trio.sleep(0.0 if more else _SWEEP_S)
 
     async def look_at_all(self) -> None:
         """Find what expires."""
@@ -187,15 +188,18 @@ class EventualMemory:
         if len(self._due) > 2 * len(self._expiring) + _STALE_MAX:
             self._due = sorted((at_ms, name) for name, at_ms in self._expiring.items())
 
-    async def sweep_once(self) -> None:
-        """Remove some of what has expired and is this node's to remove. Raises SwarmError."""
+    async def sweep_once(self) -> bool:
+        """Remove some of what has expired and is this node's to remove; is there more?
+
+        Raises SwarmError.
+        """
         now_ms, alive = self._clock.wall_ms(), self._alive()
         lowest = min((self._me, *alive))
         later = []
         try:
             for _ in range(_SWEEP_REMOVES_MAX):
                 if not self._due or self._due[0][0] > now_ms:
-                    break
+                    return False
                 _, name = heappop(self._due)
                 found = self._winner(name)
                 if found is None or not 0 < found[1].expires_ms <= now_ms:
@@ -206,6 +210,7 @@ class EventualMemory:
                 if author == self._me or (author not in alive and lowest == self._me):
                     await self._store.write(BUCKET, name, Remove(), expects=found[0])
                     self._look_at(name)
+            return True
         finally:
             for one in later:
                 heappush(self._due, one)
