@@ -208,9 +208,11 @@ class Units:
         for block in sorted(self._blocks[client], key=_clock_of):
             gone = self.deleted.within(client, block.clock, block.end)
             left = self.deleted.without(client, block.clock, block.end)
-            for start, end in sorted([*gone, *left]):
+            cuts = [(start, end, True) for start, end in gone]
+            cuts += [(start, end, False) for start, end in left]
+            for start, end, is_gone in sorted(cuts):
                 piece = block.cut(start, end)
-                pieces.append(piece._replace(content=None) if (start, end) in gone else piece)
+                pieces.append(piece._replace(content=None) if is_gone else piece)
         pairs = enumerate(pairwise(pieces), 1)
         starts = [0, *(n for n, (one, other) in pairs if not one.goes_on_in(other))]
         return [_join(pieces[a:b]) for a, b in pairwise([*starts, len(pieces)])]
