@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
 from crdt_documents import KEY, Documents, run_documents
-from crdt_replicas import STEPS, Group, Step, actor
+from crdt_replicas import Group, Step, actor, try_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_crdt_types import is_a_join
@@ -52,23 +53,13 @@ def holds(kind: Kind, count: int, steps: list[Step]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_document_converges_and_loses_nothing(kind: Kind) -> None:
-    @FEW
-    @given(st.integers(3, 5), STEPS)
-    def check(count: int, steps: list[Step]) -> None:
-        holds(kind, count, steps)
-
-    check()
+    try_runs(FEW, partial(holds, kind))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_document_converges_in_ten_thousand_cases(kind: Kind) -> None:
-    @MANY
-    @given(st.integers(3, 5), STEPS)
-    def check(count: int, steps: list[Step]) -> None:
-        holds(kind, count, steps)
-
-    check()
+    try_runs(MANY, partial(holds, kind))
 
 
 @pytest.fixture
