@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import statistics
 import sys
 import tempfile
@@ -52,11 +51,9 @@ Figures = Iterator[Figure]
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    root = Path(tempfile.mkdtemp(prefix="swarmd-bench-"))
-    try:
-        yield root
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+    prefix = "swarmd-bench-"
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
+        yield Path(name)
 
 
 # ---- merging --------------------------------------------------------------------------------
@@ -111,10 +108,7 @@ def said_bytes(daemon: Daemon) -> float:
 
 def metric(daemon: Daemon, name: str) -> float:
     """0 where it is not there yet."""
-    with Client(daemon.socket) as client:
-        lines = client.metrics().splitlines()
-    found = [line.split()[-1] for line in lines if line.startswith(f"{name} ")]
-    return float(found[0]) if found else 0.0
+    return daemon.counted(f"{name} ")
 
 
 def equal(daemons: Sequence[Daemon], keys: int, *, timeout_s: float = 120.0) -> float:
@@ -220,7 +214,7 @@ def latency() -> Figures:
         yield Figure("set_to_readable_p99_ms", at(times, 0.99) * 1_000)
         yield Figure("info_set_to_readable_longest_ms", times[-1] * 1_000)
         connection = memory_load.Connection(str(first.socket))
-        memory_load.Connection(str(first.socket)).set(NAMESPACE, "one", "value")
+        connection.set(NAMESPACE, "one", "value")
         took = []
         for _ in range(GETS):
             began = time.perf_counter()

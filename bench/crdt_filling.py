@@ -12,7 +12,7 @@ from swarmd.app.folder import claim
 from swarmd.base.files import FileDisk
 from swarmd.base.ids import NodeId
 from swarmd.base.rng import make_rng
-from swarmd.memory.kv.service import BUCKET
+from swarmd.memory.kv.eventual import BUCKET
 from swarmd.mesh.rumours import RumourSigner
 from swarmd.mesh.trust import open_trust
 from swarmd.state.crdt.cells import Cell, Change

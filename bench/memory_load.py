@@ -3,7 +3,7 @@
     python memory_load.py '{"socket": "...", "namespace": NAMESPACE, "keys": [0, 1000], ...}'
 
 It writes each key of the range once, over as many connections at a time as it is told, and says on
-stdout how long that took. What is refused for now is written again; anything else ends it.
+stderr how long that took. What is refused for now is written again; anything else ends it.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def write_all(
     running = []
     for path, span in zip(sockets, keys, strict=True):
         asked = {
-            "socket": str(path), "namespace": "bench", "keys": span, "connections": 32,
+            "socket": str(path), "namespace": NAMESPACE, "keys": span, "connections": 32,
             "text": text, "step": step,
         }  # fmt: skip
         running.append(subprocess.Popen([sys.executable, __file__, json.dumps(asked)]))

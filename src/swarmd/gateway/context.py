@@ -22,10 +22,10 @@ from swarmd.gateway.http import (
     Endpoint,
     Items,
     Stream,
+    end_with_client,
     guarded,
     payload_in,
     read,
-    until_gone,
 )
 from swarmd.gateway.services import Services
 from swarmd.state.blobs.messages import BlobRef
@@ -152,16 +152,12 @@ class Context:
         """
         given: list[T] = []
 
-        async def end_with_client(scope: trio.CancelScope) -> None:
-            await until_gone(request)
-            scope.cancel()
-
         async def end_with_gateway(scope: trio.CancelScope) -> None:
             await self.stopping.wait()
             scope.cancel()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(end_with_client, nursery.cancel_scope)
+            nursery.start_soon(end_with_client, request, nursery.cancel_scope)
             nursery.start_soon(end_with_gateway, nursery.cancel_scope)
             given.append(await call())
             nursery.cancel_scope.cancel()

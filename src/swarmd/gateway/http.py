@@ -186,12 +186,16 @@ async def body_pieces(request: Request) -> AsyncGenerator[bytes, None]:
             yield data
 
 
-async def until_gone(request: Request) -> None:
-    """Return once the client has gone. What is left of the body is dropped meanwhile."""
+async def end_with_client(request: Request, scope: trio.CancelScope) -> None:
+    """Cancel `scope` once the client has gone. What is left of the body is dropped meanwhile."""
     state = request.scope.setdefault("swarmd", {})
-    while (message := await request.receive())["type"] != "http.disconnect":
+    is_here = True
+    while is_here:
+        message = await request.receive()
+        is_here = message["type"] != "http.disconnect"
         # Else whoever drains the body at the end would wait for what was taken here.
         state[_READ] = not message.get("more_body", False)
+    scope.cancel()
 
 
 async def drain(request: Request, budget: Budget) -> None:
@@ -330,7 +334,7 @@ class Stream(Running):
         sender, receiver = trio.open_memory_channel[bytes](self._items_max)
         failure: list[SwarmError] = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_client, receive, nursery.cancel_scope)
+            nursery.start_soon(end_with_client, self._request, nursery.cancel_scope)
             nursery.start_soon(self._watch_stop, sender.clone(), failure)
             nursery.start_soon(self._produce, sender, failure)
             await self._forward(receiver, send, failure)
@@ -407,13 +411,6 @@ class Stream(Running):
             await send({"type": "http.response.start", "status": 200, "headers": headers})
         if body:
             await send({"type": "http.response.body", "body": body, "more_body": True})
-
-    async def _watch_client(self, receive: Receive, scope: trio.CancelScope) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                scope.cancel()
-                return
 
     async def _watch_stop(
         self, sender: trio.MemorySendChannel[bytes], failure: list[SwarmError]

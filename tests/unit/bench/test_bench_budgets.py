@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import tomllib
 from pathlib import Path
 
+import pytest
 from run import NAMES, Figure, judge
 
 BENCH = Path(__file__).resolve().parents[3] / "bench"
@@ -42,3 +44,8 @@ def test_every_bench_has_budgets() -> None:
         for budget in bench.values():
             assert {"max", "min", "ratio_max", "ratio_min"}.intersection(budget)
             assert budget["unit"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_bench_finds_what_it_takes_of_swarmd(name: str) -> None:
+    assert callable(importlib.import_module(f"bench_{name}").run)

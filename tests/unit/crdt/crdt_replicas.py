@@ -6,9 +6,11 @@ overrides it was written by somebody who had seen it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarmd.base.errors import BadRequest
@@ -29,6 +31,17 @@ STEPS = (st.binary(max_size=160) | st.binary(min_size=80, max_size=160)).map(
         for at in range(0, len(raw) - 3, 4)
     ]
 )
+
+
+def try_runs(tries: settings, holds: Callable[[int, list[Step]], None]) -> None:
+    """Have `holds` judge so many runs, each of three to five replicas."""
+
+    @tries
+    @given(st.integers(3, 5), STEPS)
+    def check(count: int, steps: list[Step]) -> None:
+        holds(count, steps)
+
+    check()
 
 
 def actor(name: str) -> Actor:

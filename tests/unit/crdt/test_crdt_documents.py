@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
+from itertools import permutations
 from typing import Any
 
 import pytest
 from crdt_documents import KEY, Documents, run_documents
-from crdt_replicas import STEPS, Group, Step, actor
+from crdt_replicas import Group, Step, actor, try_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_crdt_types import is_a_join
@@ -52,23 +54,13 @@ def holds(kind: Kind, count: int, steps: list[Step]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_document_converges_and_loses_nothing(kind: Kind) -> None:
-    @FEW
-    @given(st.integers(3, 5), STEPS)
-    def check(count: int, steps: list[Step]) -> None:
-        holds(kind, count, steps)
-
-    check()
+    try_runs(FEW, partial(holds, kind))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_document_converges_in_ten_thousand_cases(kind: Kind) -> None:
-    @MANY
-    @given(st.integers(3, 5), STEPS)
-    def check(count: int, steps: list[Step]) -> None:
-        holds(kind, count, steps)
-
-    check()
+    try_runs(MANY, partial(holds, kind))
 
 
 @pytest.fixture
@@ -273,6 +265,41 @@ def test_of_a_register_and_a_text_at_once_the_register_counts() -> None:
     live = group.replicas[0].cells.at(KEY)
     with pytest.raises(WrongType, match="is a register and no text"):
         change(live, KEY, EditText(0, "x"), actor=actor("n0"), stamp=9)
+
+
+@pytest.mark.parametrize("clients", permutations((1, 2, 3)))
+def test_what_is_put_between_the_halves_of_a_character_is_behind_it(
+    clients: tuple[int, ...],
+) -> None:
+    """Its author knew of the first half alone, by what another had put before that."""
+    one, other, late = clients
+    live = cells_of(
+        Update([Block(one, 0, None, None, "😀!", 3)], []),
+        Update([Block(other, 0, None, None, "ab", 2)], []),
+        Update([Block(other, 2, (one, 0), (other, 0), "c", 1)], []),
+        Update([Block(late, 0, (other, 2), (one, 1), "d", 1)], []),
+        Update([Block(late, 1, (one, 1), (one, 2), "e", 1)], []),
+    )
+    text = documents.read_text(live)
+    assert sorted(text) == sorted("😀!abcde")
+    assert text.index("😀") < text.index("e") < text.index("!"), "as its author put it"
+    assert text.index("😀") < text.index("c") < text.index("d")
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [(2, 0, 1, 0), (1, 0, 0, 0), (1, 3, 0, 0), (1, 0, 0, 0), (0, 2, 0, 0), (1, 0, 0, 1),
+         (0, 2, 0, 0), (0, 2, 0, 0), (0, 6, 0, 1), (0, 0, 0, 0), (2, 4, 0, 0), (2, 2, 3, 1),
+         (0, 4, 1, 2), (0, 0, 1, 0)],
+        [(2, 0, 1, 0), (1, 0, 0, 0), (1, 0, 0, 0), (1, 0, 1, 0), (2, 0, 0, 0), (2, 0, 1, 0),
+         (0, 2, 0, 0), (0, 2, 0, 0), (0, 6, 0, 1), (0, 0, 0, 0), (2, 4, 0, 0), (2, 2, 3, 0),
+         (0, 0, 0, 1)],
+    ],
+)  # fmt: skip
+def test_runs_that_once_failed(steps: list[Step]) -> None:
+    """An edit came before the character that it is next to, and another behind its first half."""
+    holds(Kind.TEXT, 3, steps)
 
 
 # ---- what is refused -----------------------------------------------------------------------

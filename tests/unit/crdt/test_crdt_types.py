@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
-from crdt_replicas import STEPS, Group, Step, actor, run
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from crdt_replicas import Group, Step, actor, run, try_runs
+from hypothesis import settings
 
 from swarmd.base.errors import BadRequest, MalformedMessage, NotFound
 from swarmd.state.crdt.cells import Cell, Cells, Change, Gap
@@ -74,23 +74,13 @@ def _value(cells: Cells) -> object:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_type_converges_and_loses_nothing(kind: Kind) -> None:
-    @FEW
-    @given(st.integers(3, 5), STEPS)
-    def check(count: int, steps: list[Step]) -> None:
-        holds(kind, count, steps)
-
-    check()
+    try_runs(FEW, partial(holds, kind))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_type_converges_in_ten_thousand_cases(kind: Kind) -> None:
-    @MANY
-    @given(st.integers(3, 5), STEPS)
-    def check(count: int, steps: list[Step]) -> None:
-        holds(kind, count, steps)
-
-    check()
+    try_runs(MANY, partial(holds, kind))
 
 
 # ---- what others once had wrong ------------------------------------------------------------

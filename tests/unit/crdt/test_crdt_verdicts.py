@@ -5,6 +5,7 @@ from __future__ import annotations
 from crdt_replicas import Group, actor
 
 from swarmd.state.crdt.cells import Cell
+from swarmd.state.crdt.types import documents
 from swarmd.state.crdt.types.kinds import Kind
 from swarmd.state.crdt.types.values import AddTo, Assign, Count, EditText, Operation
 from swarmd.state.crdt.types.verdicts import verdicts
@@ -78,3 +79,7 @@ def test_bytes_that_no_build_writes_count_nowhere() -> None:
         assert "no build of swarmd writes such bytes" in one.why
     [one] = verdicts({dot: Cell((), Kind.SET, b"\xc1", b"", 1)})
     assert not one.counts
+    text = documents.edit({}, dot, 1, 0, 0, "a").put
+    assert text is not None
+    [one] = verdicts({dot: Cell((), Kind.LIST, b"", text.value, 1)})
+    assert not one.counts, "a text in a list is not read"

@@ -63,3 +63,15 @@ async def test_it_ends_with_its_client(autojump_clock: trio.testing.MockClock) -
     with pytest.raises(ShuttingDown):
         await context().attended(asked, trio.sleep_forever)
     assert trio.current_time() == began
+
+
+async def test_of_a_client_that_goes_in_the_middle_of_its_body_nothing_more_is_awaited(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    part = {"type": "http.request", "body": b"half", "more_body": True}
+    asked = request(part, {"type": "http.disconnect"})
+    began = trio.current_time()
+    with pytest.raises(ShuttingDown):
+        await context().attended(asked, trio.sleep_forever)
+    await drain(asked, context().budget)
+    assert trio.current_time() == began

@@ -223,8 +223,9 @@ async def test_what_stands_behind_a_key_is_told(node: Node) -> None:
         assert (cell.counts, cell.expires_at_ms) == (True, 1_001_000)
         assert found.seen == [(ME, cell.life, 1)]
         node.clock.wall += 1_000
-        [cell] = memory.inspect("ns", "k").cells
-        assert (cell.counts, cell.why) == (False, EXPIRED)
+        found = memory.inspect("ns", "k")
+        assert (found.value, found.cells[0].value) == (None, {"a": 1}), "as a get would say"
+        assert (found.cells[0].counts, found.cells[0].why) == (False, EXPIRED)
         with pytest.raises(NotFound, match="nothing is held"):
             memory.inspect("ns", "other")
         with pytest.raises(EmptyKey):

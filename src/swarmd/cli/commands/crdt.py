@@ -32,7 +32,7 @@ def inspect(key: str, namespace: str) -> None:
     """Say what KEY holds, who wrote what when, and why this value won.
 
     Several writes stand side by side only where none had seen the others. Each has a dot: the node,
-    which of its starts, and the how-manieth change that was. What was removed leaves no trace.
+    which of its starts, and the number of the change. What was removed leaves no trace.
     """
     with open_client() as client:
         found = client.crdt_inspect(namespace, key)
@@ -40,7 +40,7 @@ def inspect(key: str, namespace: str) -> None:
         print_json(found)
         return
     click.echo(f"{'key':8} {printable(key)} in {namespace}, a {found.kind}")
-    click.echo(f"{'value':8} {_cut(_json(found.value), 9)}")
+    click.echo(f"{'value':8} {_cut(printable(_json(found.value)), 9)}")
     for one in found.cells:
         click.echo("")
         for name, value in _described(one):

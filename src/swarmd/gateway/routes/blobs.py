@@ -28,8 +28,8 @@ from swarmd.gateway.http import (
     Stream,
     answer,
     body_pieces,
+    end_with_client,
     error_answer,
-    leave_body,
     swarm_error_in,
 )
 from swarmd.gateway.shapes_blobs import BlobProgress, PinInfo, UserBlob, UserBlobs
@@ -161,11 +161,10 @@ class Bytes(Running):
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        leave_body(self._request)
         failure: SwarmError | None = None
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_until_gone, receive, nursery.cancel_scope)
+                nursery.start_soon(end_with_client, self._request, nursery.cancel_scope)
                 nursery.start_soon(self._until_stopped)
                 await self._send(send)
                 nursery.cancel_scope.cancel()
@@ -203,12 +202,6 @@ class Bytes(Running):
     async def _until_stopped(self) -> None:
         await self._stopping.wait()
         raise ShuttingDown("this node is stopping: ask another one")
-
-
-async def _until_gone(receive: Receive, scope: trio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
 
 
 def hash_of_path(request: Request) -> bytes:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from swarmd.base.errors import NotFound
 from swarmd.gateway.access.gate import caller_of
 from swarmd.gateway.context import ApiRoute, Context, Watches, query_int
-from swarmd.gateway.http import Items, Stream, answer, read_body
+from swarmd.gateway.http import Items, Stream, answer
 from swarmd.gateway.shapes_memory import MemoryEntry, MemoryNamespace, MemoryNews, MemoryPage
 from swarmd.memory.kv.port import LIST_MAX
 from swarmd.memory.kv.records import Consistency, Namespace
@@ -80,7 +80,6 @@ class MemoryRoutes:
         """Delete a value."""
         namespace, key = self._asked(request, "memory:write")
         version = request.query_params.get("if_version")
-        await read_body(request, self._context.budget)
         call = partial(self._memory().delete, namespace, key, if_version=version)
         await self._context.attended(request, call)
         return answer(request, {})

@@ -24,7 +24,7 @@ from swarmd.base.errors import (
 from swarmd.gateway import shapes
 from swarmd.gateway.access.gate import caller_of
 from swarmd.gateway.context import ApiRoute, Context, query_int
-from swarmd.gateway.http import answer, read_body
+from swarmd.gateway.http import answer
 from swarmd.state.recipes.records import REQUEST_BYTES_MAX
 from swarmd.state.recipes.service import Kind, Line, Place, Recipes, Standing, not_in_time
 
@@ -134,7 +134,6 @@ class RecipeRoutes:
         if not wait_ms:
             return answer(request, _line(await recipes.look(kind, name), whole=True))
         after = query_int(request, "after", 0, 0, _LEASE_MAX)
-        await read_body(request, self._context.budget)
         look = partial(recipes.observe, kind, name, after=after, wait_s=wait_ms / 1_000)
         line = await self._context.attended(request, look)
         return answer(request, _line(line, whole=True))

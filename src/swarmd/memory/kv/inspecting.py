@@ -12,7 +12,7 @@ from swarmd.state.crdt.dots import Actor, node_of
 from swarmd.state.crdt.messages import shard_of
 from swarmd.state.crdt.service import Eventual
 from swarmd.state.crdt.types import documents
-from swarmd.state.crdt.types.kinds import Kind
+from swarmd.state.crdt.types.kinds import Kind, Live
 from swarmd.state.crdt.types.values import kind_of, read
 from swarmd.state.crdt.types.verdicts import Verdict, verdicts
 from swarmd.wire.codec import unpack
@@ -44,7 +44,7 @@ class InspectedCell:
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """`value`: None where none can be read; `cells`: the latest first, `left_out` more.
+    """`value`: None where no cell counts; `cells`: the latest first, `left_out` more.
 
     `seen`: of the key's shard, how far each life of each node; `early` changes are known to be
     removed that did not come yet.
@@ -68,12 +68,12 @@ def inspect(store: Eventual, bucket: str, name: str, now_ms: int) -> Inspected:
             "nothing is held at this key here: it was never written, or what was is removed, of "
             "which no trace is kept"
         )
-    found = verdicts(live)
+    found = [_expired(one, now_ms) for one in verdicts(live)]
     context = store.seen(bucket, name)
     return Inspected(
         kind,
-        _value(store, bucket, name, kind),
-        [_cell(one, now_ms) for one in found[:CELLS_MAX]],
+        _value(live, kind) if any(one.counts for one in found) else None,
+        [_cell(one) for one in found[:CELLS_MAX]],
         max(0, len(found) - CELLS_MAX),
         shard_of(name),
         [
@@ -89,19 +89,24 @@ def life_of(actor: Actor) -> str:
     return to_text(actor[ID_BYTES:])[:8]
 
 
-def _value(store: Eventual, bucket: str, name: str, kind: Kind) -> Any:
+def _expired(one: Verdict, now_ms: int) -> Verdict:
+    """The verdict, or that it would count if it had not expired."""
+    if one.counts and 0 < one.cell.expires_ms <= now_ms:
+        return one._replace(counts=False, why=EXPIRED)
+    return one
+
+
+def _value(live: Live, kind: Kind) -> Any:
     try:
-        value = read(store.cells(bucket, name))
+        value = read(live)
     except NotFound:
         return None
     return _parted(value)[0] if kind is Kind.REGISTER else value
 
 
-def _cell(one: Verdict, now_ms: int) -> InspectedCell:
+def _cell(one: Verdict) -> InspectedCell:
     dot, cell, counts, why = one
     value, by = _shown(cell)
-    if counts and 0 < cell.expires_ms <= now_ms:
-        counts, why = False, EXPIRED
     return InspectedCell(
         node_of(dot[0]),
         life_of(dot[0]),

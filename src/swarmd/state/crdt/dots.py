@@ -1,6 +1,6 @@
 """Dots and causal contexts.
 
-A dot names one change for ever: who made it, and its how-manieth it was there. A context is the
+A dot names one change for ever: who made it, and its number among theirs. A context is the
 set of dots that a replica has seen. What a context covers and a state does not hold was removed:
 so removal needs no tombstone (Almeida, Shoker and Baquero, "Delta state replicated data types",
 2018; Bieniusa et al., "An optimized conflict-free replicated set", 2012).

@@ -65,12 +65,12 @@ _MERGED_ALWAYS: Final = 256
 
 def read_text(live: Live) -> str:
     """Raises LookupError: the library stopped over it."""
-    return str(_ordered(_load(live, Kind.TEXT)[0], Kind.TEXT, _READER)[1])
+    return str(_ordered(_load(live)[0], Kind.TEXT, _READER)[1])
 
 
 def read_list(live: Live) -> list[Any]:
     """Raises LookupError: the library stopped over it."""
-    row: Any = _ordered(_load(live, Kind.LIST)[0], Kind.LIST, _READER)[1]
+    row: Any = _ordered(_load(live)[0], Kind.LIST, _READER)[1]
     return [unpack(bytes(element)) for element in row.to_py()]
 
 
@@ -94,7 +94,7 @@ def edit(
         TooLarge: the document would be larger than one may be.
     """
     kind = Kind.TEXT if isinstance(insert, str) else Kind.LIST
-    units, room = _load(live, kind)
+    units, room = _load(live)
     client = _client(live, units, dot, stamp)
     update = _edited(units, kind, client, at, delete, insert)
     if not update.blocks and not update.deleted:
@@ -156,13 +156,12 @@ def _client(live: Live, units: Units, dot: Dot, stamp: int) -> int:
 # ---- what cells hold ----------------------------------------------------------------------------
 
 
-def _load(live: Live, kind: Kind) -> tuple[Units, int]:
+def _load(live: Live) -> tuple[Units, int]:
     """The units of all cells, and how many bytes more would be read; -1: there are more already.
 
     What no build of swarmd writes is left out, and what is too much: the later ones.
     """
     units = Units()
-    wanted: type = str if kind is Kind.TEXT else tuple
     room = _READ_BYTES_MAX
     is_all = len(live) <= CELLS_MAX
     for _, cell in sorted(live.items(), key=later)[:CELLS_MAX]:
@@ -177,8 +176,7 @@ def _load(live: Live, kind: Kind) -> tuple[Units, int]:
         if weight > room:
             return units, -1
         room -= weight
-        if all(block.content is None or type(block.content) is wanted for block in update.blocks):
-            is_all = units.take(update, BLOCKS_MAX) and is_all
+        is_all = units.take(update, BLOCKS_MAX) and is_all
     return units, room if is_all else -1
 
 
@@ -199,9 +197,12 @@ def _packed(client: int, update: Update) -> bytes:
 
 def _decoded(cell: Cell) -> tuple[int, Update]:
     """Raises MalformedMessage: no build of swarmd writes this."""
+    wanted: type = str if cell.kind == Kind.TEXT else tuple
     match unpack(cell.value):
         case [int(client), bytes(raw)] if 0 < client <= CLIENT_MAX:
-            return client, decode_update(raw)
+            update = decode_update(raw)
+            if all(one.content is None or type(one.content) is wanted for one in update.blocks):
+                return client, update
     raise MalformedMessage("a cell that is no edit")
 
 

@@ -187,6 +187,7 @@ class Units:
         each other, which only a member that lies can bring about, they begin a row of their own.
         """
         runs = {client: self._joined(client) for client in sorted(self._blocks)}
+        _keep_whole(runs)
         named = Ranges()
         for client, blocks in runs.items():
             named.add(client, 0, blocks[-1].end)
@@ -208,9 +209,11 @@ class Units:
         for block in sorted(self._blocks[client], key=_clock_of):
             gone = self.deleted.within(client, block.clock, block.end)
             left = self.deleted.without(client, block.clock, block.end)
-            for start, end in sorted([*gone, *left]):
+            cuts = [(start, end, True) for start, end in gone]
+            cuts += [(start, end, False) for start, end in left]
+            for start, end, is_gone in sorted(cuts):
                 piece = block.cut(start, end)
-                pieces.append(piece._replace(content=None) if (start, end) in gone else piece)
+                pieces.append(piece._replace(content=None) if is_gone else piece)
         pairs = enumerate(pairwise(pieces), 1)
         starts = [0, *(n for n, (one, other) in pairs if not one.goes_on_in(other))]
         return [_join(pieces[a:b]) for a, b in pairwise([*starts, len(pieces)])]
@@ -235,6 +238,42 @@ def _join(blocks: list[Block]) -> Block:
 
 def _elements(block: Block) -> tuple[bytes, ...]:
     return block.content if isinstance(block.content, tuple) else ()
+
+
+def _keep_whole(runs: dict[int, list[Block]]) -> None:
+    """Have what is named between the halves of a character stand behind it.
+
+    An author for whom the first half alone stood in, as deleted, can have put something after it.
+    The library would count the units wrong from there on. Of a deleted character the halves are not
+    known any more: what several put there at once may change places then, everywhere alike.
+    """
+    firsts = {
+        (client, clock)
+        for client, blocks in runs.items()
+        for block in blocks
+        for clock in _first_halves(block)
+    }
+    if not firsts:
+        return
+    for blocks in runs.values():
+        for at, block in enumerate(blocks):
+            left, right = block.left, block.right
+            if left in firsts:
+                blocks[at] = block = block._replace(left=(left[0], left[1] + 1))
+            if right is not None and (right[0], right[1] - 1) in firsts:
+                blocks[at] = block._replace(right=None)
+
+
+def _first_halves(block: Block) -> Iterator[int]:
+    """The clocks of units that are the first of two of one character."""
+    if not isinstance(block.content, str) or len(block.content) == block.size:
+        return
+    clock = block.clock
+    for character in block.content:
+        if character > "\uffff":
+            yield clock
+            clock += 1
+        clock += 1
 
 
 def _break_cycles(runs: dict[int, list[Block]]) -> None:
