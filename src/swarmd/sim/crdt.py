@@ -13,6 +13,7 @@ is held against them:
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -46,6 +47,7 @@ from swarmd.state.crdt.types.values import (
 
 CHAOS_S: Final = 60.0
 CALM_S: Final = 60.0
+REST_S: Final = 30.0
 BUCKET: Final = "b"
 SETS: Final = ("set/a", "set/b", "set/c")
 COUNTERS: Final = ("count/a", "count/b")
@@ -486,6 +488,7 @@ def run_seed(
     sim.world.run_for(CALM_S)
     sim.count_ends()
     come_back_late(sim)
+    end_no_more(sim)
     sim.check()
     return sim
 
@@ -517,6 +520,14 @@ def come_back_late(sim: CrdtWorld) -> None:
     sim.start(node.name)
     sim.someone_writes()
     sim.world.run_for(CALM_S)
+
+
+def end_no_more(sim: CrdtWorld) -> None:
+    """Let the last ends of lives, which are changes like others, reach everybody."""
+    for node in sim.running():
+        assert node.machine is not None
+        node.machine.end_lives_s = math.inf
+    sim.world.run_for(REST_S)
 
 
 def make_peace(sim: CrdtWorld) -> None:

@@ -172,7 +172,7 @@ class ReplicaMachine:
         self._alive: tuple[NodeId, ...] = ()
         self._everyone: frozenset[NodeId] = frozenset()
         self._ending: dict[Shard, _Ending] = {}
-        self._end_lives_s = end_lives_s
+        self.end_lives_s = end_lives_s
         self._end_lives_at: float | None = None
         self._heard_clocks: dict[NodeId, tuple[float, int]] = {}
         self._pending: dict[Shard, _Pending] = {}
@@ -484,7 +484,7 @@ class ReplicaMachine:
         """Now and then, end earlier lives of this node, where everyone has seen all of them."""
         if self._end_lives_at is not None and now < self._end_lives_at:
             return []
-        self._end_lives_at = now + self._end_lives_s
+        self._end_lives_at = now + self.end_lives_s
         effects: list[Effect] = []
         for shard in self._shards.values():
             vector = shard.cells.context.vector
