@@ -4,7 +4,8 @@
   once.
 - Whoever was not reached, or missed something, gets it by anti-entropy: once a second, and less
   often the longer nothing changes, each member tells another what it has seen of each shard, as
-  sums; where these differ, vectors; then batches.
+  sums; where these differ, vectors; then batches. Those of a shard come from one member at a time,
+  for others would send the same.
 - Where the batches are kept no more, the whole shard is taken over as it is, in parts, and joined.
 - Nothing is applied over a gap, and nothing that is not signed by its author.
 - Of a node's earlier lives no more is kept than that they are over, once every member has seen all
@@ -85,6 +86,8 @@ PARKED_BYTES_MAX: Final = 16 * 1024 * 1024
 # A peer's clock was heard of this long ago at most to count.
 _CLOCK_HEARD_S: Final = 300.0
 _ARRIVING_MAX: Final = 4
+# Who was asked for a shard's batches and has sent none for so long is waited for no more.
+_FETCH_S: Final = 3.0
 # How often a node looks whether lives of its own can be ended. What they sent has arrived by then,
 # and a disk that was taken for lost has been found.
 END_LIVES_S: Final = 86_400.0
@@ -180,6 +183,8 @@ class ReplicaMachine:
         self._sync_s = SYNC_S
         # Whom this node has asked for what is missing of a shard since its last turn.
         self._asked: set[tuple[NodeId, Shard]] = set()
+        # From whom a shard's batches come, and until when that is believed.
+        self._fetching: dict[Shard, tuple[NodeId, float]] = {}
         self._parked: dict[tuple[Actor, Shard, int], Batch] = {}
         self._departures = Departures()
         self._arriving: dict[Shard, Arriving] = {}
@@ -344,9 +349,9 @@ class ReplicaMachine:
             case Sums():
                 return self._on_sums(peer, message, now)
             case Vector():
-                return self._on_vector(peer, message)
+                return self._on_vector(peer, message, now)
             case Batches():
-                return self._on_batches(peer, message)
+                return self._on_batches(peer, message, now)
             case WholeAsk():
                 return self._on_whole_ask(peer, message, now)
             case Whole():
@@ -366,13 +371,23 @@ class ReplicaMachine:
             self._ending[name].missing.discard(peer)
         if len(differing) > VECTORS_MAX:
             differing = self._rng.sample(differing, VECTORS_MAX)
-        return [self._ask(peer, name, asks=True) for name in differing]
+        return [one for name in differing for one in self._ask(peer, name, now, asks=True)]
 
-    def _ask(self, peer: NodeId, name: Shard, *, asks: bool) -> Effect:
+    def _ask(self, peer: NodeId, name: Shard, now: float, *, asks: bool = False) -> list[Effect]:
+        """Ask for what is missing of a shard, unless it is on its way from another peer."""
+        source, until = self._fetching.get(name, (peer, now))
+        if source != peer and source in self._alive and now < until:
+            return []
+        self._fetching[name] = (peer, now + _FETCH_S)
         shard = self._shards.get(name)
-        return Send(peer, Vector(*name, shard.seen() if shard is not None else (), asks))
+        return [Send(peer, Vector(*name, shard.seen() if shard is not None else (), asks))]
 
-    def _on_vector(self, peer: NodeId, vector: Vector) -> list[Effect]:
+    def _fetched(self, peer: NodeId, name: Shard) -> None:
+        """This peer has nothing more of a shard: others may be asked."""
+        if self._fetching.get(name, (None,))[0] == peer:
+            del self._fetching[name]
+
+    def _on_vector(self, peer: NodeId, vector: Vector, now: float) -> list[Effect]:
         name = (vector.bucket, vector.shard)
         shard = self._shards.get(name)
         effects: list[Effect] = []
@@ -382,11 +397,13 @@ class ReplicaMachine:
             if batches or gone:
                 effects.append(Send(peer, Batches(*name, tuple(batches), more, gone)))
         lacks = shard.lacks(vector.seen) if shard is not None else bool(vector.seen)
-        if vector.asks and lacks and not self._is_one_too_many(name):
-            effects.append(self._ask(peer, name, asks=False))
+        if not lacks:
+            self._fetched(peer, name)
+        elif vector.asks and not self._is_one_too_many(name):
+            effects += self._ask(peer, name, now)
         return effects
 
-    def _on_batches(self, peer: NodeId, message: Batches) -> list[Effect]:
+    def _on_batches(self, peer: NodeId, message: Batches, now: float) -> list[Effect]:
         name = (message.bucket, message.shard)
         if self._is_one_too_many(name):
             return [Ignored(peer, "too_many_shards")]
@@ -404,14 +421,16 @@ class ReplicaMachine:
             effects += taken
             missing = missing or gap
             gone = gone or (gap and self._shards[name].misses_end(batch))
+        if gone or not message.more:
+            self._fetched(peer, name)
         if gone:
             return [*effects, *self._ask_whole(peer, name)]
         if missing and (peer, name) not in self._asked:
             # Once in each turn: what is missing may wait for this node's clock, or be nowhere.
             self._asked.add((peer, name))
-            effects.append(self._ask(peer, name, asks=False))
+            effects += self._ask(peer, name, now)
         elif message.more and Persist() in effects:
-            effects.append(self._ask(peer, name, asks=False))
+            effects += self._ask(peer, name, now)
         return effects
 
     def _take(self, peer: NodeId, batch: Batch) -> tuple[list[Effect], bool]:
