@@ -15,9 +15,10 @@ import contextlib
 import os
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from swarmd.audit.chain import Sealed
@@ -66,6 +67,9 @@ _FORK_SUFFIX: Final = ".fork"
 _FORK_KIND: Final = "auditfrk"
 # Of a node; each is of a life of its own.
 FORKS_MAX: Final = 100
+
+_Frames = Mapping[int, list[Frame]]
+_NOTHING: Final[_Frames] = MappingProxyType({})
 
 _log = get_logger("audit")
 
@@ -165,13 +169,14 @@ class AuditFolder:
 
     def _find_life(self, chain: ChainId, segments: list[Segment]) -> Life | None:
         """What is there of a life, the torn end of its last segment cut off."""
-        self._cut_torn(chain, segments)
+        frames = self._cut_torn(chain, segments)
         if not segments:
             return None
         newest = next(
-            (seal for one in reversed(segments) for seal in self._seals_back(chain, one)), None
+            (seal for one in reversed(segments) for seal in self._seals_back(chain, one, frames)),
+            None,
         )
-        oldest = next((seal for one in segments for seal in self._seals(chain, one)), None)
+        oldest = next((seal for one in segments for seal in self._seals(chain, one, frames)), None)
         if newest is None or oldest is None:
             _log.error("audit records are unreadable", chain=name_of(chain, segments[0].first))
             life = Life(chain, b"", 1, bytes(32), segments[-1].first, bytes(32), 0, segments)
@@ -188,7 +193,8 @@ class AuditFolder:
             segments,
         )
 
-    def _cut_torn(self, chain: ChainId, segments: list[Segment]) -> None:
+    def _cut_torn(self, chain: ChainId, segments: list[Segment]) -> _Frames:
+        """The last segment as it is then: most lives have one, which is read only once."""
         segment = segments[-1]
         path = self._path / name_of(chain, segment.first)
         raw = self._read(chain, segment)
@@ -196,7 +202,7 @@ class AuditFolder:
         sound = [frame for frame in frames if frame.last]
         end = sound[-1].end if sound else 0
         if sound and end == len(raw):
-            return
+            return {segment.first: [self._shown(path.name, frame) for frame in frames]}
         _log.warning("audit records that were being written are cut off", file=path.name,
                      cut_bytes=len(raw) - end)  # fmt: skip
         try:
@@ -209,14 +215,18 @@ class AuditFolder:
             sync_folder(self._path)
         except OSError as error:
             raise DiskFault(f"cannot mend {path}: {error.strerror}") from error
+        return {}
 
-    def _seals(self, chain: ChainId, segment: Segment) -> Iterator[Seal]:
-        for frame in self._frames(chain, segment):
+    def _seals(self, chain: ChainId, segment: Segment, read: _Frames = _NOTHING) -> Iterator[Seal]:
+        """`read`: frames that were read already, by the first record of their segment."""
+        for frame in read.get(segment.first) or self._frames(chain, segment):
             with contextlib.suppress(SwarmError):
                 yield decode_seal(decode_batch(frame.raw).seal)[1]
 
-    def _seals_back(self, chain: ChainId, segment: Segment) -> Iterator[Seal]:
-        for frame in reversed(list(self._frames(chain, segment))):
+    def _seals_back(
+        self, chain: ChainId, segment: Segment, read: _Frames = _NOTHING
+    ) -> Iterator[Seal]:
+        for frame in reversed(read.get(segment.first) or list(self._frames(chain, segment))):
             with contextlib.suppress(SwarmError):
                 yield decode_seal(decode_batch(frame.raw).seal)[1]
 
@@ -336,10 +346,13 @@ class AuditFolder:
         """The batches of a segment, what is damaged as it lies there."""
         name = name_of(chain, segment.first)
         for frame in frames_in(self._read(chain, segment), offset):
-            if self._sealer is not None:
-                frame = opened(self._sealer, name, frame)
-            # Longer than any batch: in clear only, and nobody's.
-            yield frame if len(frame.raw) <= BATCH_BYTES_MAX else frame._replace(first=0, last=0)
+            yield self._shown(name, frame)
+
+    def _shown(self, name: str, frame: Frame) -> Frame:
+        if self._sealer is not None:
+            frame = opened(self._sealer, name, frame)
+        # Longer than any batch: in clear only, and nobody's.
+        return frame if len(frame.raw) <= BATCH_BYTES_MAX else frame._replace(first=0, last=0)
 
     def _read(self, chain: ChainId, segment: Segment) -> bytes:
         path = self._path / name_of(chain, segment.first)
