@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,14 @@ from types import MappingProxyType
 from typing import Final
 
 from swarmd.audit.chain import Sealed
+from swarmd.audit.index import (
+    FileSeen,
+    IndexedLife,
+    IndexedSegment,
+    read_index,
+    unchanged,
+    write_index,
+)
 from swarmd.audit.machine import FLOORS_MAX
 from swarmd.audit.records import (
     BATCH_BYTES_MAX,
@@ -79,6 +88,8 @@ class Segment:
     first: int
     size_bytes: int
     written_ms: int
+    changed_ns: int = 0
+    """By its file's time, as the folder was opened."""
 
 
 @dataclass(slots=True)
@@ -108,6 +119,39 @@ class Life:
         return sum(one.size_bytes for one in self.segments)
 
 
+def _segment(first: int, file: FileSeen) -> Segment:
+    return Segment(first, file.size_bytes, file.changed_ns // 1_000_000, file.changed_ns)
+
+
+def _life(indexed: IndexedLife) -> Life:
+    return Life(
+        indexed.chain,
+        indexed.parent,
+        indexed.begin,
+        indexed.previous,
+        indexed.last,
+        indexed.hash,
+        indexed.wall_ms,
+        [_segment(*one) for one in indexed.segments],
+    )
+
+
+def _indexed(life: Life) -> IndexedLife:
+    return IndexedLife(
+        life.chain,
+        life.parent,
+        life.begin,
+        life.previous,
+        life.last,
+        life.hash,
+        life.wall_ms,
+        tuple(
+            IndexedSegment(one.first, FileSeen(one.size_bytes, one.changed_ns))
+            for one in life.segments
+        ),
+    )
+
+
 class AuditFolder:
     """See the module. `sealer`: of the data folder, if it is sealed."""
 
@@ -127,28 +171,50 @@ class AuditFolder:
         """Find what is there. Raises DiskFault."""
         try:
             self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            names = sorted(entry.name for entry in os.scandir(self._path) if entry.is_file())
+            files = {
+                entry.name: FileSeen(status.st_size, status.st_mtime_ns)
+                for entry in os.scandir(self._path)
+                if stat.S_ISREG((status := entry.stat(follow_symlinks=False)).st_mode)
+            }
         except OSError as error:
             raise DiskFault(f"cannot use the folder {self._path}: {error.strerror}") from error
-        found: dict[ChainId, list[Segment]] = {}
-        for name in names:
-            if name.endswith(_FORK_SUFFIX):
-                self._count_fork(name)
-                continue
-            if name.endswith((_FLOOR_SUFFIX, _GAP_SUFFIX)):
-                self._read_floor(name)
-                continue
-            place = parse_name(name)
-            if place is None:
-                continue  # Another version's, or what a write left.
-            status = (self._path / name).stat()
-            segment = Segment(place[1], status.st_size, status.st_mtime_ns // 1_000_000)
-            found.setdefault(place[0], []).append(segment)
+        indexed = read_index(self._path, self._sealer)
+        known, rest = unchanged(indexed, files)
+        found = self._sort_out(rest)
+        for life in known:
+            if life.chain in found:  # It has been gone on with.
+                found[life.chain] += [_segment(*one) for one in life.segments]
+            else:
+                self.lives[life.chain] = _life(life)
+        is_old = len(known) < len(indexed)
         for chain, segments in found.items():
             segments.sort(key=lambda one: one.first)
-            life = self._find_life(chain, segments)
-            if life is not None:
-                self.lives[chain] = life
+            read = self._find_life(chain, segments)
+            if read is not None:
+                self.lives[chain] = read
+                is_old = True
+        if is_old:
+            self._write_index()
+
+    def _sort_out(self, files: Mapping[str, FileSeen]) -> dict[ChainId, list[Segment]]:
+        """Segments by their lives; what else there is, is taken note of."""
+        found: dict[ChainId, list[Segment]] = {}
+        for name, file in sorted(files.items()):
+            if name.endswith(_FORK_SUFFIX):
+                self._count_fork(name)
+            elif name.endswith((_FLOOR_SUFFIX, _GAP_SUFFIX)):
+                self._read_floor(name)
+            elif place := parse_name(name):  # Else another version's, or what a write left.
+                found.setdefault(place[0], []).append(_segment(place[1], file))
+        return found
+
+    def _write_index(self) -> None:
+        """Have the next start read less. Files that change meanwhile are read then."""
+        lives = [_indexed(life) for life in self.lives.values() if not life.unreadable]
+        try:
+            write_index(self._path, lives, self._sealer)
+        except DiskFault as error:
+            _log.warning("the next start looks through all audit records", why=error.message)
 
     def _read_floor(self, name: str) -> None:
         try:
