@@ -104,7 +104,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class IndexFacts:
-    """This node's index. `problem`: why it cannot be used; empty: it can. `entries`: None then."""
+    """This node's index. `entries`: None while it is made, or has a `problem`, which says why."""
 
     engine: str
     entries: int | None
@@ -363,9 +363,8 @@ class VectorMemory:
         query = Query(name, vector, k, conditions)
         check_query(query, {name: collection.spec})
         behind = await self._feeder.settle(self._config.settle_timeout_s)
-        index, fault = self._feeder.index, self._feeder.fault
-        if index is None and fault is not None:
-            raise type(fault)(fault.message)
+        self._check_usable()
+        index = self._feeder.index
         if index is None:
             raise NotReady(
                 f"this node makes its index of vectors, and has {behind} to look at: search again "
@@ -377,12 +376,23 @@ class VectorMemory:
             self._feeder.damaged()
             raise NotReady(f"{error.message}; it is made anew: search again shortly") from error
         except ShuttingDown as error:
+            self._check_usable()
             raise NotReady("the index of vectors is being opened: search again shortly") from error
         except (NotFound, WrongDimension) as error:
             # The collection's: the query is known to fit what the store has.
             raise NotReady(
                 f"the collection {name} is not in this node's index yet: search again shortly"
             ) from error
+
+    def _check_usable(self) -> None:
+        fault = self._feeder.fault
+        if fault is not None:
+            raise type(fault)(fault.message)
+
+    @property
+    def engine(self) -> str:
+        """What the index is made of."""
+        return self._config.engine
 
     async def examine(self) -> IndexFacts:
         """How this node's index is."""
@@ -392,14 +402,16 @@ class VectorMemory:
                 await index.check()
             elif fault is not None:
                 raise fault
-            elif self._feeder.unused and self._config.engine != "embedded":
+            elif self._feeder.unused and self.engine != "embedded":
                 # So that settings can be tried before there is anything to index.
                 async with self._open_index() as opened:
                     await opened.check()
         except SwarmError as error:
-            return IndexFacts(self._config.engine, None, error.message)
+            return IndexFacts(self.engine, None, error.message)
+        if index is None and not self._feeder.unused:
+            return IndexFacts(self.engine, None, "")
         views = [] if index is None else index.collections()
-        return IndexFacts(self._config.engine, sum(view.entries for view in views), "")
+        return IndexFacts(self.engine, sum(view.entries for view in views), "")
 
     # ---- what belongs to nothing -------------------------------------------------------------
 
