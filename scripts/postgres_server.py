@@ -97,11 +97,12 @@ class PostgresServer:
 
 
 @contextmanager
-def postgres_server(*, plain: bool = False) -> Iterator[PostgresServer]:
+def postgres_server(*, plain: bool = False, **settings: str) -> Iterator[PostgresServer]:
     """A server that runs as long as the block, with a database that its user owns.
 
     Args:
         plain: the distribution's, whether it has pgvector or not: the package's knows no TLS.
+        settings: of the server, when it is started for the first time.
 
     Raises: RuntimeError: there is none, or it does not start.
     """
@@ -116,7 +117,7 @@ def postgres_server(*, plain: bool = False) -> Iterator[PostgresServer]:
         how = ["-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
         trust = ["--auth-local=trust", "--auth-host=scram-sha-256"]
         server._run("initdb", "-D", str(server.folder), *how, *trust)
-        server.start()
+        server.start(**settings)
         try:
             server.sql(
                 f"CREATE ROLE {server.user} LOGIN CREATEDB PASSWORD '{server.password}'", "postgres"

@@ -136,7 +136,8 @@ class InTables:
         return positions
 
     def search(self, query: Query) -> list[Hit]:
-        return search(self.reads, query, self.position, guesses=False)
+        one = self.state.collections[query.collection]
+        return search(self.reads, query, one.number, one.spec, self.position, guesses=False)
 
     def close(self) -> None:
         self.reads.close()

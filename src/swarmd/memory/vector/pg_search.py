@@ -1,9 +1,11 @@
 """What is asked of the index in PostgreSQL. For threads.
 
-A search is one transaction that sees one snapshot, so what it tells is of one position. The nearest
-that the database tells are some more than were asked for, since it computes in single precision;
-their distances are computed again as the embedded index does (`nearest.py`), so that nodes tell
-equal distances whatever their index is.
+A search is mostly one statement, which sees one snapshot: what it tells is of one position. Numbers
+of collections are never used again, so a table that is there is the right one.
+
+The nearest that the database tells are some more than were asked for, since it computes in single
+precision; their distances are computed again as the embedded index does (`nearest.py`), so that
+nodes tell equal distances whatever their index is.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
-from psycopg import errors, sql
+from psycopg import sql
 
 from swarmd.base.errors import CorruptFile
 from swarmd.memory.vector.nearest import Vectors, doubt, nearest, unit
@@ -26,19 +28,19 @@ from swarmd.memory.vector.pg_values import (
     kind_ends,
     sortable,
 )
-from swarmd.memory.vector.rules import Spec, check_query
+from swarmd.memory.vector.rules import Spec
 from swarmd.memory.vector.shapes import Condition, Equals, Hit, Metric, OneOf, Query, Range, Scalar
 
 # Asked for beyond what is wanted, until distances are exact.
 _SPARE: Final = 32
 _STREAMED: Final = 1_000
 # How many are looked at of an index that guesses, the first time and at most.
-_EF_MIN: Final = 200
-_EF_MAX: Final = 1_000
+_LOOKED_AT: Final = 200
 _SCANNED_MAX: Final = 2_147_483_647
 # On vectors of length 1 products are in the order of angles, and quicker.
 _OPERATORS: Final = {Metric.COSINE: "<#>", Metric.DOT: "<#>", Metric.L2: "<->"}
 _BOUNDS: Final = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+_APART: Final = 5
 _COLUMNS: Final = "id, payload, created_by, created_at_ms, vector_send(vector)"
 
 
@@ -63,42 +65,37 @@ def _check_position(session: Session, found: tuple[Any, ...] | None, position: i
         raise CorruptFile(f"{session.server} has less than it had: it was put back from a copy")
 
 
-def search(session: Session, query: Query, position: int, *, guesses: bool) -> list[Hit]:
-    """See `VectorIndex.search`.
+def tune(session: Session) -> None:
+    """Have indexes that guess look at so many, and go on where filters leave too few."""
+    session.run(
+        "SELECT set_config('hnsw.ef_search', %s, false), "
+        "set_config('hnsw.max_scan_tuples', %s, false), "
+        "set_config('hnsw.iterative_scan', 'strict_order', false)",
+        values=(str(_LOOKED_AT), str(_SCANNED_MAX)),
+    )
+
+
+def search(
+    session: Session, query: Query, number: int, spec: Spec, position: int, *, guesses: bool
+) -> list[Hit]:
+    """See `VectorIndex.search`; the query is known to be allowed.
 
     Args:
+        number, spec: of the collection.
         position: what has to be seen at least.
-        guesses: may an index be used that misses some?
+        guesses: may it have an index that misses some?
     """
-    try:
-        return _search(session, query, position, guesses)
-    except errors.UndefinedTable:
-        # Tables are no part of a snapshot: one was dropped in between, or is damaged.
-        return _search(session, query, position, guesses)
-
-
-def _search(session: Session, query: Query, position: int, guesses: bool) -> list[Hit]:
-    with session.connection.transaction():
-        found = session.one(
-            "SELECT s.position, c.number, c.dimension, c.metric "
-            "FROM {} s LEFT JOIN {} c ON c.name = %s",
-            session.table("state"),
-            session.table("collections"),
-            values=(query.collection,),
-        )
-        _check_position(session, found, position)
-        assert found is not None
-        _, number, dimension, metric = found
-        specs = {} if number is None else {query.collection: Spec(dimension, Metric(metric))}
-        spec = check_query(query, specs)
-        return _Search(session, number, spec, query).hits(guesses)
+    return _Search(session, query, number, spec, position).hits(guesses)
 
 
 class _Search:
-    """One search, within its transaction."""
+    """One search: mostly one statement, which waits for the server once."""
 
-    def __init__(self, session: Session, number: int, spec: Spec, query: Query) -> None:
+    def __init__(
+        self, session: Session, query: Query, number: int, spec: Spec, position: int
+    ) -> None:
         self._session, self._number, self._spec, self._query = session, number, spec, query
+        self._position = position
         self._vector: Vectors = np.frombuffer(query.vector, "<f4").astype(np.float32)
         if spec.metric is Metric.COSINE:
             self._vector = unit(self._vector)
@@ -107,33 +104,31 @@ class _Search:
         asked = PackedVector(self._vector.astype("<f4").tobytes())
         self._given = {**given, "asked": asked, "most": self._most}
 
-    def hits(self, may_guess: bool) -> list[Hit]:
-        guesses = may_guess and self._guess()
+    def hits(self, guesses: bool) -> list[Hit]:
         rows = self._candidates()
         if guesses and len(rows) < self._most:
             # An index that guesses may end before it has seen all.
-            self._session.run("SET LOCAL enable_indexscan = off")
-            guesses, rows = False, self._candidates()
-        vectors, k = self._vectors(rows), self._query.k
-        if not guesses and len(rows) == self._most and self._spec.metric is not Metric.L2:
-            margin = doubt(vectors, self._vector)
-            if rows[-1][5] - rows[k - 1][5] < margin:
-                rows = self._nearest_of_all_within(rows[k - 1][5] + margin)
+            with self._session.connection.transaction():
+                self._session.run("SET LOCAL enable_indexscan = off")
+                rows = self._candidates()
+        vectors = self._vectors(rows)
+        if not guesses and self._is_doubtful(rows, vectors):
+            # Of one snapshot, as all that is told.
+            with self._session.connection.transaction():
+                rows = self._candidates()
                 vectors = self._vectors(rows)
+                if self._is_doubtful(rows, vectors):
+                    near = rows[self._query.k - 1][_APART] + doubt(vectors, self._vector)
+                    rows = self._nearest_of_all_within(near)
+                    vectors = self._vectors(rows)
         return self._told(rows, vectors)
 
-    def _guess(self) -> bool:
-        """Is there an index that guesses? It is told how hard to look, in this transaction."""
-        if not self._session.is_there(f"near_{self._number}"):
+    def _is_doubtful(self, rows: Sequence[tuple[Any, ...]], vectors: Vectors) -> bool:
+        """May one that is not among the candidates be nearer than one that is told?"""
+        if len(rows) < self._most or self._spec.metric is Metric.L2:
             return False
-        wanted = (str(max(_EF_MIN, min(_EF_MAX, 2 * self._most))), str(_SCANNED_MAX))
-        self._session.run(
-            "SELECT set_config('hnsw.ef_search', %s, true), "
-            "set_config('hnsw.max_scan_tuples', %s, true), "
-            "set_config('hnsw.iterative_scan', 'strict_order', true)",
-            values=wanted,
-        )
-        return True
+        ahead: float = rows[-1][_APART] - rows[self._query.k - 1][_APART]
+        return ahead < doubt(vectors, self._vector)
 
     def _candidates(self) -> list[tuple[Any, ...]]:
         """Rows of the nearest, as the database computes that."""
@@ -141,16 +136,19 @@ class _Search:
         rows: list[tuple[Any, ...]] = self._session.run(
             "WITH near AS MATERIALIZED ("
             "SELECT key, {} AS apart FROM {} WHERE {} ORDER BY {} LIMIT %(most)s) "
-            "SELECT {}, apart FROM near JOIN {} USING (key) ORDER BY apart",
+            "SELECT {}, apart, s.position FROM {} s "
+            "LEFT JOIN (near JOIN {} USING (key)) ON true ORDER BY apart",
             apart,
             entries,
             self._where,
             apart,
             sql.SQL(_COLUMNS),
+            self._session.table("state"),
             entries,
             values=self._given,
         ).fetchall()
-        return rows
+        _check_position(self._session, (rows[0][-1],) if rows else None, self._position)
+        return [row for row in rows if row[0] is not None]
 
     def _apart(self) -> sql.Composable:
         return sql.SQL("vector {} {}").format(

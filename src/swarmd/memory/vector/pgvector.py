@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Final, TypeVar
 
 import psycopg
@@ -20,6 +21,7 @@ import trio
 
 from swarmd.base.errors import (
     Busy,
+    CorruptFile,
     ShuttingDown,
     SwarmError,
     VectorDatabaseUnavailable,
@@ -27,6 +29,7 @@ from swarmd.base.errors import (
 from swarmd.memory.vector import pg_search
 from swarmd.memory.vector.pg_session import Server, Session, fault_of
 from swarmd.memory.vector.pg_tables import State, Tables
+from swarmd.memory.vector.rules import check_query
 from swarmd.memory.vector.shapes import Batch, CollectionView, Hit, Query
 from swarmd.observe.log import get_logger
 
@@ -153,10 +156,25 @@ class PgvectorIndex:
 
     async def search(self, query: Query) -> list[Hit]:
         self._check_open()
-        position, guesses = self.position, self._guesses
-        return await self._read(
-            lambda session: pg_search.search(session, query, position, guesses=guesses)
-        )
+        while True:
+            state = self._state
+            spec = check_query(query, {name: c.spec for name, c in state.collections.items()})
+            number = state.collections[query.collection].number
+            ask = partial(
+                pg_search.search,
+                query=query,
+                number=number,
+                spec=spec,
+                position=state.position,
+                guesses=self._guesses,
+            )
+            try:
+                return await self._read(ask)
+            except CorruptFile:
+                async with self._turn:  # A batch that is applied now may have dropped it.
+                    now = self._state.collections.get(query.collection)
+                if now is not None and now.number == number:
+                    raise
 
     async def versions(self, collection: str, after: str, most: int) -> list[tuple[str, str]]:
         self._check_open()
@@ -183,7 +201,7 @@ class PgvectorIndex:
                     if not session.lost:
                         raise
             session = await self._connect(reads_only=True)
-            await self._call(session, session.use_schema)
+            await self._call(session, partial(self._set_up, session))
             return await self._read_over(session, ask)
 
     async def _read_over(self, session: Session, ask: Callable[[Session], T]) -> T:
@@ -196,6 +214,11 @@ class PgvectorIndex:
             raise
         self._idle.append(session)
         return found
+
+    def _set_up(self, session: Session) -> None:
+        session.use_schema()
+        if self._guesses:
+            pg_search.tune(session)
 
     # ---- sessions ------------------------------------------------------------------------
 
