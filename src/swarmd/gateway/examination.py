@@ -27,6 +27,8 @@ from swarmd.mesh.swim.names import shared_names
 from swarmd.wire.version import PROTOCOL_VERSION
 
 _CLOCKS_MAX: Final = 64
+# The driver of a database is loaded at first, and a server that is gone takes its time.
+_INDEX_TIMEOUT_S: Final = 10.0
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -54,7 +56,7 @@ async def gather_facts(services: Services, ask_timeout_s: float) -> NodeFacts:
     )
     found = await status(services)
     asked = None if mesh is None else await _ask(services, mesh, ask_timeout_s)
-    index = await _index(services, ask_timeout_s)
+    index = await _index(services)
     return NodeFacts(
         node=config.node_name,
         not_ready=found.reason,
@@ -75,14 +77,14 @@ async def gather_facts(services: Services, ask_timeout_s: float) -> NodeFacts:
     )
 
 
-async def _index(services: Services, timeout_s: float) -> IndexFacts | None:
+async def _index(services: Services) -> IndexFacts | None:
     """How the index of vectors is; one whose database does not answer in time is unwell."""
     vectors = services.vectors
     if vectors is None:
         return None
-    with trio.move_on_after(timeout_s):
+    with trio.move_on_after(_INDEX_TIMEOUT_S):
         return await vectors.examine()
-    late = f"the index of vectors gave no answer within {timeout_s:g} s"
+    late = f"the index of vectors gave no answer within {_INDEX_TIMEOUT_S:g} s"
     return IndexFacts(vectors.engine, None, late)
 
 
