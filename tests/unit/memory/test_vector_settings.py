@@ -9,8 +9,9 @@ import pytest
 
 from swarmd.base.errors import ConfigError, NotFound, VectorDatabaseUnavailable
 from swarmd.base.ids import NodeId
+from swarmd.memory.vector import opening
 from swarmd.memory.vector.config import VectorsConfig, check
-from swarmd.memory.vector.opening import index_opener, open_pgvector, schema_of
+from swarmd.memory.vector.opening import ca_file_of, index_opener, open_pgvector, schema_of
 
 ME = NodeId(b"a" * 32)
 
@@ -89,3 +90,18 @@ def test_nodes_have_schemas_of_their_own_whose_names_a_server_does_not_cut() -> 
     names = {schema_of(NodeId(bytes([n]) * 32)) for n in range(9)}
     assert len(names) == 9
     assert all(len(name) <= 63 and name.isidentifier() for name in names)
+
+
+def test_the_servers_certificate_is_checked_wherever_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ca_file_of(config(pgvector_ca_file="/a/ca.pem")) == "/a/ca.pem"
+    assert ca_file_of(config(pgvector_host="/run/postgresql")) == ""
+    assert ca_file_of(config(pgvector_host="127.0.0.1", pgvector_tls="off")) == ""
+    (bundle := tmp_path / "bundle.pem").touch()
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere")
+    monkeypatch.setattr(opening, "_TRUSTED", ("/nowhere", str(bundle)))
+    assert ca_file_of(config()) == str(bundle)
+    monkeypatch.setattr(opening, "_TRUSTED", ())
+    with pytest.raises(VectorDatabaseUnavailable, match=r"set vectors\.pgvector_ca_file"):
+        ca_file_of(config())

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -18,6 +18,14 @@ from swarmd.memory.vector.config import VectorsConfig
 from swarmd.memory.vector.feeder import OpenIndex
 from swarmd.memory.vector.port import VectorIndex
 from swarmd.observe.log import hide
+
+# Where systems keep what they trust as one file, which the library that is asked need not know.
+_TRUSTED: Final = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
 
 ReadSecret = Callable[[str], Awaitable[str]]
 
@@ -83,7 +91,7 @@ async def open_pgvector(
         database=config.pgvector_database,
         user=config.pgvector_user,
         password=password,
-        ca_file=_ca_file(config),
+        ca_file=ca_file_of(config),
         connect_timeout_s=config.pgvector_connect_timeout_s,
         timeout_s=config.pgvector_timeout_s,
     )
@@ -116,16 +124,21 @@ async def _read_password(config: VectorsConfig, read_secret: ReadSecret) -> str:
     return password
 
 
-def _ca_file(config: VectorsConfig) -> str:
+def ca_file_of(config: VectorsConfig) -> str:
     """Certificates that the server's is checked against; empty: it is reached without TLS."""
     if config.pgvector_tls == "off" or config.pgvector_host.startswith("/"):
         return ""
-    found = config.pgvector_ca_file or ssl.get_default_verify_paths().cafile
+    trusted = (ssl.get_default_verify_paths().cafile, *_TRUSTED)
+    found = config.pgvector_ca_file or next((one for one in trusted if one and _is_file(one)), "")
     if not found:
         raise _unavailable(
             config, "this system names no certificates that it trusts: set vectors.pgvector_ca_file"
         )
     return str(Path(found).expanduser())
+
+
+def _is_file(path: str) -> bool:
+    return Path(path).is_file()
 
 
 def _unavailable(config: VectorsConfig, why: str) -> VectorDatabaseUnavailable:

@@ -7,6 +7,7 @@ waits for, also where the server hangs or the network swallows what is sent.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import socket
@@ -24,6 +25,8 @@ from swarmd.memory.vector.pg_values import encode_vector
 _TOLD_CHARS_MAX: Final = 200
 # The first libpq that can be told never to show a password to a server that asks for it in clear.
 _REQUIRE_AUTH_SINCE: Final = 160_000
+# It warns of each connection that we cut; what is wrong is told by whoever asked.
+logging.getLogger("psycopg").setLevel(logging.ERROR)
 # Whatever of these a statement raises: the tables are not as they were made.
 _DAMAGE: Final = (
     errors.UndefinedTable,
