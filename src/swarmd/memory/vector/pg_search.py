@@ -10,7 +10,7 @@ nodes tell equal distances whatever their index is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -29,7 +29,7 @@ from swarmd.memory.vector.pg_values import (
     sortable,
 )
 from swarmd.memory.vector.rules import Spec
-from swarmd.memory.vector.shapes import Condition, Equals, Hit, Metric, OneOf, Query, Range, Scalar
+from swarmd.memory.vector.shapes import Condition, Equals, Hit, Metric, OneOf, Query, Range
 
 # Asked for beyond what is wanted, until distances are exact.
 _SPARE: Final = 32
@@ -41,6 +41,7 @@ _SCANNED_MAX: Final = 2_147_483_647
 _OPERATORS: Final = {Metric.COSINE: "<#>", Metric.DOT: "<#>", Metric.L2: "<->"}
 _BOUNDS: Final = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _APART: Final = 5
+_WHOLE: Final = sql.SQL("COALESCE(value, head)")
 _COLUMNS: Final = "id, payload, created_by, created_at_ms, vector_send(vector)"
 
 
@@ -224,39 +225,45 @@ def _where(
 
 
 def _bounds(condition: Condition, given: dict[str, Any], prefix: str) -> list[sql.Composable]:
-    """Conditions on a row of `fields`: first on what is indexed, then on all of the value."""
-    full = sql.SQL("COALESCE(value, head)")
-
-    def bound(operator: str, value: bytes) -> Iterable[sql.Composable]:
-        name = f"{prefix}{len(given)}"
-        given[name] = value
-        given[f"{name}_head"] = value[:HEAD_BYTES]
-        # The head of what is below a value may equal that of the value, and is not above it.
-        loose = operator if operator in (">=", "<=") else f"{operator}="
-        yield sql.SQL("head {} {}").format(sql.SQL(loose), sql.Placeholder(f"{name}_head"))
-        yield sql.SQL("{} {} {}").format(full, sql.SQL(operator), sql.Placeholder(name))
-
+    """Conditions on a row of `fields`."""
     match condition:
         case Equals(value=value):
-            return _among([value], full, given, prefix)
+            return _among([sortable(value)], given, prefix)
         case OneOf(values=values):
-            return _among(values, full, given, prefix)
+            return _among([sortable(value) for value in values], given, prefix)
         case Range():
-            set_bounds = condition.bounds()
-            begin, end = kind_ends(set_bounds[0][1])
-            found = [*bound(">=", begin), *bound("<", end)]
-            for name, value in set_bounds:
-                found += bound(_BOUNDS[name], sortable(value))
-            return found
+            bounds = condition.bounds()
+            begin, end = kind_ends(bounds[0][1])
+            found = [(_BOUNDS[name], sortable(value)) for name, value in bounds]
+            # What says the same twice has the planner think that it leaves fewer.
+            if not any(operator in (">", ">=") for operator, _ in found):
+                found.append((">=", begin))
+            if not any(operator in ("<", "<=") for operator, _ in found):
+                found.append(("<", end))
+            return [part for each in found for part in _bound(*each, given, prefix)]
 
 
-def _among(
-    values: Sequence[Scalar], full: sql.Composable, given: dict[str, Any], prefix: str
-) -> list[sql.Composable]:
-    every = [sortable(value) for value in values]
-    given[f"{prefix}values"] = every
-    given[f"{prefix}heads"] = [value[:HEAD_BYTES] for value in every]
-    return [
-        sql.SQL("head = ANY({})").format(sql.Placeholder(f"{prefix}heads")),
-        sql.SQL("{} = ANY({})").format(full, sql.Placeholder(f"{prefix}values")),
+def _bound(
+    operator: str, value: bytes, given: dict[str, Any], prefix: str
+) -> Iterator[sql.Composable]:
+    name = f"{prefix}{len(given)}"
+    given[name] = value
+    if len(value) < HEAD_BYTES:
+        # The head alone tells: of what is longer it is longer than this, and in the same order.
+        yield sql.SQL("head {} {}").format(sql.SQL(operator), sql.Placeholder(name))
+        return
+    given[f"{name}_head"] = value[:HEAD_BYTES]
+    loose = operator if operator in (">=", "<=") else f"{operator}="
+    yield sql.SQL("head {} {}").format(sql.SQL(loose), sql.Placeholder(f"{name}_head"))
+    yield sql.SQL("{} {} {}").format(_WHOLE, sql.SQL(operator), sql.Placeholder(name))
+
+
+def _among(values: Sequence[bytes], given: dict[str, Any], prefix: str) -> list[sql.Composable]:
+    given[f"{prefix}heads"] = [value[:HEAD_BYTES] for value in values]
+    found: list[sql.Composable] = [
+        sql.SQL("head = ANY({})").format(sql.Placeholder(f"{prefix}heads"))
     ]
+    if any(len(value) >= HEAD_BYTES for value in values):
+        given[f"{prefix}values"] = list(values)
+        found.append(sql.SQL("{} = ANY({})").format(_WHOLE, sql.Placeholder(f"{prefix}values")))
+    return found
