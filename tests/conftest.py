@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import settings
+from postgres_server import PostgresServer, postgres_server
 
 settings.register_profile("swarmd", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("swarmd")
@@ -23,3 +24,10 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped in CI: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL with pgvector, started with the first test that asks for it."""
+    with postgres_server() as server:
+        yield server

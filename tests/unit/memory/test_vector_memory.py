@@ -29,9 +29,10 @@ from swarmd.base.limits import MIB, VECTOR_RESULTS_MAX
 from swarmd.memory.vector import feeder as feeding
 from swarmd.memory.vector.config import VectorsConfig
 from swarmd.memory.vector.feeder import Feeder
+from swarmd.memory.vector.opening import open_embedded
 from swarmd.memory.vector.port import VectorIndex
 from swarmd.memory.vector.records import BUCKET, collection_of
-from swarmd.memory.vector.service import NewEntry, open_embedded
+from swarmd.memory.vector.service import NewEntry
 from swarmd.memory.vector.shapes import Equals, Metric, Range, packed
 from swarmd.state.crdt.types.kinds import Kind
 from swarmd.state.crdt.types.values import Assign
