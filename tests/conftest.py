@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from pathlib import Path
+from typing import Final
 
 import pytest
 from hypothesis import settings
 
 settings.register_profile("swarmd", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("swarmd")
+
+TESTS: Final = Path(__file__).parent
+# Tests in these folders wait more than they compute.
+WAITING: Final = ("conformance", "e2e", "hosts", "security")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits comes first: of two processes one begins with that, the other with the rest."""
+    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in WAITING)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -149,6 +149,7 @@ def test_jwt_tricks(swarm: LocalSwarm) -> None:
             assert status_of(daemon, text) == 401, what
 
 
+@pytest.mark.alone
 def test_a_revoked_key_counts_nowhere_within_two_seconds(swarm: LocalSwarm) -> None:
     text = make_key(swarm[0], "shortlived", role="viewer")
     for daemon in swarm.daemons:
