@@ -190,6 +190,7 @@ def test_a_caller_stays_the_same_over_another_node(swarm: LocalSwarm) -> None:
     assert swarm[1].json("status")["ready"]
 
 
+@pytest.mark.alone
 def test_guessing_is_slow_and_locks_nobody_else_out(swarm: LocalSwarm) -> None:
     text = make_key(swarm[0], "busy", role="viewer")
     wait_until("the key is known", lambda: status_of(swarm[2], text) == 200, timeout_s=5)
