@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -21,6 +22,15 @@ WAITING: Final = ("conformance", "e2e", "hosts", "security")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What waits comes first: of two processes one begins with that, the other with the rest."""
     items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in WAITING)
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests are there to the end: no collection of garbage looks through them again.
+
+    `scripts/run_fuzz.py` alone has two of each target, which took as long as all of its inputs.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
