@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Final
 
 import pytest
 from hypothesis import settings
@@ -11,6 +14,24 @@ from postgres_server import PostgresServer, postgres_server
 
 settings.register_profile("swarmd", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("swarmd")
+
+TESTS: Final = Path(__file__).parent
+# Tests in these folders wait more than they compute.
+WAITING: Final = ("conformance", "e2e", "hosts", "security")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits comes first: of two processes one begins with that, the other with the rest."""
+    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in WAITING)
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests are there to the end: no collection of garbage looks through them again.
+
+    `scripts/run_fuzz.py` alone has two of each target, which took as long as all of its inputs.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

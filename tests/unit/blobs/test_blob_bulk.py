@@ -107,7 +107,7 @@ def numbers(swarm: Swarm, shown: Shown) -> set[int]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await trio.sleep(0.01)
 

@@ -51,11 +51,10 @@ async def agree(*nodes: Node, ids: list[str]) -> None:
     """All nodes find these, with the same distances."""
     with trio.fail_after(20.0):
         while True:
-            found = [await hits_on(node) for node in nodes]
-            if all(sorted(hit.id for hit in hits) == ids for hits in found):
-                break
+            first, *rest = [await hits_on(node) for node in nodes]
+            if sorted(hit.id for hit in first) == ids and all(hits == first for hits in rest):
+                return
             await trio.sleep(0.02)
-    assert all(hits == found[0] for hits in found)
 
 
 # ---- what is promised of one node ------------------------------------------------------------
