@@ -12,7 +12,7 @@ import trio
 from swarmd.base.ids import NodeId, node_id_of
 from swarmd.mesh.transports.memory import MemoryNetwork
 from swarmd.state.blobs.config import BlobsConfig
-from swarmd.state.blobs.messages import hash_of
+from swarmd.state.blobs.naming import hash_of
 from swarmd.state.blobs.service import Blobs, open_blobs
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from swarmd.base.errors import CorruptFile, InsufficientCopies, TooLarge
 from swarmd.base.ids import NodeId, node_id_of
-from swarmd.state.blobs.machine import AHEAD, STRIKES, Fetching
+from swarmd.state.blobs.machine import STRIKES, Fetching
 from swarmd.state.blobs.manifest import Manifest, decode_manifest, encode_manifest
-from swarmd.state.blobs.messages import PINS_MAX, Pin, PinnedBlob, hash_of
+from swarmd.state.blobs.messages import PINS_MAX, Pin, PinnedBlob
+from swarmd.state.blobs.naming import hash_of, name_of
 from swarmd.state.blobs.pins import copies_of, decode_pins, encode_pins, joined, pinned, unpinned
 from swarmd.state.blobs.placing import (
     Kept,
@@ -42,24 +45,8 @@ def test_a_holder_has_one_chunk_under_way_and_no_chunk_comes_twice() -> None:
     assert not fetching.offer(A)
     fetching.offer(B)
     assert [taken(fetching, A), taken(fetching, B)] == [[0], [1]]
-    fetching.arrived(A, 1)
-    assert taken(fetching, A) == [], "that was another one's"
-    fetching.arrived(A, 0)
-    assert fetching.got(0)
+    fetching.got(A, 0)
     assert taken(fetching, A) == [2]
-
-
-def test_nobody_is_asked_far_ahead_of_what_is_hashed() -> None:
-    fetching = Fetching(1_000)
-    fetching.offer(A)
-    count = 0
-    while (index := fetching.take(A)) is not None:
-        fetching.arrived(A, index)
-        fetching.got(index)
-        count += 1
-    assert count == AHEAD
-    fetching.hashed(5)
-    assert fetching.take(A) == AHEAD
 
 
 def test_what_a_holder_failed_at_goes_to_others_first() -> None:
@@ -84,28 +71,13 @@ def test_who_fails_again_and_again_or_sends_what_is_wrong_is_asked_no_more() -> 
     assert fetching.holders == []
 
 
-def test_a_chunk_that_does_not_fit_is_asked_of_others() -> None:
-    fetching = Fetching(2)
-    for holder in (A, B):
-        fetching.offer(holder)
-    assert [fetching.take(A), fetching.take(B)] == [0, 1]
-    fetching.arrived(A, 0)
-    assert fetching.take(B) is None, "it is looked at"
-    fetching.refused(A, 0)
-    assert not fetching.offer(A)
-    fetching.arrived(B, 1)
-    assert fetching.take(B) == 0
-
-
 def test_what_an_earlier_try_left_is_not_asked_for() -> None:
     fetching = Fetching(5, present=[0, 1, 3])
     fetching.offer(A)
-    assert fetching.take(A) == 2
-    fetching.arrived(A, 2)
-    assert fetching.take(A) == 4
-    assert not fetching.got(3)
     for index in (2, 4):
-        fetching.got(index)
+        assert fetching.take(A) == index
+        fetching.got(A, index)
+    assert fetching.take(A) is None
     assert fetching.is_complete
 
 
@@ -113,14 +85,12 @@ def test_what_an_earlier_try_left_is_not_asked_for() -> None:
 def test_every_transfer_ends_whatever_fails_as_long_as_somebody_lasts(seed: int) -> None:
     """Goal: no order of answers and failures loses a chunk, asks for one twice at once, or stalls.
 
-    Method: three holders, random answers, failures and late answers of lost holders; one stays.
+    Method: three holders, random answers and failures; one stays.
     """
     rng = random.Random(seed)
     fetching = Fetching(rng.randrange(1, 200))
-    under_way: list[tuple[NodeId, int]] = []
-    late: list[tuple[NodeId, int]] = []
+    under_way: dict[NodeId, int] = {}
     done: set[int] = set()
-    hashed = 0
     for step in itertools.count():
         assert step < 20_000, "it stalls"
         if fetching.is_complete:
@@ -131,29 +101,20 @@ def test_every_transfer_ends_whatever_fails_as_long_as_somebody_lasts(seed: int)
             index = fetching.take(holder)
             if index is not None:
                 assert index not in done
-                assert index not in [number for _, number in under_way]
-                assert hashed <= index < hashed + AHEAD
-                under_way.append((holder, index))
+                assert index not in under_way.values()
+                under_way[holder] = index
         if under_way and rng.random() < 0.7:
-            both = (under_way, late)[bool(late) and rng.random() < 0.2]
-            holder, index = both.pop(rng.randrange(len(both)))
-            if both is under_way and holder != A and rng.random() < 0.1:
-                fetching.arrived(holder, index)
-                fetching.refused(holder, index)
-                late += [one for one in under_way if one[0] == holder]
-                under_way = [one for one in under_way if one[0] != holder]
+            holder = rng.choice(sorted(under_way))
+            index = under_way.pop(holder)
+            if holder != A and rng.random() < 0.1:
+                fetching.lose(holder, for_good=True)
                 continue
-            fetching.arrived(holder, index)
-            assert fetching.got(index) == (index not in done)
+            fetching.got(holder, index)
             done.add(index)
-            while hashed in done:
-                hashed += 1
-            fetching.hashed(hashed)
-        if rng.random() < 0.05:
-            gone = rng.choice((B, C))
+        gone = rng.choice((B, C))
+        if rng.random() < 0.05 and fetching.is_asked(gone):
             fetching.lose(gone)
-            late += [one for one in under_way if one[0] == gone]
-            under_way = [one for one in under_way if one[0] != gone]
+            under_way.pop(gone, None)
     assert done == set(range(fetching.count))
 
 
@@ -264,17 +225,34 @@ def test_pins_are_bounded_and_end() -> None:
 
 
 def test_files_beside_blobs_come_back_and_damage_shows() -> None:
-    manifest = Manifest(NAME, 300_000, b"1" * 32 + b"2" * 32)
+    hashes = b"1" * 32 + b"2" * 32
+    manifest = Manifest(name_of(hashes), 300_000, hashes)
     blob = PinnedBlob(NAME, 300_000, (Pin("ann", 2, 5_000, 1),))
-    assert decode_manifest(encode_manifest(manifest), source="x") == manifest
+    read_manifest = partial(decode_manifest, blob_hash=manifest.hash, size=300_000)
+    assert read_manifest(encode_manifest(manifest), source="x") == manifest
     assert decode_pins(encode_pins(blob), source="x") == blob
-    for raw, read in (
-        (encode_manifest(manifest), decode_manifest),
+    cases: list[tuple[bytes, Callable[..., object]]] = [
+        (encode_manifest(manifest), read_manifest),
         (encode_pins(blob), decode_pins),
-    ):
+    ]
+    for raw, read in cases:
         for at in range(len(raw)):
             damaged = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
             with pytest.raises(CorruptFile):
                 read(damaged, source="x")
         with pytest.raises(CorruptFile):
             read(raw[:-1], source="x")
+
+
+def test_a_manifest_is_what_its_blob_is_named_by() -> None:
+    hashes = b"1" * 32 + b"2" * 32
+    name = name_of(hashes)
+    assert Manifest(name, 300_000, hashes).is_true
+    assert not Manifest(name, 300_000, hashes[32:] + hashes[:32]).is_true
+    assert not Manifest(name, 300_000, hashes[:-1]).is_true
+    assert not Manifest(name, 600_000, hashes).is_true
+    assert not Manifest(name, -1, b"").is_true
+    assert not Manifest(NAME, 300_000, hashes).is_true
+    assert Manifest(NAME, 5, NAME).is_true
+    assert not Manifest(NAME, 5, name).is_true
+    assert Manifest(hash_of(b""), 0, b"").is_true

@@ -14,9 +14,7 @@ from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import BLOB_CHUNKS
 from swarmd.state.blobs.holding import Holding, following
 from swarmd.state.blobs.intake import read_chunk_file
-from swarmd.state.blobs.manifest import chunks_in
 from swarmd.state.blobs.messages import (
-    HASH_BYTES,
     LISTED_MAX,
     MANIFEST_PART_HASHES,
     ChunkAsk,
@@ -35,6 +33,7 @@ from swarmd.state.blobs.messages import (
     Taking,
     Told,
 )
+from swarmd.state.blobs.naming import HASH_BYTES, chunks_in
 
 _log = get_logger("blobs")
 _HANDLERS_MAX: Final = 128

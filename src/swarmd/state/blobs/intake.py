@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from swarmd.base.errors import CorruptFile, DiskFault
 from swarmd.base.limits import BLOB_CHUNK_BYTES
 from swarmd.base.sealed_file import Sealer
 from swarmd.state.blobs.chunkfile import ChunkReader, ChunkWriter
-from swarmd.state.blobs.manifest import Manifest, chunks_in
-from swarmd.state.blobs.messages import HASH_BYTES, hash_of
+from swarmd.state.blobs.manifest import Manifest
+from swarmd.state.blobs.naming import Hasher, chunks_in, name_of
 
 
 class Intake:
@@ -19,20 +18,19 @@ class Intake:
     def __init__(self, writer: ChunkWriter) -> None:
         self.size = 0
         self._writer = writer
-        self._whole = hashlib.blake2b(digest_size=HASH_BYTES)
-        self._hashes: list[bytes] = []
+        self._hasher = Hasher()
 
     def add_file(self, data: bytes) -> None:
         """Some whole chunks, or the last one. Raises DiskFault."""
-        self._whole.update(data)
+        self._hasher.update(data)
         for start in range(0, len(data), BLOB_CHUNK_BYTES):
             chunk = data[start : start + BLOB_CHUNK_BYTES]
-            self._hashes.append(hash_of(chunk))
-            self._writer.write(len(self._hashes) - 1, chunk)
+            self._writer.write((self.size + start) // BLOB_CHUNK_BYTES, chunk)
         self.size += len(data)
 
     def manifest(self) -> Manifest:
-        return Manifest(self._whole.digest(), self.size, b"".join(self._hashes))
+        hashes = self._hasher.hashes()
+        return Manifest(name_of(hashes), self.size, hashes)
 
 
 class Check:
@@ -42,24 +40,22 @@ class Check:
         self._hash = blob_hash
         self._size = size
         self._known = known
-        self._whole = hashlib.blake2b(digest_size=HASH_BYTES)
-        self._hashes: list[bytes] = []
+        self._next = 0
+        self._hasher = Hasher()
 
     @property
     def is_done(self) -> bool:
-        return len(self._hashes) == chunks_in(self._size)
+        return self._next == chunks_in(self._size)
 
     def go_on_file(self, reader: ChunkReader, count: int) -> int:
         """Read the next chunks: how many bytes. Raises CorruptFile, DiskFault."""
         total = 0
-        for index in range(
-            len(self._hashes), min(len(self._hashes) + count, chunks_in(self._size))
-        ):
+        for index in range(self._next, min(self._next + count, chunks_in(self._size))):
             data = reader.read(index)
             total += len(data)
-            self._hashes.append(hash_of(data))
+            self._next += 1
             if self._known is None:
-                self._whole.update(data)
+                self._hasher.update(data)
             elif not self._known.fits(index, data):
                 raise CorruptFile(f"chunk {index} does not fit its hash")
         return total
@@ -68,9 +64,10 @@ class Check:
         """Raises CorruptFile."""
         if self._known is not None:
             return self._known
-        if self._whole.digest() != self._hash:
+        manifest = Manifest(self._hash, self._size, self._hasher.hashes())
+        if not manifest.is_true:
             raise CorruptFile("the whole does not fit its hash")
-        return Manifest(self._hash, self._size, b"".join(self._hashes))
+        return manifest
 
 
 def read_good_file(reader: ChunkReader, manifest: Manifest, index: int, count: int) -> list[bytes]:

@@ -1,13 +1,11 @@
 """One transfer: which chunk is asked of whom, and when it is over. Pure.
 
-The shell shows what happens (`offer`, `lose`, `arrived`, `got`, `refused`, `hashed`) and asks for
-each holder's next chunk (`take`). The rules:
+The shell shows what happens (`offer`, `lose`, `got`) and asks for each holder's next chunk
+(`take`). The rules:
 
 - A holder has one chunk under way, and is asked for the next one when that is written: what a kill
   can lose, and has to come again, is one chunk of each holder. Faster holders carry more by
   themselves, and one that hangs holds up no more than that chunk.
-- Nobody is asked for a chunk more than `AHEAD` beyond the first that is not hashed yet: chunks wait
-  in memory for the hash of the whole, which goes through them in order.
 - What a holder failed at goes back in front, for others. Who sent a wrong chunk is asked no more in
   this transfer, nor is who failed `STRIKES` times.
 - No chunk is asked for twice at once, and none again that is here.
@@ -21,7 +19,6 @@ from typing import Final
 
 from swarmd.base.ids import NodeId
 
-AHEAD: Final = 32
 STRIKES: Final = 3
 
 
@@ -41,7 +38,6 @@ class Fetching:
         self.present_count = sum(self._present)
         self._next = 0
         self._again: list[int] = []
-        self._hashed = 0
         self._under_way: dict[NodeId, int | None] = {}
         self._strikes: dict[NodeId, int] = {}
 
@@ -66,8 +62,6 @@ class Fetching:
 
     def lose(self, holder: NodeId, *, for_good: bool = False) -> None:
         """A node is gone, or failed: others get what it was asked for."""
-        if holder not in self._under_way:
-            return  # Another of its chunks said so.
         self._strikes[holder] = STRIKES if for_good else self._strikes.get(holder, 0) + 1
         index = self._under_way.pop(holder)
         if index is not None:
@@ -83,40 +77,20 @@ class Fetching:
     def is_asked(self, holder: NodeId) -> bool:
         return holder in self._under_way
 
-    def arrived(self, holder: NodeId, index: int) -> None:
-        """A chunk came and is written: its holder can be asked for another one meanwhile."""
-        if self._under_way.get(holder) == index:
-            self._under_way[holder] = None
-
-    def refused(self, holder: NodeId, index: int) -> None:
-        """A chunk that arrived is not what it should be: its holder is asked for none any more."""
-        heapq.heappush(self._again, index)
-        self.lose(holder, for_good=True)
-
-    def got(self, index: int) -> bool:
-        """A chunk that arrived was verified. False: it is not news."""
-        if self._present[index]:
-            return False
+    def got(self, holder: NodeId, index: int) -> None:
+        """The chunk that a holder had under way is here, verified and written."""
+        assert self._under_way[holder] == index
+        assert not self._present[index]
+        self._under_way[holder] = None
         self._present[index] = 1
         self.present_count += 1
-        return True
-
-    def hashed(self, until: int) -> None:
-        """The hash of the whole has gone through all chunks below `until`."""
-        assert until >= self._hashed
-        self._hashed = until
 
     def _pick(self) -> int | None:
-        bound = min(self.count, self._hashed + AHEAD)
-        while self._again:
-            if self._again[0] >= bound:
-                return None
-            index = heapq.heappop(self._again)
-            if not self._present[index]:
-                return index
+        if self._again:
+            return heapq.heappop(self._again)
         while self._next < self.count and self._present[self._next]:
             self._next += 1
-        if self._next >= bound:
+        if self._next >= self.count:
             return None
         self._next += 1
         return self._next - 1

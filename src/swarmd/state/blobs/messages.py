@@ -15,7 +15,6 @@ Lists: `ListAsk` -> `Listing`, page after page.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated
 
 import msgspec
@@ -30,18 +29,13 @@ from swarmd.base.limits import (
     NAME_BYTES_MAX,
     STREAMED_BYTES_MAX,
 )
+from swarmd.state.blobs.naming import HASH_BYTES
 from swarmd.wire.codec import Family, Message
 
-HASH_BYTES = 32
 MISSING_MAX = 1_000
 Hash = Annotated[bytes, Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
 Size = Annotated[int, Meta(ge=0, le=BLOB_BYTES_MAX)]
 Chunk = Annotated[bytes, Meta(max_length=BLOB_CHUNK_BYTES)]
-
-
-def hash_of(data: bytes) -> bytes:
-    """The name of a blob: BLAKE2b-256 of its bytes."""
-    return hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
 
 
 class BlobRef(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
