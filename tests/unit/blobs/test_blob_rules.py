@@ -11,7 +11,7 @@ import pytest
 
 from swarmd.base.errors import CorruptFile, InsufficientCopies, TooLarge
 from swarmd.base.ids import NodeId, node_id_of
-from swarmd.state.blobs.machine import STRIKES, Fetching
+from swarmd.state.blobs.machine import RUN_CHUNKS, STRIKES, Fetching, Run
 from swarmd.state.blobs.manifest import Manifest, decode_manifest, encode_manifest
 from swarmd.state.blobs.messages import PINS_MAX, Pin, PinnedBlob
 from swarmd.state.blobs.naming import hash_of, name_of
@@ -35,28 +35,90 @@ NODES: list[NodeId] = ranked(NAME, [A, B, C, D, E])
 # ---- transfers ------------------------------------------------------------------------
 
 
-def taken(fetching: Fetching, holder: NodeId) -> list[int]:
-    return list(iter(lambda: fetching.take(holder), None))
+def carry(fetching: Fetching, holder: NodeId, count: int) -> list[int]:
+    """Have a holder send `count` chunks: which."""
+    done: list[int] = []
+    while len(done) < count and (run := fetching.take(holder)) is not None:
+        goes_on = True
+        while goes_on and len(done) < count:
+            done.append(run.index)
+            goes_on = fetching.got(holder)
+    return done
 
 
-def test_a_holder_has_one_chunk_under_way_and_no_chunk_comes_twice() -> None:
-    fetching = Fetching(100)
+def test_a_holder_sends_a_run_and_another_one_the_next() -> None:
+    fetching = Fetching(3 * RUN_CHUNKS)
     assert fetching.offer(A)
     assert not fetching.offer(A)
     fetching.offer(B)
-    assert [taken(fetching, A), taken(fetching, B)] == [[0], [1]]
-    fetching.got(A, 0)
-    assert taken(fetching, A) == [2]
+    assert fetching.take(A) == Run(0, RUN_CHUNKS)
+    assert fetching.take(B) == Run(RUN_CHUNKS, 2 * RUN_CHUNKS)
+    for index in range(RUN_CHUNKS):
+        assert not fetching.has(index)
+        assert fetching.got(A) == (index < RUN_CHUNKS - 1)
+        assert fetching.has(index)
+    assert fetching.take(A) == Run(2 * RUN_CHUNKS, 3 * RUN_CHUNKS)
+
+
+def test_who_has_nothing_to_do_takes_half_of_what_another_has_not_begun() -> None:
+    fetching = Fetching(10)
+    for holder in (A, B, C):
+        fetching.offer(holder)
+    first = fetching.take(A)
+    second = fetching.take(B)
+    assert (first, second) == (Run(0, 5), Run(5, 10))
+    third = fetching.take(C)
+    assert (first, second, third) in (
+        (Run(0, 3), Run(5, 10), Run(3, 5)),
+        (Run(0, 5), Run(5, 8), Run(8, 10)),
+    )
+
+
+def test_one_that_hangs_holds_up_no_more_than_the_chunk_that_it_has_under_way() -> None:
+    fetching = Fetching(2 * RUN_CHUNKS)
+    fetching.offer(A)
+    fetching.offer(B)
+    hung = fetching.take(A)
+    done = carry(fetching, B, 2 * RUN_CHUNKS)
+    assert sorted(done) == list(range(1, 2 * RUN_CHUNKS))
+    assert fetching.take(B) is None
+    assert hung == Run(0, 1)
+    assert not fetching.got(A), "its run ends here now"
+    assert fetching.is_complete
+
+
+def test_faster_holders_carry_more() -> None:
+    """Goal: whatever the speeds, all end at about the same time.
+
+    Method: A sends nine chunks in the time in which B sends one.
+    """
+    fetching = Fetching(1_000)
+    done: dict[NodeId, int] = {A: 0, B: 0}
+    runs: dict[NodeId, bool] = {A: False, B: False}
+    for holder in (A, B):
+        fetching.offer(holder)
+    for step in itertools.count():
+        assert step < 1_130, "one waits for the other"
+        if fetching.is_complete:
+            break
+        holder = B if step % 10 == 0 else A
+        if not runs[holder]:
+            runs[holder] = fetching.take(holder) is not None
+        if runs[holder]:
+            runs[holder] = fetching.got(holder)
+            done[holder] += 1
+    assert 80 <= done[B] <= 120, done
 
 
 def test_what_a_holder_failed_at_goes_to_others_first() -> None:
-    fetching = Fetching(100)
+    fetching = Fetching(10 * RUN_CHUNKS)
     fetching.offer(A)
     fetching.offer(B)
-    lost = taken(fetching, A)
+    fetching.take(A)
+    fetching.got(A)
     fetching.lose(A)
     assert not fetching.is_asked(A)
-    assert taken(fetching, B) == lost
+    assert fetching.take(B) == Run(1, RUN_CHUNKS)
 
 
 def test_who_fails_again_and_again_or_sends_what_is_wrong_is_asked_no_more() -> None:
@@ -72,25 +134,36 @@ def test_who_fails_again_and_again_or_sends_what_is_wrong_is_asked_no_more() -> 
 
 
 def test_what_an_earlier_try_left_is_not_asked_for() -> None:
-    fetching = Fetching(5, present=[0, 1, 3])
+    fetching = Fetching(6, present=[0, 1, 3])
     fetching.offer(A)
-    for index in (2, 4):
-        assert fetching.take(A) == index
-        fetching.got(A, index)
-    assert fetching.take(A) is None
+    assert carry(fetching, A, 9) == [2, 4, 5]
     assert fetching.is_complete
+
+
+def test_a_chunk_that_was_begun_is_the_first_of_a_run() -> None:
+    fetching = Fetching(6, present=[0], begun={3: 1})
+    fetching.offer(A)
+    assert fetching.take(A) == Run(1, 3)
+    fetching.got(A)
+    assert not fetching.got(A)
+    assert fetching.take(A) == Run(3, 6, 1)
+    fetching.again(A)
+    assert fetching.take(A) == Run(3, 6), "from its beginning now, and nobody is blamed"
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_every_transfer_ends_whatever_fails_as_long_as_somebody_lasts(seed: int) -> None:
     """Goal: no order of answers and failures loses a chunk, asks for one twice at once, or stalls.
 
-    Method: three holders, random answers and failures; one stays.
+    Method: three holders, some chunks here or begun, random failures; one holder stays.
     """
     rng = random.Random(seed)
-    fetching = Fetching(rng.randrange(1, 200))
-    under_way: dict[NodeId, int] = {}
-    done: set[int] = set()
+    count = rng.randrange(1, 300)
+    present = set(rng.sample(range(count), rng.randrange(count)))
+    begun = {i: 1 for i in range(count) if i not in present and rng.random() < 0.1}
+    fetching = Fetching(count, present, begun)
+    runs: dict[NodeId, Run] = {}
+    done = set(present)
     for step in itertools.count():
         assert step < 20_000, "it stalls"
         if fetching.is_complete:
@@ -98,23 +171,27 @@ def test_every_transfer_ends_whatever_fails_as_long_as_somebody_lasts(seed: int)
         for holder in (A, B, C):
             if holder == A or rng.random() < 0.3:
                 fetching.offer(holder)
-            index = fetching.take(holder)
-            if index is not None:
-                assert index not in done
-                assert index not in under_way.values()
-                under_way[holder] = index
-        if under_way and rng.random() < 0.7:
-            holder = rng.choice(sorted(under_way))
-            index = under_way.pop(holder)
-            if holder != A and rng.random() < 0.1:
-                fetching.lose(holder, for_good=True)
+            if holder not in runs and fetching.is_asked(holder):
+                run = fetching.take(holder)
+                if run is not None:
+                    runs[holder] = run
+        parts = [index for run in runs.values() for index in range(run.index, run.end)]
+        assert len(parts) == len(set(parts))
+        assert done.isdisjoint(parts)
+        for holder in sorted(runs):
+            if rng.random() < 0.5:
                 continue
-            fetching.got(holder, index)
-            done.add(index)
-        gone = rng.choice((B, C))
-        if rng.random() < 0.05 and fetching.is_asked(gone):
-            fetching.lose(gone)
-            under_way.pop(gone, None)
+            index = runs[holder].index
+            if runs[holder].begun and rng.random() < 0.5:
+                del runs[holder]
+                fetching.again(holder)
+            elif holder != A and rng.random() < 0.1:
+                del runs[holder]
+                fetching.lose(holder, for_good=rng.random() < 0.3)
+            else:
+                done.add(index)
+                if not fetching.got(holder):
+                    del runs[holder]
     assert done == set(range(fetching.count))
 
 

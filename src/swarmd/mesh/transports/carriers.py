@@ -51,7 +51,7 @@ REASONS: Final[dict[How, str]] = {
 }
 # Nobody is excused for longer than this, whatever it says.
 QUIET_S_MAX: Final = 30
-_BUFFER_BYTES: Final = 64 * KIB
+_BUFFER_BYTES: Final = 256 * KIB
 _LENGTH_BYTES: Final = 4
 _GOODBYE_BYTES: Final = 3
 

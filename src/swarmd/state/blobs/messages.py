@@ -7,7 +7,8 @@ Leaving: `MissingAsk` -> `Missing`, page after page, from a voter that knows all
 
 Blobs of users travel on a plane of their own, in chunks of 256 KiB:
 Holders: `HeldAsk` -> `Held`, which of these blobs are there, whole, and with which pins.
-Transfer: `ManifestAsk` -> `ManifestPart`, then `ChunkAsk` -> `ChunkData`, many at once.
+Transfer: `ManifestAsk` -> `ManifestPart`; then `RunAsk` -> `RunPiece` after `RunPiece`, a chunk's
+bytes at most on their way: the taker lets as many more be sent as it has written.
 Copies: `Take` -> `Taking` while it fetches the blob itself, then `Taken`: whole and durable.
 Pins: `Told` -> `Noted`. Damage: `Doubt`, which is not answered: look at your copy.
 Lists: `ListAsk` -> `Listing`, page after page.
@@ -15,7 +16,7 @@ Lists: `ListAsk` -> `Listing`, page after page.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -26,6 +27,7 @@ from swarmd.base.limits import (
     BLOB_CHUNK_BYTES,
     BLOB_CHUNKS_MAX,
     BLOB_COPIES_MAX,
+    BLOB_PIECE_BYTES,
     NAME_BYTES_MAX,
     STREAMED_BYTES_MAX,
 )
@@ -105,8 +107,8 @@ ASKED_MAX = 64
 PINS_MAX = 16
 LISTED_MAX = 64
 MANIFEST_PART_HASHES = 16_384
+CHUNK_PIECES = BLOB_CHUNK_BYTES // BLOB_PIECE_BYTES
 StreamedSize = Annotated[int, Meta(ge=0, le=STREAMED_BYTES_MAX)]
-Index = Annotated[int, Meta(ge=0, lt=BLOB_CHUNKS_MAX)]
 Milliseconds = Annotated[int, Meta(ge=0, le=2**53)]
 
 
@@ -157,14 +159,18 @@ class ManifestPart(Message, frozen=True, tag=4):
     hashes: Annotated[bytes, Meta(max_length=MANIFEST_PART_HASHES * HASH_BYTES)]
 
 
-class ChunkAsk(Message, frozen=True, tag=5):
+class RunAsk(Message, frozen=True, tag=5):
+    """Send `count` pieces of 128 KiB from number `first` on, in order; the last may be shorter."""
+
+    window: ClassVar[int] = CHUNK_PIECES
+
     hash: Hash
-    index: Index
+    first: Annotated[int, Meta(ge=0, lt=BLOB_CHUNKS_MAX * CHUNK_PIECES)]
+    count: Annotated[int, Meta(ge=1, le=BLOB_CHUNKS_MAX * CHUNK_PIECES)]
 
 
-class ChunkData(Message, frozen=True, tag=6):
-    index: Index
-    data: Chunk
+class RunPiece(Message, frozen=True, tag=6):
+    data: Annotated[bytes, Meta(max_length=BLOB_PIECE_BYTES)]
 
 
 class Take(Message, frozen=True, tag=7):
@@ -216,8 +222,8 @@ BULK = Family(
     Held,
     ManifestAsk,
     ManifestPart,
-    ChunkAsk,
-    ChunkData,
+    RunAsk,
+    RunPiece,
     Take,
     Taking,
     Taken,

@@ -1,8 +1,10 @@
 """One blob on its way to this node, from whoever has it. What to ask of whom: `machine.Fetching`.
 
-Chunks come from several holders at once. Each is verified and written where it belongs before its
-holder is asked for the next one. What an earlier try left on the disk is read, verified and not
-fetched again: after a kill one chunk of each holder comes twice at most.
+Chunks come from several holders at once. Each holder sends those of its run one after the other, in
+pieces, and each piece is written where it belongs as it comes. A holder may send as much more as
+was written, so no more of it than a chunk is ever on its way. What an earlier try left on the disk
+is read, verified and not fetched again, and a chunk that was begun is gone on with: after a kill
+one chunk of each holder comes twice at most.
 
 Somebody may read the blob while it comes (`chunk`). When nobody follows any more it is cancelled,
 and what has come stays for the next try.
@@ -11,6 +13,7 @@ and what has come stays for the next try.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -27,12 +30,22 @@ from swarmd.base.errors import (
     Unreachable,
 )
 from swarmd.base.ids import NodeId, short
+from swarmd.base.limits import BLOB_PIECE_BYTES
 from swarmd.base.sealed_file import Sealer
+from swarmd.mesh.link import Streamed
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.chunkfile import ChunkWriter
-from swarmd.state.blobs.machine import Fetching
+from swarmd.state.blobs.intake import Arriving
+from swarmd.state.blobs.machine import Fetching, Run
 from swarmd.state.blobs.manifest import Manifest
-from swarmd.state.blobs.messages import ChunkAsk, ChunkData, Doubt, ManifestAsk, ManifestPart
+from swarmd.state.blobs.messages import (
+    CHUNK_PIECES,
+    Doubt,
+    ManifestAsk,
+    ManifestPart,
+    RunAsk,
+    RunPiece,
+)
 from swarmd.state.blobs.naming import HASH_BYTES, chunk_size, chunks_in
 
 _log = get_logger("blobs")
@@ -52,6 +65,8 @@ class Asking(Protocol):
     def disk(self) -> trio.CapacityLimiter: ...
 
     async def ask(self, peer: NodeId, message: Any, timeout_s: float | None = None) -> Any: ...
+
+    def stream(self, peer: NodeId, message: Any) -> AbstractAsyncContextManager[Streamed]: ...
 
     def tell(self, peer: NodeId, message: Any) -> None: ...
 
@@ -175,23 +190,26 @@ class Transfer:
         self._writer = await self._in_thread(
             lambda: ChunkWriter(self._path, self.size, self._sealer, resume=True)
         )
-        present = await self._in_thread(self._scan_file)
-        self._fetching = Fetching(self._manifest.count, present)
+        self._fetching = await self._in_thread(self._scan_file)
         self._wake()
 
-    def _scan_file(self) -> list[int]:
-        """Which chunks are there."""
+    def _scan_file(self) -> Fetching:
+        """What is there does not come again."""
         writer = self._writer
         assert writer is not None
+        present: list[int] = []
+        begun: dict[int, int] = {}
         try:
             end = chunks_in(self._path.stat().st_size)
         except OSError as error:
             raise DiskFault(f"cannot read {self._path}: {error.strerror}") from error
-        return [
-            index
-            for index in range(min(end, self._manifest.count))
-            if self._manifest.fits(index, writer.read(index, chunk_size(self.size, index)))
-        ]
+        for index in range(min(end, self._manifest.count)):
+            size = chunk_size(self.size, index)
+            if self._manifest.fits(index, writer.read(index, size)):
+                present.append(index)
+            elif BLOB_PIECE_BYTES <= (written := writer.begun(index, size)) < size:
+                begun[index] = written // BLOB_PIECE_BYTES
+        return Fetching(self._manifest.count, present, begun)
 
     async def _fetch(self) -> None:
         failure: list[SwarmError] = []
@@ -237,39 +255,61 @@ class Transfer:
             await self._changed.wait()
 
     async def _ask_one(self, holder: NodeId) -> None:
-        """One chunk after the other of one holder. Raises DiskFault."""
+        """One run after the other of one holder. Raises DiskFault."""
         while not self._fetching.is_complete and self._fetching.is_asked(holder):
-            index = self._fetching.take(holder)
-            if index is None:
+            run = self._fetching.take(holder)
+            if run is None:
                 await self._changed.wait()
-            else:
-                await self._ask(holder, index)
-                self._wake()
+                continue
+            first = run.index * CHUNK_PIECES + run.begun
+            count = min(run.end * CHUNK_PIECES, -(-self.size // BLOB_PIECE_BYTES)) - first
+            async with AsyncExitStack() as stack:
+                try:
+                    answers = await stack.enter_async_context(
+                        self._node.stream(holder, RunAsk(self.hash, first, count))
+                    )
+                except SwarmError as error:
+                    self._lose(holder, error)
+                else:
+                    await self._receive(holder, run, answers)
+            self._wake()
 
-    async def _ask(self, holder: NodeId, index: int) -> None:
-        """Fetch one chunk, verify it and write it."""
-        try:
-            answer = await self._node.ask(holder, ChunkAsk(self.hash, index))
-            if not isinstance(answer, ChunkData) or answer.index != index:
-                raise RemoteError("a node answered another question")
-        except SwarmError as error:
-            _log.debug("chunk not fetched", peer=short(holder), code=error.code)
-            self._fetching.lose(holder, for_good=not isinstance(error, TimedOut | Unreachable))
-            return
-        if await self._in_thread(self._keep_file, index, answer.data):
-            self._fetching.got(holder, index)
-            return
+    async def _receive(self, holder: NodeId, run: Run, answers: Streamed) -> None:
+        """Take the chunks of a run until it ends, another holder's begins, or something fails."""
+        assert self._writer is not None
+        token = trio.lowlevel.current_trio_token()
+
+        def written(count: int) -> None:
+            token.run_sync_soon(answers.done, count)
+
+        goes_on = True
+        while goes_on:
+            chunk = Arriving(self._writer, self._manifest, run.index, run.begun)
+            while chunk.missing:
+                try:
+                    chunk.add(_pieces(await answers.some(chunk.missing)))
+                except SwarmError as error:
+                    self._lose(holder, error)
+                    return
+                await self._in_thread(chunk.keep_file, written)
+            goes_on = self._judge(holder, chunk)
+            self._wake()
+
+    def _judge(self, holder: NodeId, chunk: Arriving) -> bool:
+        """A chunk has come. True: its holder goes on with the next one."""
+        if chunk.fits:
+            return self._fetching.got(holder)
+        if chunk.begun:
+            self._fetching.again(holder)
+            return False
         _log.warning("a chunk was wrong", blob=short(self.hash), holder=short(holder))
         self._node.tell(holder, Doubt(self.hash))
         self._fetching.lose(holder, for_good=True)
+        return False
 
-    def _keep_file(self, index: int, data: bytes) -> bool:
-        """Write a chunk if it is what it should be."""
-        assert self._writer is not None
-        if not self._manifest.fits(index, data):
-            return False
-        self._writer.write(index, data)
-        return True
+    def _lose(self, holder: NodeId, error: SwarmError) -> None:
+        _log.debug("chunks not fetched", peer=short(holder), why=error.message)
+        self._fetching.lose(holder, for_good=not isinstance(error, TimedOut | Unreachable))
 
     async def _in_thread(self, call: Callable[..., Any], *args: Any) -> Any:
         return await trio.to_thread.run_sync(call, *args, limiter=self._node.disk)
@@ -277,6 +317,13 @@ class Transfer:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+
+def _pieces(messages: list[Any]) -> list[bytes]:
+    """What pieces hold. Raises RemoteError."""
+    if not messages or not all(isinstance(one, RunPiece) for one in messages):
+        raise RemoteError("a node answered another question")
+    return [one.data for one in messages]
 
 
 def _nobody(blob_hash: bytes, certain: bool) -> SwarmError:
