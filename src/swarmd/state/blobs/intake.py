@@ -71,23 +71,28 @@ class Arriving:
         self._waiting += pieces
 
     def keep_file(self, written: Callable[[int], None]) -> None:
-        """Write what has come, tell how many pieces that were, then hash them. Raises DiskFault."""
+        """Write what has come, and tell how many pieces that were; then hash it. Raises DiskFault.
+
+        Each piece is told of before it is hashed, so that the next is on its way meanwhile.
+        """
         if not self._writer.takes_parts and self.missing:
             return
         pieces, self._waiting = self._waiting, []
-        begun = self._written if not self._hashed else 0
-        if self._writer.takes_parts:
-            for data in pieces:
+        if not self._hashed and self._written:
+            self._hash(self._writer.read(self.index, self._written))
+        if not self._writer.takes_parts:
+            self._writer.write(self.index, b"".join(pieces))
+            written(len(pieces))
+        for data in pieces:
+            if self._writer.takes_parts:
                 self._writer.write_part(self.index, self._written, data)
                 self._written += len(data)
-        else:
-            self._writer.write(self.index, b"".join(pieces))
-        written(len(pieces))
-        if begun:
-            pieces.insert(0, self._writer.read(self.index, begun))
-        for data in pieces:
-            self._hasher.update(data)
-            self._hashed += len(data)
+                written(1)
+            self._hash(data)
+
+    def _hash(self, data: bytes) -> None:
+        self._hasher.update(data)
+        self._hashed += len(data)
 
 
 class Check:
