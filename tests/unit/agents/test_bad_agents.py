@@ -343,7 +343,8 @@ from pathlib import Path
 from swarmd.agents.config import AgentsConfig
 from swarmd.agents.supervisor import AttemptRun, open_supervisor
 from swarmd.base.clock import BootClock
-from swarmd.state.blobs.messages import BlobRef, hash_of
+from swarmd.state.blobs.messages import BlobRef
+from swarmd.state.blobs.naming import hash_of
 
 class Source:
     async def folder_of(self, bundle):
