@@ -266,10 +266,11 @@ def epochs() -> Iterator[Target]:
 def _shared_memory() -> Iterator[Target]:
     """What any member may have put into the strong store where shared memory is."""
     value, flight = Stored(b"\x01", "me", 5, b"n"), Flight(State.DONE, "me", b"n", 7, b"\x01")
+    namespace = Namespace(bytes_max=4_096, change=1, ttl_ms=9, readers=("viewer", "key:ci"))
     for name, decode, record in (
         ("value", decode_value, encode_ending(value, 9)),
         ("flight", decode_flight, encode_ending(flight, 9)),
-        ("namespace", decode_namespace, msgspec.msgpack.encode(Namespace())),
+        ("namespace", decode_namespace, msgspec.msgpack.encode(namespace)),
     ):
         yield Target(
             f"memory.{name}",

@@ -178,3 +178,32 @@ def _knows_of(daemon: Daemon, key: str, cells: int) -> bool:
             return len(client.crdt_inspect("default", key).cells) == cells
         except SwarmError:
             return False
+
+
+def test_a_policy_is_declared_and_every_node_follows(swarm: LocalSwarm) -> None:
+    n1, n2, n3 = swarm.daemons
+    said = typed(n1, "namespace", "create", "traces", "--ttl", "1h", "--bytes", "64KiB")
+    assert said == "traces is eventual, of 64 KiB, for 1 h, on every node\n"
+    typed(n2, "set", "k", "v", "-n", "traces")
+    wait_until("the value", lambda: value_on(n3, "k", "traces") == "v", timeout_s=5.0)
+    assert "60 min" in typed(n3, "list", "-n", "traces")
+    typed(n2, "namespace", "set", "traces", "--ttl", "never", "--type", "string")
+    for one in (n1, n3):
+        wait_until("the policy", partial(_follows, one, "of type string"), timeout_s=5.0)
+        refused = typed(one, "set", "k", "--json-value", "7", "-n", "traces", code=1)
+        assert "is of the type string, not int: nothing changed" in refused
+    assert "did you mean traces?" in typed(n1, "namespace", "set", "trace", "--ttl", "1m", code=1)
+    wrong = typed(n1, "namespace", "set", "traces", "--reader", "opertor", code=2)
+    assert "did you mean operator?" in wrong
+    assert "say what to change" in typed(n1, "namespace", "set", "traces", code=2)
+    n3.kill()
+    n3.start()
+    wait_until("an answer", lambda: _is_up(n3))
+    wait_until("the policy", partial(_follows, n3, "of type string"), timeout_s=5.0)
+    [shown] = json.loads(typed(n3, "namespace", "list", "--json"))
+    assert (shown["name"], shown["type"], shown["ttl_s"]) == ("traces", "string", 0.0)
+    print(typed(n1, "namespace", "list"))
+
+
+def _follows(daemon: Daemon, words: str) -> bool:
+    return words in typed(daemon, "namespace", "show", "traces")

@@ -345,9 +345,7 @@ async def _open_memory(
     )
     async with (
         open_memory(me, eventual, store, clock, alive) as memory,
-        open_cache(
-            me, memory, eventual, store, clock, derive(node.rng, "cache"), alive
-        ) as services.cache,
+        open_cache(me, memory, store, clock, derive(node.rng, "cache")) as services.cache,
     ):
         services.memory = memory
         async with trio.open_nursery() as nursery:

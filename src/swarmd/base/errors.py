@@ -119,6 +119,12 @@ class NamespaceInUse(Conflict):
     code = "namespace_in_use"
 
 
+class PolicyConflict(Conflict):
+    """A namespace of shared memory holds what the policy does not allow. Nothing changed."""
+
+    code = "policy_conflict"
+
+
 class NotACache(Conflict):
     """The namespace of shared memory holds values that no cache may evict. Nothing changed."""
 

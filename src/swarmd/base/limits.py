@@ -78,6 +78,10 @@ MEMORY_STRONG_VALUE_BYTES_MAX: Final = VALUE_BYTES_MAX - 4 * KIB
 MEMORY_NAMESPACES_MAX: Final = 1_000
 CACHE_ENTRIES_MAX: Final = 1_000_000
 CACHE_BYTES_MAX: Final = 16 * 1024 * MIB
+# Of a namespace that is no cache; and who may read and write in one, by name.
+NAMESPACE_BYTES_MIN: Final = 1 * KIB
+NAMESPACE_WHO_MAX: Final = 32
+NAMESPACE_WHO_CHARS_MAX: Final = 160
 
 # Secrets. One is a text of an environment; all that one agent is given fits an answer.
 SECRETS_MAX: Final = 1_000

@@ -332,6 +332,23 @@ class Duration(click.ParamType[float]):
         return read_duration_s(value)
 
 
+class Size(click.ParamType[int]):
+    """Bytes, written with a unit."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        if isinstance(value, int):
+            return value
+        units = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "B": 1}
+        text = value.strip()
+        unit = next((one for one in units if text.endswith(one)), "")
+        number = text.removesuffix(unit).strip()
+        if not (number.isascii() and number.isdigit()):
+            self.fail(f"{value!r} is not a size: expected like 4096, 512KiB, 64MiB or 1GiB")
+        return int(number) * units.get(unit, 1)
+
+
 class Ttl(Duration):
     """How long a lease lasts."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -112,22 +112,80 @@ class MemoryCalls(Requests):
         return self._get(_namespace_path(namespace), MemoryNamespace)
 
     def memory_namespace_create(
-        self, namespace: str, consistency: str, *, entries_max: int = 0, bytes_max: int = 0
+        self,
+        namespace: str,
+        consistency: str,
+        *,
+        entries_max: int = 0,
+        bytes_max: int = 0,
+        ttl_s: float = 0.0,
+        type: str = "any",
+        readers: Sequence[str] = (),
+        writers: Sequence[str] = (),
     ) -> MemoryNamespace:
         """Make a namespace; repeating it changes nothing. A strong one takes a few seconds.
 
         Args:
             consistency: `eventual` or `strong`; it stays that.
-            entries_max, bytes_max: it is a cache, which holds so much.
+            entries_max: it is a cache, which holds so many values.
+            bytes_max, ttl_s, type, readers, writers: see `memory_namespace_change`.
 
         Raises:
             NamespaceExists, NamespaceInUse: nothing changed.
             NoQuorum: whether it was made is unknown.
         """
-        bounds = {"entries_max": entries_max, "bytes_max": bytes_max}
-        body = {"consistency": consistency, **bounds}
+        body = {
+            "consistency": consistency,
+            "entries_max": entries_max,
+            "bytes_max": bytes_max,
+            "ttl_s": ttl_s,
+            "type": type,
+            "readers": list(readers),
+            "writers": list(writers),
+        }
         path = _namespace_path(namespace)
         return self._call("PUT", path, body, kind=MemoryNamespace, safe=True)
+
+    def memory_namespace_change(
+        self,
+        namespace: str,
+        *,
+        ttl_s: float | None = None,
+        entries_max: int | None = None,
+        bytes_max: int | None = None,
+        type: str | None = None,
+        readers: Sequence[str] | None = None,
+        writers: Sequence[str] | None = None,
+        evict: bool = False,
+    ) -> MemoryNamespace:
+        """Change the policy of a namespace; what is None stays. Nodes follow within seconds.
+
+        Args:
+            ttl_s: when a value ends whose writer does not say that, in seconds; 0: never.
+            entries_max: of a cache, how many values it holds.
+            bytes_max: how much it holds; 0: any. What was written longest ago goes first, of a
+                cache what was used longest ago.
+            type: of what type values are: `string`, `number`, `integer`, `boolean`, `array`,
+                `object`, `any`.
+            readers, writers: who alone may; roles, `key:NAME`, `user:UID`; empty: everybody whom
+                their rules let.
+            evict: let a bound take away what is too much.
+
+        Raises:
+            BadRequest, NotFound, PolicyConflict, WouldLoseData: nothing changed.
+            NoQuorum: whether it changed is unknown; repeat it.
+        """
+        given = {
+            "ttl_s": ttl_s,
+            "entries_max": entries_max,
+            "bytes_max": bytes_max,
+            "type": type,
+            "readers": None if readers is None else list(readers),
+            "writers": None if writers is None else list(writers),
+        }
+        body = {field: value for field, value in given.items() if value is not None}
+        path = _namespace_path(namespace)
+        return self._call("PATCH", path, {**body, "evict": evict}, kind=MemoryNamespace, safe=True)
 
     # ---- values that are computed once -----------------------------------------------
 

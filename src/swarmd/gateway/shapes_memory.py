@@ -101,8 +101,16 @@ class MemoryNamespace(Struct, frozen=True, kw_only=True):
     consistency: str
     """`eventual` or `strong`."""
     entries_max: int
-    """More than 0: it is a cache, of so many values and `bytes_max` bytes."""
+    """More than 0: it is a cache, of so many values."""
     bytes_max: int
+    """How many bytes it may hold; 0: any. What was used, or written, longest ago goes first."""
+    ttl_s: float
+    """When a value ends whose writer does not say that; 0: never."""
+    type: str
+    """Of what type values are, as JSON Schema calls them, or `any`."""
+    readers: list[str]
+    """Who alone may read: roles, `key:NAME`, `user:UID`; empty: everybody whom their rules let."""
+    writers: list[str]
     created_by: str
     created_at_ms: int
     node: str

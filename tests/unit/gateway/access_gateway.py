@@ -124,7 +124,10 @@ def ask(
 
 @contextmanager
 def guarded_gateway(
-    folder: Path, services: Services | None = None, **settings: Any
+    folder: Path,
+    services: Services | None = None,
+    gateway: type[LiveGateway] = LiveGateway,
+    **settings: Any,
 ) -> Iterator[Guarded]:
     services = services or make_services(folder)
     store = services.store
@@ -139,7 +142,7 @@ def guarded_gateway(
         return open_access(store, Admissions(), NODE_KEY, services.clock, make_rng(b"access"))
 
     with (
-        LiveGateway(services, config, access=access) as live,
+        gateway(services, config, access=access) as live,
         Client(live.socket) as admin,
     ):
         yield Guarded(live, admin, store, port, tls_port)

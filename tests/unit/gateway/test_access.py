@@ -109,6 +109,7 @@ WHO: dict[str, set[str]] = {
     "GET /api/v1/memory-namespaces": LOOK,
     "GET /api/v1/memory-namespaces/{namespace}": LOOK,
     "PUT /api/v1/memory-namespaces/{namespace}": DO,
+    "PATCH /api/v1/memory-namespaces/{namespace}": DO,
     "POST /api/v1/memory-compute/{namespace}/{key:path}": DO,
     "PUT /api/v1/memory-compute/{namespace}/{key:path}": DO,
     "GET /api/v1/memory/{namespace}": LOOK,

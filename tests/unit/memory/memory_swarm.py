@@ -104,7 +104,7 @@ class MemorySwarm:
                 everyone=lambda: ids,
             ) as eventual,
             open_memory(me, eventual, self.store, clock, alive) as memory,
-            open_cache(me, memory, eventual, self.store, clock, make_rng(number), alive) as cache,
+            open_cache(me, memory, self.store, clock, make_rng(number)) as cache,
         ):
             yield Station(memory, cache, eventual)
 

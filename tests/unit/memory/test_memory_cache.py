@@ -22,10 +22,11 @@ from swarmd.base.errors import (
 )
 from swarmd.base.limits import MEMORY_STRONG_VALUE_BYTES_MAX
 from swarmd.memory.cache.machine import KEPT_MS, Claim, Decision, Fail, Found, Take, Wait, decide
-from swarmd.memory.cache.service import ENTRIES_MAX, LEASE_S, USED, Hit, Turn
-from swarmd.memory.cache.usage import Usage
+from swarmd.memory.cache.service import ENTRIES_MAX, LEASE_S, Hit, Turn
+from swarmd.memory.kv.bounds import USED
 from swarmd.memory.kv.eventual import BUCKET
 from swarmd.memory.kv.records import Consistency, Flight, State
+from swarmd.memory.kv.usage import Usage
 
 Clock = trio.testing.MockClock
 NS = "built"
@@ -419,7 +420,7 @@ async def test_a_full_cache_lets_go_what_was_used_longest_ago_on_any_node(
 async def test_nothing_is_kept_of_many_values_that_go_at_once(
     autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("swarmd.memory.cache.service._WRITES_MAX", 5)
+    monkeypatch.setattr("swarmd.memory.kv.bounds._WRITES_MAX", 5)
     async with memory_swarm(2) as swarm:
         a, b = swarm.stations
         keys = [f"k{number:02}" for number in range(20)]
@@ -460,8 +461,8 @@ async def test_what_is_no_cache_is_not_walked_through(
         for number in range(100):
             await station.memory.set("plain", f"k{number}", 1, by="")
         looked: list[str] = []
-        monkeypatch.setattr(station.cache, "_look_at", looked.append)
-        await station.cache._look_at_all()
+        monkeypatch.setattr(station.memory.bounds, "_look_at", looked.append)
+        await station.memory.bounds._look_at_all()
         assert sorted(looked) == [f"{NS}/k0", f"{NS}/k1"]
 
 

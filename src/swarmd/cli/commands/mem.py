@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,7 @@ import click
 from swarmd.base.errors import TaskFailed
 from swarmd.cli.common import (
     Duration,
+    Size,
     SwarmGroup,
     Wait,
     open_client,
@@ -39,6 +41,7 @@ _NAMESPACE = click.option(
         "swarmctl mem set plan --json-value '{\"step\": 3}' --ttl 1h -n crew",
         "swarmctl mem watch -n crew",
         "swarmctl mem namespace create ledger --consistency strong",
+        "swarmctl mem namespace set crew --ttl 7d --bytes 64MiB",
         "swarmctl mem compute report --ttl 1h -- ./make-report",
     ],
 )
@@ -176,26 +179,80 @@ def watch(prefix: str, since: str, namespace: str) -> None:
 
 # ---- namespaces -----------------------------------------------------------------------
 
+_TYPES = ["any", "string", "number", "integer", "boolean", "array", "object"]
+_ANYBODY = "anybody"
+_EXAMPLES = [
+    "swarmctl mem namespace create ledger --consistency strong",
+    "swarmctl mem namespace create built --cache-values 1000 --cache-bytes 16MiB",
+    "swarmctl mem namespace create traces --ttl 1d --bytes 256MiB",
+    "swarmctl mem namespace create salaries --reader key:payroll --writer operator",
+]
+_SETTING = [
+    "swarmctl mem namespace set traces --ttl 7d",
+    "swarmctl mem namespace set traces --bytes 64MiB --evict",
+    "swarmctl mem namespace set salaries --reader key:payroll --reader operator",
+    "swarmctl mem namespace set salaries --reader anybody --ttl never",
+]
 
-@mem.group(
-    cls=SwarmGroup,
-    examples=[
-        "swarmctl mem namespace create ledger --consistency strong",
-        "swarmctl mem namespace create built --cache-values 1000 --cache-bytes 16777216",
-        "swarmctl mem namespace list",
-    ],
-)
+
+class _Ttl(Duration):
+    """A length of time; `never` is 0."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        return 0.0 if value in ("never", 0.0) else super().convert(value, param, ctx)
+
+
+class _Bound(Size):
+    """A size; `any` is 0."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        return 0 if value == "any" else super().convert(value, param, ctx)
+
+
+def _policy(command: Callable[..., None]) -> Callable[..., None]:
+    """With the options that say what a policy is."""
+    for option in (
+        click.option(
+            "--writer",
+            "writers",
+            metavar="WHO",
+            multiple=True,
+            help="Who alone may write; repeat it for more.",
+        ),
+        click.option(
+            "--reader",
+            "readers",
+            metavar="WHO",
+            multiple=True,
+            help="Who alone may read: a role, key:NAME, user:UID, or anybody.",
+        ),
+        click.option(
+            "--type", "type_", type=click.Choice(_TYPES), help="Take values of this type alone."
+        ),
+        click.option(
+            "--bytes",
+            "bytes_max",
+            type=_Bound(),
+            metavar="SIZE",
+            help="Hold so much; what was written longest ago goes first. Or: any.",
+        ),
+        click.option(
+            "--ttl",
+            type=_Ttl(),
+            metavar="TIME",
+            help="When values end that do not say it, like 15m or 7d. Or: never.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@mem.group(cls=SwarmGroup, examples=[*_EXAMPLES, _SETTING[0], "swarmctl mem namespace list"])
 def namespace() -> None:
-    """What namespaces promise. One that nobody made is eventual."""
+    """What namespaces promise. One that nobody made is eventual, and anybody's."""
 
 
-@namespace.command(
-    "create",
-    examples=[
-        "swarmctl mem namespace create ledger --consistency strong",
-        "swarmctl mem namespace create built --cache-values 1000 --cache-bytes 16777216",
-    ],
-)
+@namespace.command("create", examples=_EXAMPLES)
 @click.argument("name")
 @click.option(
     "--consistency",
@@ -205,22 +262,84 @@ def namespace() -> None:
     help="Strong: every read and write asks a majority.",
 )
 @click.option("--cache-values", metavar="N", type=int, default=0, help="A cache of so many values.")
-@click.option("--cache-bytes", metavar="N", type=int, default=0, help="And so many bytes. [64 MiB]")
-def create(name: str, consistency: str, cache_values: int, cache_bytes: int) -> None:
-    """Make the namespace NAME, for ever. It must hold nothing yet.
+@click.option(
+    "--cache-bytes", metavar="SIZE", type=Size(), default=0, help="And so many bytes. [64MiB]"
+)
+@_policy
+def create(
+    name: str,
+    consistency: str,
+    cache_values: int,
+    cache_bytes: int,
+    ttl: float | None,
+    bytes_max: int | None,
+    type_: str | None,
+    readers: tuple[str, ...],
+    writers: tuple[str, ...],
+) -> None:
+    """Make the namespace NAME. It must hold nothing yet.
 
-    From a cache what was used longest ago goes when it is full; see `swarmctl mem compute`.
+    What kind it is stays for ever; `swarmctl mem namespace set` changes the rest. From a cache what
+    was used longest ago goes when it is full; see `swarmctl mem compute`.
     """
+    if bytes_max and (cache_values or cache_bytes):
+        raise click.UsageError("of a cache --cache-bytes is the bound: leave --bytes out")
     if cache_values and not cache_bytes:
         cache_bytes = _CACHE_BYTES
     with open_client() as client:
         made = client.memory_namespace_create(
-            name, consistency, entries_max=cache_values, bytes_max=cache_bytes
+            name,
+            consistency,
+            entries_max=cache_values,
+            bytes_max=cache_bytes or bytes_max or 0,
+            ttl_s=ttl or 0.0,
+            type=type_ or "any",
+            readers=_who(readers) or (),
+            writers=_who(writers) or (),
         )
     if wants_json():
         print_json(made)
     else:
         say(f"{name} is {_kind(made)}, on every node")
+
+
+@namespace.command("set", examples=_SETTING)
+@click.argument("name")
+@click.option("--cache-values", metavar="N", type=int, help="Of a cache: hold so many values.")
+@_policy
+@click.option("--evict", is_flag=True, help="Let --bytes take away what is too much already.")
+def set_policy(
+    name: str,
+    cache_values: int | None,
+    ttl: float | None,
+    bytes_max: int | None,
+    type_: str | None,
+    readers: tuple[str, ...],
+    writers: tuple[str, ...],
+    evict: bool,
+) -> None:
+    """Change the policy of the namespace NAME; what is not given stays.
+
+    Every node in reach follows within seconds. Values that are there keep the end that they have.
+    """
+    given = (ttl, bytes_max, type_, cache_values)
+    if not readers and not writers and all(one is None for one in given):
+        raise click.UsageError("say what to change: --ttl, --bytes, --type, --reader, --writer")
+    with open_client() as client:
+        made = client.memory_namespace_change(
+            name,
+            ttl_s=ttl,
+            entries_max=cache_values,
+            bytes_max=bytes_max,
+            type=type_,
+            readers=_who(readers),
+            writers=_who(writers),
+            evict=evict,
+        )
+    if wants_json():
+        print_json(made)
+    else:
+        say(f"{name} is {_kind(made)}")
 
 
 @namespace.command("list", examples=["swarmctl mem namespace list"])
@@ -237,13 +356,21 @@ def list_namespaces() -> None:
             one.consistency,
             str(one.entries_max or ""),
             size(one.bytes_max) if one.bytes_max else "",
+            time_left(one.ttl_s * 1_000) if one.ttl_s else "",
+            "" if one.type == "any" else one.type,
+            printable(" ".join(one.readers)),
+            printable(" ".join(one.writers)),
             printable(one.created_by),
             str(one.left_over or ""),
         ]
         for one in found
     ]
-    head = ["NAMESPACE", "CONSISTENCY", "CACHE VALUES", "BYTES", "MADE BY", "LEFT OVER"]
-    click.echo(table(head, rows, whole=1))
+    head = ["NAMESPACE", "CONSISTENCY", "CACHE VALUES", "BYTES", "TTL", "TYPE", "READERS"]
+    head += ["WRITERS", "MADE BY", "LEFT OVER"]
+    # A column that says nothing of any is left out.
+    kept = [n for n in range(len(head)) if n < 2 or any(row[n] for row in rows)]
+    shown = [[row[n] for n in kept] for row in rows]
+    click.echo(table([head[n] for n in kept], shown, whole=1))
     if any(one.left_over for one in found):
         warn("left over: written by nodes that were cut off when the namespace was made")
 
@@ -260,10 +387,28 @@ def show(name: str) -> None:
         click.echo(f"{name} is {_kind(found)}")
 
 
+def _who(names: tuple[str, ...]) -> tuple[str, ...] | None:
+    """None: nothing is said of it."""
+    if _ANYBODY in names:
+        return ()
+    return names or None
+
+
 def _kind(one: MemoryNamespace) -> str:
+    kind = one.consistency
     if one.entries_max:
-        return f"a cache of {one.entries_max} values and {size(one.bytes_max)}"
-    return one.consistency
+        kind = f"a cache of {one.entries_max} values and {size(one.bytes_max)}"
+    elif one.bytes_max:
+        kind += f", of {size(one.bytes_max)}"
+    if one.ttl_s:
+        kind += f", for {time_left(one.ttl_s * 1_000)}"
+    if one.type != "any":
+        kind += f", each value of type {one.type}"
+    if one.readers:
+        kind += f", read by {', '.join(map(printable, one.readers))} alone"
+    if one.writers:
+        kind += f", written by {', '.join(map(printable, one.writers))} alone"
+    return kind
 
 
 # ---- values that are computed once ----------------------------------------------------

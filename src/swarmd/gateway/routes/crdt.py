@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
+from swarmd.gateway.access.among import READ, require_in
 from swarmd.gateway.access.gate import caller_of
 from swarmd.gateway.context import ApiRoute, Context
 from swarmd.gateway.http import answer
@@ -25,8 +26,10 @@ class CrdtRoutes:
     async def inspect(self, request: Request) -> Response:
         """A key's cells as this node knows them."""
         namespace, key = request.path_params["namespace"], request.path_params["key"]
-        caller_of(request).require("memory:read", namespace)
-        found = await self._services.need(self._services.memory).inspect(namespace, key)
+        caller, memory = caller_of(request), self._services.need(self._services.memory)
+        caller.require(READ, namespace)
+        require_in(caller, READ, namespace, await memory.namespaces.of(namespace))
+        found = await memory.inspect(namespace, key)
         name_of = self._services.name_of
         return answer(
             request,

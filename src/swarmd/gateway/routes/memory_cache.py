@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from swarmd.base.errors import ComputeReplaced
+from swarmd.gateway.access.among import READ, WRITE, require_in
 from swarmd.gateway.access.gate import caller_of
 from swarmd.gateway.context import ApiRoute, Context, Watches
 from swarmd.gateway.http import Items, Stream, answer
@@ -60,7 +61,7 @@ class MemoryCacheRoutes:
 
     async def turn(self, request: Request) -> Stream:
         """The value, or the caller's turn to compute it, for as long as it reads this."""
-        namespace, key = _asked(request)
+        namespace, key = await self._asked(request, READ, WRITE)
         body = await self._context.read(request, TurnBody)
         items = self._items(namespace, key, caller_of(request).name, body)
         return self._context.stream(request, items, items_max=_ITEMS_MAX)
@@ -84,7 +85,7 @@ class MemoryCacheRoutes:
 
     async def finish(self, request: Request) -> Response:
         """Keep what was computed, or tell those who wait why it was not."""
-        namespace, key = _asked(request)
+        namespace, key = await self._asked(request, WRITE)
         body = await self._context.read(request, ResultBody)
         by, cache = caller_of(request).name, self._cache()
         if body.error is not None:
@@ -100,8 +101,12 @@ class MemoryCacheRoutes:
     def _cache(self) -> Cache:
         return self._services.need(self._services.cache)
 
-
-def _asked(request: Request) -> tuple[str, str]:
-    namespace, key = request.path_params["namespace"], request.path_params["key"]
-    caller_of(request).require("memory:write", namespace)
-    return namespace, key
+    async def _asked(self, request: Request, *permissions: str) -> tuple[str, str]:
+        """Raises Forbidden: of the rules it takes one that lets write, of the namespace each."""
+        namespace, key = request.path_params["namespace"], request.path_params["key"]
+        caller = caller_of(request)
+        caller.require(WRITE, namespace)
+        record = await self._services.need(self._services.memory).namespaces.of(namespace)
+        for permission in permissions:
+            require_in(caller, permission, namespace, record)
+        return namespace, key

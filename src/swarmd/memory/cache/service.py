@@ -1,4 +1,4 @@
-"""A cache over the swarm: who computes what, and what goes when a cache is full.
+"""A cache over the swarm: who computes what.
 
 Values are eventual: a hit is a read of this node's memory, with or without a majority. Who computes
 is agreed upon in the strong store, so a miss takes a majority. Rules:
@@ -7,15 +7,12 @@ is agreed upon in the strong store, so a miss takes a majority. Rules:
   taken under the fence of its record alone: a late one is refused, and kept nowhere.
 - Others wait for that record, told by one watch for the whole node, and take the value from it: so
   nobody needs the eventual store to be quick.
-- Reads are remembered in memory. A key that was used is told to other nodes once a minute at most,
-  by a key of its own, in the background.
-- Whoever puts a value in removes what is then too much. The living node with the lowest id looks
-  after the rest.
+- What goes when a cache is full is `memory.kv.bounds`' business.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -42,9 +39,7 @@ from swarmd.base.lapse import kill_after_s, renew_after_s
 from swarmd.base.limits import MEMORY_STRONG_VALUE_BYTES_MAX, MIB
 from swarmd.base.rng import Rng, derive
 from swarmd.memory.cache.machine import KEPT_MS, Claim, Fail, Found, Take, Wait, decide
-from swarmd.memory.cache.usage import Usage
-from swarmd.memory.kv.eventual import BUCKET
-from swarmd.memory.kv.namespaces import BUCKET as NAMESPACES
+from swarmd.memory.kv.policies import check_value, ttl_of
 from swarmd.memory.kv.port import Entry
 from swarmd.memory.kv.records import (
     Consistency,
@@ -60,10 +55,6 @@ from swarmd.memory.kv.rules import author, ttl_ms
 from swarmd.memory.kv.service import SharedMemory
 from swarmd.memory.kv.strong import StrongStore
 from swarmd.observe.log import get_logger
-from swarmd.state.crdt.clock import ms_of
-from swarmd.state.crdt.service import Eventual
-from swarmd.state.crdt.types.registers import winner
-from swarmd.state.crdt.types.values import Assign, Remove
 from swarmd.state.raft.messages import (
     MEMORY_FLIGHT_PREFIX,
     Compare,
@@ -76,19 +67,12 @@ from swarmd.state.raft.messages import (
 from swarmd.state.recipes.news import News
 from swarmd.wire.codec import pack, unpack
 
-# When keys of caches were used: the value says nothing, its stamp does.
-USED: Final = "memory-used"
 ENTRIES_MAX: Final = 10_000
 BYTES_MAX: Final = 64 * MIB
 LEASE_S: Final = 6.0
 # What a caller may take to compute, and to wait.
 COMPUTE_S: Final = 300.0
 COMPUTE_MAX_S: Final = 3_600.0
-_TELL_USE_MS: Final = 60_000
-_TELLS_MAX: Final = 10_000
-_TURN_S: Final = 2.0
-# How much one turn tells and removes at most.
-_WRITES_MAX: Final = 500
 _RETRY_S: Final = 0.2
 _LEAVING_MAX: Final = 1_000
 _ERROR_CHARS_MAX: Final = 500
@@ -121,21 +105,15 @@ class Cache:
         self,
         me: NodeId,
         memory: SharedMemory,
-        eventual: Eventual,
         store: StrongStore,
         clock: Clock,
-        alive: Callable[[], Sequence[NodeId]],
         rng: Rng,
         nursery: trio.Nursery,
     ) -> None:
-        self._me, self._eventual, self._values = me, eventual, memory.eventual
+        self._me, self._values, self._bounds = me, memory.eventual, memory.bounds
         self._namespaces, self._store = memory.namespaces, store
-        self._clock, self._alive, self._nursery = clock, alive, nursery
+        self._clock, self._nursery = clock, nursery
         self._news = News(store, derive(rng, "news"), MEMORY_FLIGHT_PREFIX)
-        self._usages: dict[str, Usage] = {}
-        # Uses that are to be told, and those that were told of values that are gone.
-        self._untold: dict[str, None] = {}
-        self._orphans: dict[str, None] = {}
         self._leaving = 0
 
     # ---- a value, from here, from somebody who computes it, or from the caller ----------------
@@ -224,10 +202,13 @@ class Cache:
 
         Raises:
             ComputeReplaced: it is somebody else's turn by now; nothing changed.
-            ValueTooLarge, BadRequest: nothing changed; the turn goes on.
+            ValueTooLarge, BadRequest, WrongType: nothing changed; the turn goes on.
             NoQuorum: whether others have it is unknown; repeat it.
         """
         where, packed = flight_key(namespace, key), pack(value)
+        record = await self._namespaces.of(namespace)
+        check_value(namespace, record, value)
+        ttl_s = ttl_of(record, ttl_s)
         if len(packed) > MEMORY_STRONG_VALUE_BYTES_MAX:
             raise ValueTooLarge(
                 f"a cache takes values of {MEMORY_STRONG_VALUE_BYTES_MAX} bytes at most: put it "
@@ -237,8 +218,7 @@ class Cache:
         done = Flight(State.DONE, author(by), self._me, fence, packed)
         await self._settle(where, key, done, kept_ms)
         entry = await self._values.set(namespace, key, value, by=by, ttl_s=ttl_s)
-        self._look_at(f"{namespace}/{key}")
-        await self._evict(namespace)
+        await self._bounds.keep(namespace, key)
         return entry
 
     async def fail(self, namespace: str, key: str, fence: int, why: str, *, by: str) -> None:
@@ -261,7 +241,7 @@ class Cache:
         found = self._values.known(namespace, key)
         if found is None:
             return None
-        self._used(namespace, key)
+        self._bounds.used(namespace, key)
         return Hit(found.value)
 
     async def _be_cache(self, namespace: str) -> Namespace:
@@ -345,127 +325,20 @@ class Cache:
         finally:
             self._leaving -= 1
 
-    # ---- what is used, and what goes -----------------------------------------------------------
-
-    def _used(self, namespace: str, key: str) -> None:
-        """A value was read; nothing is written now."""
-        usage = self._usages.get(namespace)
-        if usage is None:
-            return
-        now_ms = self._clock.wall_ms()
-        before = usage.used(key, now_ms)
-        if (
-            before is not None
-            and now_ms - before >= _TELL_USE_MS
-            and len(self._untold) < _TELLS_MAX
-        ):
-            self._untold[f"{namespace}/{key}"] = None
-
-    async def _follow(self) -> None:
-        with (
-            self._eventual.watch(BUCKET) as values,
-            self._eventual.watch(USED) as uses,
-            self._eventual.watch(NAMESPACES) as made,
-        ):
-            values.lagged = True  # What was there before.
-            while True:
-                if values.lagged or uses.lagged or made.lagged or made.drain():
-                    values.lagged = uses.lagged = made.lagged = False
-                    await self._look_at_all()
-                for name in dict.fromkeys((*values.drain(), *uses.drain())):
-                    self._look_at(name)
-                try:
-                    await self._tell_uses()
-                    if self._me == min((self._me, *self._alive())):
-                        await self._look_after_all()
-                except SwarmError as error:
-                    _log.debug("caches are not looked after now", why=error.message)
-                await trio.sleep(_TURN_S)
-
-    async def _look_at_all(self) -> None:
-        self._usages.clear()
-        for namespace in self._eventual.keys(NAMESPACES):
-            record = self._namespaces.known(namespace)
-            if record is None or not record.is_cache:
-                continue
-            for bucket in (BUCKET, USED):
-                async for name in self._eventual.each_key(bucket, f"{namespace}/"):
-                    self._look_at(name)
-
-    def _look_at(self, name: str) -> None:
-        """See what a key of a cache holds now."""
-        namespace, _, key = name.partition("/")
-        record = self._namespaces.known(namespace)
-        if record is None or not record.is_cache:
-            return
-        usage = self._usages.get(namespace)
-        if usage is None:
-            usage = self._usages[namespace] = Usage(record.entries_max, record.bytes_max)
-        found = winner(self._eventual.cells(BUCKET, name))
-        told = winner(self._eventual.cells(USED, name))
-        self._orphans.pop(name, None)
-        if found is None:
-            usage.forget(key)
-            if told is not None and len(self._orphans) < _TELLS_MAX:
-                self._orphans[name] = None
-            return
-        stamps = [found[1].stamp] if told is None else [found[1].stamp, told[1].stamp]
-        usage.hold(key, len(found[1].value) + len(name), max(map(ms_of, stamps)))
-
-    async def _tell_uses(self) -> None:
-        for name in _some(self._untold):
-            if self._eventual.cells(BUCKET, name):
-                await self._eventual.write(USED, name, Assign(None))
-            del self._untold[name]
-
-    async def _look_after_all(self) -> None:
-        for namespace in list(self._usages):
-            await self._evict(namespace)
-        for name in _some(self._orphans):
-            if not self._eventual.cells(BUCKET, name):
-                await self._eventual.write(USED, name, Remove())
-            self._look_at(name)
-
-    async def _evict(self, namespace: str) -> None:
-        """Remove what is too much of a cache. Raises SwarmError."""
-        usage = self._usages.get(namespace)
-        if usage is None:
-            return
-        for key in usage.excess()[:_WRITES_MAX]:
-            name = f"{namespace}/{key}"
-            found = winner(self._eventual.cells(BUCKET, name))
-            if found is not None:
-                try:
-                    await self._eventual.write(BUCKET, name, Remove(), expects=found[0])
-                except Conflict:
-                    continue  # It was written anew just now.
-            self._look_at(name)
-
 
 @asynccontextmanager
 async def open_cache(
     me: NodeId,
     memory: SharedMemory,
-    eventual: Eventual,
     store: StrongStore,
     clock: Clock,
     rng: Rng,
-    alive: Callable[[], Sequence[NodeId]],
 ) -> AsyncIterator[Cache]:
-    """Serve caches, and keep them within their bounds, for as long as the block runs.
-
-    Args:
-        alive: who is alive, this node not among them.
-    """
+    """Serve caches for as long as the block runs; `memory` keeps them within their bounds."""
     async with trio.open_nursery() as nursery:
-        cache = Cache(me, memory, eventual, store, clock, alive, rng, nursery)
+        cache = Cache(me, memory, store, clock, rng, nursery)
         nursery.start_soon(cache._news.run)
-        nursery.start_soon(cache._follow)
         try:
             yield cache
         finally:
             nursery.cancel_scope.cancel()
-
-
-def _some(names: Iterable[str]) -> list[str]:
-    return [name for name, _ in zip(names, range(_WRITES_MAX), strict=False)]

@@ -1,7 +1,7 @@
-"""Which consistency a namespace has, known to every node and the same for ever.
+"""Which consistency and policy a namespace has, known to every node.
 
 A namespace that nobody made is eventual. To be strong, or a cache, it is made: its record goes into
-the strong store once and is never changed. Rules:
+the strong store, and stays what it is but for its policy. Rules:
 - Each node keeps what it knows of the records in the eventual store, too. So it knows them after a
   restart and without a majority, and a strong namespace is never taken for an eventual one there.
 - A node takes a namespace for eventual only if it asked the strong store for the records within
@@ -9,13 +9,16 @@ the strong store once and is never changed. Rules:
   that it is made, no node in reach of a majority takes it for anything else.
 - Who cannot reach it finds that out once, and goes on asking until there is an answer. Nobody waits
   for that: an eventual namespace needs no majority.
+- Of two records of a namespace the one that was changed more often counts, so it does not matter
+  which a node hears of first. A changed policy is known at once to who is told of it by the
+  eventual store, and within `AGE_MAX_S` to who asks the strong one.
 - One that is cut off from everybody meanwhile may take an eventual write for it. That stays where
   it is: it is no value of the strong namespace, and is told as left over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from math import inf
 from typing import Final
@@ -25,21 +28,22 @@ import trio
 
 from swarmd.base.clock import Clock
 from swarmd.base.errors import (
-    BadRequest,
     Busy,
     CorruptFile,
+    MalformedMessage,
     NamespaceExists,
     NamespaceInUse,
-    NotFound,
     SwarmError,
     TooLarge,
 )
 from swarmd.base.ids import NodeId
-from swarmd.base.limits import CACHE_BYTES_MAX, CACHE_ENTRIES_MAX, MEMORY_NAMESPACES_MAX
+from swarmd.base.limits import MEMORY_NAMESPACES_MAX
 from swarmd.memory.kv.eventual import EventualMemory
+from swarmd.memory.kv.policies import PolicyChange, changed, check_bounds
 from swarmd.memory.kv.records import (
     Consistency,
     Namespace,
+    ValueType,
     decode_namespace,
     namespace_key,
     namespace_of,
@@ -47,7 +51,7 @@ from swarmd.memory.kv.records import (
 from swarmd.memory.kv.rules import author, check_namespace
 from swarmd.memory.kv.strong import StrongStore
 from swarmd.observe.log import get_logger
-from swarmd.state.crdt.service import Eventual
+from swarmd.state.crdt.service import Eventual, KeyWatch
 from swarmd.state.crdt.types.values import Assign
 from swarmd.state.raft.messages import (
     MEMORY_NAMESPACE_PREFIX,
@@ -56,7 +60,7 @@ from swarmd.state.raft.messages import (
     Put,
     Txn,
 )
-from swarmd.wire.codec import encode_struct
+from swarmd.wire.codec import encode_struct, unpack
 
 BUCKET: Final = "namespaces"
 AGE_MAX_S: Final = 2.0
@@ -66,12 +70,18 @@ _RACES_MAX: Final = 8
 _LEFT_OVER_MAX: Final = 1_000
 
 EVENTUAL: Final = Namespace()
+NO_POLICY: Final = PolicyChange()
 
 _log = get_logger("memory")
 
 
+Decide = Callable[[Namespace | None], Awaitable[Namespace]]
+"""The record that shall be, of the one that is; None: nobody made the namespace."""
+
+
 class Namespaces:
     """Args:
+    told: of the bucket `BUCKET`; it is read here alone.
     nursery: asks the strong store behind the back of who reads and writes.
     """
 
@@ -79,14 +89,16 @@ class Namespaces:
         self,
         me: NodeId,
         eventual: Eventual,
+        told: KeyWatch,
         values: EventualMemory,
         store: StrongStore,
         clock: Clock,
         nursery: trio.Nursery,
     ) -> None:
-        self._me, self._eventual, self._values = me, eventual, values
+        self._me, self._eventual, self._told, self._values = me, eventual, told, values
         self._store, self._clock, self._nursery = store, clock, nursery
         self._table: dict[str, Namespace] = {}
+        self._told.lagged = True  # What was there before.
         self._revision = -1
         # When the strong store was last asked that answered; and, while it is asked, whether it has
         # had its time to answer.
@@ -96,13 +108,13 @@ class Namespaces:
     async def of(self, namespace: str) -> Namespace:
         """What a namespace promises. Raises BadRequest."""
         check_namespace(namespace)
-        known = self.known(namespace)
-        if known is not None:
-            return known
         age_s = self._clock.now() - self._asked_at
         if age_s > AGE_MAX_S / 2 and self._asking is None:
             self._asking = trio.Event()
             self._nursery.start_soon(self._ask_until_answered, self._asking)
+        known = self.known(namespace)
+        if known is not None:
+            return known
         if age_s <= AGE_MAX_S or self._asking is None:
             return EVENTUAL
         await self._asking.wait()
@@ -110,22 +122,42 @@ class Namespaces:
 
     def known(self, namespace: str) -> Namespace | None:
         """What this node knows of a namespace without asking."""
-        found = self._table.get(namespace)
-        if found is None and (found := self._remembered(namespace)) is not None:
-            self._table[namespace] = found
-        return found
+        if self._told.lagged or len(self._told):
+            changed = self._told.drain()
+            if self._told.lagged:
+                self._told.lagged = False
+                changed = self._eventual.keys(BUCKET)
+            for name in changed:
+                self._learn(name, self._remembered(name))
+        return self._table.get(namespace)
+
+    def _learn(self, namespace: str, record: Namespace | None) -> None:
+        before = self._table.get(namespace)
+        if record is None:
+            return
+        if before is None or (
+            record.change > before.change and record.consistency is before.consistency
+        ):
+            self._table[namespace] = record
 
     def _remembered(self, namespace: str) -> Namespace | None:
-        try:
-            raw = self._eventual.get(BUCKET, namespace)
-            return msgspec.convert(raw, Namespace)
-        except (NotFound, msgspec.ValidationError):
-            return None  # Or no build of swarmd wrote it.
+        """The record as the eventual store has it: of those that stand there the latest."""
+        found: Namespace | None = None
+        for cell in self._eventual.cells(BUCKET, namespace).values():
+            with suppress(MalformedMessage, msgspec.ValidationError):  # Of no build of swarmd.
+                record = msgspec.convert(unpack(cell.value), Namespace)
+                if found is None or record.change > found.change:
+                    found = record
+        return found
 
     async def all(self) -> Mapping[str, Namespace]:
         """Every namespace that was made, by name. Raises NoQuorum."""
         await self._ask()
         return dict(sorted(self._table.items()))
+
+    def names(self) -> list[str]:
+        """Namespaces that were made, as this node knows."""
+        return sorted(self._table)
 
     async def left_over(self, namespace: str) -> int:
         """Eventual values under the name of a strong namespace, 1,000 at most."""
@@ -140,11 +172,14 @@ class Namespaces:
         by: str,
         entries_max: int = 0,
         bytes_max: int = 0,
+        policy: PolicyChange = NO_POLICY,
     ) -> Namespace:
         """Make a namespace; a strong one takes 2.3 s. To repeat it changes nothing.
 
         Args:
-            entries_max, bytes_max: it is a cache, which holds so much.
+            entries_max: it is a cache, which holds so many values.
+            bytes_max: it holds so much.
+            policy: what else is said of it.
 
         Raises:
             BadRequest: no such bounds.
@@ -153,38 +188,52 @@ class Namespaces:
             TooLarge: there are too many namespaces; nothing changed.
             NoQuorum: whether it was made is unknown; repeat it.
         """
-        check_namespace(namespace)
-        _check_bounds(consistency, entries_max, bytes_max)
-        wanted = Namespace(
+        plain = Namespace(
             consistency, entries_max, bytes_max, author(by), self._clock.wall_ms(), self._me
         )
-        made = await self._record(namespace, wanted)
+        check_bounds(plain)
+        wanted = msgspec.structs.replace(changed(plain, policy), change=0)
+
+        async def unless_there(before: Namespace | None) -> Namespace:
+            if before is None and (await self._values.list(namespace, limit=1))[0]:
+                raise NamespaceInUse(
+                    f"{namespace} holds eventual values: nothing changed; use another name, or "
+                    "delete them first"
+                )
+            return before or wanted
+
+        made = await self.record(namespace, unless_there)
         if made.promises() != wanted.promises():
             raise NamespaceExists(
-                f"{namespace} is {_described(made)} already, and stays that: nothing changed; use "
-                "another name"
+                f"{namespace} is {_described(made)} already: nothing changed; use another name, "
+                "or change its policy"
             )
         if made.is_strong:
             await trio.sleep(AGE_MAX_S + _SPARE_S)
         return made
 
-    async def _record(self, namespace: str, wanted: Namespace) -> Namespace:
-        """The namespace's record, which is `wanted` if there was none."""
+    async def record(self, namespace: str, decide: Decide) -> Namespace:
+        """Have a namespace's record be what `decide` says, which is asked anew if others write.
+
+        Raises:
+            BadRequest, TooLarge, Busy, and what `decide` raises: nothing changed.
+            NoQuorum: whether it changed is unknown.
+        """
+        check_namespace(namespace)
         for _ in range(_RACES_MAX):
             await self._ask()
-            if namespace in self._table:
-                return self._table[namespace]
-            if (await self._values.list(namespace, limit=1))[0]:
-                raise NamespaceInUse(
-                    f"{namespace} holds eventual values: nothing changed; use another name, or "
-                    "delete them first"
-                )
-            if len(self._table) >= MEMORY_NAMESPACES_MAX:
+            before, revision = self._table.get(namespace), self._revision
+            wanted = await decide(before)
+            if wanted == before:
+                return wanted
+            if before is None and len(self._table) >= MEMORY_NAMESPACES_MAX:
                 raise TooLarge(f"there are {MEMORY_NAMESPACES_MAX} namespaces already")
             key = namespace_key(namespace)
-            compares = (Compare(key, 0), Compare(MEMORY_TABLE_KEY, max(self._revision, 0)))
+            compares = [Compare(MEMORY_TABLE_KEY, max(revision, 0))]
+            if before is None:
+                compares.append(Compare(key, 0))
             puts = (Put(key, encode_struct(wanted)), Put(MEMORY_TABLE_KEY, b""))
-            [result] = await self._store.propose([Txn(compares, puts)])
+            [result] = await self._store.propose([Txn(tuple(compares), puts)])
             if result.ok:
                 await self._remember({namespace: wanted})
                 return wanted
@@ -223,7 +272,8 @@ class Namespaces:
     async def _remember(self, table: Mapping[str, Namespace]) -> None:
         self._table.update(table)
         for namespace, record in table.items():
-            if self._remembered(namespace) is None:
+            remembered = self._remembered(namespace)
+            if remembered is None or remembered.change < record.change:
                 await self._eventual.write(BUCKET, namespace, Assign(_plain(record)))
 
 
@@ -231,18 +281,18 @@ def _plain(record: Namespace) -> list[object]:
     return list(msgspec.to_builtins(record, builtin_types=(bytes,)))
 
 
-def _check_bounds(consistency: Consistency, entries_max: int, bytes_max: int) -> None:
-    if not entries_max and not bytes_max:
-        return
-    if consistency is Consistency.STRONG:
-        raise BadRequest("a cache is eventual: nothing changed")
-    if not 0 < entries_max <= CACHE_ENTRIES_MAX or not 0 < bytes_max <= CACHE_BYTES_MAX:
-        raise BadRequest(
-            f"a cache holds 1 to {CACHE_ENTRIES_MAX} values and 1 to {CACHE_BYTES_MAX} bytes"
-        )
-
-
 def _described(record: Namespace) -> str:
+    """What it promises, in words."""
+    found = record.consistency.value
     if record.is_cache:
-        return f"a cache of {record.entries_max} values and {record.bytes_max} bytes"
-    return f"{record.consistency.value}"
+        found = f"a cache of {record.entries_max} values and {record.bytes_max} bytes"
+    elif record.bytes_max:
+        found += f", of {record.bytes_max} bytes"
+    if record.ttl_ms:
+        found += f", values end after {record.ttl_ms / 1_000:g} s"
+    if record.type is not ValueType.ANY:
+        found += f", each is of type {record.type.value}"
+    for who, names in (("readers", record.readers), ("writers", record.writers)):
+        if names:
+            found += f", {who}: {', '.join(names)}"
+    return found

@@ -3,7 +3,8 @@
 Rules:
 - What ends by itself begins with when, as store time in ms (8 bytes; 0: never), so that whoever
   sweeps need not decode it.
-- A namespace's record is written once: it never changes what it promises.
+- A namespace's record never changes its consistency, nor whether it is a cache. What else it says
+  may change, and each change has a higher number than the one before.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from swarmd.base.limits import CACHE_BYTES_MAX, CACHE_ENTRIES_MAX
+from swarmd.base.limits import (
+    CACHE_BYTES_MAX,
+    CACHE_ENTRIES_MAX,
+    NAMESPACE_WHO_CHARS_MAX,
+    NAMESPACE_WHO_MAX,
+)
 from swarmd.memory.kv.rules import encoded, name_of
 from swarmd.state.raft.messages import (
     MEMORY_FLIGHT_PREFIX,
@@ -32,8 +38,33 @@ class Consistency(StrEnum):
     STRONG = "strong"
 
 
+class ValueType(StrEnum):
+    """What values may be, by the names of JSON Schema."""
+
+    ANY = "any"
+    STRING = "string"
+    NUMBER = "number"
+    INTEGER = "integer"
+    BOOLEAN = "boolean"
+    ARRAY = "array"
+    OBJECT = "object"
+
+
+Who = Annotated[
+    tuple[Annotated[str, Meta(min_length=1, max_length=NAMESPACE_WHO_CHARS_MAX)], ...],
+    Meta(max_length=NAMESPACE_WHO_MAX),
+]
+"""Roles and callers, as `gateway.access.among` reads them; none: everybody whom their rules let."""
+
+
 class Namespace(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What a namespace promises. It is a cache if it has bounds."""
+    """What a namespace promises. It is a cache if the number of its values has a bound.
+
+    Args:
+        bytes_max: how much it may hold, 0: any; what goes first, `bounds` says.
+        change: how often the record was changed.
+        ttl_ms: when a value ends of which its writer does not say that; 0: never.
+    """
 
     consistency: Consistency = Consistency.EVENTUAL
     entries_max: Annotated[int, Meta(ge=0, le=CACHE_ENTRIES_MAX)] = 0
@@ -41,6 +72,11 @@ class Namespace(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     created_by: str = ""
     created_ms: int = 0
     node: bytes = b""
+    change: Annotated[int, Meta(ge=0)] = 0
+    ttl_ms: Annotated[int, Meta(ge=0)] = 0
+    type: ValueType = ValueType.ANY
+    readers: Who = ()
+    writers: Who = ()
 
     @property
     def is_strong(self) -> bool:
@@ -50,9 +86,9 @@ class Namespace(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     def is_cache(self) -> bool:
         return self.entries_max > 0
 
-    def promises(self) -> tuple[Consistency, int, int]:
-        """What counts of it."""
-        return self.consistency, self.entries_max, self.bytes_max
+    def promises(self) -> Namespace:
+        """What counts of it, whoever made or changed it."""
+        return msgspec.structs.replace(self, created_by="", created_ms=0, node=b"", change=0)
 
 
 class Stored(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from difflib import get_close_matches
 from typing import Any
 
 import trio
 
 from swarmd.base.clock import Clock
-from swarmd.base.errors import BadRequest
+from swarmd.base.errors import BadRequest, NotFound, PolicyConflict, SwarmError, WouldLoseData
 from swarmd.base.ids import NodeId
+from swarmd.memory.kv.bounds import Bounds
 from swarmd.memory.kv.eventual import EventualMemory
 from swarmd.memory.kv.inspecting import Inspected
+from swarmd.memory.kv.namespaces import BUCKET as NAMESPACES
 from swarmd.memory.kv.namespaces import Namespaces
+from swarmd.memory.kv.policies import (
+    PolicyChange,
+    changed,
+    check_fits,
+    check_value,
+    held_bytes,
+    is_of,
+    ttl_of,
+)
 from swarmd.memory.kv.port import LIST_MAX, Entry, Memory, Watch
-from swarmd.memory.kv.records import flight_key
+from swarmd.memory.kv.records import Namespace, flight_key
+from swarmd.memory.kv.rules import author, size_of
 from swarmd.memory.kv.strong import StrongMemory, StrongStore
 from swarmd.state.crdt.service import Eventual
 from swarmd.state.raft.messages import Delete
@@ -31,10 +44,14 @@ class SharedMemory:
         eventual: EventualMemory,
         strong: StrongMemory,
         namespaces: Namespaces,
+        bounds: Bounds,
         store: StrongStore,
+        me: NodeId,
+        clock: Clock,
     ) -> None:
         self.eventual, self._strong, self._store = eventual, strong, store
-        self.namespaces = namespaces
+        self.namespaces, self.bounds = namespaces, bounds
+        self._me, self._clock = me, clock
 
     async def set(
         self,
@@ -46,8 +63,17 @@ class SharedMemory:
         ttl_s: float | None = None,
         if_version: str | None = None,
     ) -> Entry:
-        memory = await self._of(namespace)
-        return await memory.set(namespace, key, value, by=by, ttl_s=ttl_s, if_version=if_version)
+        record = await self.namespaces.of(namespace)
+        check_value(namespace, record, value)
+        memory, ttl_s = self._by(record), ttl_of(record, ttl_s)
+        if record.bytes_max:
+            size = size_of([value, author(by)])
+            check_fits(namespace, record, held_bytes(f"{namespace}/{key}", size))
+        written = await memory.set(namespace, key, value, by=by, ttl_s=ttl_s, if_version=if_version)
+        if record.bytes_max:
+            with suppress(SwarmError):  # It is written; others remove what is too much.
+                await self.bounds.keep(namespace, key)
+        return written
 
     async def get(self, namespace: str, key: str) -> Entry:
         memory = await self._of(namespace)
@@ -88,10 +114,75 @@ class SharedMemory:
         async with memory.watch(namespace, prefix, since) as watch:
             yield watch
 
+    async def change(
+        self, namespace: str, change: PolicyChange, *, by: str, evict: bool = False
+    ) -> Namespace:
+        """Change the policy of a namespace that was made, or that holds something.
+
+        Every node that reaches a majority follows it within two seconds. Values that are there keep
+        the end that they have.
+
+        Args:
+            evict: let a bound take away what is too much.
+
+        Raises:
+            BadRequest: there is no such policy, or not for such a namespace; nothing changed.
+            NotFound: nobody made the namespace, and it holds nothing.
+            PolicyConflict: it holds a value of another type, as far as this node knows; nothing
+                changed.
+            WouldLoseData: it holds more than the bound, as far as this node knows; nothing changed.
+            NoQuorum: whether it changed is unknown; repeat it.
+        """
+
+        async def decide(before: Namespace | None) -> Namespace:
+            if before is None and not (await self.eventual.list(namespace, limit=1))[0]:
+                raise self._no_namespace(namespace)
+            made = before or Namespace(
+                created_by=author(by), created_ms=self._clock.wall_ms(), node=self._me
+            )
+            wanted = changed(made, change)
+            await self._check_held(namespace, made, wanted, evict=evict)
+            return wanted
+
+        return await self.namespaces.record(namespace, decide)
+
+    def _no_namespace(self, namespace: str) -> NotFound:
+        known = self.namespaces.names()
+        close = get_close_matches(namespace, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else "make it first"
+        return NotFound(f"nobody made the namespace {namespace}, and it holds nothing: {hint}")
+
+    async def _check_held(
+        self, namespace: str, before: Namespace, wanted: Namespace, *, evict: bool
+    ) -> None:
+        """Raises PolicyConflict, WouldLoseData: the namespace holds what it may not."""
+        is_smaller = 0 < wanted.bytes_max < (before.bytes_max or wanted.bytes_max + 1)
+        counts = is_smaller and not evict and not wanted.is_cache
+        if wanted.type is before.type and not counts:
+            return
+        memory, after, more, held = self._by(wanted), "", True, 0
+        while more:
+            entries, more = await memory.list(namespace, after=after)
+            for one in entries:
+                after = one.key
+                held += held_bytes(f"{namespace}/{one.key}", one.size)
+                if not is_of(wanted.type, one.value):
+                    raise PolicyConflict(
+                        f"{one.key!r} in {namespace} is no {wanted.type.value}: nothing changed; "
+                        "delete it, or use another namespace"
+                    )
+        if counts and held > wanted.bytes_max:
+            raise WouldLoseData(
+                f"{namespace} holds {held} bytes, more than {wanted.bytes_max}: nothing changed; "
+                "delete some, or say that what was written longest ago may go"
+            )
+
     async def _of(self, namespace: str) -> Memory:
         """Who keeps a namespace. Raises BadRequest."""
-        found = await self.namespaces.of(namespace)
-        return self._strong if found.is_strong else self.eventual
+        return self._by(await self.namespaces.of(namespace))
+
+    def _by(self, record: Namespace) -> Memory:
+        return self._strong if record.is_strong else self.eventual
 
     async def _forget_flight(self, namespace: str, key: str) -> None:
         """Raises NoQuorum. Who computes it now goes on."""
@@ -114,13 +205,16 @@ async def open_memory(
     Args:
         alive: who is alive, this node not among them.
     """
-    async with trio.open_nursery() as nursery:
-        values = EventualMemory(me, eventual, clock, alive)
-        strong = StrongMemory(me, store, clock)
-        namespaces = Namespaces(me, eventual, values, store, clock, nursery)
-        nursery.start_soon(values.sweep)
-        nursery.start_soon(strong.sweep)
-        try:
-            yield SharedMemory(values, strong, namespaces, store)
-        finally:
-            nursery.cancel_scope.cancel()
+    with eventual.watch(NAMESPACES) as told:
+        async with trio.open_nursery() as nursery:
+            values = EventualMemory(me, eventual, clock, alive)
+            strong = StrongMemory(me, store, clock)
+            namespaces = Namespaces(me, eventual, told, values, store, clock, nursery)
+            bounds = Bounds(me, eventual, namespaces, clock, alive)
+            nursery.start_soon(values.sweep)
+            nursery.start_soon(strong.sweep)
+            nursery.start_soon(bounds.follow)
+            try:
+                yield SharedMemory(values, strong, namespaces, bounds, store, me, clock)
+            finally:
+                nursery.cancel_scope.cancel()

@@ -1,8 +1,8 @@
-"""What one cache holds, and what goes first when that is too much. Pure.
+"""What a bounded namespace holds, and what goes first when that is too much. Pure.
 
-What was used longest ago goes first, as this node knows it: its own reads at once, those of others
-as they tell them, within a minute or so. When there is too much, a twentieth more than that goes,
-so that the next values find room.
+What was used longest ago goes first, as this node knows it. Where reads count as uses, which is in
+caches, its own count at once, those of others as they tell them, within a minute or so. When there
+is too much, a twentieth more than that goes, so that the next values find room.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _SPARE: Final = 20
 
 
 class Usage:
-    """Sizes and last uses of the keys of a cache.
+    """Sizes and last uses of the keys of a namespace.
 
     Args:
         entries_max, bytes_max: how much it may hold.
@@ -29,17 +29,17 @@ class Usage:
         return len(self._keys)
 
     def hold(self, key: str, size: int, used_ms: int) -> None:
-        """The cache holds a key, of `size` bytes; it was used at `used_ms` or later."""
+        """The namespace holds a key, of `size` bytes; it was used at `used_ms` or later."""
         before = self._keys.get(key, (0, 0))
         self.bytes += size - before[0]
         self._keys[key] = (size, max(before[1], used_ms))
 
     def forget(self, key: str) -> None:
-        """The cache holds a key no more."""
+        """The namespace holds a key no more."""
         self.bytes -= self._keys.pop(key, (0, 0))[0]
 
     def used(self, key: str, used_ms: int) -> int | None:
-        """A key was used; when it was before. None: the cache does not hold it."""
+        """A key was used; when it was before. None: the namespace does not hold it."""
         before = self._keys.get(key)
         if before is None:
             return None
