@@ -411,8 +411,11 @@ class CrdtWorld:
     def someone_writes(self) -> None:
         self.write_something(self.rng.choice(self.running()))
 
-    def write_something(self, node: _Node) -> None:
-        key = self.rng.choice((*SETS, *SETS, *COUNTERS, *REGISTERS, *MAPS, *TEXTS, *LISTS))
+    def write_something(self, node: _Node, partial: float = 0.25) -> None:
+        """Have a node write, or so often another to what lives on two nodes."""
+        keys = (*SETS, *SETS, *COUNTERS, *REGISTERS, *MAPS, *TEXTS, *LISTS)
+        bucket = PARTIAL if self.rng.random() < partial else BUCKET
+        key = self.rng.choice([one for one in keys if bucket_of(one) == bucket])
         servers = self.servers(key)
         if not servers:
             self.world.count("nobody_serves")
@@ -677,13 +680,13 @@ def come_back_late(sim: CrdtWorld) -> None:
         sim.world.count("found_late")
         sim.network.cut([node.name], [name for name in sim.nodes if name != node.name])
         for _ in range(8):
-            sim.write_something(node)
+            sim.write_something(node, partial=0.0)
         sim.crash(node.name, "disk_lost")
         sim.heal()
         sim.start(node.name)
         for _ in range(8):
             sim.world.run_for(sim.rng.uniform(0.0, 1.0))
-            sim.write_something(node)
+            sim.write_something(node, partial=0.0)
         sim.world.run_for(CALM_S)
         node.copy = node.lost
     sim.world.count("restored_late")
