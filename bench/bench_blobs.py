@@ -89,9 +89,9 @@ def copy(daemon: Daemon, blob_hash: str) -> None:
 
 
 def resume(swarm: LocalSwarm, file: Path) -> float:
-    """How many chunks were sent twice, of transfers whose takers were killed in their middle.
+    """How much was sent twice, in chunks, of transfers whose takers were killed in their middle.
 
-    The most of some tries. The sender counts a chunk when it has read it, on its way or not.
+    The most of some tries. The sender counts what it puts on its way.
     """
     return max(resent(swarm, file) for _ in range(KILLS))
 
@@ -100,7 +100,7 @@ def resent(swarm: LocalSwarm, file: Path) -> float:
     n1, n2 = swarm.daemons
     make(file)
     blob_hash = n1.json("blob", "put", str(file), "--copies", "1")["hash"]
-    before = n1.sent_chunks()
+    before = n1.sent_blob_bytes()
     with Client(str(n1.socket)) as client:
         items = client.blob_pin(blob_hash, copies=2, ttl_s=3_600)
         next(one for one in items if one.done_bytes > SIZE // 3)
@@ -111,7 +111,7 @@ def resent(swarm: LocalSwarm, file: Path) -> float:
     wait_until("it is whole", lambda: try_copy(n1, blob_hash), timeout_s=60, every_s=0.5)
     for one in swarm.daemons:
         empty(one)
-    return n1.sent_chunks() - before - SIZE / BLOB_CHUNK_BYTES
+    return (n1.sent_blob_bytes() - before - SIZE) / BLOB_CHUNK_BYTES
 
 
 def try_copy(daemon: Daemon, blob_hash: str) -> bool:

@@ -8,6 +8,9 @@ process and asked again. What is nearest is computed by numpy in double precisio
 The part `swarm` asks real daemons with the default configuration: two nodes, of which one is given
 the clustered vectors through its API; then the other is asked, and the first again after it was
 killed, each by a client over its socket.
+
+The part `pgvector` gives the clustered vectors to the embedded index, and in the same run to one in
+PostgreSQL, whose server is started for it and syncs each commit; then that gets an HNSW index.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,11 +34,14 @@ import numpy as np
 import psutil
 import trio
 from localswarm import Daemon, LocalSwarm
+from postgres_server import PostgresServer, postgres_server
 from run import Options
 
 from swarmd.base.errors import SwarmError
 from swarmd.client import Client
 from swarmd.memory.vector.embedded import open_vector_index
+from swarmd.memory.vector.pg_session import Server
+from swarmd.memory.vector.pgvector import open_pgvector_index
 from swarmd.memory.vector.port import VectorIndex
 from swarmd.memory.vector.shapes import (
     Batch,
@@ -68,6 +74,7 @@ ASKED: tuple[dict[str, Any], ...] = (
     {"topic": "t3", "size": {"gte": 250, "lt": 750}},
 )
 READY_TIMEOUT_S = 600.0
+PG_SETTINGS = {"fsync": "on", "shared_buffers": "512MB", "maintenance_work_mem": "512MB"}
 
 
 @dataclass(frozen=True)
@@ -98,17 +105,23 @@ def made(kind: str) -> Data:
 
 
 def run(options: Options) -> Iterator[tuple[str, float]]:
-    for kind in options.only or ("clustered", "unclustered", "swarm"):
+    every = ("clustered", "unclustered", "swarm") + (("pgvector",) if options.full else ())
+    for kind in options.only or every:
         root = Path(tempfile.mkdtemp(prefix="swarmd-bench-"))
         try:
-            yield from swarmed(root) if kind == "swarm" else measured(kind, root)
+            if kind == "swarm":
+                yield from swarmed(root)
+            elif kind == "pgvector":
+                yield from in_postgresql(root)
+            else:
+                yield from measured(kind, root)
         finally:
             shutil.rmtree(root, ignore_errors=True)
 
 
 def measured(kind: str, root: Path) -> Iterator[tuple[str, float]]:
     data = made(kind)
-    rate, late_ms, fresh = trio.run(load_and_ask, data, root / "index")
+    rate, late_ms, fresh = trio.run(load_and_ask, data, open_vector_index(root / "index"))
     yield f"{kind}_inserts_per_s", rate
     yield f"info_{kind}_loop_late_p99_ms", statistics.quantiles(late_ms, n=100)[98]
     nearest = truth(data)
@@ -124,6 +137,49 @@ def measured(kind: str, root: Path) -> Iterator[tuple[str, float]]:
     yield f"info_{kind}_resident_mb", opened["resident_mb"]
     disk = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
     yield f"info_{kind}_disk_mb", disk / 1e6
+
+
+def in_postgresql(root: Path) -> Iterator[tuple[str, float]]:
+    """The embedded index, then one in PostgreSQL: exact, and with an index that guesses."""
+    data = made("clustered")
+    nearest = truth(data)
+    rate, _, asked = trio.run(load_and_ask, data, open_vector_index(root / "index"))
+    yield "info_pgvector_embedded_inserts_per_s", rate
+    yield from seconds("pgvector_embedded", asked)
+    with postgres_server(**PG_SETTINGS) as postgres:
+        rate, _, asked = trio.run(load_and_ask, data, in_schema(postgres, guesses=False))
+        yield "info_pgvector_inserts_per_s", rate
+        yield "pgvector_recall", recall(asked["found"], nearest)
+        yield from seconds("pgvector", asked)
+        took_s, asked = trio.run(reopen_and_ask, data, in_schema(postgres, guesses=True))
+        yield "info_pgvector_hnsw_made_s", took_s
+        yield "pgvector_hnsw_recall", recall(asked["found"], nearest)
+        yield from seconds("pgvector_hnsw", asked)
+        size = postgres.sql("SELECT pg_database_size(current_database())")
+        yield "info_pgvector_disk_mb", int(size) / 1e6
+
+
+def in_schema(
+    postgres: PostgresServer, *, guesses: bool
+) -> AbstractAsyncContextManager[VectorIndex]:
+    server = Server(
+        host=postgres.host,
+        port=postgres.port,
+        database=postgres.database,
+        user=postgres.user,
+        password=postgres.password,
+        ca_file="",
+        connect_timeout_s=60.0,
+        timeout_s=600.0,
+    )
+    return open_pgvector_index(server, "bench", guesses=guesses)
+
+
+def seconds(kind: str, asked: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for name in ("filtered", "unfiltered"):
+        cuts = statistics.quantiles(asked[f"{name}_ms"], n=100)
+        yield f"info_{kind}_{name}_p50_ms", cuts[49]
+        yield f"info_{kind}_{name}_p99_ms", cuts[98]
 
 
 def swarmed(root: Path) -> Iterator[tuple[str, float]]:
@@ -220,8 +276,18 @@ def times(kind: str, asked: dict[str, Any]) -> Iterator[tuple[str, float]]:
         yield f"info_{kind}_{name}_cpu_ms", statistics.mean(asked[f"{name}_cpu_ms"])
 
 
-async def load_and_ask(data: Data, folder: Path) -> tuple[float, list[float], dict[str, Any]]:
-    async with open_vector_index(folder) as index:
+async def reopen_and_ask(
+    data: Data, opened: AbstractAsyncContextManager[VectorIndex]
+) -> tuple[float, dict[str, Any]]:
+    before = time.perf_counter()
+    async with opened as index:
+        return time.perf_counter() - before, await ask(index, data.queries)
+
+
+async def load_and_ask(
+    data: Data, opened: AbstractAsyncContextManager[VectorIndex]
+) -> tuple[float, list[float], dict[str, Any]]:
+    async with opened as index:
         await index.apply(Batch(0, 1, (Define(1, "bench", DIMENSION, data.metric),)))
         batches = [batch_of(data, start) for start in range(0, COUNT, BATCH)]
         late_ms: list[float] = []

@@ -9,6 +9,13 @@ from fuzz_inputs import packed, unpacked
 from fuzz_target import KEYS, SWARM, Target, always, of_struct, text
 
 from swarmd.audit.chain import Note, Writer, open_floor, open_seal, open_sealed, sign_floor
+from swarmd.audit.index import (
+    FileSeen,
+    IndexedLife,
+    IndexedSegment,
+    decode_index,
+    encode_index,
+)
 from swarmd.audit.records import (
     AUDIT_DOMAIN,
     FLOOR_DOMAIN,
@@ -51,6 +58,17 @@ def audits() -> Iterator[Target]:
         copy.finish()
 
     yield of_struct("audit.record", decode_record, batch.records[0])
+    life = IndexedLife(
+        writer.chain,
+        b"",
+        1,
+        bytes(32),
+        3,
+        bytes(32),
+        5,
+        (IndexedSegment(1, FileSeen(355, 10**18)),),
+    )
+    yield of_struct("audit.index", decode_index, encode_index([life]))
     yield Target(
         "audit.batch",
         always(lambda raw: open_sealed(raw, SWARM, _PUBLIC)),

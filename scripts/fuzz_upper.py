@@ -56,7 +56,8 @@ from swarmd.sim.world import World
 from swarmd.state.blobs import manifest
 from swarmd.state.blobs import pins as pinning
 from swarmd.state.blobs.manifest import Manifest as BlobManifest
-from swarmd.state.blobs.messages import BlobRef, Pin, PinnedBlob, hash_of
+from swarmd.state.blobs.messages import BlobRef, Pin, PinnedBlob
+from swarmd.state.blobs.naming import hash_of, name_of
 from swarmd.state.raft import snapshot
 from swarmd.state.raft.config import RaftConfig
 from swarmd.state.raft.epoch import Ballot
@@ -309,21 +310,28 @@ def _checked(value: object) -> bytes:
 
 
 def _beside_blobs() -> Iterator[Target]:
-    hashes = BlobManifest(b"h" * 32, 300_000, b"1" * 32 + b"2" * 32)
-    pins = PinnedBlob(b"h" * 32, 300_000, (Pin("ann", 2, 5_000, 1_000),))
-    for name, read, raw in (
-        ("manifest", manifest.decode_manifest, manifest.encode_manifest(hashes)),
-        ("pins", pinning.decode_pins, pinning.encode_pins(pins)),
-    ):
-        yield Target(
-            f"blobs.{name}",
-            always(partial(read, source="x")),
-            [raw],
-            covers=(f"state.blobs.{name}.decode_{name}",),
-            dress=_checked,
-            values=[raw[:-32]],
-            refusals=(CorruptFile,),
-        )
+    def read_manifest(raw: bytes) -> BlobManifest:
+        """By the name that fits what is in it, so that this is not all that is looked at."""
+        return manifest.decode_manifest(raw, name_of(raw[5:]), 300_000, source="x")
+
+    hashes = b"1" * 32 + b"2" * 32
+    yield Target(
+        "blobs.manifest",
+        always(read_manifest),
+        [manifest.encode_manifest(BlobManifest(name_of(hashes), 300_000, hashes))],
+        covers=("state.blobs.manifest.decode_manifest",),
+        refusals=(CorruptFile,),
+    )
+    pins = pinning.encode_pins(PinnedBlob(b"h" * 32, 300_000, (Pin("ann", 2, 5_000, 1_000),)))
+    yield Target(
+        "blobs.pins",
+        always(partial(pinning.decode_pins, source="x")),
+        [pins],
+        covers=("state.blobs.pins.decode_pins",),
+        dress=_checked,
+        values=[pins[:-32]],
+        refusals=(CorruptFile,),
+    )
 
 
 def work() -> Iterator[Target]:

@@ -1,4 +1,4 @@
-"""Targets of vector memory: what members put into its bucket, and what providers answer."""
+"""Targets of vector memory: what members put into its bucket, what providers and databases say."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from fuzz_inputs import packed, unpacked
 from fuzz_target import Target, always, of_struct
 
 from swarmd.memory.vector.embedding import decode_embeddings
+from swarmd.memory.vector.pg_values import (
+    decode_payload,
+    decode_text,
+    decode_vector,
+    encode_text,
+    encode_vector,
+)
 from swarmd.memory.vector.records import (
     CollectionRecord,
     EntryRecord,
@@ -53,4 +60,24 @@ def vectors() -> Iterator[Target]:
         covers=("memory.vector.embedding.decode_embeddings",),
         dress=lambda value: json.dumps(value, default=str).encode(errors="replace"),
         values=[answer],
+    )
+    yield Target(
+        "vectors.database_vector",
+        always(partial(decode_vector, dimension=3)),
+        [encode_vector(packed_vector([1, 2, 3]))],
+        covers=("memory.vector.pg_values.decode_vector",),
+    )
+    yield Target(
+        "vectors.database_text",
+        always(decode_text),
+        [encode_text("a\0ä")],
+        covers=("memory.vector.pg_values.decode_text",),
+    )
+    yield Target(
+        "vectors.database_payload",
+        always(decode_payload),
+        [packed(payload)],
+        covers=("memory.vector.pg_values.decode_payload",),
+        dress=packed,
+        values=[payload],
     )

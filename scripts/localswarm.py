@@ -201,9 +201,9 @@ class Daemon:
         sent = ('transport="stream"', 'direction="sent"')
         return self.counted("swarmd_transport_bytes_total{", *sent)
 
-    def sent_chunks(self) -> float:
-        """How many chunks of blobs this daemon has sent so far."""
-        return self.counted("swarmd_blob_chunks_sent_total ")
+    def sent_blob_bytes(self) -> float:
+        """What this daemon has sent of users' blobs so far."""
+        return self.counted("swarmd_blob_sent_bytes_total ")
 
     def counted(self, begins: str, *holds: str) -> float:
         """The sum of those of its metrics whose lines begin so, and hold these words."""

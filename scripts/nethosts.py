@@ -7,16 +7,22 @@ with the processes that hold the namespaces, which are ended here by their ids.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 SUBNET = "10.77.0"
 SUBNET6 = "fd77:0:0:1:"
 OWN_FOLDERS = ("/var/lib/swarmd", "/etc/swarmd", "/run/swarmd")
+_MADE: Final = ".made-for-hosts"
+_USED: Final = ".used-by-hosts-"
+_TRIES: Final = 100
 
 
 def missing_tools() -> str:
@@ -31,6 +37,66 @@ def run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+@dataclass
+class MountPoints:
+    """Folders of the machine that are there, for hosts to mount something of their own over.
+
+    Those that were not there are made, and go with the last who uses them: to remove one that
+    others have mounted something over would take it from them. So each user leaves an empty file
+    in it, as does who made it; hosts see neither.
+    """
+
+    folders: Sequence[Path]
+    _marks: list[Path] = field(default_factory=list)
+
+    def take(self) -> None:
+        """Raises OSError: a folder cannot be made or marked; nothing is left then."""
+        try:
+            for folder in self.folders:
+                self._marks.append(_marked(folder))
+        except OSError:
+            self.give_back()
+            raise
+
+    def give_back(self) -> None:
+        while self._marks:
+            mark = self._marks.pop()
+            with contextlib.suppress(FileNotFoundError):  # Another one removes the folder just now.
+                mark.unlink()
+                _remove_if_unused(mark.parent)
+
+
+def _marked(folder: Path) -> Path:
+    """The new mark in a folder, which may go at any time until then."""
+    for _ in range(_TRIES):
+        try:
+            folder.mkdir(parents=True)
+            (folder / _MADE).touch()
+        except FileExistsError:
+            pass
+        except FileNotFoundError:
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            handle, name = tempfile.mkstemp(prefix=_USED, dir=folder)
+            os.close(handle)
+            return Path(name)
+    raise OSError(f"{folder} goes whenever it is made")
+
+
+def _remove_if_unused(folder: Path) -> None:
+    """Raises FileNotFoundError: it is gone already."""
+    made = folder / _MADE
+    while list(folder.iterdir()) == [made]:
+        made.unlink()
+        try:
+            folder.rmdir()
+            return
+        except FileNotFoundError:
+            raise
+        except OSError:  # Somebody began to use it, and may have ended by now.
+            made.touch()
 
 
 @dataclass
@@ -114,9 +180,8 @@ class NetHosts:
         families: Sequence[int] = (4,),
     ) -> None:
         self._own_folders, self._families = own_folders, families
-        self._made = [folder for folder in own_folders if not os.path.exists(folder)]
-        for folder in self._made:
-            os.makedirs(folder)
+        self._mount_points = MountPoints([Path(folder) for folder in own_folders])
+        self._mount_points.take()
         self.switch = self._hold(["unshare", "--net", "sleep", "infinity"])
         self._in_switch("ip", "link", "set", "lo", "up")
         self._in_switch("ip", "link", "add", "br0", "type", "bridge")
@@ -136,8 +201,7 @@ class NetHosts:
         for holder in [*(host.holder for host in self.hosts), self.switch]:
             holder.kill()
             holder.wait()
-        for folder in self._made:
-            os.rmdir(folder)
+        self._mount_points.give_back()
 
     @staticmethod
     def _hold(command: list[str]) -> subprocess.Popen[bytes]:

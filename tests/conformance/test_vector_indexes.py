@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from vector_databases import in_schema, schema_for
 from vector_model import Model, check_hits
 
 from swarmd.base.errors import (
@@ -41,16 +42,15 @@ from swarmd.memory.vector.shapes import (
     packed,
 )
 
-# How each of them is opened, at a place where it finds again what it kept.
-OPENERS: dict[str, Callable[[Path], AbstractAsyncContextManager[VectorIndex]]] = {
-    "embedded": open_vector_index,
-}
 Open = Callable[[], AbstractAsyncContextManager[VectorIndex]]
 
 
-@pytest.fixture(params=OPENERS)
+@pytest.fixture(params=["embedded", "pgvector"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
-    return lambda: OPENERS[request.param](tmp_path)
+    """How each of them is opened, at a place where it finds again what it kept."""
+    if request.param == "embedded":
+        return lambda: open_vector_index(tmp_path)
+    return in_schema(request.getfixturevalue("postgres"), schema_for(tmp_path))
 
 
 DIMENSION = 12

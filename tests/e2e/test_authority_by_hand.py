@@ -41,6 +41,7 @@ def seated(daemon: Daemon) -> set[str]:
     return {one["node"] for one in daemon.try_json("voter", "list") or [] if one["seat"]}
 
 
+@pytest.mark.alone
 def test_an_evicted_node_is_cut_off_everywhere_and_told_why(swarm: LocalSwarm) -> None:
     first = swarm[0]
     voters = seated(first)

@@ -493,6 +493,7 @@ def test_a_token_needs_the_swarm_s_own_admin_key(lab: LocalSwarm, tmp_path: Path
 # ---- no majority ----------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.long
 def test_without_a_majority_everything_is_answered_in_time(lab: LocalSwarm, tmp_path: Path) -> None:
     """`no_quorum` within 5 s and exit code 4, not a hang; afterwards all is as before."""

@@ -158,6 +158,7 @@ def busy_instances(swarm: LocalSwarm) -> list[str]:
     return [one["agent"] for one in live if one["tasks"]]
 
 
+@pytest.mark.alone
 @pytest.mark.long
 def test_sigterm_hands_work_back_and_no_worker_stays(folder: Path) -> None:
     """A daemon that is told to end does so within 10 s and leaves no process behind."""

@@ -34,6 +34,7 @@ def sees(daemon: Daemon, count: int) -> bool:
     return found is not None and found.alive == count
 
 
+@pytest.mark.alone
 @pytest.mark.long
 def test_ten_daemons_join_with_one_token_at_the_same_time(folder: Path) -> None:
     """Within 10 s each of them is in, and soon knows all the others; an eleventh is refused."""

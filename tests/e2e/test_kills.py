@@ -103,6 +103,7 @@ def test_a_killed_daemon_loses_no_acknowledged_task(folder: Path, victim: int) -
         check_against_ledger(swarm, ids, ledger)
 
 
+@pytest.mark.alone
 @pytest.mark.long
 def test_work_resumes_after_all_daemons_were_killed(folder: Path) -> None:
     """All three die with hundreds of tasks pending; restarted, they go on by themselves."""

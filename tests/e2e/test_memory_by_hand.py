@@ -106,6 +106,7 @@ def test_a_killed_daemon_has_what_it_acknowledged(swarm: LocalSwarm) -> None:
     assert sorted(one.value for one in found) == list(range(50))
 
 
+@pytest.mark.alone
 def test_what_is_set_on_one_is_soon_readable_on_another(swarm: LocalSwarm) -> None:
     """Loosely: the figures are the bench's."""
     a, b = (Client(str(one.socket)) for one in swarm.daemons[:2])

@@ -102,6 +102,7 @@ def test_who_computes_is_killed_with_its_node_and_it_is_computed_once_more(
         assert client.memory_get_or_compute("built", "killed", _never) == got[0]
 
 
+@pytest.mark.alone
 def test_who_is_killed_alone_is_replaced_at_once(swarm: LocalSwarm, tmp_path: Path) -> None:
     said = tmp_path / "said"
     command = [sys.executable, "-c", SLOW, str(swarm[1].socket), str(said), "alone"]

@@ -13,7 +13,7 @@ from localswarm import Daemon, LocalSwarm, wait_until
 
 from swarmd.mesh.swim.watching import WATCHED
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.alone]
 
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT[\d:.]+Z)")
 _COUNT = 10

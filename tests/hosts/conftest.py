@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from apart import run_outside
 from localswarm import let_agents_through
 from nethosts import NetHosts, missing_tools
 
@@ -47,7 +48,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(origin, source / name)
     out = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir"]
-    subprocess.run([*command, str(out), str(source)], check=True)
+    run_outside([*command, str(out), str(source)])
     [built] = out.glob("*.whl")
     return built
 
@@ -62,6 +63,6 @@ def environments(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
         subprocess.run([sys.executable, "-m", "venv", str(path)], check=True)
         install = [str(path / "bin" / "python"), "-m", "pip", "install", "--quiet"]
         constraints = ["--constraint", str(ROOT / "constraints.txt")]
-        subprocess.run([*install, *constraints, str(wheel)], check=True)
+        run_outside([*install, *constraints, str(wheel)])
         made.append(path)
     return made

@@ -67,6 +67,7 @@ def lines_of(path: Path) -> list[str]:
     return path.read_text().split()
 
 
+@pytest.mark.alone
 def test_a_changed_address_is_announced_within_two_seconds_and_the_old_one_never_again(
     folder: Path,
 ) -> None:
@@ -125,6 +126,7 @@ def test_both_families_are_used_at_once(folder: Path) -> None:
         )
 
 
+@pytest.mark.alone
 def test_an_interface_that_appears_later_is_used_at_once(folder: Path) -> None:
     with swarm_on(folder, 3) as (hosts, swarm):
         swarm.form()

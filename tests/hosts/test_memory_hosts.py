@@ -51,6 +51,7 @@ def swarm(hosts: NetHosts, folder: Path) -> Iterator[LocalSwarm]:
         yield made
 
 
+@pytest.mark.alone
 def test_both_sides_of_a_partition_write_and_are_equal_soon_after_it(
     swarm: LocalSwarm, hosts: NetHosts
 ) -> None:

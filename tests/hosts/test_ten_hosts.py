@@ -33,7 +33,7 @@ from nethosts import missing_tools
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.hosts
+pytestmark = [pytest.mark.hosts, pytest.mark.alone]
 
 
 @pytest.fixture

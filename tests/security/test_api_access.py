@@ -149,6 +149,7 @@ def test_jwt_tricks(swarm: LocalSwarm) -> None:
             assert status_of(daemon, text) == 401, what
 
 
+@pytest.mark.alone
 def test_a_revoked_key_counts_nowhere_within_two_seconds(swarm: LocalSwarm) -> None:
     text = make_key(swarm[0], "shortlived", role="viewer")
     for daemon in swarm.daemons:
@@ -189,6 +190,7 @@ def test_a_caller_stays_the_same_over_another_node(swarm: LocalSwarm) -> None:
     assert swarm[1].json("status")["ready"]
 
 
+@pytest.mark.alone
 def test_guessing_is_slow_and_locks_nobody_else_out(swarm: LocalSwarm) -> None:
     text = make_key(swarm[0], "busy", role="viewer")
     wait_until("the key is known", lambda: status_of(swarm[2], text) == 200, timeout_s=5)

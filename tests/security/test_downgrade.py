@@ -95,6 +95,7 @@ def refuses_the_old(
             trio.run(join_swarm, [(daemon.address, daemon.port)], token, NEW, "late")
 
 
+@pytest.mark.alone
 def test_downgrade(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the key of a member, over every plane: before the lowest version rises, and after."""
     with LocalSwarm(folder, 4) as swarm:

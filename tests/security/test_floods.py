@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 
+import pytest
 import trio
 from datagrams import COOKIE, HELLO, REPLY, forged_hellos
 from small_swarm import KEYS, FixedRoster
@@ -102,6 +103,7 @@ def every_kind(to: Address) -> list[bytes]:
     ]
 
 
+@pytest.mark.alone
 async def test_amplification_and_floods_of_hellos() -> None:
     """What comes back is never larger, a forged hello costs little, and who is honest gets in."""
     with hostile_sockets(300) as sockets:
@@ -146,6 +148,7 @@ async def test_amplification_and_floods_of_hellos() -> None:
                 nursery.cancel_scope.cancel()
 
 
+@pytest.mark.alone
 async def test_one_address_that_shows_cookies_leaves_room_for_others() -> None:
     with hostile_sockets(1) as sockets:
         (sock,) = sockets

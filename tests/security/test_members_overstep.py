@@ -216,6 +216,7 @@ def test_a_workers_users_do_what_they_did(swarm: LocalSwarm, tmp_path: Path) -> 
     assert worker.ctl("counter", "get", "builds").stdout.split() == ["3"]
 
 
+@pytest.mark.alone
 def test_evicted_node(swarm: LocalSwarm) -> None:
     """Nothing is accepted from it, on any plane of anybody, two seconds after."""
     spare, others = spare_and_voters(swarm)

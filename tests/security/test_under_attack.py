@@ -73,6 +73,7 @@ def p99(took: list[float]) -> float:
     return took[int(len(took) * 0.99)]
 
 
+@pytest.mark.alone
 @pytest.mark.long
 def test_five_daemons_bear_five_thousand_packets_a_second_and_as_many_connections(
     folder: Path,

@@ -17,7 +17,9 @@ from swarmd.base.files import FileDisk
 from swarmd.base.ids import NodeId
 from swarmd.base.rng import make_rng
 from swarmd.memory.vector.config import VectorsConfig
-from swarmd.memory.vector.service import NewEntry, VectorMemory, open_embedded
+from swarmd.memory.vector.feeder import OpenIndex
+from swarmd.memory.vector.opening import open_embedded
+from swarmd.memory.vector.service import NewEntry, VectorMemory
 from swarmd.memory.vector.shapes import Hit, Scalar, packed
 from swarmd.mesh.transports.memory import MemoryNetwork
 from swarmd.sim.crdt import SimSigner
@@ -46,6 +48,8 @@ class VectorSwarm:
         self.folder = folder
         self.config = config or VectorsConfig(settle_timeout_s=20.0)
         self.alive: list[NodeId] = []
+        # How a node of that name opens its index; None: an embedded one in its folder.
+        self.opener: Callable[[str], OpenIndex] | None = None
         self.starts = 0
 
     @asynccontextmanager
@@ -66,10 +70,11 @@ class VectorSwarm:
             trio.open_nursery() as nursery,
         ):
             place = self.folder / name / "vectors"
+            opener = self.opener(name) if self.opener else lambda: open_embedded(place)
             vectors = VectorMemory(
                 node_id(name),
                 store,
-                lambda: open_embedded(place),
+                opener,
                 self.config,
                 rng,
                 lambda: [one for one in self.alive if one != node_id(name)],

@@ -49,7 +49,8 @@ from swarmd.identity.sealing import SealingKey
 from swarmd.memory.cache.service import open_cache
 from swarmd.memory.kv.service import open_memory
 from swarmd.memory.vector.embedding import make_embedder
-from swarmd.memory.vector.service import VectorMemory, open_embedded
+from swarmd.memory.vector.opening import index_opener
+from swarmd.memory.vector.service import VectorMemory
 from swarmd.mesh.bus.service import open_bus
 from swarmd.mesh.rumours import RumourSigner
 from swarmd.mesh.service import Mesh, open_mesh
@@ -337,7 +338,7 @@ async def _open_memory(
     services.vectors = vectors = VectorMemory(
         me,
         eventual,
-        lambda: open_embedded(node.folder.vectors),
+        index_opener(node.config.vectors, node.folder.vectors, me, read_secret),
         node.config.vectors,
         derive(node.rng, "vectors"),
         alive,

@@ -10,7 +10,6 @@ as it may lie there in clear.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -32,7 +31,7 @@ from swarmd.base.sealed_file import (
 )
 from swarmd.mesh.standing import LAST_JOIN
 from swarmd.state.blobs.chunkfile import ROOM as BLOBS
-from swarmd.state.blobs.messages import HASH_BYTES
+from swarmd.state.blobs.naming import Hasher
 from swarmd.state.blobs.store import hash_in
 
 # The node's own file beside the rooms, and those whose files are any `Disk`'s.
@@ -242,10 +241,10 @@ def _plain(reader: DiskReader) -> Iterator[bytes]:
 
 
 def _is_named_by(file: Path, reader: DiskReader) -> bool:
-    state = hashlib.blake2b(digest_size=HASH_BYTES)
+    hasher = Hasher()
     for piece in _plain(reader):
-        state.update(piece)
-    return hash_in(file.name) == state.digest()
+        hasher.update(piece)
+    return hash_in(file.name) == hasher.digest()
 
 
 def _write(file: Path, pieces: Iterable[bytes]) -> None:

@@ -132,11 +132,17 @@ class Copying:
             news, self._news, self._news_bytes = self._news, {}, 0
             for chain, coming in news.items():
                 peer = NodeId(chain.node)
-                if chain not in self._shelf.folder.lives:
-                    await self._level(peer)  # Of a new life the past comes first.
-                else:
+                if self._has_past(chain, coming):
                     await self._take(peer, chain, coming)
+                else:
+                    await self._level(peer)
             await trio.sleep(_PAUSE_S)
+
+    def _has_past(self, chain: ChainId, coming: _Coming) -> bool:
+        """Of a new life the past comes first. Mostly it is here already."""
+        if chain in self._shelf.folder.lives:
+            return True
+        return bool(coming.batches) and self._shelf.goes_on_here(coming.batches[0])
 
     async def _take(self, peer: NodeId, chain: ChainId, coming: _Coming) -> None:
         """Keep what was sent, and fetch what that does not hold."""
@@ -176,10 +182,13 @@ class Copying:
         return await self._shelf.run(want_file)
 
     async def _ask_held(self, peer: NodeId) -> list[HeldLife]:
+        """What a peer holds; nothing, if that is what is held here."""
         found: list[HeldLife] = []
         after: ChainId | None = None
+        known_sum = await self._shelf.sum()
         for _ in range(_HELD_PAGES_MAX):
-            held = await self._ask(peer, HeldAsk(after), Held)
+            held = await self._ask(peer, HeldAsk(after, known_sum), Held)
+            known_sum = b""
             found += held.lives
             if not held.more or not held.lives:
                 break
@@ -285,7 +294,7 @@ class Copying:
 
     async def _answer(self, message: Any) -> Held | Page:
         if isinstance(message, HeldAsk):
-            return Held(*await self._shelf.held(message.after))
+            return Held(*await self._shelf.held(message.after, message.sum))
         if isinstance(message, PullAsk):
             return Page(await self._shelf.page(message.chain, message.after))
         raise RemoteError(f"{type(message).__name__} is not a question")

@@ -24,6 +24,7 @@ from swarmd.base.limits import KIB, MESSAGE_BYTES_MAX
 from swarmd.wire.codec import Family, Message
 
 HELD_MAX: Final = 500
+SUM_BYTES: Final = 16
 PAGE_BYTES: Final = 128 * KIB
 PAGE_BATCHES_MAX: Final = 1_024  # As `store.BATCHES_MAX`.
 assert PAGE_BYTES + BATCH_BYTES_MAX < MESSAGE_BYTES_MAX
@@ -51,9 +52,10 @@ class HeldLife(Part, frozen=True):
 
 
 class HeldAsk(Message, frozen=True, tag=1):
-    """Which lives do you hold, above `after` in their order?"""
+    """Which lives do you hold, above `after` in their order? None, if `sum` is that of yours."""
 
     after: ChainId | None = None
+    sum: Annotated[bytes, Meta(max_length=SUM_BYTES)] = b""
 
 
 class Held(Message, frozen=True, tag=2):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from swarmd.audit.chain import Sealed
@@ -38,6 +39,8 @@ _FRAME: Final = struct.Struct(">4sQQII")
 _FRAME_MAGIC: Final = b"SWAF"
 _FRAME_BODY_BYTES_MAX: Final = BATCH_BYTES_MAX + BOX_BYTES_EXTRA
 _SUFFIX: Final = ".log"
+# Of lives whose names are remembered: a folder's are asked for several times as it is opened.
+_NAMES_MAX: Final = 1_024
 _LETTERS: Final[dict[str, Stream]] = {"s": SECURITY, "a": ACCESS, "w": WORK}
 
 
@@ -59,6 +62,7 @@ def name_of(chain: ChainId, first: int) -> str:
     return f"{chain_name(chain)}.{first:019d}{_SUFFIX}"
 
 
+@lru_cache(maxsize=_NAMES_MAX)
 def chain_name(chain: ChainId) -> str:
     return f"{to_text(chain.node)}.{chain.stream[0]}.{to_text(chain.life)}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import Final, Protocol, TypeVar
 
 import trio
@@ -12,8 +13,17 @@ import trio
 from swarmd.audit.chain import Broken, Place, Sealed, Writer, open_sealed, sign_floor
 from swarmd.audit.config import AuditConfig
 from swarmd.audit.machine import LIVES_MAX, Kept
-from swarmd.audit.messages import HELD_MAX, PAGE_BYTES, HeldLife
-from swarmd.audit.records import LIFE_BYTES, STREAMS, ChainId, Floor, Seal, Stream
+from swarmd.audit.messages import HELD_MAX, PAGE_BYTES, SUM_BYTES, HeldLife
+from swarmd.audit.records import (
+    LIFE_BYTES,
+    STREAMS,
+    ChainId,
+    Floor,
+    Seal,
+    Stream,
+    decode_batch,
+    decode_seal,
+)
 from swarmd.audit.store import GAPS_MAX, SEGMENT_BYTES, SEGMENTS_MAX, AuditFolder, Life, Segment
 from swarmd.base.clock import Clock
 from swarmd.base.errors import BadSignature, SwarmError
@@ -112,17 +122,38 @@ class Shelf:
 
     # ---- copies ------------------------------------------------------------------------
 
-    async def held(self, after: ChainId | None = None) -> tuple[tuple[HeldLife, ...], bool]:
-        """A page of the lives that are held, in their order, and whether there are more."""
-        return await self.run(self._held_file, after)
+    async def held(
+        self, after: ChainId | None = None, known_sum: bytes = b""
+    ) -> tuple[tuple[HeldLife, ...], bool]:
+        """A page of the lives that are held, in their order, and whether there are more.
 
-    def _held_file(self, after: ChainId | None) -> tuple[tuple[HeldLife, ...], bool]:
-        lives = [
-            one
-            for one in self.folder.lives.values()
-            if one.segments and not one.unreadable and (after is None or one.chain > after)
-        ]
-        lives.sort(key=lambda one: one.chain)
+        None, if `known_sum` is `sum` of them.
+        """
+        return await self.run(self._held_file, after, known_sum)
+
+    async def sum(self) -> bytes:
+        """The same where the same lives are held up to the same records; 16 bytes."""
+        return await self.run(self._sum_file)
+
+    def _sum_file(self) -> bytes:
+        state = blake2b(digest_size=SUM_BYTES)
+        for life in self._shown():
+            chain = life.chain
+            state.update(chain.node + chain.stream.encode() + chain.life)
+            state.update(life.last.to_bytes(8, "big") + life.hash)
+        return state.digest()
+
+    def _shown(self) -> list[Life]:
+        """What can be copied from here, in order."""
+        lives = [one for one in self.folder.lives.values() if one.segments and not one.unreadable]
+        return sorted(lives, key=lambda one: one.chain)
+
+    def _held_file(
+        self, after: ChainId | None, known_sum: bytes
+    ) -> tuple[tuple[HeldLife, ...], bool]:
+        if known_sum and known_sum == self._sum_file():
+            return (), False
+        lives = [one for one in self._shown() if after is None or one.chain > after]
         found = tuple(
             HeldLife(
                 one.chain,
@@ -142,6 +173,20 @@ class Shelf:
         return {
             chain: Kept(life.last, life.hash) for chain, life in list(self.folder.lives.items())
         }
+
+    def goes_on_here(self, raw: bytes) -> bool:
+        """Is a batch the first of a life that goes on from the end of one that is held here?
+
+        Its signature is not looked at.
+        """
+        try:
+            seal = decode_seal(decode_batch(raw).seal)[1]
+        except SwarmError:
+            return False
+        if seal.first != seal.begin:
+            return False
+        parent = ChainId(seal.chain.node, seal.chain.stream, seal.parent or seal.chain.life)
+        return not seal.parent or self._end_of(parent)[0] >= seal.begin - 1
 
     async def page(self, chain: ChainId, after: int) -> tuple[bytes, ...]:
         return tuple(await self.run(self.folder.read_file, chain, after, PAGE_BYTES))

@@ -13,14 +13,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from swarmd.audit.chain import Sealed
+from swarmd.audit.index import (
+    FileSeen,
+    IndexedLife,
+    IndexedSegment,
+    read_index,
+    unchanged,
+    write_index,
+)
 from swarmd.audit.machine import FLOORS_MAX
 from swarmd.audit.records import (
     BATCH_BYTES_MAX,
@@ -67,6 +77,9 @@ _FORK_KIND: Final = "auditfrk"
 # Of a node; each is of a life of its own.
 FORKS_MAX: Final = 100
 
+_Frames = Mapping[int, list[Frame]]
+_NOTHING: Final[_Frames] = MappingProxyType({})
+
 _log = get_logger("audit")
 
 
@@ -75,6 +88,8 @@ class Segment:
     first: int
     size_bytes: int
     written_ms: int
+    changed_ns: int = 0
+    """By its file's time, as the folder was opened."""
 
 
 @dataclass(slots=True)
@@ -104,6 +119,39 @@ class Life:
         return sum(one.size_bytes for one in self.segments)
 
 
+def _segment(first: int, file: FileSeen) -> Segment:
+    return Segment(first, file.size_bytes, file.changed_ns // 1_000_000, file.changed_ns)
+
+
+def _life(indexed: IndexedLife) -> Life:
+    return Life(
+        indexed.chain,
+        indexed.parent,
+        indexed.begin,
+        indexed.previous,
+        indexed.last,
+        indexed.hash,
+        indexed.wall_ms,
+        [_segment(*one) for one in indexed.segments],
+    )
+
+
+def _indexed(life: Life) -> IndexedLife:
+    return IndexedLife(
+        life.chain,
+        life.parent,
+        life.begin,
+        life.previous,
+        life.last,
+        life.hash,
+        life.wall_ms,
+        tuple(
+            IndexedSegment(one.first, FileSeen(one.size_bytes, one.changed_ns))
+            for one in life.segments
+        ),
+    )
+
+
 class AuditFolder:
     """See the module. `sealer`: of the data folder, if it is sealed."""
 
@@ -123,28 +171,50 @@ class AuditFolder:
         """Find what is there. Raises DiskFault."""
         try:
             self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            names = sorted(entry.name for entry in os.scandir(self._path) if entry.is_file())
+            files = {
+                entry.name: FileSeen(status.st_size, status.st_mtime_ns)
+                for entry in os.scandir(self._path)
+                if stat.S_ISREG((status := entry.stat(follow_symlinks=False)).st_mode)
+            }
         except OSError as error:
             raise DiskFault(f"cannot use the folder {self._path}: {error.strerror}") from error
-        found: dict[ChainId, list[Segment]] = {}
-        for name in names:
-            if name.endswith(_FORK_SUFFIX):
-                self._count_fork(name)
-                continue
-            if name.endswith((_FLOOR_SUFFIX, _GAP_SUFFIX)):
-                self._read_floor(name)
-                continue
-            place = parse_name(name)
-            if place is None:
-                continue  # Another version's, or what a write left.
-            status = (self._path / name).stat()
-            segment = Segment(place[1], status.st_size, status.st_mtime_ns // 1_000_000)
-            found.setdefault(place[0], []).append(segment)
+        indexed = read_index(self._path, self._sealer)
+        known, rest = unchanged(indexed, files)
+        found = self._sort_out(rest)
+        for life in known:
+            if life.chain in found:  # It has been gone on with.
+                found[life.chain] += [_segment(*one) for one in life.segments]
+            else:
+                self.lives[life.chain] = _life(life)
+        is_old = len(known) < len(indexed)
         for chain, segments in found.items():
             segments.sort(key=lambda one: one.first)
-            life = self._find_life(chain, segments)
-            if life is not None:
-                self.lives[chain] = life
+            read = self._find_life(chain, segments)
+            if read is not None:
+                self.lives[chain] = read
+                is_old = True
+        if is_old:
+            self._write_index()
+
+    def _sort_out(self, files: Mapping[str, FileSeen]) -> dict[ChainId, list[Segment]]:
+        """Segments by their lives; what else there is, is taken note of."""
+        found: dict[ChainId, list[Segment]] = {}
+        for name, file in sorted(files.items()):
+            if name.endswith(_FORK_SUFFIX):
+                self._count_fork(name)
+            elif name.endswith((_FLOOR_SUFFIX, _GAP_SUFFIX)):
+                self._read_floor(name)
+            elif place := parse_name(name):  # Else another version's, or what a write left.
+                found.setdefault(place[0], []).append(_segment(place[1], file))
+        return found
+
+    def _write_index(self) -> None:
+        """Have the next start read less. Files that change meanwhile are read then."""
+        lives = [_indexed(life) for life in self.lives.values() if not life.unreadable]
+        try:
+            write_index(self._path, lives, self._sealer)
+        except DiskFault as error:
+            _log.warning("the next start looks through all audit records", why=error.message)
 
     def _read_floor(self, name: str) -> None:
         try:
@@ -165,13 +235,14 @@ class AuditFolder:
 
     def _find_life(self, chain: ChainId, segments: list[Segment]) -> Life | None:
         """What is there of a life, the torn end of its last segment cut off."""
-        self._cut_torn(chain, segments)
+        frames = self._cut_torn(chain, segments)
         if not segments:
             return None
         newest = next(
-            (seal for one in reversed(segments) for seal in self._seals_back(chain, one)), None
+            (seal for one in reversed(segments) for seal in self._seals_back(chain, one, frames)),
+            None,
         )
-        oldest = next((seal for one in segments for seal in self._seals(chain, one)), None)
+        oldest = next((seal for one in segments for seal in self._seals(chain, one, frames)), None)
         if newest is None or oldest is None:
             _log.error("audit records are unreadable", chain=name_of(chain, segments[0].first))
             life = Life(chain, b"", 1, bytes(32), segments[-1].first, bytes(32), 0, segments)
@@ -188,7 +259,8 @@ class AuditFolder:
             segments,
         )
 
-    def _cut_torn(self, chain: ChainId, segments: list[Segment]) -> None:
+    def _cut_torn(self, chain: ChainId, segments: list[Segment]) -> _Frames:
+        """The last segment as it is then: most lives have one, which is read only once."""
         segment = segments[-1]
         path = self._path / name_of(chain, segment.first)
         raw = self._read(chain, segment)
@@ -196,7 +268,7 @@ class AuditFolder:
         sound = [frame for frame in frames if frame.last]
         end = sound[-1].end if sound else 0
         if sound and end == len(raw):
-            return
+            return {segment.first: [self._shown(path.name, frame) for frame in frames]}
         _log.warning("audit records that were being written are cut off", file=path.name,
                      cut_bytes=len(raw) - end)  # fmt: skip
         try:
@@ -209,14 +281,18 @@ class AuditFolder:
             sync_folder(self._path)
         except OSError as error:
             raise DiskFault(f"cannot mend {path}: {error.strerror}") from error
+        return {}
 
-    def _seals(self, chain: ChainId, segment: Segment) -> Iterator[Seal]:
-        for frame in self._frames(chain, segment):
+    def _seals(self, chain: ChainId, segment: Segment, read: _Frames = _NOTHING) -> Iterator[Seal]:
+        """`read`: frames that were read already, by the first record of their segment."""
+        for frame in read.get(segment.first) or self._frames(chain, segment):
             with contextlib.suppress(SwarmError):
                 yield decode_seal(decode_batch(frame.raw).seal)[1]
 
-    def _seals_back(self, chain: ChainId, segment: Segment) -> Iterator[Seal]:
-        for frame in reversed(list(self._frames(chain, segment))):
+    def _seals_back(
+        self, chain: ChainId, segment: Segment, read: _Frames = _NOTHING
+    ) -> Iterator[Seal]:
+        for frame in reversed(read.get(segment.first) or list(self._frames(chain, segment))):
             with contextlib.suppress(SwarmError):
                 yield decode_seal(decode_batch(frame.raw).seal)[1]
 
@@ -336,10 +412,13 @@ class AuditFolder:
         """The batches of a segment, what is damaged as it lies there."""
         name = name_of(chain, segment.first)
         for frame in frames_in(self._read(chain, segment), offset):
-            if self._sealer is not None:
-                frame = opened(self._sealer, name, frame)
-            # Longer than any batch: in clear only, and nobody's.
-            yield frame if len(frame.raw) <= BATCH_BYTES_MAX else frame._replace(first=0, last=0)
+            yield self._shown(name, frame)
+
+    def _shown(self, name: str, frame: Frame) -> Frame:
+        if self._sealer is not None:
+            frame = opened(self._sealer, name, frame)
+        # Longer than any batch: in clear only, and nobody's.
+        return frame if len(frame.raw) <= BATCH_BYTES_MAX else frame._replace(first=0, last=0)
 
     def _read(self, chain: ChainId, segment: Segment) -> bytes:
         path = self._path / name_of(chain, segment.first)

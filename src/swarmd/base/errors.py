@@ -376,6 +376,12 @@ class NoHolder(Unavailable):
     code = "no_holder"
 
 
+class VectorDatabaseUnavailable(Unavailable):
+    """The database that holds this node's index of vectors. What it was given is in it or not."""
+
+    code = "vector_database_unavailable"
+
+
 class InsufficientCopies(Unavailable):
     code = "insufficient_copies"
 

@@ -42,6 +42,8 @@ BARRIER_COUNT_MAX: Final = 256
 INLINE_BYTES_MAX: Final = 64 * KIB
 BLOB_BYTES_MAX: Final = 64 * MIB
 BLOB_CHUNK_BYTES: Final = 256 * KIB
+# A chunk is sent in pieces; that many of its bytes are on their way to one who takes it.
+BLOB_PIECE_BYTES: Final = 128 * KIB
 # Users' blobs are streamed: what bounds them is the list of their chunks' hashes, 32 MiB.
 BLOB_CHUNKS_MAX: Final = 1_048_576
 STREAMED_BYTES_MAX: Final = BLOB_CHUNKS_MAX * BLOB_CHUNK_BYTES
@@ -124,6 +126,7 @@ TIMERS_MAX: Final = 100_000
 
 assert MESSAGE_BYTES_MAX < FRAME_BYTES_MAX
 assert BLOB_CHUNK_BYTES < MESSAGE_BYTES_MAX
+assert BLOB_CHUNK_BYTES % BLOB_PIECE_BYTES == 0
 assert CRDT_VALUE_BYTES_MAX < CRDT_CELL_BYTES_MAX < CRDT_BATCH_BYTES_MAX
 assert MESSAGE_BYTES_MAX < CRDT_MESSAGE_BYTES_MAX < FRAME_BYTES_MAX
 assert INLINE_BYTES_MAX < VALUE_BYTES_MAX < ENTRY_BYTES_MAX

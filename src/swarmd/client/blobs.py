@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -11,9 +10,9 @@ from swarmd.base.errors import RemoteError, TimedOut, Unreachable
 from swarmd.base.ids import to_text
 from swarmd.client.requests import MSGPACK, OCTETS, Requests, segment
 from swarmd.gateway.shapes_blobs import BlobProgress, UserBlob, UserBlobs
+from swarmd.state.blobs.naming import Hasher
 
 _PIECE_BYTES: Final = 1024 * 1024
-_HASH_BYTES: Final = 32
 
 
 class BlobCalls(Requests):
@@ -78,17 +77,17 @@ class BlobCalls(Requests):
     def _pieces(
         self, response: http.client.HTTPResponse, blob_hash: str, size: int
     ) -> Iterator[bytes]:
-        state = hashlib.blake2b(digest_size=_HASH_BYTES)
+        hasher = Hasher()
         count = 0
         whole = False
         try:
             while piece := response.read(_PIECE_BYTES):
-                state.update(piece)
+                hasher.update(piece)
                 count += len(piece)
                 yield piece
             if count != size:
                 raise Unreachable(f"the blob broke off after {count} of {size} bytes; try again")
-            if to_text(state.digest()) != blob_hash:
+            if to_text(hasher.digest()) != blob_hash:
                 raise RemoteError("what came is not what its hash says; nothing of it counts")
             whole = True
         except TimeoutError as error:

@@ -18,6 +18,7 @@ from swarmd.gateway.doctor.facts import NodeFacts, PeerFacts
 from swarmd.gateway.forward import ask_member
 from swarmd.gateway.services import Mesh, Services
 from swarmd.gateway.status import status
+from swarmd.memory.vector.service import IndexFacts
 from swarmd.mesh.facts import MeshFacts
 from swarmd.mesh.reach.service import PEERS_MAX
 from swarmd.mesh.swim.events import Member
@@ -26,6 +27,8 @@ from swarmd.mesh.swim.names import shared_names
 from swarmd.wire.version import PROTOCOL_VERSION
 
 _CLOCKS_MAX: Final = 64
+# The driver of a database is loaded at first, and a server that is gone takes its time.
+_INDEX_TIMEOUT_S: Final = 10.0
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -53,6 +56,7 @@ async def gather_facts(services: Services, ask_timeout_s: float) -> NodeFacts:
     )
     found = await status(services)
     asked = None if mesh is None else await _ask(services, mesh, ask_timeout_s)
+    index = await _index(services)
     return NodeFacts(
         node=config.node_name,
         not_ready=found.reason,
@@ -69,7 +73,19 @@ async def gather_facts(services: Services, ask_timeout_s: float) -> NodeFacts:
         protocol=PROTOCOL_VERSION,
         credential_left_ms=services.credential_left_ms(services.node_id),
         shared_names={} if mesh is None else _shared_names(mesh),
+        index=index,
     )
+
+
+async def _index(services: Services) -> IndexFacts | None:
+    """How the index of vectors is; one whose database does not answer in time is unwell."""
+    vectors = services.vectors
+    if vectors is None:
+        return None
+    with trio.move_on_after(_INDEX_TIMEOUT_S):
+        return await vectors.examine()
+    late = f"the index of vectors gave no answer within {_INDEX_TIMEOUT_S:g} s"
+    return IndexFacts(vectors.engine, None, late)
 
 
 def _shared_names(mesh: Mesh) -> dict[str, list[str]]:

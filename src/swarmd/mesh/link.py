@@ -57,6 +57,33 @@ class Inbound(Protocol):
         ...
 
 
+class Streamed(Protocol):
+    """The messages of a streamed answer, in order.
+
+    The peer has at most `window` of them on their way (`wire.codec.Message`), and sends more as
+    they are done with: taken by iterating, or told to be by `done`.
+
+    Raises, from `anext` and `some`:
+        TimedOut: no message came within the request's `timeout_s`.
+        SwarmError: whatever the peer, or the connection, ended the answer with.
+    """
+
+    def __aiter__(self) -> AsyncIterator[Any]: ...
+
+    async def __anext__(self) -> Any: ...
+
+    async def some(self, most: int) -> list[Any]:
+        """Wait for a message; all that have come by then, at most `most`. Empty: it was the last.
+
+        They hold up what comes after them until `done` counts them.
+        """
+        ...
+
+    def done(self, count: int) -> None:
+        """Of those that `some` gave `count` more are done with."""
+        ...
+
+
 class Link(Protocol):
     @property
     def node_id(self) -> NodeId: ...
@@ -114,7 +141,7 @@ class Link(Protocol):
         *,
         timeout_s: float,
         lane: Lane = Lane.CONTROL,
-    ) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
+    ) -> AbstractAsyncContextManager[Streamed]:
         """Like `request`, for an answer in several messages; `timeout_s` is between two of them.
 
         Leaving the block early tells the peer to stop: its next `answer` does nothing.

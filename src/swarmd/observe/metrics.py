@@ -91,8 +91,8 @@ CRDT_DIGEST = Gauge(
 MEMBERS = Gauge("swarmd_members", "Members by state, as seen here", ["state"], registry=REGISTRY)
 USER_EVENTS = Counter("swarmd_user_events_total", "User events told here", registry=REGISTRY)
 TASKS = Gauge("swarmd_tasks", "Tasks by state", ["state"], registry=REGISTRY)
-BLOB_CHUNKS = Counter(
-    "swarmd_blob_chunks_sent_total", "Chunks of blobs sent to other nodes", registry=REGISTRY
+BLOB_BYTES_SENT = Counter(
+    "swarmd_blob_sent_bytes_total", "Bytes of users' blobs sent to other nodes", registry=REGISTRY
 )
 AUDIT_RECORDS = Counter(
     "swarmd_audit_records_total",

@@ -92,8 +92,8 @@ class _DropsAtOnce(ReplicaMachine):
 class _SaysTaken(ReplicaMachine):
     """Says that it has taken a shard whether it has all of it or not."""
 
-    def _on_hand_over(self, peer: NodeId, ask: HandOver) -> list[Effect]:
-        effects = super()._on_hand_over(peer, ask)
+    def _on_hand_over(self, peer: NodeId, ask: HandOver, now: float) -> list[Effect]:
+        effects = super()._on_hand_over(peer, ask, now)
         return [*effects, Send(peer, Taken(ask.bucket, ask.shard, ask.round))]
 
 

@@ -18,7 +18,8 @@ from swarmd.agents.supervisor import Supervisor, open_supervisor
 from swarmd.base.clock import BootClock
 from swarmd.base.errors import NotFound, Unavailable
 from swarmd.mesh.bus.service import Bus
-from swarmd.state.blobs.messages import BlobRef, hash_of
+from swarmd.state.blobs.messages import BlobRef
+from swarmd.state.blobs.naming import hash_of
 from swarmd.state.recipes.service import Recipes
 from swarmd.wire.codec import pack
 

@@ -15,7 +15,8 @@ from swarmd.agents.bundle import pack_bundle
 from swarmd.agents.bundles import BundleCache
 from swarmd.agents.config import AgentsConfig
 from swarmd.base.errors import ConfigError
-from swarmd.state.blobs.messages import BlobRef, hash_of
+from swarmd.state.blobs.messages import BlobRef
+from swarmd.state.blobs.naming import hash_of
 
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can change users")
 

@@ -15,7 +15,8 @@ from swarmd.agents.bundle import pack_bundle, read_bundle, unpack_bundle
 from swarmd.agents.bundles import BundleCache
 from swarmd.base.errors import BadRequest, DiskFault, MalformedMessage, TooLarge
 from swarmd.base.ids import to_text
-from swarmd.state.blobs.messages import BlobRef, hash_of
+from swarmd.state.blobs.messages import BlobRef
+from swarmd.state.blobs.naming import hash_of
 
 FILES = {"agent.py": b"def run(v, c): pass\n", "lib/a.py": b"", "lib/deep/data.bin": bytes(700)}
 

@@ -32,7 +32,8 @@ from swarmd.base.ids import NodeId, node_id_of
 from swarmd.mesh.swim.events import Member
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.mesh.transports.memory import MemoryLink, MemoryNetwork
-from swarmd.state.blobs.messages import BlobRef, hash_of
+from swarmd.state.blobs.messages import BlobRef
+from swarmd.state.blobs.naming import hash_of
 from swarmd.state.raft.messages import Delete, Entry, Operation, OpResult, Put
 
 SPEC = AgentSpec(name="extractor", version="1.0.0", entry="extractor:run")

@@ -21,7 +21,8 @@ from swarmd.agents.attempts import InstanceState
 from swarmd.agents.config import AgentsConfig
 from swarmd.base.errors import Busy, ShuttingDown
 from swarmd.observe.redaction import Redactor
-from swarmd.state.blobs.messages import BlobRef, hash_of
+from swarmd.state.blobs.messages import BlobRef
+from swarmd.state.blobs.naming import hash_of
 from swarmd.wire.codec import unpack
 
 

@@ -31,7 +31,8 @@ from swarmd.wire.codec import unpack
         ("import sys; sys.exit(3)", "SystemExit"),
         ("import os; print('so long', flush=True); os._exit(7)", "exited with status 7"),
         ("import os; os.kill(os.getpid(), 11)", "SIGSEGV"),
-        ("import os\nfor fd in range(3, 64):\n  try: os.write(fd, b'junk' * 9)\n"
+        ("import os\nfor fd in map(int, os.listdir('/proc/self/fd')):\n"
+         "  try: fd > 2 and os.write(fd, b'junk' * 9)\n"
          "  except OSError: pass\nimport time; time.sleep(60)", "channel"),
     ],
 )  # fmt: skip
@@ -240,7 +241,7 @@ async def test_garbage_on_the_channel_kills_the_process(house: Open, kind: str) 
         "import os, stat, time\n"
         "def run(value, context):\n"
         "    if value: return value\n"
-        "    for fd in range(3, 64):\n"
+        "    for fd in map(int, os.listdir('/proc/self/fd')):\n"
         "        try:\n"
         "            if stat.S_ISSOCK(os.fstat(fd).st_mode):\n"
         f"                {GARBAGE[kind]}\n"
@@ -258,7 +259,7 @@ async def test_garbage_written_while_idle_costs_no_attempt(house: Open) -> None:
         "import os, stat, threading, time\n"
         "def spoil():\n"
         "    time.sleep(0.05)\n"
-        "    for fd in range(3, 64):\n"
+        "    for fd in map(int, os.listdir('/proc/self/fd')):\n"
         "        try:\n"
         "            if stat.S_ISSOCK(os.fstat(fd).st_mode): os.write(fd, b'?' * 99)\n"
         "        except OSError: pass\n"
@@ -273,9 +274,8 @@ async def test_garbage_written_while_idle_costs_no_attempt(house: Open) -> None:
 
 
 async def test_a_process_that_closes_its_channel_is_killed(house: Open) -> None:
-    code = (
-        "import os, time\ndef run(value, context):\n    os.closerange(3, 64)\n    time.sleep(600)\n"
-    )
+    closes = "os.closerange(3, 4_096)"
+    code = f"import os, time\ndef run(value, context):\n    {closes}\n    time.sleep(600)\n"
     async with house(code) as h:
         # A read under way keeps a closed descriptor's socket open: then the timeout sees to it.
         outcome = await h.run(timeout_s=1.0)
@@ -343,7 +343,8 @@ from pathlib import Path
 from swarmd.agents.config import AgentsConfig
 from swarmd.agents.supervisor import AttemptRun, open_supervisor
 from swarmd.base.clock import BootClock
-from swarmd.state.blobs.messages import BlobRef, hash_of
+from swarmd.state.blobs.messages import BlobRef
+from swarmd.state.blobs.naming import hash_of
 
 class Source:
     async def folder_of(self, bundle):

@@ -30,7 +30,7 @@ from swarmd.base.sealed_file import seal_file
 from swarmd.gateway.listeners import open_tls
 from swarmd.identity.keys import SigningKey
 from swarmd.identity.sealing import SealingKey
-from swarmd.state.blobs.messages import hash_of
+from swarmd.state.blobs.naming import hash_of
 from swarmd.state.blobs.store import BlobFolder
 from swarmd.state.raft.journal import Journal
 

@@ -94,6 +94,64 @@ async def test_a_restart_goes_on_where_it_ended(tmp_path: Path) -> None:
         assert (verdict.records, verdict.first, verdict.last, verdict.findings) == (4, 1, 4, [])
 
 
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Whom nodes had tell all that they hold; none does of itself."""
+    found: list[Any] = []
+    monkeypatch.setattr(copying, "COMPARE_S", 1_000.0)
+    level = copying.Copying._level
+
+    async def counted(self: copying.Copying, peer: Any) -> None:
+        found.append(peer)
+        await level(self, peer)
+
+    monkeypatch.setattr(copying.Copying, "_level", counted)
+    return found
+
+
+async def test_to_copy_a_new_life_whose_past_is_here_takes_no_look_at_all_lives(
+    tmp_path: Path, compared: list[Any]
+) -> None:
+    async with lab(tmp_path, 2) as swarm:
+        for number in range(1, 4):
+            swarm.audits[0].note("a.b")
+            await held_by_all(swarm, 0, number)
+            await swarm.stop(0)
+            await swarm.start(0)
+        assert not compared
+        assert sound(await swarm.verdicts())
+
+
+async def test_of_a_new_life_whose_past_is_not_here_the_past_comes_first(
+    tmp_path: Path, compared: list[Any]
+) -> None:
+    async with lab(tmp_path, 2) as swarm:
+        await swarm.stop(1)
+        for _ in range(3):
+            swarm.audits[0].note("a.b")
+            await swarm.audits[0].flush()
+            await swarm.stop(0)
+            await swarm.start(0)
+        await swarm.start(1)
+        swarm.audits[0].note("a.b")
+        await held_by_all(swarm, 0, 4)
+        assert swarm.node(0) in compared
+        assert len(await swarm.kinds(1)) == 4
+        assert sound(await swarm.verdicts())
+
+
+async def test_who_holds_the_same_tells_nothing(tmp_path: Path) -> None:
+    async with lab(tmp_path, 2) as swarm:
+        for number in range(2):
+            swarm.audits[number].note("a.b")
+            await held_by_all(swarm, number, 1)
+        one, other = (swarm.audits[number]._shelf for number in range(2))
+        assert await one.held(None, await other.sum()) == ((), False)
+        swarm.audits[0].note("a.b")
+        await swarm.audits[0].flush()
+        assert len((await one.held(None, bytes(16)))[0]) == 2
+
+
 async def test_what_was_noted_at_the_end_is_written(tmp_path: Path) -> None:
     async with lab(tmp_path, 1) as swarm:
         for _ in range(2_000):

@@ -11,6 +11,7 @@ from audit_swarm import KEY, judged, opened, writer, written
 
 from swarmd.audit import segments, store
 from swarmd.audit.chain import Place, Sealed
+from swarmd.audit.index import INDEX
 from swarmd.audit.records import ChainId
 from swarmd.audit.segments import Frame, frames_in, name_of, parse_name
 from swarmd.audit.store import AuditFolder
@@ -53,6 +54,81 @@ def test_what_was_kept_is_there_after_a_restart(tmp_path: Path) -> None:
     assert again.read_file(CHAIN, 3, 1) == [sealed[1].raw]
     assert again.read_file(CHAIN, 9, 1) == []
     assert (tmp_path.stat().st_mode & 0o077, file_of(tmp_path).stat().st_mode & 0o077) == (0, 0)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[ChainId]:
+    """Of which lives files were read."""
+    found: list[ChainId] = []
+    read = AuditFolder._read
+
+    def counted(self: AuditFolder, chain: ChainId, segment: store.Segment) -> bytes:
+        found.append(chain)
+        return read(self, chain, segment)
+
+    monkeypatch.setattr(AuditFolder, "_read", counted)
+    return found
+
+
+def test_what_did_not_change_is_read_at_one_start_and_no_more(
+    tmp_path: Path, reads: list[ChainId]
+) -> None:
+    lives = [written([2, 1], writer(life=bytes([number]) * 8)) for number in range(5)]
+    for life in lives:
+        kept(tmp_path, life)
+    first = opened(tmp_path)
+    reads.clear()
+    again = opened(tmp_path)
+    assert not reads
+    assert again.lives == first.lives
+    other = written([4], writer(life=b"other   "))
+    again.append_file(other[0].seal.chain, other, 6_000)
+    assert other[0].seal.chain in opened(tmp_path).lives
+    assert set(reads) == {other[0].seal.chain}
+
+
+def test_a_life_that_was_gone_on_with_or_lost_a_file_is_read_again(
+    tmp_path: Path, reads: list[ChainId]
+) -> None:
+    first, second, third = written([2, 3, 4])
+    kept(tmp_path, [first])
+    kept(tmp_path, [second])
+    kept(tmp_path, [third])
+    opened(tmp_path)
+    reads.clear()
+    more = tmp_path / name_of(CHAIN, third.seal.first)
+    more.unlink()
+    life = opened(tmp_path).lives[CHAIN]
+    assert (life.first, life.last, life.hash) == (1, 5, second.seal.hash)
+    assert reads
+    kept(tmp_path, [third])
+    life = opened(tmp_path).lives[CHAIN]
+    assert (life.first, life.last, len(life.segments)) == (1, 9, 3)
+
+
+def test_an_index_that_is_damaged_or_of_another_folder_costs_time_alone(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    kept(one, written([2, 1]))
+    kept(other, written([3, 3], writer(life=b"other   ")))
+    lives = opened(one).lives
+    opened(other)
+    (one / INDEX).write_bytes((other / INDEX).read_bytes())
+    assert opened(one).lives == lives
+    for damage in (b"", b"x" * 100, (one / INDEX).read_bytes()[:-1]):
+        (one / INDEX).write_bytes(damage)
+        assert opened(one).lives == lives
+
+
+def test_what_was_torn_after_it_was_indexed_is_cut_off(tmp_path: Path) -> None:
+    sealed = written([3, 2])
+    kept(tmp_path, sealed[:1])
+    folder = opened(tmp_path)
+    with file_of(tmp_path).open("ab") as file:
+        file.write(b"torn")
+    assert opened(tmp_path).lives[CHAIN].last == 3
+    folder = opened(tmp_path)
+    folder.append_file(CHAIN, sealed[1:], 6_000)
+    assert opened(tmp_path).lives[CHAIN].last == 5
 
 
 def test_a_crash_within_a_write_costs_that_write_alone(tmp_path: Path) -> None:

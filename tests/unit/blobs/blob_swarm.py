@@ -10,9 +10,10 @@ from typing import Any
 import trio
 
 from swarmd.base.ids import NodeId, node_id_of
+from swarmd.base.sealed_file import Sealer
 from swarmd.mesh.transports.memory import MemoryNetwork
 from swarmd.state.blobs.config import BlobsConfig
-from swarmd.state.blobs.messages import hash_of
+from swarmd.state.blobs.naming import hash_of
 from swarmd.state.blobs.service import Blobs, open_blobs
 
 
@@ -43,7 +44,12 @@ class Swarm:
         self.named: set[bytes] = set()
 
     async def grow(
-        self, stack: AsyncExitStack, count: int, voters: int, config: BlobsConfig | None
+        self,
+        stack: AsyncExitStack,
+        count: int,
+        voters: int,
+        config: BlobsConfig | None,
+        sealer: Sealer | None = None,
     ) -> None:
         for number in range(count):
             node_id = node_id_of(bytes([number]))
@@ -62,6 +68,7 @@ class Swarm:
                         members=lambda: [n for n in self.ids if n not in self.left],
                         alive=lambda: [n for n in self.ids if n not in self.dead],
                         referenced=partial(self.references, node_id=link.node_id),
+                        sealer=sealer,
                     )
                 )
             )

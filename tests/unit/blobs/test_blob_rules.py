@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from swarmd.base.errors import CorruptFile, InsufficientCopies, TooLarge
 from swarmd.base.ids import NodeId, node_id_of
-from swarmd.state.blobs.machine import AHEAD, STRIKES, Fetching
+from swarmd.state.blobs.machine import RUN_CHUNKS, STRIKES, Fetching, Run
 from swarmd.state.blobs.manifest import Manifest, decode_manifest, encode_manifest
-from swarmd.state.blobs.messages import PINS_MAX, Pin, PinnedBlob, hash_of
+from swarmd.state.blobs.messages import PINS_MAX, Pin, PinnedBlob
+from swarmd.state.blobs.naming import hash_of, name_of
 from swarmd.state.blobs.pins import copies_of, decode_pins, encode_pins, joined, pinned, unpinned
 from swarmd.state.blobs.placing import (
     Kept,
@@ -32,44 +35,90 @@ NODES: list[NodeId] = ranked(NAME, [A, B, C, D, E])
 # ---- transfers ------------------------------------------------------------------------
 
 
-def taken(fetching: Fetching, holder: NodeId) -> list[int]:
-    return list(iter(lambda: fetching.take(holder), None))
+def carry(fetching: Fetching, holder: NodeId, count: int) -> list[int]:
+    """Have a holder send `count` chunks: which."""
+    done: list[int] = []
+    while len(done) < count and (run := fetching.take(holder)) is not None:
+        goes_on = True
+        while goes_on and len(done) < count:
+            done.append(run.index)
+            goes_on = fetching.got(holder)
+    return done
 
 
-def test_a_holder_has_one_chunk_under_way_and_no_chunk_comes_twice() -> None:
-    fetching = Fetching(100)
+def test_a_holder_sends_a_run_and_another_one_the_next() -> None:
+    fetching = Fetching(3 * RUN_CHUNKS)
     assert fetching.offer(A)
     assert not fetching.offer(A)
     fetching.offer(B)
-    assert [taken(fetching, A), taken(fetching, B)] == [[0], [1]]
-    fetching.arrived(A, 1)
-    assert taken(fetching, A) == [], "that was another one's"
-    fetching.arrived(A, 0)
-    assert fetching.got(0)
-    assert taken(fetching, A) == [2]
+    assert fetching.take(A) == Run(0, RUN_CHUNKS)
+    assert fetching.take(B) == Run(RUN_CHUNKS, 2 * RUN_CHUNKS)
+    for index in range(RUN_CHUNKS):
+        assert not fetching.has(index)
+        assert fetching.got(A) == (index < RUN_CHUNKS - 1)
+        assert fetching.has(index)
+    assert fetching.take(A) == Run(2 * RUN_CHUNKS, 3 * RUN_CHUNKS)
 
 
-def test_nobody_is_asked_far_ahead_of_what_is_hashed() -> None:
-    fetching = Fetching(1_000)
+def test_who_has_nothing_to_do_takes_half_of_what_another_has_not_begun() -> None:
+    fetching = Fetching(10)
+    for holder in (A, B, C):
+        fetching.offer(holder)
+    first = fetching.take(A)
+    second = fetching.take(B)
+    assert (first, second) == (Run(0, 5), Run(5, 10))
+    third = fetching.take(C)
+    assert (first, second, third) in (
+        (Run(0, 3), Run(5, 10), Run(3, 5)),
+        (Run(0, 5), Run(5, 8), Run(8, 10)),
+    )
+
+
+def test_one_that_hangs_holds_up_no_more_than_the_chunk_that_it_has_under_way() -> None:
+    fetching = Fetching(2 * RUN_CHUNKS)
     fetching.offer(A)
-    count = 0
-    while (index := fetching.take(A)) is not None:
-        fetching.arrived(A, index)
-        fetching.got(index)
-        count += 1
-    assert count == AHEAD
-    fetching.hashed(5)
-    assert fetching.take(A) == AHEAD
+    fetching.offer(B)
+    hung = fetching.take(A)
+    done = carry(fetching, B, 2 * RUN_CHUNKS)
+    assert sorted(done) == list(range(1, 2 * RUN_CHUNKS))
+    assert fetching.take(B) is None
+    assert hung == Run(0, 1)
+    assert not fetching.got(A), "its run ends here now"
+    assert fetching.is_complete
+
+
+def test_faster_holders_carry_more() -> None:
+    """Goal: whatever the speeds, all end at about the same time.
+
+    Method: A sends nine chunks in the time in which B sends one.
+    """
+    fetching = Fetching(1_000)
+    done: dict[NodeId, int] = {A: 0, B: 0}
+    runs: dict[NodeId, bool] = {A: False, B: False}
+    for holder in (A, B):
+        fetching.offer(holder)
+    for step in itertools.count():
+        assert step < 1_130, "one waits for the other"
+        if fetching.is_complete:
+            break
+        holder = B if step % 10 == 0 else A
+        if not runs[holder]:
+            runs[holder] = fetching.take(holder) is not None
+        if runs[holder]:
+            runs[holder] = fetching.got(holder)
+            done[holder] += 1
+    assert 80 <= done[B] <= 120, done
 
 
 def test_what_a_holder_failed_at_goes_to_others_first() -> None:
-    fetching = Fetching(100)
+    fetching = Fetching(10 * RUN_CHUNKS)
     fetching.offer(A)
     fetching.offer(B)
-    lost = taken(fetching, A)
+    fetching.take(A)
+    fetching.got(A)
     fetching.lose(A)
     assert not fetching.is_asked(A)
-    assert taken(fetching, B) == lost
+    assert fetching.take(B) == Run(1, RUN_CHUNKS)
 
 
 def test_who_fails_again_and_again_or_sends_what_is_wrong_is_asked_no_more() -> None:
@@ -84,43 +133,37 @@ def test_who_fails_again_and_again_or_sends_what_is_wrong_is_asked_no_more() -> 
     assert fetching.holders == []
 
 
-def test_a_chunk_that_does_not_fit_is_asked_of_others() -> None:
-    fetching = Fetching(2)
-    for holder in (A, B):
-        fetching.offer(holder)
-    assert [fetching.take(A), fetching.take(B)] == [0, 1]
-    fetching.arrived(A, 0)
-    assert fetching.take(B) is None, "it is looked at"
-    fetching.refused(A, 0)
-    assert not fetching.offer(A)
-    fetching.arrived(B, 1)
-    assert fetching.take(B) == 0
-
-
 def test_what_an_earlier_try_left_is_not_asked_for() -> None:
-    fetching = Fetching(5, present=[0, 1, 3])
+    fetching = Fetching(6, present=[0, 1, 3])
     fetching.offer(A)
-    assert fetching.take(A) == 2
-    fetching.arrived(A, 2)
-    assert fetching.take(A) == 4
-    assert not fetching.got(3)
-    for index in (2, 4):
-        fetching.got(index)
+    assert carry(fetching, A, 9) == [2, 4, 5]
     assert fetching.is_complete
+
+
+def test_a_chunk_that_was_begun_is_the_first_of_a_run() -> None:
+    fetching = Fetching(6, present=[0], begun={3: 1})
+    fetching.offer(A)
+    assert fetching.take(A) == Run(1, 3)
+    fetching.got(A)
+    assert not fetching.got(A)
+    assert fetching.take(A) == Run(3, 6, 1)
+    fetching.again(A)
+    assert fetching.take(A) == Run(3, 6), "from its beginning now, and nobody is blamed"
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_every_transfer_ends_whatever_fails_as_long_as_somebody_lasts(seed: int) -> None:
     """Goal: no order of answers and failures loses a chunk, asks for one twice at once, or stalls.
 
-    Method: three holders, random answers, failures and late answers of lost holders; one stays.
+    Method: three holders, some chunks here or begun, random failures; one holder stays.
     """
     rng = random.Random(seed)
-    fetching = Fetching(rng.randrange(1, 200))
-    under_way: list[tuple[NodeId, int]] = []
-    late: list[tuple[NodeId, int]] = []
-    done: set[int] = set()
-    hashed = 0
+    count = rng.randrange(1, 300)
+    present = set(rng.sample(range(count), rng.randrange(count)))
+    begun = {i: 1 for i in range(count) if i not in present and rng.random() < 0.1}
+    fetching = Fetching(count, present, begun)
+    runs: dict[NodeId, Run] = {}
+    done = set(present)
     for step in itertools.count():
         assert step < 20_000, "it stalls"
         if fetching.is_complete:
@@ -128,32 +171,27 @@ def test_every_transfer_ends_whatever_fails_as_long_as_somebody_lasts(seed: int)
         for holder in (A, B, C):
             if holder == A or rng.random() < 0.3:
                 fetching.offer(holder)
-            index = fetching.take(holder)
-            if index is not None:
-                assert index not in done
-                assert index not in [number for _, number in under_way]
-                assert hashed <= index < hashed + AHEAD
-                under_way.append((holder, index))
-        if under_way and rng.random() < 0.7:
-            both = (under_way, late)[bool(late) and rng.random() < 0.2]
-            holder, index = both.pop(rng.randrange(len(both)))
-            if both is under_way and holder != A and rng.random() < 0.1:
-                fetching.arrived(holder, index)
-                fetching.refused(holder, index)
-                late += [one for one in under_way if one[0] == holder]
-                under_way = [one for one in under_way if one[0] != holder]
+            if holder not in runs and fetching.is_asked(holder):
+                run = fetching.take(holder)
+                if run is not None:
+                    runs[holder] = run
+        parts = [index for run in runs.values() for index in range(run.index, run.end)]
+        assert len(parts) == len(set(parts))
+        assert done.isdisjoint(parts)
+        for holder in sorted(runs):
+            if rng.random() < 0.5:
                 continue
-            fetching.arrived(holder, index)
-            assert fetching.got(index) == (index not in done)
-            done.add(index)
-            while hashed in done:
-                hashed += 1
-            fetching.hashed(hashed)
-        if rng.random() < 0.05:
-            gone = rng.choice((B, C))
-            fetching.lose(gone)
-            late += [one for one in under_way if one[0] == gone]
-            under_way = [one for one in under_way if one[0] != gone]
+            index = runs[holder].index
+            if runs[holder].begun and rng.random() < 0.5:
+                del runs[holder]
+                fetching.again(holder)
+            elif holder != A and rng.random() < 0.1:
+                del runs[holder]
+                fetching.lose(holder, for_good=rng.random() < 0.3)
+            else:
+                done.add(index)
+                if not fetching.got(holder):
+                    del runs[holder]
     assert done == set(range(fetching.count))
 
 
@@ -264,17 +302,34 @@ def test_pins_are_bounded_and_end() -> None:
 
 
 def test_files_beside_blobs_come_back_and_damage_shows() -> None:
-    manifest = Manifest(NAME, 300_000, b"1" * 32 + b"2" * 32)
+    hashes = b"1" * 32 + b"2" * 32
+    manifest = Manifest(name_of(hashes), 300_000, hashes)
     blob = PinnedBlob(NAME, 300_000, (Pin("ann", 2, 5_000, 1),))
-    assert decode_manifest(encode_manifest(manifest), source="x") == manifest
+    read_manifest = partial(decode_manifest, blob_hash=manifest.hash, size=300_000)
+    assert read_manifest(encode_manifest(manifest), source="x") == manifest
     assert decode_pins(encode_pins(blob), source="x") == blob
-    for raw, read in (
-        (encode_manifest(manifest), decode_manifest),
+    cases: list[tuple[bytes, Callable[..., object]]] = [
+        (encode_manifest(manifest), read_manifest),
         (encode_pins(blob), decode_pins),
-    ):
+    ]
+    for raw, read in cases:
         for at in range(len(raw)):
             damaged = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
             with pytest.raises(CorruptFile):
                 read(damaged, source="x")
         with pytest.raises(CorruptFile):
             read(raw[:-1], source="x")
+
+
+def test_a_manifest_is_what_its_blob_is_named_by() -> None:
+    hashes = b"1" * 32 + b"2" * 32
+    name = name_of(hashes)
+    assert Manifest(name, 300_000, hashes).is_true
+    assert not Manifest(name, 300_000, hashes[32:] + hashes[:32]).is_true
+    assert not Manifest(name, 300_000, hashes[:-1]).is_true
+    assert not Manifest(name, 600_000, hashes).is_true
+    assert not Manifest(name, -1, b"").is_true
+    assert not Manifest(NAME, 300_000, hashes).is_true
+    assert Manifest(NAME, 5, NAME).is_true
+    assert not Manifest(NAME, 5, name).is_true
+    assert Manifest(hash_of(b""), 0, b"").is_true

@@ -29,17 +29,8 @@ from swarmd.base.errors import (
 from swarmd.base.limits import BLOB_BYTES_MAX, BLOB_CHUNK_BYTES, MIB
 from swarmd.state.blobs import custody, service
 from swarmd.state.blobs.config import BlobsConfig
-from swarmd.state.blobs.messages import (
-    BLOB,
-    BlobRef,
-    Fetch,
-    Got,
-    Have,
-    MissingAsk,
-    Offer,
-    Piece,
-    hash_of,
-)
+from swarmd.state.blobs.messages import BLOB, BlobRef, Fetch, Got, Have, MissingAsk, Offer, Piece
+from swarmd.state.blobs.naming import hash_of
 from swarmd.state.blobs.store import Upload
 
 SMALL = b"small" * 20_000

@@ -9,7 +9,7 @@ import pytest
 from swarmd.base.errors import BadRequest, Busy, DiskFault, MalformedMessage
 from swarmd.base.sealed_file import FRAME_BODY_BYTES_MAX
 from swarmd.identity.sealing import SealingKey
-from swarmd.state.blobs.messages import hash_of
+from swarmd.state.blobs.naming import hash_of
 from swarmd.state.blobs.store import BlobFolder
 
 DATA = b"a blob" * 1_000

@@ -12,8 +12,7 @@ from swarmd.base.limits import BLOB_CHUNK_BYTES
 from swarmd.base.sealed_file import Sealer
 from swarmd.identity.sealing import SealingKey
 from swarmd.state.blobs.chunkfile import ChunkReader, ChunkWriter
-from swarmd.state.blobs.manifest import chunk_size, chunks_in
-from swarmd.state.blobs.messages import hash_of
+from swarmd.state.blobs.naming import chunk_size, chunks_in, hash_of
 from swarmd.state.blobs.store import BlobFolder
 
 DATA = os.urandom(3 * BLOB_CHUNK_BYTES + 17)

@@ -427,6 +427,51 @@ def test_who_has_nothing_new_asks_for_nothing() -> None:
     assert b.step(Heard(a.id, Sums(WALL_MS, sums))) == []
 
 
+def ahead(node: Node, *others: Node) -> list[bool]:
+    """Which of the others a node asks for what it lacks, once they have told it their sums."""
+    node.take()
+    for other in others:
+        sums = tuple(ShardSum(*shard.name, shard.sum()) for shard in other.machine.shards())
+        node.step(Heard(other.id, Sums(WALL_MS, sums)))
+    asked = {peer for peer, message in node.sent if isinstance(message, Vector)}
+    return [other.id in asked for other in others]
+
+
+def test_a_shard_comes_from_one_peer_at_a_time() -> None:
+    a, b, c = Node("a"), Node("b"), Node("c", "a", "b")
+    for number, key in enumerate(same_shard(10)):
+        a.write(key, Assign(number))
+    sync(a, b)
+    assert ahead(c, a, b) == [True, False]
+    c.now += machine._FETCH_S - 0.1
+    assert ahead(c, b, a) == [False, True]
+    talk(a, c)
+    b.write(same_shard(1)[0], Assign("news"))
+    assert ahead(c, b) == [True]
+
+
+def test_who_does_not_answer_is_waited_for_no_longer_than_others_have_it() -> None:
+    a, b, c = Node("a"), Node("b"), Node("c", "a", "b")
+    a.write("k", Assign(1))
+    sync(a, b)
+    assert ahead(c, a, b) == [True, False]
+    c.now += machine._FETCH_S
+    assert ahead(c, b) == [True]
+    assert ahead(c, a) == [False]
+    c.step(Peers((a.id,)))
+    assert ahead(c, a) == [True]
+
+
+def test_who_has_nothing_to_send_stands_in_nobodys_way() -> None:
+    a, b, c = Node("a"), Node("b"), Node("c", "a", "b")
+    key, other = same_shard(2)
+    c.write(key, Assign(1))
+    a.write(other, Assign(2))
+    assert ahead(c, b) == [True]
+    talk(b, c)  # It lacks what this node wrote, and has nothing of its own.
+    assert ahead(c, a) == [True]
+
+
 def test_much_that_is_missing_comes_in_several_messages() -> None:
     a, b = Node("a"), Node("b")
     for key in same_shard(10):

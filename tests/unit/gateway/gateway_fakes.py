@@ -57,7 +57,8 @@ from swarmd.mesh.swim.tags import Tags, checked_tags
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.swim import SimSigner
 from swarmd.sim.world import World
-from swarmd.state.blobs.messages import BlobRef, hash_of
+from swarmd.state.blobs.messages import BlobRef
+from swarmd.state.blobs.naming import hash_of
 from swarmd.state.raft.bounds import problem_of
 from swarmd.state.raft.messages import (
     AuthorityEntry,

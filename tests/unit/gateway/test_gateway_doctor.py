@@ -17,6 +17,7 @@ from swarmd.gateway.doctor.local import CREDENTIAL_WARN_MS, firewall_lines
 from swarmd.gateway.local_facts import LocalFacts
 from swarmd.gateway.status import next_loss
 from swarmd.identity.authority import CREDENTIAL_MS
+from swarmd.memory.vector.service import IndexFacts
 from swarmd.mesh.discovery.adverts import InterfaceFacts
 from swarmd.mesh.discovery.hearing import Hearing
 from swarmd.mesh.facts import HOST_NAME, MeshFacts, NameFacts, SeedFacts
@@ -531,3 +532,17 @@ def test_why_a_node_does_not_run_is_read_from_its_disk() -> None:
     found = local(join_failure=JoinFailure("token_refused", "the join token has expired", 1))
     assert "failed: the join token has expired" in found["join"].finding
     assert "swarmctl token create" in found["join"].advice
+
+
+def test_an_index_of_vectors_that_is_elsewhere_is_told_of() -> None:
+    problem = "the vector database swarmd on db.lan:5432 cannot be used: connection refused"
+    found = check("vectors", index=IndexFacts("pgvector", None, problem))
+    assert (found.verdict, found.finding) == ("fail", problem)
+    assert "vectors.pgvector_*" in found.advice
+    well = check("vectors", index=IndexFacts("pgvector", 12, ""))
+    assert (well.verdict, "12 entries" in well.finding) == ("ok", True)
+    filling = check("vectors", index=IndexFacts("pgvector", None, ""))
+    assert (filling.verdict, "is filled" in filling.finding) == ("ok", True)
+    # One that is here needs no word unless it is unwell.
+    assert not complaints(index=IndexFacts("embedded", 12, ""))
+    assert complaints(index=IndexFacts("embedded", None, "no room"))["vectors"].verdict == "fail"

@@ -29,9 +29,10 @@ from swarmd.base.limits import MIB, VECTOR_RESULTS_MAX
 from swarmd.memory.vector import feeder as feeding
 from swarmd.memory.vector.config import VectorsConfig
 from swarmd.memory.vector.feeder import Feeder
+from swarmd.memory.vector.opening import open_embedded
 from swarmd.memory.vector.port import VectorIndex
 from swarmd.memory.vector.records import BUCKET, collection_of
-from swarmd.memory.vector.service import NewEntry, open_embedded
+from swarmd.memory.vector.service import NewEntry
 from swarmd.memory.vector.shapes import Equals, Metric, Range, packed
 from swarmd.state.crdt.types.kinds import Kind
 from swarmd.state.crdt.types.values import Assign
@@ -50,11 +51,10 @@ async def agree(*nodes: Node, ids: list[str]) -> None:
     """All nodes find these, with the same distances."""
     with trio.fail_after(20.0):
         while True:
-            found = [await hits_on(node) for node in nodes]
-            if all(sorted(hit.id for hit in hits) == ids for hits in found):
-                break
+            first, *rest = [await hits_on(node) for node in nodes]
+            if sorted(hit.id for hit in first) == ids and all(hits == first for hits in rest):
+                return
             await trio.sleep(0.02)
-    assert all(hits == found[0] for hits in found)
 
 
 # ---- what is promised of one node ------------------------------------------------------------

@@ -1,21 +1,31 @@
-"""The embedded index beside brute force: any changes, any questions, reopened at any time."""
+"""Each index beside brute force: any changes, any questions, reopened at any time."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from postgres_server import PostgresServer
+from vector_databases import schema_for, server_of
 from vector_model import Model, check_hits
 
 from swarmd.memory.vector.engine import Engine
+from swarmd.memory.vector.pg_search import search
+from swarmd.memory.vector.pg_session import Session
+from swarmd.memory.vector.pg_tables import Tables
 from swarmd.memory.vector.shapes import (
     Batch,
+    CollectionView,
     Define,
     Drop,
     Equals,
+    Hit,
     Metric,
     OneOf,
     Query,
@@ -30,11 +40,16 @@ METRICS = {"a": Metric.L2, "b": Metric.COSINE, "c": Metric.DOT}
 COLLECTIONS = st.sampled_from(sorted(DIMENSIONS))
 IDS = st.sampled_from(["one", "two", "three", "four", "ünf", "s\0x"])
 FIELDS = st.sampled_from(["kind", "size", "ü"])
+# As long as what an index of a database takes of a text, or longer.
+LONG = "l" * 254
 NUMBERS = st.one_of(
     st.integers(-3, 3),
     st.sampled_from([2**53, 2**53 + 1, float(2**53), -(2**63), 2**63 - 1, 0.5, -0.0, 1e300]),
 )
-TEXTS = st.one_of(st.sampled_from(["", "a", "b", "ab", "1", "z\0", "z"]), st.text(max_size=3))
+TEXTS = st.one_of(
+    st.sampled_from(["", "a", "b", "ab", "1", "z\0", "z", LONG, LONG + "a", LONG + "b"]),
+    st.text(max_size=3),
+)
 SCALARS = st.one_of(st.booleans(), NUMBERS, TEXTS)
 PAYLOADS = st.dictionaries(FIELDS, SCALARS, max_size=3)
 ELEMENTS = st.one_of(
@@ -95,7 +110,56 @@ def test_more_of_it(data: st.DataObject) -> None:
     feed_and_ask(data)
 
 
-def feed_and_ask(data: st.DataObject) -> None:
+class InTables:
+    """The index in PostgreSQL, as an engine: without the loop that is around it."""
+
+    def __init__(self, postgres: PostgresServer, place: Path) -> None:
+        server, schema = server_of(postgres), schema_for(place)
+        self.tables = Tables(Session(server, schema, reads_only=False), guesses=False)
+        self.state, wrong = self.tables.prepare()
+        assert wrong == ""
+        self.reads = Session(server, schema, reads_only=True)
+        self.reads.use_schema()
+
+    @property
+    def position(self) -> int:
+        return self.state.position
+
+    def collections(self) -> list[CollectionView]:
+        return self.state.views()
+
+    def apply(self, group: list[Batch]) -> list[int]:
+        positions = []
+        for batch in group:
+            self.state = self.tables.apply(batch, self.state)
+            positions.append(self.state.position)
+        return positions
+
+    def search(self, query: Query) -> list[Hit]:
+        one = self.state.collections[query.collection]
+        return search(self.reads, query, one.number, one.spec, self.position, guesses=False)
+
+    def close(self) -> None:
+        self.reads.close()
+        self.tables.session.close()
+
+
+@FEW
+@given(st.data())
+def test_the_same_holds_of_an_index_in_postgresql(
+    postgres: PostgresServer, data: st.DataObject
+) -> None:
+    feed_and_ask(data, partial(InTables, postgres))
+
+
+@pytest.mark.long
+@settings(FEW, max_examples=150)
+@given(st.data())
+def test_more_of_it_in_postgresql(postgres: PostgresServer, data: st.DataObject) -> None:
+    feed_and_ask(data, partial(InTables, postgres))
+
+
+def feed_and_ask(data: st.DataObject, opened: Callable[[Path], Any] = Engine) -> None:
     """Goal: no order of changes, repeats, restarts and questions tells it from a plain list.
 
     Method: batches of changes, some fed in part before, in groups; now and then the index is
@@ -103,7 +167,7 @@ def feed_and_ask(data: st.DataObject) -> None:
     """
     model, fed = Model(), []
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(Path(folder) / "index")
+        engine = opened(Path(folder) / "index")
         try:
             for _ in range(data.draw(st.integers(1, 6))):
                 group, positions = [], []
@@ -115,7 +179,7 @@ def feed_and_ask(data: st.DataObject) -> None:
                 assert engine.apply(group) == positions
                 if data.draw(st.integers(0, 3)) == 0:
                     engine.close()
-                    engine = Engine(Path(folder) / "index")
+                    engine = opened(Path(folder) / "index")
                 again = data.draw(st.sampled_from(fed))
                 assert engine.apply([again]) == [model.position]
                 compare(data, model, engine)
@@ -145,7 +209,7 @@ def batch_after(draw: st.DrawFn, model: Model, fed: list[Batch]) -> Batch:
     return Batch(last.after, until, (*last.changes, *made))
 
 
-def compare(data: st.DataObject, model: Model, engine: Engine) -> None:
+def compare(data: st.DataObject, model: Model, engine: Any) -> None:
     assert engine.position == model.position
     views = [(one.name, one.dimension, one.metric, one.entries) for one in engine.collections()]
     assert views == model.views()

@@ -20,7 +20,8 @@ from swarmd.base.rng import make_rng
 from swarmd.mesh.swim.events import Changed, Member
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.mesh.transports.memory import MemoryNetwork
-from swarmd.state.blobs.messages import BlobRef, hash_of
+from swarmd.state.blobs.messages import BlobRef
+from swarmd.state.blobs.naming import hash_of
 from swarmd.state.raft.messages import Compare, Delete, Entry, OpResult, Put, Txn
 from swarmd.state.raft.statemachine import Change
 from swarmd.tasks.config import TasksConfig

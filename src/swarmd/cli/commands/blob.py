@@ -68,7 +68,11 @@ def blob() -> None:
 @copies_option
 @ttl_option
 def put(file: Path, copies: int | None, ttl: float | None) -> None:
-    """Store FILE, - for standard input, and pin it; print its hash."""
+    """Store FILE, - for standard input, and pin it; print its hash.
+
+    Up to 256 KiB that is what `b2sum -l 256` prints, in base 32; of what is larger, the root
+    of a tree of such hashes (docs/blobs.md).
+    """
     with (
         _source(file) as (source, count),
         open_client() as client,

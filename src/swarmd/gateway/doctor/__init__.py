@@ -18,6 +18,7 @@ from swarmd.gateway.doctor.local import (
     credential_checks,
     firewall_lines,
     folder_and_port,
+    index_checks,
     standing_checks,
 )
 from swarmd.gateway.doctor.peers import clock_check, peer_checks
@@ -38,6 +39,7 @@ def examine(facts: NodeFacts) -> list[Check]:
         *peer_checks(facts),
         _quorum(facts),
         *credential_checks(facts.credential_left_ms),
+        *index_checks(facts.index),
     ]
 
 

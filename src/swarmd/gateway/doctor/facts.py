@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from swarmd.gateway.local_facts import LocalFacts
+from swarmd.memory.vector.service import IndexFacts
 from swarmd.mesh.facts import MeshFacts
 from swarmd.mesh.reach.service import Reach
 
@@ -52,6 +53,8 @@ class NodeFacts:
     """In store time; None if it is unknown."""
     shared_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Names that several of the living carry, with the beginnings of their ids."""
+    index: IndexFacts | None = None
+    """How the index of vectors is; None: nothing can be said, or it is here and well."""
 
     @property
     def is_alone(self) -> bool:

@@ -10,6 +10,7 @@ from swarmd.gateway.doctor.facts import NodeFacts
 from swarmd.gateway.doctor.verdicts import fail, ok, warn
 from swarmd.gateway.local_facts import LocalFacts
 from swarmd.gateway.shapes import Check
+from swarmd.memory.vector.service import IndexFacts
 from swarmd.mesh.standing import JoinFailure
 from swarmd.wire.version import PROTOCOL_VERSION
 
@@ -158,6 +159,24 @@ def credential_checks(left_ms: int | None) -> list[Check]:
             )
         ]
     return [ok(name, f"{finding}; it is renewed at half of its life")]
+
+
+def index_checks(facts: IndexFacts | None) -> list[Check]:
+    """An index of vectors that is elsewhere, or cannot be used."""
+    if facts is None or (facts.engine == "embedded" and not facts.problem):
+        return []
+    name = "vectors"
+    if facts.problem:
+        return [
+            fail(
+                name,
+                facts.problem,
+                "correct that, or the settings vectors.engine and vectors.pgvector_*; the node "
+                "tries again by itself, and searches of vectors fail here until then",
+            )
+        ]
+    filled = "is filled" if facts.entries is None else f"has {facts.entries} entries"
+    return [ok(name, f"the database of the index is reached, and {filled}")]
 
 
 def firewall_lines(facts: LocalFacts) -> Check:

@@ -35,7 +35,7 @@ from swarmd.gateway.http import (
 from swarmd.gateway.shapes_blobs import BlobProgress, PinInfo, UserBlob, UserBlobs
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.bulk import Bulk, Progress, Shown
-from swarmd.state.blobs.messages import HASH_BYTES
+from swarmd.state.blobs.naming import HASH_BYTES
 
 OCTETS: Final = "application/octet-stream"
 _TTL_MAX_S: Final = 10 * 365 * 24 * 3_600

@@ -22,6 +22,33 @@ class VectorsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     # Longest that a search waits for what this node knows to be in its index. What is not then is
     # told with the answer ("behind").
     settle_timeout_s: Annotated[float, Meta(ge=0, le=60)] = 2.0
+    # What this node's index is. "embedded": files in its data folder. "pgvector": a schema of its
+    # own in a PostgreSQL database with the extension pgvector, by the package psycopg, which is
+    # installed beside swarmd (`pip install 'swarmd[pgvector]'`). Nodes may differ.
+    engine: Literal["embedded", "pgvector"] = "embedded"
+    # Where PostgreSQL listens: a host's name or address, or the folder of its socket, such as
+    # "/run/postgresql".
+    pgvector_host: str = ""
+    pgvector_port: Annotated[int, Meta(ge=1, le=65_535)] = 5432
+    # The database, and the user that owns it.
+    pgvector_database: str = "swarmd"
+    pgvector_user: str = "swarmd"
+    # The user's password: the name of a secret of the swarm (`swarmctl secret set`), which this
+    # node must hold keys for; or a file that only the daemon's user may read. Not both; neither
+    # where the server asks for none.
+    pgvector_password_secret: str = ""
+    pgvector_password_file: str = ""
+    # "verify": TLS, with a certificate that names the host. "off": only to this host. Through a
+    # socket's folder there is no TLS.
+    pgvector_tls: Literal["verify", "off"] = "verify"
+    # Certificates that the server's is checked against. Empty: those that this system trusts.
+    pgvector_ca_file: str = ""
+    # "exact": all entries are looked at, and none is missed. "hnsw": an index that misses some, for
+    # very many entries of up to 2,000 elements; needs pgvector 0.8.
+    pgvector_index: Literal["exact", "hnsw"] = "exact"
+    # Longest wait for a connection, and for one search or batch.
+    pgvector_connect_timeout_s: Annotated[float, Meta(ge=1, le=60)] = 5.0
+    pgvector_timeout_s: Annotated[float, Meta(ge=1, le=600)] = 30.0
     # Who makes vectors of texts on this node. Empty: nobody, callers give vectors. "http": a
     # provider with the API of OpenAI's embeddings. "local": a model on this host, by the package
     # fastembed, which is installed beside swarmd.
@@ -42,6 +69,8 @@ class VectorsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 def check(config: VectorsConfig) -> None:
     """Raises ConfigError: settings that do not go together, by name."""
+    if config.engine == "pgvector":
+        _check_database(config)
     if not config.embedder:
         return
     if not 1 <= len(config.embedding_model.encode()) <= VECTOR_MODEL_BYTES_MAX:
@@ -51,6 +80,29 @@ def check(config: VectorsConfig) -> None:
         )
     if config.embedder == "http":
         _check_provider(config)
+
+
+def _check_database(config: VectorsConfig) -> None:
+    host = config.pgvector_host
+    named = {"host": host, "database": config.pgvector_database, "user": config.pgvector_user}
+    for name, value in named.items():
+        if not value or not value.isprintable():
+            raise ConfigError(
+                f'vectors.engine is "pgvector"; vectors.pgvector_{name} must say which {name}'
+            )
+    if "," in host:
+        raise ConfigError("vectors.pgvector_host names one host, or one folder")
+    if config.pgvector_password_secret and config.pgvector_password_file:
+        raise ConfigError(
+            "give vectors.pgvector_password_secret or pgvector_password_file, not both"
+        )
+    is_local = host in _LOCAL_HOSTS or host.startswith("/")
+    if config.pgvector_tls == "off" and not is_local:
+        raise ConfigError(
+            f"vectors.pgvector_tls is off, and {host} is another host: what is kept would go over "
+            'the network in clear; leave it "verify", and name the server\'s certificate '
+            "authority in vectors.pgvector_ca_file"
+        )
 
 
 def _check_provider(config: VectorsConfig) -> None:

@@ -127,6 +127,9 @@ class EmbeddedIndex:
             self._engine.versions, collection, after, most, limiter=self._searches
         )
 
+    async def check(self) -> None:
+        await self.versions("", "", 1)
+
     async def aclose(self) -> None:
         """Let what is under way end, and apply no more. Nobody may call any more."""
         self._closed = True

@@ -74,6 +74,17 @@ class Feeder:
         self._looked = self._to_look = 0
         self._moved = trio.Event()
         self._refused = 0
+        self._fault: SwarmError | None = None
+
+    @property
+    def fault(self) -> SwarmError | None:
+        """Why the index cannot be used, for as long as it cannot."""
+        return self._fault
+
+    @property
+    def unused(self) -> bool:
+        """Was there nothing to index yet, so that the index was never opened?"""
+        return self._unused
 
     @property
     def index(self) -> VectorIndex | None:
@@ -100,7 +111,7 @@ class Feeder:
             # The first pass of an index sees what the watch lagged behind before that, too.
             wanted = max(self._watch.lagged + self._passing, not self._complete)
             passes = self._passes + wanted
-            while self._done < mark or self._passes < passes:
+            while (self._done < mark or self._passes < passes) and self._fault is None:
                 await self._moved.wait()
         looking = max(1, self._to_look - self._looked) if self._passes < passes else 0
         return looking + max(0, mark - self._done)
@@ -122,7 +133,7 @@ class Feeder:
                 except CorruptFile as error:
                     _log.warning("the vector index is opened anew", fault=error.message)
                 except (DiskFault, Unavailable) as error:
-                    _log.error("the vector index cannot be opened", why=error.message)
+                    self._note_fault(error)
                 finally:
                     self._index, self._complete, self._passing = None, False, False
                     self._move()
@@ -137,6 +148,9 @@ class Feeder:
     async def _keep_open(self, watch: KeyWatch) -> None:
         self._damaged = trio.Event()
         async with self._open_index() as self._index, trio.open_nursery() as nursery:
+            if self._fault is not None:
+                _log.info("the vector index can be used again")
+                self._fault = None
             nursery.start_soon(self._follow, self._index, watch)
             await self._damaged.wait()
             nursery.cancel_scope.cancel()
@@ -157,8 +171,16 @@ class Feeder:
                 else:
                     await watch.wait()
         except SwarmError as error:
-            _log.warning("the vector index cannot be used", why=error.message)
+            self._note_fault(error)
             self._damaged.set()
+
+    def _note_fault(self, error: SwarmError) -> None:
+        """It is told once, however often it is tried again."""
+        if self._fault is None or self._fault.message != error.message:
+            _log.warning("the vector index cannot be used", why=error.message)
+        if isinstance(error, DiskFault | Unavailable):
+            self._fault = error
+        self._move()
 
     def _move(self) -> None:
         self._moved.set()

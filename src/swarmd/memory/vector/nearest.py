@@ -55,7 +55,7 @@ def nearest(
     best, rough = _scan(vectors, slots, query, metric, k + _SPARE, check)
     if len(best) < len(slots) and metric is not Metric.L2:
         near = np.partition(rough, (k - 1, len(rough) - 1))
-        if near[-1] - near[k - 1] < _doubt(vectors[best], query):
+        if near[-1] - near[k - 1] < doubt(vectors[best], query):
             wide = query.astype(np.float64)
             best, _ = _scan(vectors, slots, wide, metric, k + _SPARE, check)
     distances = _exact(vectors[best], query, metric)
@@ -63,7 +63,7 @@ def nearest(
     return best[order], distances[order]
 
 
-def _doubt(rows: Vectors, query: Vectors) -> float:
+def doubt(rows: Vectors, query: Vectors) -> float:
     """How far two dot products in float32 may be off together, where rows are that long."""
     longest = np.sqrt(_squares(rows.astype(np.float64)).max())
     length = np.sqrt(np.square(query, dtype=np.float64).sum())

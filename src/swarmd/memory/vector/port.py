@@ -33,6 +33,7 @@ class VectorIndex(Protocol):
             Busy: too many batches wait. Repeat it.
             DiskFault: nothing changed. Repeat it.
             CorruptFile: the index is damaged and refuses all; opened anew it begins at 0.
+            VectorDatabaseUnavailable: the batch is applied or not. Open the index anew.
 
         Cancellation: the batch is applied or not; apply it again.
         """
@@ -47,7 +48,7 @@ class VectorIndex(Protocol):
             NotFound: there is no such collection.
             WrongDimension, BadVector: the vector does not fit the collection.
             BadRequest: `k` or a condition is not allowed.
-            DiskFault, CorruptFile: the index cannot be read.
+            DiskFault, CorruptFile, VectorDatabaseUnavailable: the index cannot be read.
 
         Cancellation: nothing is left behind.
         """
@@ -58,10 +59,14 @@ class VectorIndex(Protocol):
 
         Fewer than `most`: there are no more. Nothing where there is no such collection.
 
-        Raises: DiskFault, CorruptFile.
+        Raises: DiskFault, CorruptFile, VectorDatabaseUnavailable.
 
         Cancellation: nothing is left behind.
         """
+        ...
+
+    async def check(self) -> None:
+        """See that the index can be asked now. Raises, and cancellation: see `versions`."""
         ...
 
     def collections(self) -> list[CollectionView]:

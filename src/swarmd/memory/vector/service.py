@@ -7,11 +7,9 @@ search waits a little for the index to have what the store has.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -104,6 +102,15 @@ class Found:
     behind: int
 
 
+@dataclass(frozen=True, slots=True)
+class IndexFacts:
+    """This node's index. `entries`: None while it is made, or has a `problem`, which says why."""
+
+    engine: str
+    entries: int | None
+    problem: str
+
+
 class VectorMemory:
     """Args:
     open_index: see `Feeder`.
@@ -124,6 +131,7 @@ class VectorMemory:
         self._me, self._store, self._config = me, store, config
         self._rng, self._alive = rng, alive
         self._embedder = embedder
+        self._open_index = open_index
         self._strays: dict[str, None] = {}
         self._has_strays = trio.Event()
         self._feeder = Feeder(store, open_index, self._note_stray)
@@ -348,11 +356,14 @@ class VectorMemory:
         Raises:
             NotFound, WrongDimension, BadVector, BadRequest and its kinds: see `check_query`.
             NotReady: the index is being made.
+            VectorDatabaseUnavailable, DiskFault: the index cannot be used now; the message says
+                why, and what to do.
         """
         collection = self.need(name)
         query = Query(name, vector, k, conditions)
         check_query(query, {name: collection.spec})
         behind = await self._feeder.settle(self._config.settle_timeout_s)
+        self._check_usable()
         index = self._feeder.index
         if index is None:
             raise NotReady(
@@ -365,12 +376,42 @@ class VectorMemory:
             self._feeder.damaged()
             raise NotReady(f"{error.message}; it is made anew: search again shortly") from error
         except ShuttingDown as error:
+            self._check_usable()
             raise NotReady("the index of vectors is being opened: search again shortly") from error
         except (NotFound, WrongDimension) as error:
             # The collection's: the query is known to fit what the store has.
             raise NotReady(
                 f"the collection {name} is not in this node's index yet: search again shortly"
             ) from error
+
+    def _check_usable(self) -> None:
+        fault = self._feeder.fault
+        if fault is not None:
+            raise type(fault)(fault.message)
+
+    @property
+    def engine(self) -> str:
+        """What the index is made of."""
+        return self._config.engine
+
+    async def examine(self) -> IndexFacts:
+        """How this node's index is."""
+        index, fault = self._feeder.index, self._feeder.fault
+        try:
+            if index is not None:
+                await index.check()
+            elif fault is not None:
+                raise fault
+            elif self._feeder.unused and self.engine != "embedded":
+                # So that settings can be tried before there is anything to index.
+                async with self._open_index() as opened:
+                    await opened.check()
+        except SwarmError as error:
+            return IndexFacts(self.engine, None, error.message)
+        if index is None and not self._feeder.unused:
+            return IndexFacts(self.engine, None, "")
+        views = [] if index is None else index.collections()
+        return IndexFacts(self.engine, sum(view.entries for view in views), "")
 
     # ---- what belongs to nothing -------------------------------------------------------------
 
@@ -467,21 +508,3 @@ def _check_same(found: Collection, spec: Spec, model: str) -> None:
 def _author(by: str) -> str:
     """A caller's name, cut so that it is none too long."""
     return by.encode(errors="replace")[:NAME_BYTES_MAX].decode(errors="ignore") or "unknown"
-
-
-@asynccontextmanager
-async def open_embedded(folder: Path) -> AsyncIterator[VectorIndex]:
-    """The embedded index in `folder`, whose libraries are loaded only now. Raises DiskFault."""
-
-    def load() -> Any:
-        from swarmd.memory.vector.embedded import open_vector_index
-
-        try:
-            folder.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise DiskFault(f"cannot make {folder}: {error.strerror}") from error
-        return open_vector_index
-
-    open_index = await trio.to_thread.run_sync(load)
-    async with open_index(folder) as index:
-        yield index

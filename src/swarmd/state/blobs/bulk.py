@@ -17,7 +17,7 @@ from collections.abc import (
     Callable,
     Sequence,
 )
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,7 +36,7 @@ from swarmd.base.errors import (
 from swarmd.base.ids import NodeId, short, to_text
 from swarmd.base.limits import STREAMED_BYTES_MAX
 from swarmd.base.sealed_file import Sealer
-from swarmd.mesh.link import Inbound, Lane, Link
+from swarmd.mesh.link import Inbound, Lane, Link, Streamed
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.answers import Answers
 from swarmd.state.blobs.config import PIN_TTL_MAX_S, BlobsConfig
@@ -304,6 +304,11 @@ class Bulk:
         """One question to a node and its answer. Raises SwarmError."""
         timeout_s = timeout_s or self._config.chunk_timeout_s
         return await self._link.request(BULK, peer, message, timeout_s=timeout_s, lane=Lane.BULK)
+
+    def stream(self, peer: NodeId, message: Any) -> AbstractAsyncContextManager[Streamed]:
+        """One question to a node and its answer in several messages. Raises SwarmError."""
+        timeout_s = self._config.chunk_timeout_s
+        return self._link.request_stream(BULK, peer, message, timeout_s=timeout_s, lane=Lane.BULK)
 
     def tell(self, peer: NodeId, message: Any) -> None:
         """What may be lost."""

@@ -1,8 +1,10 @@
 """A blob's file, chunk by chunk, in clear or sealed; every function here may run in a thread.
 
 A chunk is just what a frame of a sealed file holds (`base/sealed_file.py`), so in both forms any
-chunk is read or written by itself, in any order. What lies there already is found by reading it:
-chunks are verified by their hashes, and no other account of them is kept that could be wrong.
+chunk is read or written by itself, in any order. In clear it may also be written part by part, from
+its beginning on; bytes that were not written read as zeros. What lies there already is found by
+reading it: chunks are verified by their hashes, and no other account of them is kept that could be
+wrong.
 """
 
 from __future__ import annotations
@@ -58,14 +60,32 @@ class ChunkWriter:
         except OSError as error:
             raise self._fault(error) from error
 
+    @property
+    def takes_parts(self) -> bool:
+        """False where only whole chunks can be written: they are sealed as such."""
+        return self._sealer is None
+
     def write(self, index: int, data: bytes) -> None:
         """Put a chunk in its place."""
-        position = index * BLOB_CHUNK_BYTES
-        if self._sealing is not None:
-            position = sealed_size(position)
-            # Nothing vouches for a frame but the header, once the whole is there.
-            data = self._sealing.frames(data, position, 0)
-        self._write(data, position)
+        if self._sealing is None:
+            self.write_part(index, 0, data)
+            return
+        position = sealed_size(index * BLOB_CHUNK_BYTES)
+        # Nothing vouches for a frame but the header, once the whole is there.
+        self._write(self._sealing.frames(data, position, 0), position)
+
+    def write_part(self, index: int, offset: int, data: bytes) -> None:
+        """Put a part of a chunk in its place, `offset` bytes from the chunk's beginning."""
+        assert self.takes_parts
+        self._write(data, index * BLOB_CHUNK_BYTES + offset)
+
+    def begun(self, index: int, size: int) -> int:
+        """How many bytes of a chunk of `size` bytes were written for sure, from its beginning on.
+
+        Parts are written in order, so all of them before the last byte that is not zero. Whatever
+        was there before, or came after a crash of the machine, may make this wrong.
+        """
+        return len(self.read(index, size).rstrip(b"\0")) if self.takes_parts else 0
 
     def read(self, index: int, size: int) -> bytes:
         """A chunk of `size` bytes as it lies there; fewer, or others, if it does not.
@@ -159,6 +179,11 @@ class ChunkReader:
             return self._file.read(offset, BLOB_CHUNK_BYTES)
         source = str(self._path)
         return open_part(self._sealer, ROOM, self._file, offset, BLOB_CHUNK_BYTES, source=source)
+
+    def read_some(self, index: int, count: int) -> list[bytes]:
+        """Up to `count` chunks from `index` on, at least one."""
+        end = min(index + count, -(-self.size // BLOB_CHUNK_BYTES))
+        return [self.read(one) for one in range(index, max(end, index + 1))]
 
     def close(self) -> None:
         self._file.close()

@@ -27,7 +27,7 @@ class BlobsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     # Time to place one blob on enough nodes before the submit is refused with
     # "insufficient_copies". A 64 MiB blob takes 2 s at 1 Gbit/s to two nodes.
     put_timeout_s: Seconds = 30.0
-    # Longest wait for one chunk of 256 KiB before the next holder is tried.
+    # Longest wait for a chunk of 256 KiB, or a piece of one, before the next holder is tried.
     chunk_timeout_s: Seconds = 5.0
     # Transfers in each direction at once; each may hold up to 64 MiB in memory while it runs.
     transfers_max: Count = 8

@@ -24,7 +24,6 @@ from swarmd.base.errors import (
     CorruptFile,
     DiskFault,
     NotFound,
-    RemoteError,
     SwarmError,
     TooLarge,
 )
@@ -36,8 +35,9 @@ from swarmd.state.blobs.chunkfile import ChunkReader, ChunkWriter
 from swarmd.state.blobs.config import BlobsConfig
 from swarmd.state.blobs.custody import Referenced
 from swarmd.state.blobs.intake import Check, Intake, read_good_file
-from swarmd.state.blobs.manifest import Manifest, chunks_in
+from swarmd.state.blobs.manifest import Manifest
 from swarmd.state.blobs.messages import PinnedBlob
+from swarmd.state.blobs.naming import chunks_in
 from swarmd.state.blobs.pins import copies_of, joined
 from swarmd.state.blobs.placing import Kept, to_evict
 from swarmd.state.blobs.shelf import Shelf
@@ -231,22 +231,12 @@ class Holding:
                 if transfer is None:
                     continue
                 with following(transfer):
-                    manifests, first = max(transfer.manifests, 1), index
-                    # The last one is held back until the whole is proven.
-                    while index < count - 1 and transfer.manifests <= manifests:
-                        data = await transfer.chunk(index)
-                        if data is None:
-                            break
+                    while index < count and (data := await transfer.chunk(index)) is not None:
                         yield data
                         index += 1
                     await transfer.ended.wait()
-                if transfer.error is not None:
+                if transfer.error is not None and index < count:
                     raise transfer.error
-                if transfer.manifests > manifests and index > first:
-                    raise RemoteError(
-                        f"a node told a false manifest of blob {short(blob_hash)}: what was read "
-                        "of it is void; read it again"
-                    )
                 continue
             async with aclosing(self._local_chunks(blob_hash, index)) as chunks:
                 async for data in chunks:

@@ -1,28 +1,41 @@
-"""One transfer: which chunk is asked of whom, and when it is over. Pure.
+"""One transfer: which chunks are asked of whom, and when it is over. Pure.
 
-The shell shows what happens (`offer`, `lose`, `arrived`, `got`, `refused`, `hashed`) and asks for
-each holder's next chunk (`take`). The rules:
+The shell shows what happens (`offer`, `got`, `again`, `lose`) and asks for each holder's next run
+of chunks (`take`), which that holder then sends in order. The rules:
 
-- A holder has one chunk under way, and is asked for the next one when that is written: what a kill
-  can lose, and has to come again, is one chunk of each holder. Faster holders carry more by
-  themselves, and one that hangs holds up no more than that chunk.
-- Nobody is asked for a chunk more than `AHEAD` beyond the first that is not hashed yet: chunks wait
-  in memory for the hash of the whole, which goes through them in order.
-- What a holder failed at goes back in front, for others. Who sent a wrong chunk is asked no more in
-  this transfer, nor is who failed `STRIKES` times.
-- No chunk is asked for twice at once, and none again that is here.
+- A run is up to `RUN_CHUNKS` of the first chunks that nobody is asked for. When none are left, it
+  is half of what the holder with the most has not begun. So faster holders carry more by
+  themselves, and one that hangs holds up no more than the chunk that it has under way.
+- What a holder failed at goes to others. Who sent a wrong chunk is asked no more in this transfer,
+  nor is who failed `STRIKES` times.
+- A chunk that an earlier try had begun is gone on with, as the first one of a run. If it then does
+  not fit, what was there may be at fault: it is fetched anew and nobody is blamed.
+- Each chunk is asked of one holder at a time, and none again that is here.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from swarmd.base.ids import NodeId
 
-AHEAD: Final = 32
+RUN_CHUNKS: Final = 64
 STRIKES: Final = 3
+
+
+@dataclass(slots=True)
+class Run:
+    """Chunks that one holder sends: `index`, which is under way, and all up to `end`.
+
+    `begun`: how many pieces of the first of them are here already.
+    """
+
+    index: int
+    end: int
+    begun: int = 0
 
 
 class Fetching:
@@ -31,19 +44,27 @@ class Fetching:
     Args:
         count: chunks of the blob.
         present: those that an earlier try has left, verified.
+        begun: of others, how many pieces it has left.
     """
 
-    def __init__(self, count: int, present: Iterable[int] = ()) -> None:
+    def __init__(
+        self, count: int, present: Iterable[int] = (), begun: Mapping[int, int] | None = None
+    ) -> None:
         self.count = count
         self._present = bytearray(count)
         for index in present:
             self._present[index] = 1
         self.present_count = sum(self._present)
-        self._next = 0
-        self._again: list[int] = []
-        self._hashed = 0
-        self._under_way: dict[NodeId, int | None] = {}
+        self._begun = dict(begun or {})
+        # What nobody is asked for, as (first, end); a chunk that was begun is the first of its own.
+        self._missing: list[tuple[int, int]] = []
+        self._runs: dict[NodeId, Run | None] = {}
         self._strikes: dict[NodeId, int] = {}
+        start = 0
+        for index in range(count + 1):
+            if index == count or self._present[index] or index in self._begun:
+                self._put_back(start, index)
+                start = index + self.has(index)
 
     @property
     def is_complete(self) -> bool:
@@ -52,71 +73,76 @@ class Fetching:
     @property
     def holders(self) -> list[NodeId]:
         """Who is asked, in a stable order."""
-        return sorted(self._under_way)
+        return sorted(self._runs)
 
     def has(self, index: int) -> bool:
         return index < self.count and bool(self._present[index])
 
     def offer(self, holder: NodeId) -> bool:
         """A node has the blob. False: it is asked already, or no more."""
-        if holder in self._under_way or self._strikes.get(holder, 0) >= STRIKES:
+        if holder in self._runs or self._strikes.get(holder, 0) >= STRIKES:
             return False
-        self._under_way[holder] = None
+        self._runs[holder] = None
         return True
-
-    def lose(self, holder: NodeId, *, for_good: bool = False) -> None:
-        """A node is gone, or failed: others get what it was asked for."""
-        if holder not in self._under_way:
-            return  # Another of its chunks said so.
-        self._strikes[holder] = STRIKES if for_good else self._strikes.get(holder, 0) + 1
-        index = self._under_way.pop(holder)
-        if index is not None:
-            heapq.heappush(self._again, index)
-
-    def take(self, holder: NodeId) -> int | None:
-        """The next chunk to ask a holder for; None: nothing now (or ever, see `is_asked`)."""
-        if self._under_way.get(holder, -1) is not None:
-            return None
-        index = self._under_way[holder] = self._pick()
-        return index
 
     def is_asked(self, holder: NodeId) -> bool:
-        return holder in self._under_way
+        return holder in self._runs
 
-    def arrived(self, holder: NodeId, index: int) -> None:
-        """A chunk came and is written: its holder can be asked for another one meanwhile."""
-        if self._under_way.get(holder) == index:
-            self._under_way[holder] = None
+    def take(self, holder: NodeId) -> Run | None:
+        """What to ask a holder for that has nothing under way; None: nothing now.
 
-    def refused(self, holder: NodeId, index: int) -> None:
-        """A chunk that arrived is not what it should be: its holder is asked for none any more."""
-        heapq.heappush(self._again, index)
-        self.lose(holder, for_good=True)
+        What it gives is for reading: `got` moves `index`, and another's `take` may move `end`.
+        """
+        assert self._runs[holder] is None
+        run = self._runs[holder] = self._next_run() if self._missing else self._half()
+        return run
 
-    def got(self, index: int) -> bool:
-        """A chunk that arrived was verified. False: it is not news."""
-        if self._present[index]:
-            return False
-        self._present[index] = 1
+    def got(self, holder: NodeId) -> bool:
+        """The chunk that a holder has under way is here. True: its run goes on with the next."""
+        run = self._run(holder)
+        assert not self._present[run.index]
+        self._present[run.index] = 1
         self.present_count += 1
-        return True
+        run.index, run.begun = run.index + 1, 0
+        if run.index == run.end:
+            self._runs[holder] = None
+        return run.index < run.end
 
-    def hashed(self, until: int) -> None:
-        """The hash of the whole has gone through all chunks below `until`."""
-        assert until >= self._hashed
-        self._hashed = until
+    def again(self, holder: NodeId) -> None:
+        """A chunk that an earlier try had begun does not fit: it, and its run, are asked anew."""
+        run = self._run(holder)
+        assert run.begun
+        self._put_back(run.index, run.end)
+        self._runs[holder] = None
 
-    def _pick(self) -> int | None:
-        bound = min(self.count, self._hashed + AHEAD)
-        while self._again:
-            if self._again[0] >= bound:
-                return None
-            index = heapq.heappop(self._again)
-            if not self._present[index]:
-                return index
-        while self._next < self.count and self._present[self._next]:
-            self._next += 1
-        if self._next >= bound:
+    def lose(self, holder: NodeId, *, for_good: bool = False) -> None:
+        """A node is gone, or failed, or sent a wrong chunk: others get what it was asked for."""
+        self._strikes[holder] = STRIKES if for_good else self._strikes.get(holder, 0) + 1
+        run = self._runs.pop(holder)
+        if run is not None:
+            self._put_back(run.index, run.end)
+
+    def _run(self, holder: NodeId) -> Run:
+        run = self._runs[holder]
+        assert run is not None
+        return run
+
+    def _put_back(self, first: int, end: int) -> None:
+        if first < end:
+            heapq.heappush(self._missing, (first, end))
+
+    def _next_run(self) -> Run:
+        first, end = heapq.heappop(self._missing)
+        self._put_back(first + RUN_CHUNKS, end)
+        return Run(first, min(end, first + RUN_CHUNKS), self._begun.pop(first, 0))
+
+    def _half(self) -> Run | None:
+        """Half of what the one with the most has not begun, from its end."""
+        runs = [run for _, run in sorted(self._runs.items()) if run is not None]
+        longest = max(runs, key=lambda run: run.end - run.index, default=None)
+        rest = 0 if longest is None else longest.end - longest.index - 1
+        if longest is None or rest == 0:
             return None
-        self._next += 1
-        return self._next - 1
+        end = longest.end
+        longest.end -= (rest + 1) // 2
+        return Run(longest.end, end)

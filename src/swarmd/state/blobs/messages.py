@@ -7,7 +7,8 @@ Leaving: `MissingAsk` -> `Missing`, page after page, from a voter that knows all
 
 Blobs of users travel on a plane of their own, in chunks of 256 KiB:
 Holders: `HeldAsk` -> `Held`, which of these blobs are there, whole, and with which pins.
-Transfer: `ManifestAsk` -> `ManifestPart`, then `ChunkAsk` -> `ChunkData`, many at once.
+Transfer: `ManifestAsk` -> `ManifestPart`; then `RunAsk` -> `RunPiece` after `RunPiece`, a chunk's
+bytes at most on their way: the taker lets as many more be sent as it has written.
 Copies: `Take` -> `Taking` while it fetches the blob itself, then `Taken`: whole and durable.
 Pins: `Told` -> `Noted`. Damage: `Doubt`, which is not answered: look at your copy.
 Lists: `ListAsk` -> `Listing`, page after page.
@@ -15,8 +16,7 @@ Lists: `ListAsk` -> `Listing`, page after page.
 
 from __future__ import annotations
 
-import hashlib
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -27,21 +27,17 @@ from swarmd.base.limits import (
     BLOB_CHUNK_BYTES,
     BLOB_CHUNKS_MAX,
     BLOB_COPIES_MAX,
+    BLOB_PIECE_BYTES,
     NAME_BYTES_MAX,
     STREAMED_BYTES_MAX,
 )
+from swarmd.state.blobs.naming import HASH_BYTES
 from swarmd.wire.codec import Family, Message
 
-HASH_BYTES = 32
 MISSING_MAX = 1_000
 Hash = Annotated[bytes, Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
 Size = Annotated[int, Meta(ge=0, le=BLOB_BYTES_MAX)]
 Chunk = Annotated[bytes, Meta(max_length=BLOB_CHUNK_BYTES)]
-
-
-def hash_of(data: bytes) -> bytes:
-    """The name of a blob: BLAKE2b-256 of its bytes."""
-    return hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
 
 
 class BlobRef(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -111,8 +107,8 @@ ASKED_MAX = 64
 PINS_MAX = 16
 LISTED_MAX = 64
 MANIFEST_PART_HASHES = 16_384
+CHUNK_PIECES = BLOB_CHUNK_BYTES // BLOB_PIECE_BYTES
 StreamedSize = Annotated[int, Meta(ge=0, le=STREAMED_BYTES_MAX)]
-Index = Annotated[int, Meta(ge=0, lt=BLOB_CHUNKS_MAX)]
 Milliseconds = Annotated[int, Meta(ge=0, le=2**53)]
 
 
@@ -163,14 +159,18 @@ class ManifestPart(Message, frozen=True, tag=4):
     hashes: Annotated[bytes, Meta(max_length=MANIFEST_PART_HASHES * HASH_BYTES)]
 
 
-class ChunkAsk(Message, frozen=True, tag=5):
+class RunAsk(Message, frozen=True, tag=5):
+    """Send `count` pieces of 128 KiB from number `first` on, in order; the last may be shorter."""
+
+    window: ClassVar[int] = CHUNK_PIECES
+
     hash: Hash
-    index: Index
+    first: Annotated[int, Meta(ge=0, lt=BLOB_CHUNKS_MAX * CHUNK_PIECES)]
+    count: Annotated[int, Meta(ge=1, le=BLOB_CHUNKS_MAX * CHUNK_PIECES)]
 
 
-class ChunkData(Message, frozen=True, tag=6):
-    index: Index
-    data: Chunk
+class RunPiece(Message, frozen=True, tag=6):
+    data: Annotated[bytes, Meta(max_length=BLOB_PIECE_BYTES)]
 
 
 class Take(Message, frozen=True, tag=7):
@@ -222,8 +222,8 @@ BULK = Family(
     Held,
     ManifestAsk,
     ManifestPart,
-    ChunkAsk,
-    ChunkData,
+    RunAsk,
+    RunPiece,
     Take,
     Taking,
     Taken,

@@ -7,6 +7,7 @@ and of two set at once the one that was taken back.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -14,12 +15,13 @@ from typing import Final
 import msgspec
 
 from swarmd.base.errors import CorruptFile, MalformedMessage, TooLarge
-from swarmd.state.blobs.messages import HASH_BYTES, PINS_MAX, Pin, PinnedBlob, hash_of
+from swarmd.state.blobs.messages import PINS_MAX, Pin, PinnedBlob
 from swarmd.wire.codec import decode_struct, encode_struct
 
 _MAGIC: Final = b"SWBP"
 _FORMAT: Final = 1
 _HEAD: Final = struct.Struct(">4sB")
+_CHECKSUM_BYTES: Final = 32
 
 
 def joined(known: Iterable[Pin], told: Iterable[Pin], now_ms: int) -> tuple[Pin, ...]:
@@ -73,13 +75,13 @@ def unpinned(pins: Sequence[Pin], owner: str, now_ms: int) -> tuple[Pin, ...] | 
 def encode_pins(blob: PinnedBlob) -> bytes:
     """What the file beside a blob of a user holds."""
     body = _HEAD.pack(_MAGIC, _FORMAT) + encode_struct(blob)
-    return body + hash_of(body)
+    return body + _checksum(body)
 
 
 def decode_pins(raw: bytes, *, source: str) -> PinnedBlob:
     """The pins in a file. Raises CorruptFile naming `source`."""
-    body, checksum = raw[:-HASH_BYTES], raw[-HASH_BYTES:]
-    if len(body) < _HEAD.size or hash_of(body) != checksum:
+    body, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
+    if len(body) < _HEAD.size or _checksum(body) != checksum:
         raise CorruptFile(f"{source} is damaged: its checksum does not fit")
     if _HEAD.unpack_from(body) != (_MAGIC, _FORMAT):
         raise CorruptFile(f"{source} holds no pins of format {_FORMAT}")
@@ -88,3 +90,7 @@ def decode_pins(raw: bytes, *, source: str) -> PinnedBlob:
     except (MalformedMessage, msgspec.MsgspecError) as error:
         raise CorruptFile(f"{source} is damaged: {error}") from error
     return blob
+
+
+def _checksum(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=_CHECKSUM_BYTES).digest()

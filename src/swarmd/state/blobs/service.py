@@ -52,8 +52,8 @@ from swarmd.state.blobs.messages import (
     Offer,
     Piece,
     Want,
-    hash_of,
 )
+from swarmd.state.blobs.naming import hash_of
 from swarmd.state.blobs.shelf import Shelf
 from swarmd.state.blobs.store import BlobFolder, Upload
 

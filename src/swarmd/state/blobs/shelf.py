@@ -6,8 +6,9 @@
     blobs/partial/HASH     what has come of a blob, and what was moved aside because it was damaged
 
 All are named by the blob's hash, so that an older version and the change of a data key pass over
-them or treat them as what they are. Each has a checksum of its own and appears by a rename, except
-for partial ones: of these only chunks count that fit their hash, whatever wrote them.
+them or treat them as what they are. Each has a checksum of its own or is proven by that hash, and
+appears by a rename, except for partial ones: of these only chunks count that fit their hash,
+whatever wrote them.
 In a sealed data folder they are sealed, too.
 
 Functions whose names end in `_file` only touch files and may run in a thread.
@@ -96,10 +97,9 @@ class Shelf:
         """None if there is none that can be used."""
         path = self._path("manifests", blob_hash)
         try:
-            found = decode_manifest(self._read(path), source=str(path))
+            return decode_manifest(self._read(path), blob_hash, size, source=str(path))
         except (OSError, CorruptFile):
             return None
-        return found if found.hash == blob_hash and found.size == size else None
 
     def write_manifest_file(self, manifest: Manifest) -> None:
         """Raises DiskFault."""

@@ -13,7 +13,6 @@ touch the index and belong to the event loop.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Set
@@ -36,7 +35,7 @@ from swarmd.base.sealed_file import (
     sealed_size,
 )
 from swarmd.state.blobs.chunkfile import ROOM
-from swarmd.state.blobs.messages import HASH_BYTES, hash_of
+from swarmd.state.blobs.naming import HASH_BYTES, Hasher, hash_of
 
 BLOBS_MAX: Final = 1_000_000
 _SHARD_CHARS: Final = 2
@@ -64,7 +63,7 @@ class Upload:
         self.touched_at = now
         self.busy = False
         self._path = path
-        self._state = hashlib.blake2b(digest_size=HASH_BYTES)
+        self._hasher = Hasher()
         self._pieces = _Pieces(sealer, size) if sealer is not None else None
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -83,12 +82,12 @@ class Upload:
                 view = view[os.write(self._fd, view) :]
         except OSError as error:
             raise DiskFault(f"cannot write {self._path}: {error.strerror}") from error
-        self._state.update(data)
+        self._hasher.update(data)
         self.received_bytes += len(data)
 
     def finish_file(self, path: Path, place: Callable[[Path, Path], None]) -> None:
         """Verify, make durable, `place` at `path`. Raises MalformedMessage, DiskFault."""
-        if self._state.digest() != self.hash:
+        if self._hasher.digest() != self.hash:
             raise MalformedMessage("an upload is not what its hash says")
         try:
             os.fsync(self._fd)

@@ -1,20 +1,19 @@
 """One blob on its way to this node, from whoever has it. What to ask of whom: `machine.Fetching`.
 
-Chunks come from several holders at once. Each is written where it belongs before its holder is
-asked for the next one, then verified, and the hash of the whole goes through them in order, from
-memory. What an earlier try left on the disk is read, verified and not fetched again: after a kill
-one chunk of each holder comes twice at most. At the end the whole must be what its name says; else
-whoever told its manifest is not asked again.
+Chunks come from several holders at once. Each holder sends those of its run one after the other, in
+pieces, and each piece is written where it belongs as it comes. A holder may send as much more as
+was written, so no more of it than a chunk is ever on its way. What an earlier try left on the disk
+is read, verified and not fetched again, and a chunk that was begun is gone on with: after a kill
+one chunk of each holder comes twice at most.
 
-Somebody may read the blob while it comes (`chunk`), but for its end, which waits for that. When
-nobody follows any more it is cancelled, and what has come stays for the next try.
+Somebody may read the blob while it comes (`chunk`). When nobody follows any more it is cancelled,
+and what has come stays for the next try.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -31,19 +30,23 @@ from swarmd.base.errors import (
     Unreachable,
 )
 from swarmd.base.ids import NodeId, short
+from swarmd.base.limits import BLOB_PIECE_BYTES
 from swarmd.base.sealed_file import Sealer
+from swarmd.mesh.link import Streamed
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.chunkfile import ChunkWriter
-from swarmd.state.blobs.machine import Fetching
-from swarmd.state.blobs.manifest import Manifest, chunk_size, chunks_in
+from swarmd.state.blobs.intake import Arriving
+from swarmd.state.blobs.machine import Fetching, Run
+from swarmd.state.blobs.manifest import Manifest
 from swarmd.state.blobs.messages import (
-    HASH_BYTES,
-    ChunkAsk,
-    ChunkData,
+    CHUNK_PIECES,
     Doubt,
     ManifestAsk,
     ManifestPart,
+    RunAsk,
+    RunPiece,
 )
+from swarmd.state.blobs.naming import HASH_BYTES, chunk_size, chunks_in
 
 _log = get_logger("blobs")
 # For how long nobody may have the blob before the transfer is given up.
@@ -53,8 +56,6 @@ PAUSE_S: Final = 0.2
 _LOOK_S: Final = 5.0
 # A holder may have to read the whole blob to tell its manifest.
 _MANIFEST_TIMEOUT_S: Final = 120.0
-_MANIFESTS_MAX: Final = 3
-_BATCH: Final = 8
 
 
 class Asking(Protocol):
@@ -65,23 +66,13 @@ class Asking(Protocol):
 
     async def ask(self, peer: NodeId, message: Any, timeout_s: float | None = None) -> Any: ...
 
+    def stream(self, peer: NodeId, message: Any) -> AbstractAsyncContextManager[Streamed]: ...
+
     def tell(self, peer: NodeId, message: Any) -> None: ...
 
     async def holders(self, blob_hash: bytes) -> tuple[list[NodeId], bool]:
         """Who says that it has the blob; and whether everybody who might was heard."""
         ...
-
-
-class _Arrival:
-    """A chunk that came; whether it fits is known once it was looked at."""
-
-    __slots__ = ("data", "fits", "holder", "index")
-
-    def __init__(self, holder: NodeId, index: int, data: bytes) -> None:
-        self.holder = holder
-        self.index = index
-        self.data = data
-        self.fits = False
 
 
 class Transfer:
@@ -107,8 +98,6 @@ class Transfer:
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
         self.error: SwarmError | None = None
-        # How many manifests were believed; what was read under one that was false is void.
-        self.manifests = 0
         self._path = path
         self._sealer = sealer
         self._node = node
@@ -116,14 +105,7 @@ class Transfer:
         self._fetching = Fetching(chunks_in(size))
         self._manifest = Manifest(blob_hash, size, b"")
         self._writer: ChunkWriter | None = None
-        self._state = hashlib.blake2b(digest_size=HASH_BYTES)
-        self._hashed = 0
-        self._arrived: deque[_Arrival] = deque()
-        # Verified, and waiting for the whole's hash to come to them.
-        self._ready: dict[int, bytes] = {}
         self._changed = trio.Event()
-        self._writing = trio.Lock()
-        self._false: set[NodeId] = set()
 
     @property
     def done_bytes(self) -> int:
@@ -142,14 +124,12 @@ class Transfer:
                 self.error = Unavailable(f"nobody waits for blob {short(self.hash)} any more")
             if self._writer is not None:
                 self._writer.close()
-            self._ready.clear()
-            self._arrived.clear()
             self.ended.set()
             self._wake()
 
     async def past(self, index: int) -> bool:
         """Wait until chunk `index` can be read; False: the transfer has ended before."""
-        while self._hashed <= index and not self.ended.is_set():
+        while not self._fetching.has(index) and not self.ended.is_set():
             await self._changed.wait()
         return not self.ended.is_set()
 
@@ -164,41 +144,27 @@ class Transfer:
     # ---- the course of it ----------------------------------------------------------------
 
     async def _run(self) -> None:
-        for _ in range(_MANIFESTS_MAX):
-            holder = await self._get_manifest()
-            self.manifests += 1
-            await self._open()
-            await self._fetch()
-            if self._state.digest() == self.hash:
-                writer, self._writer = self._writer, None
-                assert writer is not None
-                try:
-                    await self._in_thread(writer.finish, self.size)
-                finally:
-                    writer.close()
-                await self._place(self._path, self._manifest)
-                return
-            # Every chunk was what the manifest says, so the manifest is wrong.
-            _log.warning("a manifest was false", blob=short(self.hash), holder=short(holder))
-            self._false.add(holder)
-            await self._in_thread(self._path.unlink, True)
-        raise RemoteError(f"{_MANIFESTS_MAX} nodes told false manifests of blob {short(self.hash)}")
+        self._manifest = await self._get_manifest()
+        await self._open()
+        await self._fetch()
+        writer, self._writer = self._writer, None
+        assert writer is not None
+        try:
+            await self._in_thread(writer.finish, self.size)
+        finally:
+            writer.close()
+        await self._place(self._path, self._manifest)
 
-    async def _get_manifest(self) -> NodeId:
-        """The chunks' hashes, and who told them."""
+    async def _get_manifest(self) -> Manifest:
         give_up_at = trio.current_time() + RETRY_S
         while True:
             found, sure = await self._node.holders(self.hash)
             for holder in found:
-                if holder in self._false:
-                    continue
                 try:
-                    self._manifest = await self._manifest_of(holder)
+                    return await self._manifest_of(holder)
                 except SwarmError as error:
-                    _log.debug("no manifest", peer=short(holder), code=error.code)
+                    _log.debug("no manifest", peer=short(holder), why=error.message)
                     sure = False
-                else:
-                    return holder
             if trio.current_time() >= give_up_at or (sure and not found):
                 raise _nobody(self.hash, sure and not found)
             await trio.sleep(PAUSE_S)
@@ -215,40 +181,35 @@ class Transfer:
                 raise RemoteError("a node told half a manifest")
             hashes += answer.hashes
         manifest = Manifest(self.hash, self.size, hashes)
-        if not manifest.is_whole:
-            raise RemoteError("a node told more chunks than there are")
+        if not manifest.is_true:
+            raise RemoteError("a node told a false manifest")
         return manifest
 
     async def _open(self) -> None:
         """Begin the file, or go on with it: verify what is there."""
-        self._state = hashlib.blake2b(digest_size=HASH_BYTES)
-        self._hashed = 0
-        if self._writer is not None:
-            self._writer.close()
         self._writer = await self._in_thread(
             lambda: ChunkWriter(self._path, self.size, self._sealer, resume=True)
         )
-        present = await self._in_thread(self._scan_file)
-        self._fetching = Fetching(self._manifest.count, present)
-        self._fetching.hashed(self._hashed)
+        self._fetching = await self._in_thread(self._scan_file)
         self._wake()
 
-    def _scan_file(self) -> list[int]:
-        """Which chunks are there; the whole's hash goes through the first of them at once."""
-        assert self._writer is not None
+    def _scan_file(self) -> Fetching:
+        """What is there does not come again."""
+        writer = self._writer
+        assert writer is not None
         present: list[int] = []
+        begun: dict[int, int] = {}
         try:
             end = chunks_in(self._path.stat().st_size)
         except OSError as error:
             raise DiskFault(f"cannot read {self._path}: {error.strerror}") from error
         for index in range(min(end, self._manifest.count)):
-            data = self._writer.read(index, chunk_size(self.size, index))
-            if self._manifest.fits(index, data):
+            size = chunk_size(self.size, index)
+            if self._manifest.fits(index, writer.read(index, size)):
                 present.append(index)
-                if index == self._hashed:
-                    self._state.update(data)
-                    self._hashed += 1
-        return present
+            elif BLOB_PIECE_BYTES <= (written := writer.begun(index, size)) < size:
+                begun[index] = written // BLOB_PIECE_BYTES
+        return Fetching(self._manifest.count, present, begun)
 
     async def _fetch(self) -> None:
         failure: list[SwarmError] = []
@@ -266,8 +227,7 @@ class Transfer:
             def ask(holder: NodeId) -> None:
                 nursery.start_soon(guarded, partial(self._ask_one, holder), scope)
 
-            nursery.start_soon(guarded, partial(self._find, ask), scope)
-            await guarded(self._keep, scope)
+            await guarded(partial(self._find, ask), scope)
             scope.cancel()
         if failure:
             raise failure[0]
@@ -278,7 +238,7 @@ class Transfer:
         while not fetching.is_complete:
             found, sure = await self._node.holders(self.hash)
             for holder in found:
-                if holder not in self._false and fetching.offer(holder):
+                if fetching.offer(holder):
                     ask(holder)
             if fetching.holders:
                 give_up_at = trio.current_time() + RETRY_S
@@ -295,80 +255,61 @@ class Transfer:
             await self._changed.wait()
 
     async def _ask_one(self, holder: NodeId) -> None:
-        """One chunk after the other of one holder. Raises DiskFault."""
+        """One run after the other of one holder. Raises DiskFault."""
         while not self._fetching.is_complete and self._fetching.is_asked(holder):
-            full = len(self._arrived) >= _BATCH
-            index = None if full else self._fetching.take(holder)
-            if index is None:
-                await self._changed.wait()
-            elif not await self._ask(holder, index):
-                return
-
-    async def _ask(self, holder: NodeId, index: int) -> bool:
-        """Fetch one chunk and write it, right or wrong. False: the holder is lost."""
-        try:
-            answer = await self._node.ask(holder, ChunkAsk(self.hash, index))
-            if not isinstance(answer, ChunkData) or answer.index != index:
-                raise RemoteError("a node answered another question")
-        except SwarmError as error:
-            _log.debug("chunk not fetched", peer=short(holder), code=error.code)
-            self._fetching.lose(holder, for_good=not isinstance(error, TimedOut | Unreachable))
-            self._wake()
-            return False
-        # One after the other: what is refused below must not land on what another one sent since.
-        async with self._writing:
-            if not self._fetching.is_asked(holder):
-                return False
-            if len(answer.data) == chunk_size(self.size, index):
-                assert self._writer is not None
-                await self._in_thread(self._writer.write, index, answer.data)
-        self._fetching.arrived(holder, index)
-        self._arrived.append(_Arrival(holder, index, answer.data))
-        self._wake()
-        return True
-
-    async def _keep(self) -> None:
-        """Verify what comes, as much at once as has come; it ends when the whole is hashed.
-
-        One turn in a thread for several chunks: turns cost more than chunks.
-        """
-        while self._hashed < self._manifest.count:
-            batch = [self._arrived.popleft() for _ in range(min(_BATCH, len(self._arrived)))]
-            if not batch and not self._fetching.has(self._hashed):
+            run = self._fetching.take(holder)
+            if run is None:
                 await self._changed.wait()
                 continue
-            await self._in_thread(self._keep_file, batch)
-            for arrival in batch:
-                self._judge(arrival)
-            self._fetching.hashed(self._hashed)
+            first = run.index * CHUNK_PIECES + run.begun
+            count = min(run.end * CHUNK_PIECES, -(-self.size // BLOB_PIECE_BYTES)) - first
+            async with AsyncExitStack() as stack:
+                try:
+                    answers = await stack.enter_async_context(
+                        self._node.stream(holder, RunAsk(self.hash, first, count))
+                    )
+                except SwarmError as error:
+                    self._lose(holder, error)
+                else:
+                    await self._receive(holder, run, answers)
             self._wake()
 
-    def _judge(self, arrival: _Arrival) -> None:
-        if arrival.fits:
-            self._fetching.got(arrival.index)
-            return
-        if self._fetching.is_asked(arrival.holder):  # Else it was told already.
-            _log.warning("a chunk was wrong", blob=short(self.hash), holder=short(arrival.holder))
-            self._node.tell(arrival.holder, Doubt(self.hash))
-        self._fetching.refused(arrival.holder, arrival.index)
-
-    def _keep_file(self, batch: list[_Arrival]) -> None:
-        """Verify chunks, and have the whole's hash go through all that it can."""
+    async def _receive(self, holder: NodeId, run: Run, answers: Streamed) -> None:
+        """Take the chunks of a run until it ends, another holder's begins, or something fails."""
         assert self._writer is not None
-        for arrival in batch:
-            arrival.fits = self._manifest.fits(arrival.index, arrival.data)
-            if arrival.fits and not self._fetching.has(arrival.index):
-                self._ready[arrival.index] = arrival.data
-        while self._hashed in self._ready:
-            self._state.update(self._ready.pop(self._hashed))
-            self._hashed += 1
-        for _ in range(_BATCH):
-            if self._hashed in self._ready or not self._fetching.has(self._hashed):
-                break
-            # It was left by an earlier try.
-            size = chunk_size(self.size, self._hashed)
-            self._state.update(self._writer.read(self._hashed, size))
-            self._hashed += 1
+        token = trio.lowlevel.current_trio_token()
+
+        def written(count: int) -> None:
+            token.run_sync_soon(answers.done, count)
+
+        goes_on = True
+        while goes_on:
+            chunk = Arriving(self._writer, self._manifest, run.index, run.begun)
+            while chunk.missing:
+                try:
+                    chunk.add(_pieces(await answers.some(chunk.missing)))
+                except SwarmError as error:
+                    self._lose(holder, error)
+                    return
+                await self._in_thread(chunk.keep_file, written)
+            goes_on = self._judge(holder, chunk)
+            self._wake()
+
+    def _judge(self, holder: NodeId, chunk: Arriving) -> bool:
+        """A chunk has come. True: its holder goes on with the next one."""
+        if chunk.fits:
+            return self._fetching.got(holder)
+        if chunk.begun:
+            self._fetching.again(holder)
+            return False
+        _log.warning("a chunk was wrong", blob=short(self.hash), holder=short(holder))
+        self._node.tell(holder, Doubt(self.hash))
+        self._fetching.lose(holder, for_good=True)
+        return False
+
+    def _lose(self, holder: NodeId, error: SwarmError) -> None:
+        _log.debug("chunks not fetched", peer=short(holder), why=error.message)
+        self._fetching.lose(holder, for_good=not isinstance(error, TimedOut | Unreachable))
 
     async def _in_thread(self, call: Callable[..., Any], *args: Any) -> Any:
         return await trio.to_thread.run_sync(call, *args, limiter=self._node.disk)
@@ -376,6 +317,13 @@ class Transfer:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+
+def _pieces(messages: list[Any]) -> list[bytes]:
+    """What pieces hold. Raises RemoteError."""
+    if not messages or not all(isinstance(one, RunPiece) for one in messages):
+        raise RemoteError("a node answered another question")
+    return [one.data for one in messages]
 
 
 def _nobody(blob_hash: bytes, certain: bool) -> SwarmError:

@@ -6,7 +6,8 @@ Every member holds every shard, but of buckets that live on a few nodes; see `pl
   once.
 - Whoever was not reached, or missed something, gets it by anti-entropy: once a second, and less
   often the longer nothing changes, each member tells another what it has seen of each shard, as
-  sums; where these differ, vectors; then batches.
+  sums; where these differ, vectors; then batches. Those of a shard come from one member at a time,
+  for others would send the same.
 - Where the batches are kept no more, the whole shard is taken over as it is, in parts, and joined.
 - Nothing is applied over a gap, and nothing that is not signed by its author.
 - Of shards that not all hold, writes go to the holders; others hold nothing of them, and write by
@@ -109,6 +110,8 @@ PARKED_BYTES_MAX: Final = 16 * 1024 * 1024
 # A peer's clock was heard of this long ago at most to count.
 _CLOCK_HEARD_S: Final = 300.0
 _ARRIVING_MAX: Final = 4
+# Who was asked for a shard's batches and has sent none for so long is waited for no more.
+_FETCH_S: Final = 3.0
 # How often a node looks whether lives of its own can be ended. What they sent has arrived by then,
 # and a disk that was taken for lost has been found.
 END_LIVES_S: Final = 86_400.0
@@ -216,6 +219,8 @@ class ReplicaMachine:
         self._turns = 0
         # Whom this node has asked for what is missing of a shard since its last turn.
         self._asked: set[tuple[NodeId, Shard]] = set()
+        # From whom a shard's batches come, and until when that is believed.
+        self._fetching: dict[Shard, tuple[NodeId, float]] = {}
         self._parked: dict[tuple[Actor, Shard, int], Batch] = {}
         self._departures = Departures()
         self._arriving: dict[Shard, Arriving] = {}
@@ -399,15 +404,15 @@ class ReplicaMachine:
             case Sums():
                 return self._on_sums(peer, message, now)
             case Vector():
-                return self._on_vector(peer, message)
+                return self._on_vector(peer, message, now)
             case Batches():
-                return self._on_batches(peer, message)
+                return self._on_batches(peer, message, now)
             case WholeAsk():
                 return self._on_whole_ask(peer, message, now)
             case Whole():
                 return self._on_whole(peer, message, now)
             case HandOver():
-                return self._on_hand_over(peer, message)
+                return self._on_hand_over(peer, message, now)
             case Taken():
                 return self._on_taken(peer, message)
         raise AssertionError(message)
@@ -434,7 +439,7 @@ class ReplicaMachine:
         differing = [name for name in differing if self._concerns(peer, name, name in theirs)]
         if len(differing) > VECTORS_MAX:
             differing = self._rng.sample(differing, VECTORS_MAX)
-        asked = [self._ask(peer, name, asks=True) for name in differing]
+        asked = [one for name in differing for one in self._ask(peer, name, now, asks=True)]
         return [*asked, Send(peer, self._sums(some=True))] if sums.asks else asked
 
     def _concerns(self, peer: NodeId, name: Shard, has: bool) -> bool:
@@ -451,11 +456,21 @@ class ReplicaMachine:
         )
         return Sums(self._wall_ms(), sums, some, asks)
 
-    def _ask(self, peer: NodeId, name: Shard, *, asks: bool) -> Effect:
+    def _ask(self, peer: NodeId, name: Shard, now: float, *, asks: bool = False) -> list[Effect]:
+        """Ask for what is missing of a shard, unless it is on its way from another peer."""
+        source, until = self._fetching.get(name, (peer, now))
+        if source != peer and source in self._alive and now < until:
+            return []
+        self._fetching[name] = (peer, now + _FETCH_S)
         shard = self._shards.get(name)
-        return Send(peer, Vector(*name, shard.seen() if shard is not None else (), asks))
+        return [Send(peer, Vector(*name, shard.seen() if shard is not None else (), asks))]
 
-    def _on_vector(self, peer: NodeId, vector: Vector) -> list[Effect]:
+    def _fetched(self, peer: NodeId, name: Shard) -> None:
+        """This peer has nothing more of a shard: others may be asked."""
+        if self._fetching.get(name, (None,))[0] == peer:
+            del self._fetching[name]
+
+    def _on_vector(self, peer: NodeId, vector: Vector, now: float) -> list[Effect]:
         name = (vector.bucket, vector.shard)
         shard = self._shards.get(name)
         effects: list[Effect] = []
@@ -467,13 +482,12 @@ class ReplicaMachine:
         lacks = shard.lacks(vector.seen) if shard is not None else bool(vector.seen)
         if not lacks:
             self.holding.has_all_of(name, peer)
-        elif not self.holding.accepts(name):
-            return effects
-        if vector.asks and lacks and not self._is_one_too_many(name):
-            effects.append(self._ask(peer, name, asks=False))
+            self._fetched(peer, name)
+        elif vector.asks and self.holding.accepts(name) and not self._is_one_too_many(name):
+            effects += self._ask(peer, name, now)
         return effects
 
-    def _on_batches(self, peer: NodeId, message: Batches) -> list[Effect]:
+    def _on_batches(self, peer: NodeId, message: Batches, now: float) -> list[Effect]:
         name = (message.bucket, message.shard)
         if not self.holding.accepts(name):
             return [Ignored(peer, "not_held")]
@@ -493,14 +507,16 @@ class ReplicaMachine:
             effects += taken
             missing = missing or gap
             gone = gone or (gap and self._shards[name].misses_end(batch))
+        if gone or not message.more:
+            self._fetched(peer, name)
         if gone:
             return [*effects, *self._ask_whole(peer, name)]
         if missing and (peer, name) not in self._asked:
             # Once in each turn: what is missing may wait for this node's clock, or be nowhere.
             self._asked.add((peer, name))
-            effects.append(self._ask(peer, name, asks=False))
+            effects += self._ask(peer, name, now)
         elif message.more and Persist() in effects:
-            effects.append(self._ask(peer, name, asks=False))
+            effects += self._ask(peer, name, now)
         return effects
 
     def _take(self, peer: NodeId, batch: Batch) -> tuple[list[Effect], bool]:
@@ -611,7 +627,7 @@ class ReplicaMachine:
                 break
         return effects
 
-    def _on_hand_over(self, peer: NodeId, ask: HandOver) -> list[Effect]:
+    def _on_hand_over(self, peer: NodeId, ask: HandOver, now: float) -> list[Effect]:
         name = (ask.bucket, ask.shard)
         if not self.holding.accepts(name) or not copies_of(name[0]):
             return [Ignored(peer, "not_held")]
@@ -620,7 +636,7 @@ class ReplicaMachine:
             return [Ignored(peer, "too_many_shards")]
         if shard is not None and not shard.lacks(ask.seen):
             return [Send(peer, Taken(*name, ask.round))]
-        return [self._ask(peer, name, asks=False)]
+        return self._ask(peer, name, now)
 
     def _on_taken(self, peer: NodeId, taken: Taken) -> list[Effect]:
         name = (taken.bucket, taken.shard)
@@ -632,6 +648,7 @@ class ReplicaMachine:
         """Hold a shard no more."""
         del self._shards[name]
         self._arriving.pop(name, None)
+        self._fetching.pop(name, None)
         self._ending.pop(name, None)
         self.holding.drop(name)
         self._anew[name] = self._new_actor()
