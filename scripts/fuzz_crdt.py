@@ -18,15 +18,25 @@ from swarmd.state.crdt.dots import actor_of
 from swarmd.state.crdt.events import Heard, Peers, SyncDue, Write
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import ReplicaMachine
-from swarmd.state.crdt.messages import CRDT, Batches, Sums, Vector, WholeAsk, decode_batch
-from swarmd.state.crdt.stored import decode_shard, encode_shard
+from swarmd.state.crdt.messages import (
+    CRDT,
+    Batches,
+    HandOver,
+    Sums,
+    Taken,
+    Vector,
+    WholeAsk,
+    decode_batch,
+)
+from swarmd.state.crdt.placement import bucket_on
+from swarmd.state.crdt.stored import decode_name, decode_shard, encode_name, encode_shard
 from swarmd.state.crdt.types.documents import read_list, read_text
 from swarmd.state.crdt.types.kinds import Kind
 from swarmd.state.crdt.types.updates import Block, Deleted, Update, decode_update, encode_update
 from swarmd.state.crdt.types.values import AddTo, Assign, Count
 from swarmd.wire.codec import pack
 
-_ME, _PEER = (NodeId(name.ljust(32, b".")) for name in (b"me", b"peer"))
+_ME, _PEER, _THIRD = (NodeId(name.ljust(32, b".")) for name in (b"me", b"peer", b"third"))
 
 
 def _replica(me: NodeId) -> ReplicaMachine:
@@ -43,6 +53,9 @@ def _replica(me: NodeId) -> ReplicaMachine:
     operations = (AddTo("x"), Count(3), Assign({"a": 1}))
     for number, operation in enumerate(operations):
         machine.handle(Write(number, "b", f"k{number}", operation), 0.0)
+    machine.handle(Peers((_THIRD,), placed=frozenset((me, _THIRD))), 0.0)
+    machine.handle(Heard(_THIRD, Sums(10**12, (), some=True)), 0.0)
+    machine.handle(Write(9, bucket_on("b", 2), "k", AddTo("y")), 0.0)
     machine.settle(0.0)
     return machine
 
@@ -50,7 +63,8 @@ def _replica(me: NodeId) -> ReplicaMachine:
 def _heard() -> Callable[[bytes], object]:
     """A message that is well formed may say anything."""
     machine = _replica(_ME)
-    machine.handle(Peers((_PEER,)), 0.0)
+    # The peer holds what this node has, so that it hands that over.
+    machine.handle(Peers((_PEER,), placed=frozenset((_ME, _PEER, _THIRD))), 0.0)
     ticks = itertools.count(1)
 
     def hear(raw: bytes) -> object:
@@ -111,6 +125,14 @@ def eventual() -> Iterator[Target]:
     )
     read, updates = _document()
     yield Target(
+        "crdt.dropped",
+        always(decode_name),
+        [encode_name(("b~2", 7))],
+        covers=("state.crdt.stored.decode_name",),
+        dress=packed,
+        values=[unpacked(encode_name(("b~2", 7)))],
+    )
+    yield Target(
         "crdt.document",
         always(read),
         updates,
@@ -128,6 +150,8 @@ def eventual() -> Iterator[Target]:
             Vector(*shard.name, shard.seen(), True),
             Batches(*shard.name, tuple(batch.raw for batch in shard.log()), True, True),
             WholeAsk(*shard.name),
+            HandOver(*shard.name, 7, shard.seen()),
+            Taken(*shard.name, 7),
         )
     ]
     yield Target("crdt.heard", _heard, said, renewed_after=500)

@@ -33,6 +33,7 @@ from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.swim.config import SwimConfig, settle
 from swarmd.mesh.swim.tags import checked_tags
 from swarmd.state.blobs.config import BlobsConfig
+from swarmd.state.crdt.config import CrdtConfig
 from swarmd.state.raft.config import RaftConfig
 from swarmd.tasks.config import TasksConfig
 
@@ -78,6 +79,7 @@ SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "swim": SwimConfig,
     "bus": BusConfig,
     "raft": RaftConfig,
+    "crdt": CrdtConfig,
     "vectors": VectorsConfig,
     "blobs": BlobsConfig,
     "agents": AgentsConfig,
@@ -137,6 +139,7 @@ class Config:
     swim: SwimConfig = field(default_factory=SwimConfig)
     bus: BusConfig = field(default_factory=BusConfig)
     raft: RaftConfig = field(default_factory=RaftConfig)
+    crdt: CrdtConfig = field(default_factory=CrdtConfig)
     vectors: VectorsConfig = field(default_factory=VectorsConfig)
     blobs: BlobsConfig = field(default_factory=BlobsConfig)
     agents: AgentsConfig = field(default_factory=AgentsConfig)

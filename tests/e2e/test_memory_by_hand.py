@@ -205,5 +205,38 @@ def test_a_policy_is_declared_and_every_node_follows(swarm: LocalSwarm) -> None:
     print(typed(n1, "namespace", "list"))
 
 
+def test_values_live_on_two_of_three_nodes_and_all_read_them(swarm: LocalSwarm) -> None:
+    n1, n2, n3 = swarm.daemons
+    said = typed(n1, "namespace", "create", "archive", "--copies", "2")
+    assert said == "archive is eventual, each value on 2 nodes, on every node\n"
+    for number in range(20):
+        typed(swarm.daemons[number % 3], "set", f"k{number:02}", str(number), "-n", "archive")
+    for one in (n1, n2, n3):
+        assert [value_on(one, f"k{n:02}", "archive") for n in range(20)] == [*map(str, range(20))]
+        listed = json.loads(typed(one, "list", "--json", "-n", "archive"))
+        assert [entry["value"] for entry in listed] == [*map(str, range(20))]
+    told = [one.ctl("crdt", "inspect", "k00", "-n", "archive") for one in (n1, n2, n3)]
+    assert sorted(one.returncode == 0 for one in told) == [False, True, True]
+    assert any("ask one of" in one.stderr for one in told)
+    n2.kill()
+    for one in (n1, n3):
+        for number in range(20):
+            wait_until("a value", partial(_is, one, number), timeout_s=10.0)
+    typed(n1, "set", "k00", "new", "-n", "archive")
+    n2.start()
+    wait_until("an answer", lambda: _is_up(n2))
+    wait_until("the value", lambda: value_on(n2, "k00", "archive") == "new", timeout_s=10.0)
+    refused = typed(n1, "namespace", "create", "odd", "--copies", "2", "--bytes", "1MiB", code=2)
+    assert "lives on all nodes" in refused
+
+
+def _is(daemon: Daemon, number: int) -> bool:
+    with Client(str(daemon.socket)) as client:
+        try:
+            return bool(client.memory_get("archive", f"k{number:02}").value == str(number))
+        except SwarmError:
+            return False
+
+
 def _follows(daemon: Daemon, words: str) -> bool:
     return words in typed(daemon, "namespace", "show", "traces")

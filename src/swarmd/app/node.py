@@ -261,6 +261,7 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
                 everyone=lambda: [
                     one.node_id for one in trust.admissions_by_id().values() if not one.evicted
                 ],
+                config=config.crdt,
             ) as eventual,
             open_store(
                 mesh.link,
@@ -344,7 +345,7 @@ async def _open_memory(
         make_embedder(node.config.vectors, read_secret),
     )
     async with (
-        open_memory(me, eventual, store, clock, alive) as memory,
+        open_memory(mesh.link, eventual, store, clock, alive) as memory,
         open_cache(me, memory, store, clock, derive(node.rng, "cache")) as services.cache,
     ):
         services.memory = memory

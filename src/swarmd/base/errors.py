@@ -364,6 +364,18 @@ class EmbeddingFailed(Unavailable):
     code = "embedding_failed"
 
 
+class NotHeld(Unavailable):
+    """Other nodes hold the key, which the text may name. Nothing changed: ask one of them."""
+
+    code = "not_held"
+
+
+class NoHolder(Unavailable):
+    """None of the nodes that hold a key answers. The text says whether anything changed."""
+
+    code = "no_holder"
+
+
 class VectorDatabaseUnavailable(Unavailable):
     """The database that holds this node's index of vectors. What it was given is in it or not."""
 

@@ -65,6 +65,9 @@ BUS_HELD_BYTES_MAX: Final = 16 * MIB
 # The eventual store. A cell holds a caller's value and what it is wrapped in, a batch the largest
 # cell, a message the largest batch, and a frame that.
 CRDT_SHARDS: Final = 64
+# On how many nodes a bucket may live that does not live on all.
+CRDT_COPIES_MIN: Final = 2
+CRDT_COPIES_MAX: Final = 7
 CRDT_KEY_BYTES_MAX: Final = 1 * KIB
 CRDT_VALUE_BYTES_MAX: Final = 1 * MIB
 CRDT_CELL_BYTES_MAX: Final = CRDT_VALUE_BYTES_MAX + 4 * KIB

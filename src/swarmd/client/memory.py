@@ -118,6 +118,7 @@ class MemoryCalls(Requests):
         *,
         entries_max: int = 0,
         bytes_max: int = 0,
+        copies: int = 0,
         ttl_s: float = 0.0,
         type: str = "any",
         readers: Sequence[str] = (),
@@ -128,6 +129,7 @@ class MemoryCalls(Requests):
         Args:
             consistency: `eventual` or `strong`; it stays that.
             entries_max: it is a cache, which holds so many values.
+            copies: how many nodes hold each value, 2 to 7; it stays that. 0: all.
             bytes_max, ttl_s, type, readers, writers: see `memory_namespace_change`.
 
         Raises:
@@ -138,6 +140,7 @@ class MemoryCalls(Requests):
             "consistency": consistency,
             "entries_max": entries_max,
             "bytes_max": bytes_max,
+            "copies": copies,
             "ttl_s": ttl_s,
             "type": type,
             "readers": list(readers),

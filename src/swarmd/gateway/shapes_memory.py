@@ -104,6 +104,8 @@ class MemoryNamespace(Struct, frozen=True, kw_only=True):
     """More than 0: it is a cache, of so many values."""
     bytes_max: int
     """How many bytes it may hold; 0: any. What was used, or written, longest ago goes first."""
+    copies: int
+    """How many nodes hold each value; 0: all, or all voters."""
     ttl_s: float
     """When a value ends whose writer does not say that; 0: never."""
     type: str
@@ -115,7 +117,7 @@ class MemoryNamespace(Struct, frozen=True, kw_only=True):
     created_at_ms: int
     node: str
     left_over: int
-    """Eventual values under the name of a strong namespace, which it does not show."""
+    """Values under the name of a namespace that is strong or has copies, which it does not show."""
 
 
 class MemoryTurn(Struct, frozen=True, kw_only=True):

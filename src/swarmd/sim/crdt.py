@@ -9,6 +9,11 @@ is held against them:
 - Characters stand in the order in which one edit has put them, and none twice.
 - What was removed stays away, also where a node comes back from a copy of before its lives ended.
 - A newcomer that takes over whole states holds what the others came to change by change.
+
+One bucket lives on two nodes. Members come, go for good, die for longer than they are waited for
+and return; nodes hear of that at different times, and the sides of a partition hold each other
+dead. Then the same is owed of each shard by those who hold it in the end, and nobody else has it.
+No dot is ever given to two changes.
 """
 
 from __future__ import annotations
@@ -25,11 +30,22 @@ from swarmd.base.rng import Rng
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.network import LinkFaults, Network
 from swarmd.sim.world import World
-from swarmd.state.crdt.dots import actor_of
-from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, SyncDue, Write, Written
+from swarmd.state.crdt.dots import Dot, actor_of
+from swarmd.state.crdt.events import (
+    Dropped,
+    Heard,
+    Ignored,
+    KeyChanged,
+    Peers,
+    SyncDue,
+    Wanted,
+    Write,
+    Written,
+)
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import SYNC_S, ReplicaMachine
-from swarmd.state.crdt.messages import CRDT
+from swarmd.state.crdt.messages import CRDT, Batches, Shard, Taken, decode_batch, shard_of
+from swarmd.state.crdt.placement import bucket_on, copies_of
 from swarmd.state.crdt.shard import ShardState
 from swarmd.state.crdt.stored import encode_shard
 from swarmd.state.crdt.types.kinds import Kind
@@ -49,9 +65,12 @@ CHAOS_S: Final = 60.0
 CALM_S: Final = 60.0
 REST_S: Final = 30.0
 BUCKET: Final = "b"
-SETS: Final = ("set/a", "set/b", "set/c")
-COUNTERS: Final = ("count/a", "count/b")
-REGISTERS: Final = ("one/a", "one/b", "all/c")
+# Of two copies; its keys end like this.
+PARTIAL: Final = bucket_on("p", 2)
+_OF_PARTIAL: Final = "/p"
+SETS: Final = ("set/a", "set/b", "set/c", "set/1/p", "set/2/p", "set/3/p", "set/4/p")
+COUNTERS: Final = ("count/a", "count/b", "count/p")
+REGISTERS: Final = ("one/a", "one/b", "all/c", "one/p")
 MAPS: Final = ("map/a",)
 TEXTS: Final = ("text/a",)
 LISTS: Final = ("list/a",)
@@ -63,14 +82,19 @@ _JUMP_MAX_MS: Final = 90_000
 _LOG_BYTES_MAX: Final = 3_000
 _SEGMENT_BYTES_MAX: Final = 20_000
 _END_LIVES_S: Final = 4.0
+# How long a dead member's shards stay its own, and how late nodes hear of others.
+_REPLACE_S: Final = 8.0
+_HEARD_LATE_S: Final = 3.0
+_TELL_S: Final = 2.0
+_COMING_MAX: Final = 3
 FAULTS: Final = (
     "loss", "duplicate", "delay", "reorder", "partition", "one_way_cut", "kill", "power_loss",
-    "disk_lost", "disk_restored", "clock_jump",
+    "disk_lost", "disk_restored", "clock_jump", "came", "went", "replaced", "seen_apart",
 )  # fmt: skip
 # Each must have happened, or the seeds prove nothing about it.
 OTHERS: Final = (
     "acknowledged", "removed", "whole_state", "clock_skew", "from_the_future", "newcomer",
-    "turn", "excused", "merged", "ended", "restored_late", "found_late",
+    "turn", "excused", "merged", "ended", "restored_late", "found_late", "dropped", "taken",
 )  # fmt: skip
 _NEVER: Final = ("malformed", "bad_signature", "unproven", "other_shard", "ends_others")
 _CRASHES: Final = ("kill", "kill", "power_loss", "power_loss", "disk_lost", "disk_restored")
@@ -102,6 +126,9 @@ class _Node:
     copy: dict[str, bytes] | None = None
     # What was on the disk that it lost last.
     lost: dict[str, bytes] | None = None
+    # Since when it does not run, and whether it never will again.
+    down_at: float | None = None
+    is_gone: bool = False
     # What it wrote and waits for: ticket -> what is owed once it is acknowledged.
     waiting: dict[int, _Owed] = field(default_factory=dict)
 
@@ -141,6 +168,11 @@ class CrdtWorld:
         self.doubtful: list[_Owed] = []
         self.excused: set[tuple[str, Any]] = set()
         self.excused_counts = False
+        # Sides of a partition that hold each other dead, and since when.
+        self.apart: tuple[frozenset[str], frozenset[str]] | None = None
+        self.apart_at = 0.0
+        self._dots: dict[tuple[Shard, Dot], bytes] = {}
+        self.world.after(_TELL_S, self._tell_again)
         for name in names:
             self.start(name)
 
@@ -149,9 +181,16 @@ class CrdtWorld:
 
     # ---- nodes -------------------------------------------------------------------------------
 
+    def come(self, name: str) -> None:
+        """Somebody who was never there starts with an empty disk."""
+        node = self.nodes[name] = self._new(name)
+        self._by_id[node.node_id] = node
+        self.start(name)
+
     def start(self, name: str) -> None:
         node = self.nodes[name]
         node.life += 1
+        node.down_at = None
         node.journal = ShardJournal(
             node.disk, segment_bytes_max=_SEGMENT_BYTES_MAX, shard_type=self._machine.shard_type
         )
@@ -171,6 +210,7 @@ class CrdtWorld:
         first_s = self.rng.uniform(0.0, SYNC_S)
         self.world.after(first_s, self._timer, node, node.life, SyncDue())
         self.tell_peers()
+        self.feed(node, Wanted())
 
     def crash(self, name: str, how: str) -> None:
         """`how`: kill, power_loss, disk_lost or disk_restored."""
@@ -178,7 +218,7 @@ class CrdtWorld:
         assert node.machine is not None
         self.world.count(how)
         self.network.detach(name)
-        node.machine = None
+        node.machine, node.down_at = None, self.world.now
         self.doubtful += node.waiting.values()
         node.waiting.clear()
         if how != "kill":  # Else the kernel writes it out in its own time.
@@ -204,12 +244,59 @@ class CrdtWorld:
                 self.excused.add(what)
         self.excused_counts = True
 
+    def evict(self, name: str) -> None:
+        """Have a node be gone for good, with its disk."""
+        self.crash(name, "disk_lost")
+        node = self.nodes[name]
+        node.is_gone, node.copy, node.lost = True, None, None
+        self.world.count("went")
+        self.tell_peers()
+
+    def part(self, a: list[str], b: list[str]) -> None:
+        """Cut sides off from each other that come to hold each other dead."""
+        self.network.cut(a, b)
+        self.apart, self.apart_at = (frozenset(a), frozenset(b)), self.world.now
+        self.world.count("seen_apart")
+        self.tell_peers()
+
+    def heal(self) -> None:
+        self.network.heal()
+        self.apart = None
+        self.tell_peers()
+
     def tell_peers(self) -> None:
-        running = [node for node in self.nodes.values() if node.machine is not None]
-        everyone = frozenset(node.node_id for node in self.nodes.values())
-        for node in running:
-            alive = tuple(other.node_id for other in running if other is not node)
-            self.feed(node, Peers(alive, everyone))
+        """Let all know who is there: some at once, some later."""
+        for node in self.running():
+            late_s = self.rng.choice((0.0, 0.0, self.rng.uniform(0.0, _HEARD_LATE_S)))
+            if late_s:
+                self.world.after(late_s, self._tell, node, node.life)
+            else:
+                self._tell(node, node.life)
+
+    def _tell_again(self) -> None:
+        self.tell_peers()
+        self.world.after(_TELL_S, self._tell_again)
+
+    def _tell(self, node: _Node, life: int) -> None:
+        if node.machine is None or node.life != life:
+            return
+        members = [one for one in self.nodes.values() if not one.is_gone]
+        away = [one for one in members if one is not node and self._down_s(node, one) is not None]
+        alive = tuple(o.node_id for o in members if o is not node and o not in away)
+        late = [one for one in away if (self._down_s(node, one) or 0.0) > _REPLACE_S]
+        self.world.count("replaced", len(late))
+        everyone = frozenset(one.node_id for one in members)
+        self.feed(node, Peers(alive, everyone, everyone - {one.node_id for one in late}))
+
+    def _down_s(self, node: _Node, other: _Node) -> float | None:
+        """For how long a node holds another dead; None: it does not."""
+        if other.down_at is not None:
+            return self.world.now - other.down_at
+        if self.apart is not None:
+            a, b = self.apart
+            if {node.name, other.name} & a and {node.name, other.name} & b:
+                return self.world.now - self.apart_at
+        return None
 
     def running(self) -> list[_Node]:
         return [node for node in self.nodes.values() if node.machine is not None]
@@ -240,12 +327,17 @@ class CrdtWorld:
             self.world.count("turn")
             shards = {shard.name: shard for shard in node.machine.shards()}
             for name in node.journal.turn():
-                node.journal.keep(name, encode_shard(shards[name]))
+                if name in shards:
+                    node.journal.keep(name, encode_shard(shards[name]))
+                else:
+                    node.journal.remove(name)
             node.journal.forget()
 
     def _perform(self, node: _Node, effect: Effect) -> None:
         match effect:
             case Send(peer, message):
+                if isinstance(message, Batches):
+                    self._check_dots(message)
                 raw = CRDT.encode(message)
                 self.network.send(node.name, self._by_id[peer].name, raw)
             case SetTimer(delay_s, event):
@@ -261,6 +353,8 @@ class CrdtWorld:
                 self.world.count(reason)
                 if reason in _NEVER:
                     self.world.violate(f"{node.name} ignored a message: {reason}")
+            case Dropped():
+                self.world.count("dropped")
             case KeyChanged() | Persist():
                 pass
             case _:
@@ -274,6 +368,7 @@ class CrdtWorld:
         message = CRDT.decode(raw)
         if type(message).__name__ == "Whole":
             self.world.count("whole_state")
+        self.world.count("taken", isinstance(message, Taken))
         self.world.note(source, node.name, raw)
         self.feed(node, Heard(self.nodes[source].node_id, message))
 
@@ -290,7 +385,7 @@ class CrdtWorld:
     ) -> None:
         self._tickets += 1
         node.waiting[self._tickets] = _Owed(node.name, node.life, key, operation, puts, takes)
-        self.feed(node, Write(self._tickets, BUCKET, key, operation, **more))
+        self.feed(node, Write(self._tickets, bucket_of(key), key, operation, **more))
 
     def _acknowledged(self, owed: _Owed) -> None:
         self.world.count("acknowledged")
@@ -305,7 +400,7 @@ class CrdtWorld:
 
     def value(self, node: _Node, key: str) -> Any:
         assert node.machine is not None
-        cells = node.machine.cells(BUCKET, key)
+        cells = node.machine.cells(bucket_of(key), key)
         if cells is None:
             return None
         try:
@@ -316,8 +411,17 @@ class CrdtWorld:
     def someone_writes(self) -> None:
         self.write_something(self.rng.choice(self.running()))
 
-    def write_something(self, node: _Node) -> None:
-        key = self.rng.choice((*SETS, *SETS, *COUNTERS, *REGISTERS, *MAPS, *TEXTS, *LISTS))
+    def write_something(self, node: _Node, partial: float = 0.25) -> None:
+        """Have a node write, or so often another to what lives on two nodes."""
+        keys = (*SETS, *SETS, *COUNTERS, *REGISTERS, *MAPS, *TEXTS, *LISTS)
+        bucket = PARTIAL if self.rng.random() < partial else BUCKET
+        key = self.rng.choice([one for one in keys if bucket_of(one) == bucket])
+        servers = self.servers(key)
+        if not servers:
+            self.world.count("nobody_serves")
+            return
+        if node not in servers:
+            node = self.rng.choice(servers)
         if key in SETS:
             held = self.value(node, key) or []
             if held and self.rng.random() < 0.4:
@@ -338,6 +442,20 @@ class CrdtWorld:
             field_name = self.rng.choice(("x", "y"))
             operation: Operation = self.rng.choice((AddTo(1), TakeFrom(1), Remove()))
             self.write(node, key, operation, fields=(field_name,))
+
+    def servers(self, key: str) -> list[_Node]:
+        """Who takes writes to a key."""
+        name = (bucket_of(key), shard_of(key))
+        return [o for o in self.running() if o.machine and o.machine.holding.serves(name)]
+
+    def _check_dots(self, message: Batches) -> None:
+        """Whether each dot that is told names the change that it always named."""
+        for raw in message.batches:
+            batch = decode_batch(raw)
+            for dot, change in batch.dots():
+                said = repr(change).encode()
+                if self._dots.setdefault((batch.shard, dot), said) != said:
+                    self.world.violate(f"a dot was given twice in {batch.shard}: {dot[1]}")
 
     def count_ends(self) -> None:
         """Note whether anybody holds a life to be over."""
@@ -375,6 +493,8 @@ class CrdtWorld:
         for node in others:
             assert node.machine is not None
             for shard in node.machine.shards():
+                if copies_of(shard.name[0]):
+                    continue
                 mine = states.get(shard.name)
                 if mine is None and not shard.cells.context.vector:
                     continue
@@ -382,10 +502,11 @@ class CrdtWorld:
                     self.world.violate(f"{first.name} and {node.name} differ in {shard.name}")
             if len(_told_of(node.machine)) != len(_told_of(first.machine)):
                 self.world.violate(f"{first.name} and {node.name} hold other shards")
-        self._check_held(first)
+        self._check_partial()
+        self._check_held()
         self._check_order(first)
         if not self.excused_counts:
-            self._check_counters(first)
+            self._check_counters()
         for node in self.running():
             assert node.machine is not None
             if node.machine.parked:
@@ -402,8 +523,38 @@ class CrdtWorld:
                 if found != sorted(found):
                     self.world.violate(f"{key} holds what one edit put in another order: {puts}")
 
-    def _check_held(self, node: _Node) -> None:
-        there = {(key, one) for key in HOLDERS for one in self.value(node, key) or []}
+    def _check_partial(self) -> None:
+        """Each shard is with its holders, alike, and with nobody else."""
+        for key in (one for one in (*SETS, *COUNTERS, *REGISTERS) if bucket_of(one) == PARTIAL):
+            name = (PARTIAL, shard_of(key))
+            held = {}
+            for node in self.running():
+                assert node.machine is not None
+                shard = node.machine.shard(name)
+                if shard is not None and shard.cells.context.vector:
+                    held[node.node_id] = shard
+            should = {self._by_id[one].name for one in self._holders(name)}
+            are = {self._by_id[one].name for one in held}
+            if held and are != should:
+                self.world.violate(f"{sorted(are)} have {name}, and {sorted(should)} hold it")
+            shards = list(held.values())
+            if any(one.cells != shards[0].cells for one in shards):
+                self.world.violate(f"holders differ in {name}")
+            if len(self.servers(key)) != len(should):
+                self.world.violate(f"{len(self.servers(key))} serve {name}")
+
+    def _holders(self, name: Shard) -> tuple[NodeId, ...]:
+        [first, *_] = self.running()
+        assert first.machine is not None
+        return first.machine.holding.of(name)
+
+    def _read(self, key: str) -> Any:
+        """What one of those who serve a key holds."""
+        servers = self.servers(key)
+        return self.value(servers[0], key) if servers else None
+
+    def _check_held(self) -> None:
+        there = {(key, one) for key in HOLDERS for one in self._read(key) or []}
         taken = {(owed.key, one) for owed in self.doubtful for one in owed.takes}
         for what in set(self.added) - there - set(self.removed) - self.excused - taken:
             self.world.violate(f"an acknowledged element is gone: {what}")
@@ -411,14 +562,14 @@ class CrdtWorld:
             if what in there and what not in self.excused:
                 self.world.violate(f"a removed element is back: {what}")
 
-    def _check_counters(self, node: _Node) -> None:
+    def _check_counters(self) -> None:
         for key in COUNTERS:
             sure = sum(_step(one) for one in self.counted if one.key == key)
             maybe = [_step(one) for one in self.doubtful if one.key == key]
             least = sure + sum(step for step in maybe if step < 0)
             most = sure + sum(step for step in maybe if step > 0)
-            if not least <= (self.value(node, key) or 0) <= most:
-                self.world.violate(f"{key} is {self.value(node, key)}, not {least} to {most}")
+            if not least <= (self._read(key) or 0) <= most:
+                self.world.violate(f"{key} is {self._read(key)}, not {least} to {most}")
 
 
 def _elements_on(node: _Node) -> set[tuple[str, Any]]:
@@ -432,9 +583,17 @@ def _elements_on(node: _Node) -> set[tuple[str, Any]]:
     }
 
 
+def bucket_of(key: str) -> str:
+    return PARTIAL if key.endswith(_OF_PARTIAL) else BUCKET
+
+
 def _told_of(machine: ReplicaMachine) -> list[ShardState]:
     """Shards of which anything was seen: one may have been made for what never came."""
-    return [shard for shard in machine.shards() if shard.cells.context.vector]
+    return [
+        shard
+        for shard in machine.shards()
+        if shard.cells.context.vector and not copies_of(shard.name[0])
+    ]
 
 
 def _step(owed: _Owed) -> int:
@@ -445,7 +604,14 @@ def disturb(sim: CrdtWorld) -> None:
     """One fault, or the end of some."""
     rng, world = sim.rng, sim.world
     running = sim.running()
-    match rng.randrange(8):
+    match rng.randrange(10):
+        case 8 if rng.random() < 0.5 and sim.apart is None:
+            names = sorted(sim.nodes)
+            rng.shuffle(names)
+            middle = rng.randrange(1, len(names))
+            sim.part(names[:middle], names[middle:])
+        case 9 if rng.random() < 0.5:
+            come_or_go(sim)
         case 0:
             names = sorted(sim.nodes)
             rng.shuffle(names)
@@ -453,7 +619,7 @@ def disturb(sim: CrdtWorld) -> None:
             one_way = rng.random() < 0.3
             sim.network.cut(names[:middle], names[middle:], one_way=one_way)
         case 1 | 2:
-            sim.network.heal()
+            sim.heal()
         case 3 | 4 if len(running) > 1:
             how = rng.choice(
                 ("kill", "kill", "power_loss", "power_loss", "disk_lost", "disk_restored")
@@ -461,7 +627,7 @@ def disturb(sim: CrdtWorld) -> None:
             sim.crash(rng.choice(running).name, how)
         case 5:
             for node in sim.nodes.values():
-                if node.machine is None:
+                if node.machine is None and not node.is_gone:
                     sim.start(node.name)
         case 6:
             world.count("clock_jump")
@@ -469,6 +635,17 @@ def disturb(sim: CrdtWorld) -> None:
         case 7:
             node = rng.choice(running)
             node.copy = node.disk.copy()
+
+
+def come_or_go(sim: CrdtWorld) -> None:
+    """Somebody new comes, or somebody goes for good."""
+    running = sim.running()
+    came = sum(name.startswith("c") for name in sim.nodes)
+    if sim.rng.random() < 0.5 and came < _COMING_MAX:
+        sim.world.count("came")
+        sim.come(f"c{came}")
+    elif len(running) > 3:
+        sim.evict(sim.rng.choice(running).name)
 
 
 def run_seed(
@@ -503,13 +680,13 @@ def come_back_late(sim: CrdtWorld) -> None:
         sim.world.count("found_late")
         sim.network.cut([node.name], [name for name in sim.nodes if name != node.name])
         for _ in range(8):
-            sim.write_something(node)
+            sim.write_something(node, partial=0.0)
         sim.crash(node.name, "disk_lost")
-        sim.network.heal()
+        sim.heal()
         sim.start(node.name)
         for _ in range(8):
             sim.world.run_for(sim.rng.uniform(0.0, 1.0))
-            sim.write_something(node)
+            sim.write_something(node, partial=0.0)
         sim.world.run_for(CALM_S)
         node.copy = node.lost
     sim.world.count("restored_late")
@@ -532,18 +709,15 @@ def end_no_more(sim: CrdtWorld) -> None:
 
 def make_peace(sim: CrdtWorld) -> None:
     """Everything runs, nothing is lost, all clocks are right; and somebody new comes."""
-    sim.network.heal()
+    sim.heal()
     sim.network.faults = LinkFaults()
     for node in sim.nodes.values():
         node.skew_ms = 0
-        if node.machine is None:
+        if node.machine is None and not node.is_gone:
             sim.start(node.name)
     sim.world.run_for(_JUMP_MAX_MS / 1_000)  # What came from the future is of the past now.
     sim.world.count("newcomer")
-    name = f"n{len(sim.nodes)}"
-    newcomer = sim.nodes[name] = sim._new(name)
-    sim._by_id[newcomer.node_id] = newcomer
-    sim.start(name)
+    sim.come(f"n{len(sim.nodes)}")
 
 
 @dataclass

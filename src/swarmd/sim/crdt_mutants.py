@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from swarmd.base.ids import NodeId
-from swarmd.base.machine import Effect, Persist
+from swarmd.base.machine import Effect, Persist, Send
 from swarmd.sim.crdt import run_seed
 from swarmd.state.crdt.cells import Cells, Change
 from swarmd.state.crdt.dots import Actor, Context, Dot, actor_of
 from swarmd.state.crdt.machine import ReplicaMachine
-from swarmd.state.crdt.messages import Batch, Sums
+from swarmd.state.crdt.messages import Batch, HandOver, Sums, Taken
 from swarmd.state.crdt.shard import Logged, ShardState
 
 
@@ -81,6 +81,29 @@ class _OneLife(ReplicaMachine):
         super().__init__(me, actor_of(me, bytes(8)), *rest, **more)
 
 
+class _DropsAtOnce(ReplicaMachine):
+    """Drops what it holds no more before anybody has taken it."""
+
+    def _hand_over(self) -> list[Effect]:
+        gone = [name for name in sorted(self._shards) if not self.holding.accepts(name)]
+        return [effect for name in gone for effect in self._drop(name)]
+
+
+class _SaysTaken(ReplicaMachine):
+    """Says that it has taken a shard whether it has all of it or not."""
+
+    def _on_hand_over(self, peer: NodeId, ask: HandOver, now: float) -> list[Effect]:
+        effects = super()._on_hand_over(peer, ask, now)
+        return [*effects, Send(peer, Taken(ask.bucket, ask.shard, ask.round))]
+
+
+class _GoesOn(ReplicaMachine):
+    """Numbers its changes to a shard that it had dropped as if nothing had been there."""
+
+    def _new_actor(self) -> Actor:
+        return self._actor
+
+
 def _with_shard(
     shard: type[ShardState] = ShardState, cells: type[Cells] = Cells
 ) -> type[ReplicaMachine]:
@@ -100,6 +123,9 @@ MUTANTS: Final[Mapping[str, type[ReplicaMachine]]] = {
     "crdt.sync_first": _Unsynced,
     "crdt.anti_entropy": _PushAlone,
     "crdt.actor_per_life": _OneLife,
+    "crdt.drop_when_taken": _DropsAtOnce,
+    "crdt.taken_means_all": _SaysTaken,
+    "crdt.actor_after_drop": _GoesOn,
 }
 
 

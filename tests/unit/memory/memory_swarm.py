@@ -20,10 +20,12 @@ from swarmd.base.ids import NodeId
 from swarmd.base.rng import make_rng
 from swarmd.memory.cache.service import Cache, open_cache
 from swarmd.memory.kv.service import SharedMemory, open_memory
+from swarmd.mesh.swim.messages import MemberState
 from swarmd.mesh.transports.memory import MemoryNetwork
 from swarmd.sim.crdt import SimSigner
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
+from swarmd.state.crdt.config import CrdtConfig
 from swarmd.state.crdt.service import Eventual, open_eventual
 from swarmd.state.raft.messages import Entry
 
@@ -83,6 +85,9 @@ class MemorySwarm:
     store: OneStore = field(default_factory=OneStore)
     network: MemoryNetwork = field(default_factory=MemoryNetwork)
     stations: list[Station] = field(default_factory=list)
+    memberships: list[FixedMembership] = field(default_factory=list)
+    dead: set[NodeId] = field(default_factory=set)
+    config: CrdtConfig = field(default_factory=CrdtConfig)
 
     @asynccontextmanager
     async def node(self, number: int, count: int) -> AsyncIterator[Station]:
@@ -91,22 +96,47 @@ class MemorySwarm:
         me, clock = ids[number], SlowClock()
 
         def alive() -> list[NodeId]:
-            return [one for one in ids if one != me]
+            return [one for one in ids if one != me and one not in self.dead]
 
+        membership = FixedMembership(ids)
+        self.memberships.append(membership)
+
+        link = self.network.link(me)
         async with (
             open_eventual(
-                self.network.link(me),
-                FixedMembership(ids),
+                link,
+                membership,
                 self.disks.setdefault(number, SimDisk(self.world, f"d{number}")),
                 SimSigner(me),
                 clock,
                 make_rng(f"{number} {trio.current_time()}"),
                 everyone=lambda: ids,
+                config=self.config,
             ) as eventual,
-            open_memory(me, eventual, self.store, clock, alive) as memory,
+            open_memory(link, eventual, self.store, clock, alive) as memory,
             open_cache(me, memory, self.store, clock, make_rng(number)) as cache,
         ):
             yield Station(memory, cache, eventual)
+
+    def lose(self, number: int) -> None:
+        """Have a node be cut off, and known dead to all others."""
+        gone = self._id(number)
+        self.network.cut(gone, [self._id(n) for n in range(len(self.stations)) if n != number])
+        self.dead.add(gone)
+        for other, membership in enumerate(self.memberships):
+            if other != number:
+                membership.tell(gone, MemberState.DEAD)
+
+    def find(self, number: int) -> None:
+        """Have it be back; all cuts are over."""
+        self.network.heal()
+        self.dead.discard(self._id(number))
+        for other, membership in enumerate(self.memberships):
+            if other != number:
+                membership.tell(self._id(number), MemberState.ALIVE)
+
+    def _id(self, number: int) -> NodeId:
+        return self.stations[number].memory.namespaces._me
 
 
 @asynccontextmanager

@@ -185,6 +185,7 @@ _EXAMPLES = [
     "swarmctl mem namespace create ledger --consistency strong",
     "swarmctl mem namespace create built --cache-values 1000 --cache-bytes 16MiB",
     "swarmctl mem namespace create traces --ttl 1d --bytes 256MiB",
+    "swarmctl mem namespace create archive --copies 3",
     "swarmctl mem namespace create salaries --reader key:payroll --writer operator",
 ]
 _SETTING = [
@@ -265,10 +266,14 @@ def namespace() -> None:
 @click.option(
     "--cache-bytes", metavar="SIZE", type=Size(), default=0, help="And so many bytes. [64MiB]"
 )
+@click.option(
+    "--copies", metavar="N", type=int, default=0, help="Keep each value on N nodes, 2 to 7. [all]"
+)
 @_policy
 def create(
     name: str,
     consistency: str,
+    copies: int,
     cache_values: int,
     cache_bytes: int,
     ttl: float | None,
@@ -292,6 +297,7 @@ def create(
             consistency,
             entries_max=cache_values,
             bytes_max=cache_bytes or bytes_max or 0,
+            copies=copies,
             ttl_s=ttl or 0.0,
             type=type_ or "any",
             readers=_who(readers) or (),
@@ -356,6 +362,7 @@ def list_namespaces() -> None:
             one.consistency,
             str(one.entries_max or ""),
             size(one.bytes_max) if one.bytes_max else "",
+            str(one.copies or ""),
             time_left(one.ttl_s * 1_000) if one.ttl_s else "",
             "" if one.type == "any" else one.type,
             printable(" ".join(one.readers)),
@@ -365,7 +372,7 @@ def list_namespaces() -> None:
         ]
         for one in found
     ]
-    head = ["NAMESPACE", "CONSISTENCY", "CACHE VALUES", "BYTES", "TTL", "TYPE", "READERS"]
+    head = ["NAMESPACE", "CONSISTENCY", "CACHE VALUES", "BYTES", "COPIES", "TTL", "TYPE", "READERS"]
     head += ["WRITERS", "MADE BY", "LEFT OVER"]
     # A column that says nothing of any is left out.
     kept = [n for n in range(len(head)) if n < 2 or any(row[n] for row in rows)]
@@ -400,6 +407,8 @@ def _kind(one: MemoryNamespace) -> str:
         kind = f"a cache of {one.entries_max} values and {size(one.bytes_max)}"
     elif one.bytes_max:
         kind += f", of {size(one.bytes_max)}"
+    if one.copies:
+        kind += f", each value on {one.copies} nodes"
     if one.ttl_s:
         kind += f", for {time_left(one.ttl_s * 1_000)}"
     if one.type != "any":

@@ -40,6 +40,7 @@ class NamespaceBody(msgspec.Struct, forbid_unknown_fields=True):
     consistency: Consistency
     entries_max: int = 0
     bytes_max: int = 0
+    copies: int = 0
     ttl_s: float = 0.0
     type: ValueType = ValueType.ANY
     readers: Who = ()
@@ -191,6 +192,7 @@ class MemoryRoutes:
             by=caller_of(request).name,
             entries_max=body.entries_max,
             bytes_max=body.bytes_max,
+            copies=body.copies,
             policy=body.policy,
         )
         with self._context.noted(request, "memory.made", name, _told(body)):
@@ -216,12 +218,13 @@ class MemoryRoutes:
             check_who((*readers, *writers), [one.name for one in await access.keys()])
 
     async def _promised(self, name: str, found: Namespace) -> MemoryNamespace:
-        left_over = await self._memory().namespaces.left_over(name) if found.is_strong else 0
+        left_over = await self._memory().namespaces.left_over(name) if found.is_elsewhere else 0
         return MemoryNamespace(
             name=name,
             consistency=found.consistency.value,
             entries_max=found.entries_max,
             bytes_max=found.bytes_max,
+            copies=found.copies,
             ttl_s=found.ttl_ms / 1_000,
             type=found.type.value,
             readers=[*found.readers],

@@ -25,6 +25,8 @@ from swarmd.observe.log import get_logger
 from swarmd.state.crdt.cells import Cell
 from swarmd.state.crdt.clock import ms_of
 from swarmd.state.crdt.dots import Actor, Dot, node_of
+from swarmd.state.crdt.messages import shard_of
+from swarmd.state.crdt.placement import copies_of
 from swarmd.state.crdt.service import Eventual, KeyWatch
 from swarmd.state.crdt.types.kinds import Kind
 from swarmd.state.crdt.types.registers import winner
@@ -53,11 +55,18 @@ class EventualMemory:
 
     Args:
         alive: who is alive, this node not among them.
+        bucket: where the values are; of one that not all nodes hold, those that this one holds.
     """
 
     def __init__(
-        self, me: NodeId, store: Eventual, clock: Clock, alive: Callable[[], Sequence[NodeId]]
+        self,
+        me: NodeId,
+        store: Eventual,
+        clock: Clock,
+        alive: Callable[[], Sequence[NodeId]],
+        bucket: str = BUCKET,
     ) -> None:
+        self._bucket = bucket
         self._me, self._store, self._clock, self._alive = me, store, clock, alive
         # Keys that expire, and when; and which of them to look at when, soonest first.
         self._expiring: dict[str, int] = {}
@@ -91,7 +100,7 @@ class EventualMemory:
                 "its hash here"
             )
         await self._store.write(
-            BUCKET,
+            self._bucket,
             name,
             Assign(packed),
             expires_ms=expires_ms,
@@ -115,16 +124,25 @@ class EventualMemory:
 
     def inspect(self, namespace: str, key: str) -> Inspected:
         """Why a key holds what it holds. Raises NotFound, EmptyKey, KeyTooLong, BadRequest."""
-        return inspect(self._store, BUCKET, name_of(namespace, key), self._clock.wall_ms())
+        return inspect(self._store, self._bucket, name_of(namespace, key), self._clock.wall_ms())
 
     async def list(
-        self, namespace: str, prefix: str = "", *, after: str = "", limit: int = LIST_MAX
+        self,
+        namespace: str,
+        prefix: str = "",
+        *,
+        after: str = "",
+        limit: int = LIST_MAX,
+        shards: frozenset[int] | None = None,
+        bytes_max: int = LIST_BYTES_MAX,
     ) -> tuple[list[Entry], bool]:
+        """As `port.Memory` says; of these shards alone, if any are given, and so many bytes."""
         check_namespace(namespace)
         found: list[Entry] = []
-        room, last = LIST_BYTES_MAX, f"{namespace}/{after}" if after else ""
+        room, last = bytes_max, f"{namespace}/{after}" if after else ""
+        below = f"{namespace}/{prefix}"
         while True:
-            names = islice(self._store.keys_after(BUCKET, f"{namespace}/{prefix}", last), _TURN)
+            names = islice(self._store.keys_after(self._bucket, below, last, shards), _TURN)
             last = ""
             for last in names:
                 entry = self._entry(last)
@@ -144,19 +162,19 @@ class EventualMemory:
         name = name_of(namespace, key)
         await self.get(namespace, key)
         expects = self._expected(name, if_version)
-        await self._store.write(BUCKET, name, Remove(), expects=expects)
+        await self._store.write(self._bucket, name, Remove(), expects=expects)
 
     @asynccontextmanager
     async def watch(
         self, namespace: str, prefix: str = "", since: str = ""
     ) -> AsyncIterator[Watch]:
         check_namespace(namespace)
-        with self._store.watch(BUCKET, f"{namespace}/{prefix}", since) as watch:
+        with self._store.watch(self._bucket, f"{namespace}/{prefix}", since) as watch:
             yield _Watch(watch)
 
     async def sweep(self) -> None:
         """Remove what has expired, for as long as this runs."""
-        with self._store.watch(BUCKET) as watch:
+        with self._store.watch(self._bucket) as watch:
             watch.lagged = True  # What was there before.
             while True:
                 if watch.lagged:
@@ -175,7 +193,7 @@ class EventualMemory:
         """Find what expires."""
         self._expiring.clear()
         self._due.clear()
-        async for name in self._store.expiring_keys(BUCKET):
+        async for name in self._store.expiring_keys(self._bucket):
             self._look_at(name)
 
     def _look_at(self, name: str) -> None:
@@ -194,7 +212,6 @@ class EventualMemory:
         Raises SwarmError.
         """
         now_ms, alive = self._clock.wall_ms(), self._alive()
-        lowest = min((self._me, *alive))
         later = []
         try:
             for _ in range(_SWEEP_REMOVES_MAX):
@@ -206,17 +223,23 @@ class EventualMemory:
                     continue
                 # It is looked at again, should it still be there.
                 later.append((now_ms + _LOOK_AGAIN_MS, name))
-                author = node_of(found[0][0])
-                if author == self._me or (author not in alive and lowest == self._me):
-                    await self._store.write(BUCKET, name, Remove(), expects=found[0])
+                if self._removes(name, node_of(found[0][0]), alive):
+                    await self._store.write(self._bucket, name, Remove(), expects=found[0])
                     self._look_at(name)
             return True
         finally:
             for one in later:
                 heappush(self._due, one)
 
+    def _removes(self, name: str, author: NodeId, alive: Sequence[NodeId]) -> bool:
+        """Whether it is for this node to remove what has expired, which `author` wrote."""
+        if copies_of(self._bucket):
+            holders = self._store.holders(self._bucket, shard_of(name))
+            return self._me == next((o for o in holders if o == self._me or o in alive), None)
+        return author == self._me or (author not in alive and self._me == min((self._me, *alive)))
+
     def _winner(self, name: str) -> tuple[Dot, Cell] | None:
-        live = self._store.cells(BUCKET, name)
+        live = self._store.cells(self._bucket, name)
         return winner(live) if kind_of(live) is Kind.REGISTER else None
 
     def _entry(self, name: str, *, expired_too: bool = False) -> Entry | None:
@@ -249,7 +272,7 @@ class EventualMemory:
         """What the machine shall find there; a version that is not known is nowhere."""
         if version is None:
             return None
-        live = self._store.cells(BUCKET, name)
+        live = self._store.cells(self._bucket, name)
         found = winner(live) if live else None
         over = found is not None and 0 < found[1].expires_ms <= self._clock.wall_ms()
         if version == ABSENT:

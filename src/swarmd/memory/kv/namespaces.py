@@ -136,7 +136,8 @@ class Namespaces:
         if record is None:
             return
         if before is None or (
-            record.change > before.change and record.consistency is before.consistency
+            record.change > before.change
+            and (record.consistency, record.copies) == (before.consistency, before.copies)
         ):
             self._table[namespace] = record
 
@@ -160,7 +161,7 @@ class Namespaces:
         return sorted(self._table)
 
     async def left_over(self, namespace: str) -> int:
-        """Eventual values under the name of a strong namespace, 1,000 at most."""
+        """Values on all nodes under the name of a namespace of another kind, 1,000 at most."""
         entries, _ = await self._values.list(namespace, limit=_LEFT_OVER_MAX)
         return len(entries)
 
@@ -172,13 +173,17 @@ class Namespaces:
         by: str,
         entries_max: int = 0,
         bytes_max: int = 0,
+        copies: int = 0,
         policy: PolicyChange = NO_POLICY,
     ) -> Namespace:
-        """Make a namespace; a strong one takes 2.3 s. To repeat it changes nothing.
+        """Make a namespace; a strong one, or one with copies, takes 2.3 s.
+
+        To repeat it changes nothing.
 
         Args:
             entries_max: it is a cache, which holds so many values.
             bytes_max: it holds so much.
+            copies: so many nodes hold each value; 0: all.
             policy: what else is said of it.
 
         Raises:
@@ -189,7 +194,13 @@ class Namespaces:
             NoQuorum: whether it was made is unknown; repeat it.
         """
         plain = Namespace(
-            consistency, entries_max, bytes_max, author(by), self._clock.wall_ms(), self._me
+            consistency,
+            entries_max,
+            bytes_max,
+            author(by),
+            self._clock.wall_ms(),
+            self._me,
+            copies=copies,
         )
         check_bounds(plain)
         wanted = msgspec.structs.replace(changed(plain, policy), change=0)
@@ -208,7 +219,7 @@ class Namespaces:
                 f"{namespace} is {_described(made)} already: nothing changed; use another name, "
                 "or change its policy"
             )
-        if made.is_strong:
+        if made.is_elsewhere:
             await trio.sleep(AGE_MAX_S + _SPARE_S)
         return made
 
@@ -288,6 +299,8 @@ def _described(record: Namespace) -> str:
         found = f"a cache of {record.entries_max} values and {record.bytes_max} bytes"
     elif record.bytes_max:
         found += f", of {record.bytes_max} bytes"
+    if record.copies:
+        found += f" on {record.copies} nodes"
     if record.ttl_ms:
         found += f", values end after {record.ttl_ms / 1_000:g} s"
     if record.type is not ValueType.ANY:

@@ -12,7 +12,13 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from swarmd.base.errors import BadRequest, ValueTooLarge
-from swarmd.base.limits import CACHE_BYTES_MAX, CACHE_ENTRIES_MAX, NAMESPACE_BYTES_MIN
+from swarmd.base.limits import (
+    CACHE_BYTES_MAX,
+    CACHE_ENTRIES_MAX,
+    CRDT_COPIES_MAX,
+    CRDT_COPIES_MIN,
+    NAMESPACE_BYTES_MIN,
+)
 from swarmd.memory.kv.records import Namespace, ValueType, Who
 from swarmd.memory.kv.rules import ttl_ms
 from swarmd.state.crdt.types.kinds import WrongType
@@ -66,8 +72,19 @@ def changed(before: Namespace, change: PolicyChange) -> Namespace:
 
 def check_bounds(record: Namespace) -> None:
     """Raises BadRequest: no namespace of its kind has such bounds."""
+    if record.copies and not CRDT_COPIES_MIN <= record.copies <= CRDT_COPIES_MAX:
+        raise BadRequest(
+            f"{CRDT_COPIES_MIN} to {CRDT_COPIES_MAX} nodes hold a value, or all: nothing changed"
+        )
+    if record.copies and record.is_strong:
+        raise BadRequest("values of a strong namespace are on all voters: nothing changed")
     if not record.entries_max and not record.bytes_max:
         return
+    if record.copies:
+        raise BadRequest(
+            "a cache, and a namespace with a bound, lives on all nodes, for a node weighs what it "
+            "holds alone: nothing changed"
+        )
     if record.is_strong:
         raise BadRequest(
             "a cache is eventual, as any namespace with a bound, for nothing is promised of what "

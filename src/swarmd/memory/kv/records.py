@@ -3,8 +3,8 @@
 Rules:
 - What ends by itself begins with when, as store time in ms (8 bytes; 0: never), so that whoever
   sweeps need not decode it.
-- A namespace's record never changes its consistency, nor whether it is a cache. What else it says
-  may change, and each change has a higher number than the one before.
+- A namespace's record never changes its consistency, its copies, nor whether it is a cache. What
+  else it says may change, and each change has a higher number than the one before.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from msgspec import Meta
 from swarmd.base.limits import (
     CACHE_BYTES_MAX,
     CACHE_ENTRIES_MAX,
+    CRDT_COPIES_MAX,
     NAMESPACE_WHO_CHARS_MAX,
     NAMESPACE_WHO_MAX,
 )
@@ -64,6 +65,7 @@ class Namespace(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
         bytes_max: how much it may hold, 0: any; what goes first, `bounds` says.
         change: how often the record was changed.
         ttl_ms: when a value ends of which its writer does not say that; 0: never.
+        copies: how many nodes hold each value; 0: all.
     """
 
     consistency: Consistency = Consistency.EVENTUAL
@@ -77,10 +79,16 @@ class Namespace(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     type: ValueType = ValueType.ANY
     readers: Who = ()
     writers: Who = ()
+    copies: Annotated[int, Meta(ge=0, le=CRDT_COPIES_MAX)] = 0
 
     @property
     def is_strong(self) -> bool:
         return self.consistency is Consistency.STRONG
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether its values are not where those of other namespaces are: on all nodes."""
+        return self.is_strong or self.copies > 0
 
     @property
     def is_cache(self) -> bool:

@@ -13,10 +13,12 @@ from swarmd.base.clock import Clock
 from swarmd.base.errors import BadRequest, NotFound, PolicyConflict, SwarmError, WouldLoseData
 from swarmd.base.ids import NodeId
 from swarmd.memory.kv.bounds import Bounds
-from swarmd.memory.kv.eventual import EventualMemory
+from swarmd.memory.kv.eventual import BUCKET, EventualMemory
 from swarmd.memory.kv.inspecting import Inspected
+from swarmd.memory.kv.messages import MEMORY
 from swarmd.memory.kv.namespaces import BUCKET as NAMESPACES
 from swarmd.memory.kv.namespaces import Namespaces
+from swarmd.memory.kv.partial import PartialMemories
 from swarmd.memory.kv.policies import (
     PolicyChange,
     changed,
@@ -30,6 +32,7 @@ from swarmd.memory.kv.port import LIST_MAX, Entry, Memory, Watch
 from swarmd.memory.kv.records import Namespace, flight_key
 from swarmd.memory.kv.rules import author, size_of
 from swarmd.memory.kv.strong import StrongMemory, StrongStore
+from swarmd.mesh.link import Link
 from swarmd.state.crdt.service import Eventual
 from swarmd.state.raft.messages import Delete
 
@@ -43,6 +46,7 @@ class SharedMemory:
         self,
         eventual: EventualMemory,
         strong: StrongMemory,
+        partial: PartialMemories,
         namespaces: Namespaces,
         bounds: Bounds,
         store: StrongStore,
@@ -50,6 +54,7 @@ class SharedMemory:
         clock: Clock,
     ) -> None:
         self.eventual, self._strong, self._store = eventual, strong, store
+        self._partial = partial
         self.namespaces, self.bounds = namespaces, bounds
         self._me, self._clock = me, clock
 
@@ -82,13 +87,16 @@ class SharedMemory:
     async def inspect(self, namespace: str, key: str) -> Inspected:
         """Why a key of an eventual namespace holds what it holds.
 
-        Raises NotFound, EmptyKey, KeyTooLong, BadRequest.
+        Raises NotFound, EmptyKey, KeyTooLong, BadRequest; NotHeld: to be asked of another node.
         """
-        if (await self.namespaces.of(namespace)).is_strong:
+        record = await self.namespaces.of(namespace)
+        if record.is_strong:
             raise BadRequest(
                 f"{namespace} is a strong namespace: a majority agrees on its values one by one, "
                 "and no two writes of a key stand side by side"
             )
+        if record.copies:
+            return self._partial.of(record.copies).inspect(namespace, key)
         return self.eventual.inspect(namespace, key)
 
     async def list(
@@ -182,6 +190,8 @@ class SharedMemory:
         return self._by(await self.namespaces.of(namespace))
 
     def _by(self, record: Namespace) -> Memory:
+        if record.copies:
+            return self._partial.of(record.copies)
         return self._strong if record.is_strong else self.eventual
 
     async def _forget_flight(self, namespace: str, key: str) -> None:
@@ -194,7 +204,7 @@ class SharedMemory:
 
 @asynccontextmanager
 async def open_memory(
-    me: NodeId,
+    link: Link,
     eventual: Eventual,
     store: StrongStore,
     clock: Clock,
@@ -205,16 +215,23 @@ async def open_memory(
     Args:
         alive: who is alive, this node not among them.
     """
+    me = link.node_id
+
+    def values_in(bucket: str) -> EventualMemory:
+        return EventualMemory(me, eventual, clock, alive, bucket)
+
     with eventual.watch(NAMESPACES) as told:
-        async with trio.open_nursery() as nursery:
-            values = EventualMemory(me, eventual, clock, alive)
+        async with link.open_inbox(MEMORY) as inbox, trio.open_nursery() as nursery:
+            values, partial = values_in(BUCKET), PartialMemories(link, eventual, values_in, alive)
             strong = StrongMemory(me, store, clock)
             namespaces = Namespaces(me, eventual, told, values, store, clock, nursery)
             bounds = Bounds(me, eventual, namespaces, clock, alive)
-            nursery.start_soon(values.sweep)
+            for one in (values, *(each.values for each in partial.all())):
+                nursery.start_soon(one.sweep)
+            nursery.start_soon(partial.serve, inbox)
             nursery.start_soon(strong.sweep)
             nursery.start_soon(bounds.follow)
             try:
-                yield SharedMemory(values, strong, namespaces, bounds, store, me, clock)
+                yield SharedMemory(values, strong, partial, namespaces, bounds, store, me, clock)
             finally:
                 nursery.cancel_scope.cancel()

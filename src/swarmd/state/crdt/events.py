@@ -8,10 +8,19 @@ from swarmd.base.errors import SwarmError
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect, Event
 from swarmd.state.crdt.dots import Dot
-from swarmd.state.crdt.messages import Batches, Sums, Vector, Whole, WholeAsk
+from swarmd.state.crdt.messages import (
+    Batches,
+    HandOver,
+    Shard,
+    Sums,
+    Taken,
+    Vector,
+    Whole,
+    WholeAsk,
+)
 from swarmd.state.crdt.types.values import Operation
 
-Spoken = Sums | Vector | Batches | WholeAsk | Whole
+Spoken = Sums | Vector | Batches | WholeAsk | Whole | HandOver | Taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +47,23 @@ class Heard(Event):
 class Peers(Event):
     """Who is alive now, this node not among them; and all who may come back, this node among them.
 
-    Nothing is forgotten that one of `everyone` has not seen.
+    Nothing is forgotten that one of `everyone` has not seen. Shards that not all hold are placed
+    on `placed`, this node among them: those of everyone who are alive, or dead for a short while.
     """
 
     alive: tuple[NodeId, ...]
     everyone: frozenset[NodeId] = frozenset()
+    placed: frozenset[NodeId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class SyncDue(Event):
     """It is time to tell somebody what this replica has seen; the first one starts that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted(Event):
+    """Somebody asks for what not all hold: from now on this node sees to what it is to hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +80,13 @@ class KeyChanged(Effect):
 
     bucket: str
     key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped(Effect):
+    """A shard was handed over, and is here no more."""
+
+    shard: Shard
 
 
 @dataclass(frozen=True, slots=True)

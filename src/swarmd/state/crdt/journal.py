@@ -3,9 +3,9 @@
     shard-...     a shard as it was when it was last written whole, in a checked file
     log-0001      what was applied since, in order: length, CRC-32, payload
 
-A payload is a batch, or a whole shard that was taken over. Every batch is applied once however
-often it is replayed, so a shard's file may be newer than the logs that are replayed onto it, and
-files are written one by one while writing goes on.
+A payload is a batch, a whole shard that was taken over, or the name of one that was dropped. Every
+batch is applied once however often it is replayed, so a shard's file may be newer than the logs
+that are replayed onto it, and files are written one by one while writing goes on.
 
 - What was appended since the last sync may be lost or torn: nobody was told of it.
 - A log is never gone on with after a restart or a failed sync: the next one begins, with what was
@@ -29,7 +29,7 @@ from swarmd.base.limits import CHECKED_FILE_BYTES_MAX, MIB
 from swarmd.observe.log import get_logger
 from swarmd.state.crdt.messages import Batch, Shard, decode_batch
 from swarmd.state.crdt.shard import LOG_BYTES_MAX, ShardState
-from swarmd.state.crdt.stored import decode_shard, encode_shard
+from swarmd.state.crdt.stored import decode_name, decode_shard, encode_name, encode_shard
 
 # A log that is larger has its shards written whole.
 SEGMENT_BYTES_MAX: Final = 16 * MIB
@@ -39,7 +39,7 @@ _ASIDE: Final = "damaged-"
 _KIND: Final = "crdt"
 _FORMAT: Final = 2
 _RECORD: Final = struct.Struct(">II")
-_BATCH, _WHOLE = b"b", b"w"
+_BATCH, _WHOLE, _DROPPED = b"b", b"w", b"d"
 
 # Records that are replayed in one turn.
 _REPLAYED: Final = 100
@@ -87,6 +87,11 @@ class ShardJournal:
         self._touched.add(shard.name)
         self._write(_WHOLE + encode_shard(shard))
 
+    def drop(self, name: Shard) -> None:
+        """See `machine.Journal`."""
+        self._touched.add(name)
+        self._write(_DROPPED + encode_name(name))
+
     def sync(self) -> None:
         """Make durable what was appended.
 
@@ -127,6 +132,11 @@ class ShardJournal:
     def keep(self, name: Shard, body: bytes) -> None:
         """Write a shard whole, as `encode_shard` gives it. Raises DiskFault."""
         self._disk.replace(_file_of(name), seal_body(_KIND, _FORMAT, body))
+
+    def remove(self, name: Shard) -> None:
+        """Delete the file of a shard that is here no more. Raises DiskFault."""
+        if _file_of(name) in self._disk.names():
+            self._disk.remove(_file_of(name))
 
     def forget(self) -> None:
         """Drop the logs of before the last `turn`, whose shards were all kept since.
@@ -253,6 +263,11 @@ class ShardJournal:
                     shards[whole.name] = whole
                 else:
                     held.join(whole.cells, list(whole.log()))
+                return
+            if kind == _DROPPED:
+                name = decode_name(body)
+                shards.pop(name, None)
+                self._touched.add(name)  # Its file may be there yet.
                 return
             batch = decode_batch(body)
         except (CorruptFile, MalformedMessage) as error:

@@ -1,4 +1,6 @@
-"""The replication of the eventual store: every member holds everything, and writes without asking.
+"""The replication of the eventual store: who holds a shard writes without asking anybody.
+
+Every member holds every shard, but of buckets that live on a few nodes; see `placement`.
 
 - A write is applied, signed, made durable and acknowledged here; then it goes to some members at
   once.
@@ -8,6 +10,9 @@
   for others would send the same.
 - Where the batches are kept no more, the whole shard is taken over as it is, in parts, and joined.
 - Nothing is applied over a gap, and nothing that is not signed by its author.
+- Of shards that not all hold, writes go to the holders; others hold nothing of them, and write by
+  asking one. Who comes to hold one or hands one over goes by `holding`. What a node wrote to a
+  shard that it dropped it never goes on with: it is another actor there from then on.
 - Of a node's earlier lives no more is kept than that they are over, once every member has seen all
   that they wrote: that node ends them by a change of its present one. Who has not seen it all, as
   from an old copy of a disk, takes the whole shard over.
@@ -32,6 +37,7 @@ from typing import ClassVar, Final, Protocol
 from swarmd.base.errors import (
     Conflict,
     MalformedMessage,
+    NotHeld,
     SwarmError,
     TooLarge,
     Unavailable,
@@ -48,17 +54,30 @@ from swarmd.base.machine import Effect, Event, Persist, Send, SetTimer
 from swarmd.base.rng import Rng
 from swarmd.state.crdt.cells import Cell, Cells, Change
 from swarmd.state.crdt.clock import HybridClock, ms_of
-from swarmd.state.crdt.dots import Actor, Dot, node_of
-from swarmd.state.crdt.events import Heard, Ignored, KeyChanged, Peers, SyncDue, Write, Written
+from swarmd.state.crdt.dots import Actor, Dot, actor_of, node_of
+from swarmd.state.crdt.events import (
+    Dropped,
+    Heard,
+    Ignored,
+    KeyChanged,
+    Peers,
+    SyncDue,
+    Wanted,
+    Write,
+    Written,
+)
+from swarmd.state.crdt.holding import Holding, Round
 from swarmd.state.crdt.messages import (
     OVER_MAX,
     REMOVES_MAX,
     SUMS_MAX,
     Batch,
     Batches,
+    HandOver,
     Shard,
     ShardSum,
     Sums,
+    Taken,
     Vector,
     Whole,
     WholeAsk,
@@ -67,6 +86,7 @@ from swarmd.state.crdt.messages import (
     make_batch,
     shard_of,
 )
+from swarmd.state.crdt.placement import copies_of
 from swarmd.state.crdt.shard import LOG_BYTES_MAX, ShardState, logged
 from swarmd.state.crdt.types.kinds import Live
 from swarmd.state.crdt.types.registers import winner
@@ -79,6 +99,10 @@ SYNC_MAX_S: Final = 5.0
 _CALMING: Final = 1.5
 # A write goes to so many members at once; anti-entropy brings it to the others.
 PUSH_PEERS_MAX: Final = 8
+# Who comes to hold shards asks so many in a turn what they have.
+_ASKED_MAX: Final = 16
+# Who has met nobody for so many turns serves what it has.
+_ALONE_TURNS: Final = 5
 VECTORS_MAX: Final = 64
 SKEW_MAX_MS: Final = 60_000
 PARKED_MAX: Final = 1_000
@@ -95,6 +119,8 @@ END_LIVES_S: Final = 86_400.0
 _LIVES_MIN: Final = 4
 # What a change may take of a batch beside its key, value and removals.
 _CHANGE_BYTES_EXTRA: Final = 64
+_LIFE_BITS: Final = 64
+_ROUND_BITS: Final = 60
 _BATCH_BYTES: Final = CRDT_BATCH_BYTES_MAX // 4
 
 
@@ -123,6 +149,10 @@ class Journal(Protocol):
 
     def replace(self, shard: ShardState) -> None:
         """A shard that took over another's whole state."""
+        ...
+
+    def drop(self, name: Shard) -> None:
+        """A shard that others hold now, and this node no more."""
         ...
 
 
@@ -173,6 +203,11 @@ class ReplicaMachine:
         for shard in self._shards.values():
             self.clock.witness(shard.cells.latest)
         self._alive: tuple[NodeId, ...] = ()
+        self.holding = Holding(me)
+        # Whether anybody has something that not all hold: else nobody is asked for it.
+        self._wanted = any(copies_of(bucket) for bucket, _ in self._shards)
+        # Who this node is in shards that it had dropped.
+        self._anew: dict[Shard, Actor] = {}
         self._everyone: frozenset[NodeId] = frozenset()
         self._ending: dict[Shard, _Ending] = {}
         self.end_lives_s = end_lives_s
@@ -181,6 +216,7 @@ class ReplicaMachine:
         self._pending: dict[Shard, _Pending] = {}
         self._answers: list[Written] = []
         self._sync_s = SYNC_S
+        self._turns = 0
         # Whom this node has asked for what is missing of a shard since its last turn.
         self._asked: set[tuple[NodeId, Shard]] = set()
         # From whom a shard's batches come, and until when that is believed.
@@ -199,15 +235,19 @@ class ReplicaMachine:
     def shards(self) -> list[ShardState]:
         return list(self._shards.values())
 
+    def shard(self, name: Shard) -> ShardState | None:
+        """A shard, if it is here."""
+        return self._shards.get(name)
+
     def is_written_to(self, name: Shard) -> bool:
         """Whether a shard has changes that no batch holds yet."""
         return name in self._pending
 
     def digest(self) -> int:
-        """The same on replicas that have seen the same; 48 bits."""
+        """The same on replicas that have seen the same of what all hold; 48 bits."""
         state = blake2b(digest_size=6)
         for (bucket, number), shard in sorted(self._shards.items()):
-            if shard.cells.context.vector:
+            if shard.cells.context.vector and not copies_of(bucket):
                 state.update(bucket.encode() + bytes((0, number)) + shard.sum())
         return int.from_bytes(state.digest(), "big")
 
@@ -229,10 +269,12 @@ class ReplicaMachine:
                 return self._on_write(event, now)
             case Heard(peer, message):
                 return self._on_heard(peer, message, now)
-            case Peers(alive, everyone):
-                return self._on_peers(alive, everyone)
+            case Peers():
+                return self._on_peers(event)
             case SyncDue():
                 return self._on_sync_due(now)
+            case Wanted():
+                return self._on_wanted()
         raise AssertionError(event)
 
     def settle(self, now: float) -> Sequence[Effect]:
@@ -262,6 +304,8 @@ class ReplicaMachine:
                 f"{'behind' if skew_ms > 0 else 'ahead of'} the others': nothing changed; set it"
             )
         name = (event.bucket, shard_of(event.key))
+        if not self.holding.serves(name):
+            raise NotHeld(f"{event.key} is held by other nodes: nothing changed; ask one of them")
         if self._is_one_too_many(name):
             raise TooLarge("there are as many buckets as may be: nothing changed")
         shard = self._shard(name)
@@ -270,9 +314,9 @@ class ReplicaMachine:
             shard.cells.at(event.key),
             event.key,
             event.operation,
-            actor=self._actor,
+            actor=self._actor_in(name),
             stamp=self.clock.tick(self._wall_ms()),
-            number=shard.cells.context.seen_of(self._actor) + 1,
+            number=shard.cells.context.seen_of(self._actor_in(name)) + 1,
             fields=event.fields,
             expires_ms=event.expires_ms,
         )
@@ -298,9 +342,9 @@ class ReplicaMachine:
             effects += self._close(shard.name)
             pending = None
         if pending is None:
-            first = shard.cells.context.seen_of(self._actor) + 1
+            first = shard.cells.context.seen_of(self._actor_in(shard.name)) + 1
             pending = self._pending[shard.name] = _Pending(first)
-        shard.cells.commit(self._actor, [made])
+        shard.cells.commit(self._actor_in(shard.name), [made])
         pending.changes.append(made)
         pending.bytes += size
         return effects
@@ -321,12 +365,23 @@ class ReplicaMachine:
     def _close(self, name: Shard) -> list[Effect]:
         """Sign what was written to a shard, keep it and tell it."""
         pending = self._pending.pop(name)
-        batch = self._sign(name, self._actor, pending.first, tuple(pending.changes))
+        batch = self._sign(name, self._actor_in(name), pending.first, tuple(pending.changes))
         self._shards[name].note(batch)
         self._journal.append(batch)
         message = Batches(*name, (batch.raw,))
-        some = min(PUSH_PEERS_MAX, len(self._alive))
-        return [Persist(), *(Send(p, message) for p in self._rng.sample(self._alive, some))]
+        peers = self._sharing(name)
+        some = min(PUSH_PEERS_MAX, len(peers))
+        return [Persist(), *(Send(p, message) for p in self._rng.sample(peers, some))]
+
+    def _sharing(self, name: Shard) -> Sequence[NodeId]:
+        """Who is alive and holds a shard, too."""
+        if not copies_of(name[0]):
+            return self._alive
+        return [one for one in self.holding.of(name) if one in self._alive]
+
+    def _actor_in(self, name: Shard) -> Actor:
+        """Who this node is in a shard."""
+        return self._anew.get(name, self._actor)
 
     def _sign(self, name: Shard, actor: Actor, first: int, changes: tuple[Change, ...]) -> Batch:
         """A batch of this node's, of this life or an earlier one."""
@@ -356,6 +411,10 @@ class ReplicaMachine:
                 return self._on_whole_ask(peer, message, now)
             case Whole():
                 return self._on_whole(peer, message, now)
+            case HandOver():
+                return self._on_hand_over(peer, message, now)
+            case Taken():
+                return self._on_taken(peer, message)
         raise AssertionError(message)
 
     def _on_sums(self, peer: NodeId, sums: Sums, now: float) -> list[Effect]:
@@ -365,13 +424,37 @@ class ReplicaMachine:
         differing = [
             name
             for name in {**theirs, **self._shards}
-            if name not in self._shards or self._shards[name].sum() != theirs.get(name)
+            if (name not in self._shards or self._shards[name].sum() != theirs.get(name))
+            and (copies_of(name[0]) or not sums.some)
         ]
-        for name in self._ending.keys() & theirs.keys() - set(differing):
-            self._ending[name].missing.discard(peer)
+        if any(copies_of(name[0]) for name in theirs):
+            self._wanted = True
+        self.holding.heard(peer, [name for name in differing if name in theirs])
+        for name, ending in self._ending.items():
+            # Who holds nothing of a shard that not all hold has seen nothing else of it, either.
+            if (name in theirs and name not in differing) or (
+                name not in theirs and copies_of(name[0])
+            ):
+                ending.missing.discard(peer)
+        differing = [name for name in differing if self._concerns(peer, name, name in theirs)]
         if len(differing) > VECTORS_MAX:
             differing = self._rng.sample(differing, VECTORS_MAX)
-        return [one for name in differing for one in self._ask(peer, name, now, asks=True)]
+        asked = [one for name in differing for one in self._ask(peer, name, now, asks=True)]
+        return [*asked, Send(peer, self._sums(some=True))] if sums.asks else asked
+
+    def _concerns(self, peer: NodeId, name: Shard, has: bool) -> bool:
+        """Whether a shard in which a peer differs is to be asked for, or offered."""
+        if name not in self._shards:
+            return self.holding.accepts(name)
+        return has or not copies_of(name[0]) or peer in self.holding.of(name)
+
+    def _sums(self, *, some: bool = False, asks: bool = False) -> Sums:
+        sums = tuple(
+            ShardSum(*name, shard.sum())
+            for name, shard in sorted(self._shards.items())
+            if shard.cells.context.vector and (copies_of(name[0]) or not some)
+        )
+        return Sums(self._wall_ms(), sums, some, asks)
 
     def _ask(self, peer: NodeId, name: Shard, now: float, *, asks: bool = False) -> list[Effect]:
         """Ask for what is missing of a shard, unless it is on its way from another peer."""
@@ -398,13 +481,16 @@ class ReplicaMachine:
                 effects.append(Send(peer, Batches(*name, tuple(batches), more, gone)))
         lacks = shard.lacks(vector.seen) if shard is not None else bool(vector.seen)
         if not lacks:
+            self.holding.has_all_of(name, peer)
             self._fetched(peer, name)
-        elif vector.asks and not self._is_one_too_many(name):
+        elif vector.asks and self.holding.accepts(name) and not self._is_one_too_many(name):
             effects += self._ask(peer, name, now)
         return effects
 
     def _on_batches(self, peer: NodeId, message: Batches, now: float) -> list[Effect]:
         name = (message.bucket, message.shard)
+        if not self.holding.accepts(name):
+            return [Ignored(peer, "not_held")]
         if self._is_one_too_many(name):
             return [Ignored(peer, "too_many_shards")]
         effects: list[Effect] = []
@@ -466,11 +552,15 @@ class ReplicaMachine:
 
     # ---- anti-entropy -------------------------------------------------------------------
 
-    def _on_peers(self, alive: tuple[NodeId, ...], everyone: frozenset[NodeId]) -> list[Effect]:
-        self._everyone = everyone
-        if sorted(alive) == list(self._alive):
+    def _on_peers(self, event: Peers) -> list[Effect]:
+        alive, self._everyone = tuple(sorted(event.alive)), event.everyone
+        moved = self.holding.see(alive, event.placed or (*alive, self._me))
+        if moved:
+            for name in [one for one in self._ending if copies_of(one[0])]:
+                del self._ending[name]
+        if alive == self._alive and not moved:
             return []
-        self._alive = tuple(sorted(alive))
+        self._alive = alive
         self._sync_s = SYNC_S
         for gone in [peer for peer in self._heard_clocks if peer not in alive]:
             del self._heard_clocks[gone]
@@ -479,6 +569,9 @@ class ReplicaMachine:
     def _on_sync_due(self, now: float) -> list[Effect]:
         effects: list[Effect] = [SetTimer(self._sync_s * self._rng.uniform(0.75, 1.25), SyncDue())]
         self._sync_s = min(SYNC_MAX_S, self._sync_s * _CALMING)
+        self._turns += 1
+        if self._turns == _ALONE_TURNS:
+            self.holding.go_on_alone()
         self._asked.clear()
         self._departures.expire(now)
         for name in [n for n, one in self._arriving.items() if one.is_stuck(now)]:
@@ -487,15 +580,83 @@ class ReplicaMachine:
             batch = self._parked[key]
             if not self._is_of_the_future(batch.stamp):
                 del self._parked[key]
-                effects += self._take(self._me, batch)[0]
+                if self.holding.accepts(batch.shard):
+                    effects += self._take(self._me, batch)[0]
+        effects += self._ask_missing()
         if self._alive:
-            sums = tuple(
-                ShardSum(*name, shard.sum())
-                for name, shard in sorted(self._shards.items())
-                if shard.cells.context.vector
-            )
-            effects.append(Send(self._rng.choice(self._alive), Sums(self._wall_ms(), sums)))
-        return [*effects, *self._end_lives(now)]
+            effects.append(Send(self._rng.choice(self._alive), self._sums()))
+            if sharing := self._kin():
+                effects.append(Send(self._rng.choice(sharing), self._sums()))
+        return [*effects, *self._hand_over(), *self._end_lives(now)]
+
+    def _kin(self) -> list[NodeId]:
+        """Who is alive and holds a shard, too, that not all hold."""
+        names = [name for name in self._shards if copies_of(name[0])]
+        return sorted({one for name in names for one in self._sharing(name)} - {self._me})
+
+    # ---- shards that not all hold -------------------------------------------------------
+
+    def _ask_missing(self) -> list[Effect]:
+        """Ask who may have something of the shards that this node has come to hold."""
+        missing = self.holding.missing() if self._wanted else []
+        if not missing:
+            return []
+        self._sync_s = SYNC_S
+        asked = self._rng.sample(missing, min(_ASKED_MAX, len(missing)))
+        return [Send(peer, self._sums(some=True, asks=True)) for peer in asked]
+
+    def _on_wanted(self) -> list[Effect]:
+        if self._wanted:
+            return []
+        self._wanted = True
+        return self._ask_missing()
+
+    def _hand_over(self) -> list[Effect]:
+        """Have holders take what this node holds no more."""
+        effects: list[Effect] = []
+        for name, shard in sorted(self._shards.items()):
+            if self.holding.accepts(name) or name in self._pending:
+                continue
+            self._sync_s = SYNC_S
+            current = self.holding.rounds.get(name)
+            if current is None:
+                current = self.holding.rounds[name] = Round(self._rng.getrandbits(_ROUND_BITS) + 1)
+            ask = HandOver(*name, current.number, shard.seen())
+            effects += [Send(one, ask) for one in self._sharing(name) if one not in current.taken]
+            if len(effects) >= VECTORS_MAX:
+                break
+        return effects
+
+    def _on_hand_over(self, peer: NodeId, ask: HandOver, now: float) -> list[Effect]:
+        name = (ask.bucket, ask.shard)
+        if not self.holding.accepts(name) or not copies_of(name[0]):
+            return [Ignored(peer, "not_held")]
+        shard = self._shards.get(name)
+        if shard is None and self._is_one_too_many(name):
+            return [Ignored(peer, "too_many_shards")]
+        if shard is not None and not shard.lacks(ask.seen):
+            return [Send(peer, Taken(*name, ask.round))]
+        return self._ask(peer, name, now)
+
+    def _on_taken(self, peer: NodeId, taken: Taken) -> list[Effect]:
+        name = (taken.bucket, taken.shard)
+        if not self.holding.taken(name, peer, taken.round) or name not in self._shards:
+            return []
+        return self._drop(name)
+
+    def _drop(self, name: Shard) -> list[Effect]:
+        """Hold a shard no more."""
+        del self._shards[name]
+        self._arriving.pop(name, None)
+        self._fetching.pop(name, None)
+        self._ending.pop(name, None)
+        self.holding.drop(name)
+        self._anew[name] = self._new_actor()
+        self._journal.drop(name)
+        return [Persist(), Dropped(name)]
+
+    def _new_actor(self) -> Actor:
+        return actor_of(self._me, self._rng.getrandbits(_LIFE_BITS).to_bytes(8, "big"))
 
     # ---- lives that are over ------------------------------------------------------------
 
@@ -506,16 +667,18 @@ class ReplicaMachine:
         self._end_lives_at = now + self.end_lives_s
         effects: list[Effect] = []
         for shard in self._shards.values():
-            vector = shard.cells.context.vector
+            vector, own = shard.cells.context.vector, self._actor_in(shard.name)
             lives = tuple(
                 sorted(
                     (actor, number)
                     for actor, number in vector.items()
-                    if actor != self._actor and node_of(actor) == self._me
+                    if actor != own and node_of(actor) == self._me
                 )
             )
             ending = self._ending.pop(shard.name, None)
-            if not lives or (self._actor not in vector and len(lives) < _LIVES_MIN):
+            if not self.holding.serves(shard.name):
+                continue
+            if not lives or (own not in vector and len(lives) < _LIVES_MIN):
                 continue
             if ending is None or ending.lives != lives:
                 others = set(self._everyone - {self._me})
@@ -547,6 +710,9 @@ class ReplicaMachine:
 
     def _on_whole(self, peer: NodeId, part: Whole, now: float) -> list[Effect]:
         name = (part.bucket, part.shard)
+        if not self.holding.accepts(name):
+            self._arriving.pop(name, None)
+            return [Ignored(peer, "not_held")]
         arriving = self._arriving.get(name)
         if arriving is None or not arriving.expects(peer, part):
             return []
@@ -563,7 +729,7 @@ class ReplicaMachine:
     def _join(self, peer: NodeId, name: Shard, arrived: Arriving) -> list[Effect]:
         """Take over a whole state, if every actor in it has proven to have gone that far."""
         shard = self._shard(name)
-        if arrived.cells.context.is_over(self._actor):
+        if arrived.cells.context.is_over(self._actor_in(name)):
             return [Ignored(peer, "ends_others")]
         if arrived.cells.context.goes_past(shard.cells.context):
             return [Ignored(peer, "past_its_end")]  # It takes this node's, and then may be asked.

@@ -246,10 +246,15 @@ class ShardSum(NamedTuple):
 
 
 class Sums(Message, frozen=True, tag=1):
-    """Of all shards of which the sender has seen anything; `wall_ms` is its clock."""
+    """Of all shards of which the sender has seen anything; `wall_ms` is its clock.
+
+    `some`: of those alone that not all hold. `asks`: and tell me yours of these.
+    """
 
     wall_ms: _Ms
     sums: Annotated[tuple[ShardSum, ...], Meta(max_length=SUMS_MAX)]
+    some: bool = False
+    asks: bool = False
 
 
 class Vector(Message, frozen=True, tag=2):
@@ -322,6 +327,32 @@ class Whole(Message, frozen=True, tag=5):
     over: _Over = b""
 
 
+class HandOver(Message, frozen=True, tag=6):
+    """The sender is no holder of a shard any more, and drops it once all holders have `seen`."""
+
+    bucket: _Bucket
+    shard: _ShardNumber
+    round: _Number
+    seen: Annotated[tuple[Seen, ...], Meta(max_length=_VECTOR_MAX)]
+
+
+class Taken(Message, frozen=True, tag=7):
+    """The sender holds the shard, and all that was handed over in this round."""
+
+    bucket: _Bucket
+    shard: _ShardNumber
+    round: _Number
+
+
 CRDT = Family(
-    "crdt", Sums, Vector, Batches, WholeAsk, Whole, message_bytes_max=CRDT_MESSAGE_BYTES_MAX
+    "crdt",
+    Sums,
+    Vector,
+    Batches,
+    WholeAsk,
+    Whole,
+    HandOver,
+    Taken,
+    message_bytes_max=CRDT_MESSAGE_BYTES_MAX,
+    format_number=2,  # 2: with buckets that not all hold.
 )

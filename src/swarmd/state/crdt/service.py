@@ -30,20 +30,24 @@ from swarmd.mesh.swim.messages import MemberState
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import CRDT_DIGEST, CRDT_KEYS, DROPPED
 from swarmd.state.crdt.cells import Cells
+from swarmd.state.crdt.config import CrdtConfig
 from swarmd.state.crdt.dots import Context, Dot, actor_of
 from swarmd.state.crdt.events import (
+    Dropped,
     Heard,
     Ignored,
     KeyChanged,
     Peers,
     Spoken,
     SyncDue,
+    Wanted,
     Write,
     Written,
 )
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import BatchSigner, ReplicaMachine
 from swarmd.state.crdt.messages import CRDT, Batches, Whole
+from swarmd.state.crdt.placement import copies_of
 from swarmd.state.crdt.shard import ShardState
 from swarmd.state.crdt.stored import Image, encode_image, image_of
 from swarmd.state.crdt.types.kinds import Live
@@ -70,6 +74,8 @@ _REMEMBERED_MAX: Final = 10_000
 _NUMBER_DIGITS_MAX: Final = 18
 _DISK_AGAIN_S: Final = 1.0
 _LIFE_BITS: Final = 64
+
+_CONFIG: Final = CrdtConfig()
 
 _log = get_logger("crdt")
 
@@ -130,6 +136,12 @@ class KeyWatch:
         """All keys that changed since this was asked."""
         return self.take(len(self))
 
+    def lose(self, bucket: str) -> None:
+        """Note that keys of a bucket are somewhere else now, if it is this one."""
+        if bucket == self._bucket:
+            self.lagged = True
+            self._wake.set()
+
     def note(self, bucket: str, key: str, number: int) -> None:
         if bucket != self._bucket or not key.startswith(self._prefix) or key in self._changed:
             return
@@ -181,7 +193,9 @@ class Eventual:
         clock: Clock,
         nursery: trio.Nursery,
         life: bytes,
+        replace_after_s: float,
     ) -> None:
+        self._clock, self._replace_after_s = clock, replace_after_s
         self._machine, self._journal, self._link, self._syncer = machine, journal, link, syncer
         self._nursery = nursery
         self._tickets = 0
@@ -191,6 +205,7 @@ class Eventual:
         self._changes = _Changes(life.hex())
         self._refuses: DiskFault | None = None
         self._keeping = False
+        self._wanted = False
         self._closed = False
         CRDT_KEYS.set_function(lambda: sum(len(one.cells) for one in machine.shards()))
         CRDT_DIGEST.set_function(machine.digest)
@@ -201,6 +216,7 @@ class Eventual:
                 Send: self._perform_send,
                 Written: self._perform_written,
                 KeyChanged: self._perform_key_changed,
+                Dropped: self._perform_dropped,
                 Ignored: lambda effect: DROPPED.labels("crdt", effect.reason).inc(),
             },
             clock=clock,
@@ -267,6 +283,18 @@ class Eventual:
         cells = self._machine.cells(bucket, key)
         return cells is not None and cells.context.has_seen(dot)
 
+    def serves(self, bucket: str, shard: int) -> bool:
+        """Whether this node holds a shard, and has what the others had when it came to."""
+        if not self._wanted and copies_of(bucket):
+            with suppress(Busy):  # It is asked again.
+                self._driver.feed(Wanted())
+                self._wanted = True
+        return self._machine.holding.serves((bucket, shard))
+
+    def holders(self, bucket: str, shard: int) -> tuple[NodeId, ...]:
+        """Who holds a shard of a bucket that not all hold, by rank."""
+        return self._machine.holding.of((bucket, shard))
+
     def get(self, bucket: str, key: str) -> Any:
         """What a key holds here and now. Raises NotFound."""
         return read(self.cells(bucket, key))
@@ -275,13 +303,18 @@ class Eventual:
         """Keys that begin with a prefix, in order."""
         return list(self.keys_after(bucket, prefix))
 
-    def keys_after(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[str]:
+    def keys_after(
+        self, bucket: str, prefix: str = "", after: str = "", shards: frozenset[int] | None = None
+    ) -> Iterator[str]:
         """Keys that begin with a prefix and come after another, in order.
 
         What is not asked for costs nothing; nothing may be awaited while this goes on.
+
+        Args:
+            shards: those in these alone.
         """
         begin = max(prefix, after)
-        found = merge(*(cells.keys_from(begin) for cells in self._cells_of(bucket)))
+        found = merge(*(cells.keys_from(begin) for cells in self._cells_of(bucket, shards)))
         following = dropwhile(lambda key: key <= after, found) if after else found
         return takewhile(lambda key: key.startswith(prefix), following)
 
@@ -300,8 +333,12 @@ class Eventual:
                 yield key
             await trio.lowlevel.checkpoint()
 
-    def _cells_of(self, bucket: str) -> list[Cells]:
-        return [one.cells for one in self._machine.shards() if one.name[0] == bucket]
+    def _cells_of(self, bucket: str, shards: frozenset[int] | None = None) -> list[Cells]:
+        return [
+            one.cells
+            for one in self._machine.shards()
+            if one.name[0] == bucket and (shards is None or one.name[1] in shards)
+        ]
 
     @contextmanager
     def watch(self, bucket: str, prefix: str = "", since: str = "") -> Iterator[KeyWatch]:
@@ -349,6 +386,11 @@ class Eventual:
         for watch in self._watches:
             watch.note(effect.bucket, effect.key, number)
 
+    def _perform_dropped(self, effect: Dropped) -> None:
+        """Who watches keys that others hold now is told to read them all."""
+        for watch in self._watches:
+            watch.lose(effect.shard[0])
+
     # ---- the disk -----------------------------------------------------------------------------
 
     async def _persist(self, ahead: bool) -> None:
@@ -371,12 +413,15 @@ class Eventual:
 
     async def _keep(self, names: list[tuple[str, int]]) -> None:
         """Write shards whole, so that older logs can go."""
-        shards = {shard.name: shard for shard in self._machine.shards()}
         try:
             for name in names:
                 while self._machine.is_written_to(name):  # Until this step's changes are signed.
                     await trio.lowlevel.checkpoint()
-                await trio.to_thread.run_sync(self._keep_one, image_of(shards[name]))
+                shard = self._machine.shard(name)
+                if shard is None:
+                    await trio.to_thread.run_sync(self._journal.remove, name)
+                else:
+                    await trio.to_thread.run_sync(self._keep_one, image_of(shard))
             await trio.to_thread.run_sync(self._journal.forget)
         except DiskFault as error:
             # The logs stay; what is in them is written with the next ones.
@@ -407,9 +452,10 @@ class Eventual:
     ) -> None:
         with membership.subscribe() as changes:
             while True:
-                alive = _alive(membership, self._link.node_id)
+                alive, all_ = _alive(membership, self._link.node_id), frozenset(everyone())
+                gone = _gone(membership, self._clock.now() - self._replace_after_s)
                 with suppress(Busy):
-                    self._driver.feed(Peers(alive, frozenset(everyone())))
+                    self._driver.feed(Peers(alive, all_, all_ - gone))
                 with trio.move_on_after(_LOOK_AGAIN_S):
                     await changes.receive()
 
@@ -438,6 +484,16 @@ def _alive(membership: Membership, me: NodeId) -> tuple[NodeId, ...]:
     return tuple(sorted(node_id for node_id in found if node_id != me))
 
 
+def _gone(membership: Membership, since: float) -> frozenset[NodeId]:
+    """Members that have left, or are dead since then or longer."""
+    return frozenset(
+        one.node_id
+        for one in membership.members()
+        if one.state is MemberState.LEFT
+        or (one.state is MemberState.DEAD and one.changed_at <= since)
+    )
+
+
 async def _load(journal: ShardJournal) -> list[ShardState]:
     """By turns: a thread that decodes would have the loop wait for the interpreter all the time."""
     loading, answer = journal.loading(), None
@@ -459,6 +515,7 @@ async def open_eventual(
     clock: Clock,
     rng: Rng,
     everyone: Callable[[], Iterable[NodeId]],
+    config: CrdtConfig = _CONFIG,
 ) -> AsyncIterator[Eventual]:
     """Hold a replica of the eventual store for as long as the block runs.
 
@@ -477,7 +534,9 @@ async def open_eventual(
     syncer = Syncer(blocking=disk.blocking)
     try:
         async with link.open_inbox(CRDT) as inbox, trio.open_nursery() as nursery:
-            store = Eventual(machine, journal, link, syncer, clock, nursery, life)
+            store = Eventual(
+                machine, journal, link, syncer, clock, nursery, life, config.replace_after_s
+            )
             store._driver.feed(SyncDue())
             nursery.start_soon(store._driver.run)
             nursery.start_soon(partial(store._receive, inbox))

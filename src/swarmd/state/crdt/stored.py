@@ -48,6 +48,11 @@ class _Stored(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     over: bytes
 
 
+class _Name(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    bucket: str
+    shard: Annotated[int, Meta(ge=0, lt=CRDT_SHARDS)]
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """A shard as it was at one moment, of which a thread may make what is stored."""
@@ -61,6 +66,16 @@ class Image:
     cells: list[tuple[str, Dot, Cell]]
     log: tuple[Logged, ...]
     over: bytes
+
+
+def encode_name(name: Shard) -> bytes:
+    return encode_struct(_Name(*name))
+
+
+def decode_name(raw: bytes) -> Shard:
+    """Raises MalformedMessage."""
+    found: _Name = decode_struct(_Name, raw)
+    return found.bucket, found.shard
 
 
 def image_of(shard: ShardState) -> Image:
