@@ -29,6 +29,7 @@ OTHERS = {
     "agents.supervisor.open_supervisor": "opens a room",
     "audit.anchors.read_anchors": "asks the store; the seals are judged by open_seal",
     "app.folder.load_data_key": "reads a file of this host; open_body judges what it holds",
+    "audit.index.read_index": "reads a file for decode_index",
     "audit.sealed.read_small": "reads a file for open_file",
     "audit.service.open_audit": "opens a room",
     "cli.authority_log.read_asked": "asks a daemon, by read_log",
