@@ -68,7 +68,6 @@ OTHERS = {
     "mesh.transports.carriers.open_carrier": "opens a connection",
     "mesh.transports.streams.open_streams": "opens a room",
     "mesh.transports.udp.open_datagrams": "opens a room",
-    "state.blobs.intake.read_chunk_file": "reads a file; the chunk is held against its hash",
     "state.blobs.intake.read_good_file": "reads a file; each chunk is held against its hash",
     "state.blobs.service.open_blobs": "opens a room",
     "state.raft.service.open_store": "opens a room",

@@ -267,7 +267,7 @@ def test_of_a_register_and_a_text_at_once_the_register_counts() -> None:
         change(live, KEY, EditText(0, "x"), actor=actor("n0"), stamp=9)
 
 
-@pytest.mark.parametrize("clients", permutations((1, 2, 3)))
+@pytest.mark.parametrize("clients", list(permutations((1, 2, 3))))
 def test_what_is_put_between_the_halves_of_a_character_is_behind_it(
     clients: tuple[int, ...],
 ) -> None:
