@@ -335,6 +335,7 @@ def rewriting(daemon: Daemon) -> Figures:
     """Write until the log is long, so that every shard is written whole; others go on meanwhile."""
     crdt = daemon.folder / "data" / "crdt"
     connection = memory_load.Connection(str(daemon.socket))
+    connection.set(NAMESPACE, "large/0", "x")  # There is no log before the first write.
     logs = {one.name for one in crdt.glob("log-*")}
     number, took = 0, []
     while {one.name for one in crdt.glob("log-*")} & logs:
