@@ -20,6 +20,7 @@ from swarmd.audit.records import (
     AUDIT_DOMAIN,
     FLOOR_DOMAIN,
     SECURITY,
+    ChainId,
     Floor,
     decode_batch,
     decode_floor,
@@ -42,6 +43,11 @@ def _signed(domain: str, value: Any) -> bytes:
     return encode_envelope(sign_envelope(domain, SWARM, packed(value), KEYS[0]))
 
 
+def _indexed(chain: ChainId) -> IndexedLife:
+    seen = FileSeen(355, 10**18)
+    return IndexedLife(chain, b"", 1, bytes(32), 3, bytes(32), 5, (IndexedSegment(1, seen),))
+
+
 def audits() -> Iterator[Target]:
     writer = Writer(KEYS[0], SWARM, SECURITY, b"l" * 8)
     note = Note(1_000, "key.created", "somebody", "ci", "ok", "viewer")
@@ -58,17 +64,7 @@ def audits() -> Iterator[Target]:
         copy.finish()
 
     yield of_struct("audit.record", decode_record, batch.records[0])
-    life = IndexedLife(
-        writer.chain,
-        b"",
-        1,
-        bytes(32),
-        3,
-        bytes(32),
-        5,
-        (IndexedSegment(1, FileSeen(355, 10**18)),),
-    )
-    yield of_struct("audit.index", decode_index, encode_index([life]))
+    yield of_struct("audit.index", decode_index, encode_index([_indexed(writer.chain)]))
     yield Target(
         "audit.batch",
         always(lambda raw: open_sealed(raw, SWARM, _PUBLIC)),
