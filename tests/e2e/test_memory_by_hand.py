@@ -183,7 +183,7 @@ def _knows_of(daemon: Daemon, key: str, cells: int) -> bool:
 def test_a_policy_is_declared_and_every_node_follows(swarm: LocalSwarm) -> None:
     n1, n2, n3 = swarm.daemons
     said = typed(n1, "namespace", "create", "traces", "--ttl", "1h", "--bytes", "64KiB")
-    assert said == "traces is eventual, of 64 KiB, for 1 h, on every node\n"
+    assert said == "traces is eventual, of 64 KiB, for 1 h; every node knows\n"
     typed(n2, "set", "k", "v", "-n", "traces")
     wait_until("the value", lambda: value_on(n3, "k", "traces") == "v", timeout_s=5.0)
     assert "60 min" in typed(n3, "list", "-n", "traces")
@@ -208,7 +208,7 @@ def test_a_policy_is_declared_and_every_node_follows(swarm: LocalSwarm) -> None:
 def test_values_live_on_two_of_three_nodes_and_all_read_them(swarm: LocalSwarm) -> None:
     n1, n2, n3 = swarm.daemons
     said = typed(n1, "namespace", "create", "archive", "--copies", "2")
-    assert said == "archive is eventual, each value on 2 nodes, on every node\n"
+    assert said == "archive is eventual, each value on 2 nodes; every node knows\n"
     for number in range(20):
         typed(swarm.daemons[number % 3], "set", f"k{number:02}", str(number), "-n", "archive")
     for one in (n1, n2, n3):

@@ -203,7 +203,7 @@ def test_as_somebody_types_it(swarm: LocalSwarm, tmp_path: Path) -> None:
     assert "10000" in shown.stdout
     assert all(len(line) <= 80 for line in shown.stdout.splitlines()), shown.stdout
     made = n1.ctl("mem", "namespace", "create", "typed", "--consistency", "strong")
-    assert made.stdout == "typed is strong, on every node\n", made.stderr
+    assert made.stdout == "typed is strong; every node knows\n", made.stderr
     for arguments, code, text in (
         (("mem", "namespace", "create", "typed"), 1, "strong already"),
         (("mem", "namespace", "create", "a/b"), 2, "not a namespace name"),

@@ -306,7 +306,7 @@ def create(
     if wants_json():
         print_json(made)
     else:
-        say(f"{name} is {_kind(made)}, on every node")
+        say(f"{name} is {_kind(made)}; every node knows")
 
 
 @namespace.command("set", examples=_SETTING)
