@@ -394,7 +394,9 @@ async def test_what_an_earlier_run_left_is_verified(
         assert swarm.holders(DATA) == {0, 1}
         times = {number: sent.count(number) for number in range(PIECES)}
         assert [number for number in times if not times[number]] == [0, 1, 4, 5, 10, 11, 14]
-        assert {number for number in times if times[number] > 1} <= {19, 20, 21}
+        # The rest of the one that did not fit, the chunk that was on its way behind it, and the
+        # piece that its holder had read and could not send yet.
+        assert {number for number in times if times[number] > 1} <= {19, 20, 21, 22}
 
 
 async def test_a_holder_that_dies_in_the_middle_is_replaced(
