@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import AsyncIterator, Callable
-from typing import ClassVar
 
 import pytest
 import trio
@@ -35,15 +34,7 @@ class Other(Message, tag=2):
     text: str
 
 
-class AskFew(Message, tag=3):
-    """Answered by several messages, of which few may be on their way."""
-
-    window: ClassVar[int] = 3
-
-    number: int
-
-
-TALK = Family("talk", Say, AskFew)
+TALK = Family("talk", Say)
 TALK_TWISTED = Family("talk", Other)
 SIDE = Family("side", Say)
 RAFT = Family("raft-test", Say, alpn="swarmd-raft/1")
@@ -255,60 +246,6 @@ async def test_a_slow_consumer_holds_up_only_its_own_stream(
         await eventually(lambda: len(sent) >= WINDOW)
         assert await a.request(SIDE, b.node_id, Say(5), timeout_s=5) == Say(5)
         assert len(sent) <= WINDOW
-
-
-async def test_a_question_says_how_many_answers_are_on_their_way(
-    nodes: Nodes, nursery: trio.Nursery
-) -> None:
-    """Goal: what is not said to be done with holds up the answerer, taken or not."""
-    a, b, _ = nodes.links
-    inbox = b.open_inbox(TALK)
-    sent = []
-
-    async def serve() -> None:
-        inbound = await take(inbox)
-        for number in range(9):
-            await inbound.answer(Say(number), more=number < 8)
-            sent.append(number)
-
-    nursery.start_soon(serve)
-    got = []
-    async with a.request_stream(TALK, b.node_id, AskFew(0), timeout_s=5) as answers:
-        while len(got) < AskFew.window:
-            got += await answers.some(10)
-        await trio.sleep(0.05)
-        assert (got, sent) == ([Say(0), Say(1), Say(2)], [0, 1, 2])
-        answers.done(2)
-        while len(got) < 5:
-            got += await answers.some(1)
-        await trio.sleep(0.05)
-        assert sent == [0, 1, 2, 3, 4]
-        answers.done(1_000)
-        while more := await answers.some(2):
-            assert len(more) <= 2
-            answers.done(len(more))
-            got += more
-    assert got == [Say(number) for number in range(9)]
-
-
-async def test_a_failure_comes_after_what_was_answered(nodes: Nodes, nursery: trio.Nursery) -> None:
-    a, b, _ = nodes.links
-    inbox = b.open_inbox(TALK)
-
-    async def serve() -> None:
-        inbound = await take(inbox)
-        await inbound.answer(Say(1), more=True)
-        await inbound.answer(Say(2), more=True)
-        await inbound.fail(Conflict("midway"))
-
-    nursery.start_soon(serve)
-    async with a.request_stream(TALK, b.node_id, AskFew(0), timeout_s=5) as answers:
-        got: list[object] = []
-        while len(got) < 2:
-            got += await answers.some(10)
-        assert got == [Say(1), Say(2)]
-        with pytest.raises(Conflict):
-            await answers.some(10)
 
 
 async def test_a_full_inbox_is_felt_by_the_sender(nodes: Nodes) -> None:

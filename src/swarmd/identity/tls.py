@@ -32,6 +32,7 @@ MESH_ALPN: Final = "swarmd/1"
 RAFT_ALPN: Final = "swarmd-raft/1"
 BUS_ALPN: Final = "swarmd-bus/1"
 BULK_ALPN: Final = "swarmd-bulk/1"
+PIPE_ALPN: Final = "swarmd-pipe/1"
 JOIN_ALPN: Final = "swarmd-join/1"
 _CONTEXTS_MAX: Final = 16
 _RECORD_BYTES_MAX: Final = 16 * 1024

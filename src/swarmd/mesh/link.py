@@ -11,16 +11,18 @@ stream, so that the sender feels it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import trio
 
 from swarmd.base.errors import SwarmError
 from swarmd.base.ids import NodeId
 from swarmd.wire.codec import Family, Message
+
+T = TypeVar("T")
 
 
 class Lane(IntEnum):
@@ -56,31 +58,52 @@ class Inbound(Protocol):
         """End the request with an error, which the peer's call raises by its code."""
         ...
 
+    def pipe(self, message: Message) -> AbstractAsyncContextManager[Pipe]:
+        """Answer a question that opened a pipe, and have this end of it until the block ends.
 
-class Streamed(Protocol):
-    """The messages of a streamed answer, in order.
-
-    The peer has at most `window` of them on their way (`wire.codec.Message`), and sends more as
-    they are done with: taken by iterating, or told to be by `done`.
-
-    Raises, from `anext` and `some`:
-        TimedOut: no message came within the request's `timeout_s`.
-        SwarmError: whatever the peer, or the connection, ended the answer with.
-    """
-
-    def __aiter__(self) -> AsyncIterator[Any]: ...
-
-    async def __anext__(self) -> Any: ...
-
-    async def some(self, most: int) -> list[Any]:
-        """Wait for a message; all that have come by then, at most `most`. Empty: it was the last.
-
-        They hold up what comes after them until `done` counts them.
+        Raises:
+            RemoteError: the question did not come by `Link.open_pipe`.
         """
         ...
 
-    def done(self, count: int) -> None:
-        """Of those that `some` gave `count` more are done with."""
+
+class Pipe(Protocol):
+    """Bytes both ways between a worker thread here and one at the peer, over their own connection.
+
+    For what is too much for messages. Nothing is framed, and nothing is queued but what the
+    kernel holds. `read_into`, `read` and `write` block, so they are called in `run`.
+
+    Raises, from these three:
+        Unreachable: the connection broke, or was broken off.
+        TimedOut: nothing moved for the asker's `timeout_s`; for 30 s, at the end that answered.
+    """
+
+    @property
+    def peer(self) -> NodeId: ...
+
+    @property
+    def answer(self) -> Any:
+        """To the question that opened it, at the end that asked."""
+        ...
+
+    def read_into(self, view: memoryview) -> None:
+        """Fill `view`. Raises Unreachable, too, where the peer has closed the pipe."""
+        ...
+
+    def read(self, most: int) -> bytes:
+        """What has come, at least a byte and `most` at most; empty: the peer has closed it."""
+        ...
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Return once the kernel has taken all of it."""
+        ...
+
+    async def run(self, call: Callable[..., T], *args: Any) -> T:
+        """Call something in a worker thread, which is this pipe's own; one call at a time.
+
+        How many pipes there are is the caller's to bound. Cancelled, it breaks the connection off
+        and waits for the call to end.
+        """
         ...
 
 
@@ -141,10 +164,24 @@ class Link(Protocol):
         *,
         timeout_s: float,
         lane: Lane = Lane.CONTROL,
-    ) -> AbstractAsyncContextManager[Streamed]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
         """Like `request`, for an answer in several messages; `timeout_s` is between two of them.
 
         Leaving the block early tells the peer to stop: its next `answer` does nothing.
+        """
+        ...
+
+    def open_pipe(
+        self, family: Family, peer: NodeId, message: Message, *, timeout_s: float
+    ) -> AbstractAsyncContextManager[Pipe]:
+        """Ask over a connection of its own, which is a pipe once the answer is here.
+
+        At the peer the question is in the family's inbox as all are; `Inbound.pipe` answers it.
+        The question, and its answer, have 1 KiB at most. To oneself it works too.
+
+        Raises:
+            Unreachable, TimedOut: no connection, or no answer, within `timeout_s`.
+            SwarmError: whatever the peer failed the question with.
         """
         ...
 

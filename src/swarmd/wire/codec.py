@@ -18,7 +18,7 @@ How a family grows, so that builds whose versions differ by one understand each 
 from __future__ import annotations
 
 import functools
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import msgpack
 import msgspec
@@ -31,13 +31,7 @@ BYTES_HEAD_MAX: Final = 3
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Base of every wire message. Subclass with `tag=<int>`, unique within the family.
-
-    `window`: of a question that is answered by several messages, how many of them may be on their
-    way at once. Both sides take it from their build: another one is another protocol version.
-    """
-
-    window: ClassVar[int] = 32
+    """Base of every wire message. Subclass with `tag=<int>`, unique within the family."""
 
 
 class Growing(Message, frozen=True, array_like=True, forbid_unknown_fields=False):

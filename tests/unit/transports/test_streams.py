@@ -7,7 +7,7 @@ import dataclasses
 import gc
 import resource
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import psutil
 import pytest
@@ -19,14 +19,22 @@ from swarmd.base.errors import Unreachable
 from swarmd.base.limits import MIB
 from swarmd.base.rng import make_rng
 from swarmd.identity.keys import Exchange, SigningKey
-from swarmd.identity.tls import MESH_ALPN, RAFT_ALPN, client_context, join_context
+from swarmd.identity.tls import (
+    MESH_ALPN,
+    PIPE_ALPN,
+    RAFT_ALPN,
+    client_context,
+    join_context,
+)
 from swarmd.mesh.addresses import AddressBook
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.driver import AHEAD_TURNS
+from swarmd.mesh.link import Inbound, Pipe
 from swarmd.mesh.transports.carriers import PlainCarrier, TlsStream
 from swarmd.mesh.transports.hello import Hello, receive_part, send_part, sign_hello
 from swarmd.mesh.transports.ports import StreamPort
 from swarmd.mesh.transports.streams import JoinServer, Streams, open_streams
+from swarmd.mesh.transports.tls_pipes import PER_PEER_MAX
 from swarmd.observe.metrics import REGISTRY
 from swarmd.wire.codec import Family, Message
 from swarmd.wire.version import PROTOCOL_VERSION
@@ -702,27 +710,38 @@ AFTER_HELLO_TO_THE_LOG = {
     "a goodbye": bytes(5),
     "an unknown goodbye": b"\0\0\0\0\xff",
 }
-SPOKEN = [(MESH_ALPN, name) for name in sorted(AFTER_HELLO)] + [
-    (RAFT_ALPN, name) for name in sorted(AFTER_HELLO_TO_THE_LOG)
-]
+AFTER_HELLO_OF_A_PIPE = {
+    "an upgrade": UPGRADE,
+    "noise": bytes(range(1, 256)) * 4,
+    "too long": b"\xff" * 100,
+    "no frame": (100).to_bytes(2, "big") + b"x" * 100,
+    "an empty frame": bytes(2),
+    "half a frame": (100).to_bytes(2, "big") + b"x",
+}
+WORDS = {
+    MESH_ALPN: AFTER_HELLO,
+    RAFT_ALPN: AFTER_HELLO_TO_THE_LOG,
+    PIPE_ALPN: AFTER_HELLO_OF_A_PIPE,
+}
+SPOKEN = [(plane, name) for plane, words in WORDS.items() for name in sorted(words)]
 
 
 @pytest.mark.parametrize(("plane", "name"), SPOKEN)
 async def test_a_member_that_speaks_another_protocol_harms_nobody(plane: str, name: str) -> None:
     config = MeshConfig(handshake_timeout_s=0.3)
-    words = {**AFTER_HELLO, **AFTER_HELLO_TO_THE_LOG} if plane == RAFT_ALPN else AFTER_HELLO
     async with two(config=config) as (a, b):
         stream = await proven_stream(C, b, plane)
         said = Hello(PROTOCOL_VERSION, B.key_id, plane, Exchange().public, b"boot", 1, 1)
         await send_part(stream, sign_hello(said, b.roster.swarm_id, C))
         await receive_part(stream)
         with contextlib.suppress(trio.BrokenResourceError):
-            await stream.send_all(words[name])
+            await stream.send_all(WORDS[plane][name])
             with trio.move_on_after(0.1):
                 while await stream.receive_some():
                     pass
         await trio.aclose_forcefully(stream)
         await until(lambda: (C.key_id, plane) not in b.streams._ports)
+        await until(lambda: not b.streams._pipes)
         await ask(a, b)
 
 
@@ -771,3 +790,92 @@ async def test_a_connection_to_keep_that_fails_is_tried_less_and_less() -> None:
                 while a.streams.closed.receive_nowait().how == "refused":
                     tried += 1
         assert 2 <= tried <= 5
+
+
+# ---- pipes ------------------------------------------------------------------------------
+
+
+async def hold(streams: Streams) -> None:
+    """Answer questions, and keep their pipes until the other side closes them."""
+    inbox = streams.open_inbox(TALK)
+
+    async def handle(inbound: Inbound) -> None:
+        async with inbound.pipe(inbound.message) as pipe:
+            await pipe.run(pipe.read, 1)
+
+    async with trio.open_nursery() as nursery:
+        async for inbound in inbox:
+            nursery.start_soon(handle, inbound)
+
+
+@contextlib.asynccontextmanager
+async def two_with_pipes() -> AsyncIterator[tuple[Node, Node]]:
+    async with node(A, FixedRoster(A, B, C)) as a, node(B, FixedRoster(A, B, C)) as b:
+        know(a, b)
+        know(b, a)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hold, b.streams)
+            await trio.testing.wait_all_tasks_blocked()
+            yield a, b
+            nursery.cancel_scope.cancel()
+
+
+def pipe_to(one: Node, other: Node) -> contextlib.AbstractAsyncContextManager[Pipe]:
+    return one.streams.open_pipe(TALK, other.streams.node_id, Say(1), timeout_s=5)
+
+
+async def breaks_off(one: Node, other: Node, how: Callable[[], object]) -> None:
+    """Whoever waits at either end of a pipe is told at once."""
+    with trio.fail_after(5):
+        async with pipe_to(one, other) as pipe, trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                with pytest.raises(Unreachable):
+                    await pipe.run(pipe.read_into, memoryview(bytearray(1)))
+
+            nursery.start_soon(wait)
+            await trio.sleep(0.05)
+            how()
+        await until(lambda: not one.streams._pipes and not other.streams._pipes)
+
+
+async def test_the_pipe_of_an_evicted_member_is_broken_off_at_once() -> None:
+    async with two_with_pipes() as (a, b):
+        await breaks_off(a, b, lambda: b.roster.become(B, C))
+        with pytest.raises(Unreachable):
+            async with pipe_to(a, b):
+                pytest.fail("it is open")
+
+
+async def test_a_pipe_breaks_with_its_peer_and_with_its_address() -> None:
+    async with two_with_pipes() as (a, b):
+        await breaks_off(a, b, lambda: a.streams.drop(B.key_id, "it is known to be gone"))
+        await breaks_off(a, b, lambda: b.streams.drop(A.key_id, "it is known to be gone"))
+        await breaks_off(a, b, lambda: a.streams.drop_from({"127.0.0.1"}))
+        a.streams.drop(C.key_id, "somebody else")
+        async with pipe_to(a, b) as pipe:
+            assert pipe.answer == Say(1)
+
+
+async def test_one_peer_has_so_many_pipes_only() -> None:
+    async with two_with_pipes() as (a, b):
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(PER_PEER_MAX):
+                await stack.enter_async_context(pipe_to(a, b))
+            with pytest.raises(Unreachable, match="busy"):
+                async with pipe_to(a, b):
+                    pytest.fail("it is open")
+        await until(lambda: not b.streams._pipes)
+        async with pipe_to(a, b) as pipe:
+            assert pipe.answer == Say(1)
+
+
+async def test_who_leaves_opens_no_pipe_and_takes_none() -> None:
+    async with two_with_pipes() as (a, b):
+        b.streams.open_no_more()
+        with pytest.raises(Unreachable, match="leaving"):
+            async with pipe_to(a, b):
+                pytest.fail("it is open")
+        with pytest.raises(Unreachable, match="shutting down"):
+            async with pipe_to(b, a):
+                pytest.fail("it is open")

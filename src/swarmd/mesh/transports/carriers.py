@@ -17,7 +17,6 @@ above `FRAME_BYTES_MAX` before it is in memory.
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import partial
 from typing import Final, Protocol, cast
 
 import trio
@@ -32,7 +31,7 @@ from wsproto.utilities import ProtocolError
 
 from swarmd.base.errors import MalformedMessage
 from swarmd.base.limits import FRAME_BYTES_MAX, KIB
-from swarmd.identity.tls import BULK_ALPN, MESH_ALPN
+from swarmd.identity.tls import MESH_ALPN
 from swarmd.mesh.addresses import address_of
 from swarmd.mesh.transports import masking
 from swarmd.mesh.transports.mux import How
@@ -53,7 +52,6 @@ REASONS: Final[dict[How, str]] = {
 # Nobody is excused for longer than this, whatever it says.
 QUIET_S_MAX: Final = 30
 _BUFFER_BYTES: Final = 64 * KIB
-_READ_BYTES: Final = 256 * KIB
 _LENGTH_BYTES: Final = 4
 _GOODBYE_BYTES: Final = 3
 
@@ -115,11 +113,6 @@ async def open_carrier(
 
     Raises what trio and trio-websocket raise when the peer does not play along.
     """
-    if alpn == BULK_ALPN:
-        # trio reads 64 KiB at once, of which a piece of a blob leaves a rest: that took as many
-        # turns of the loop again.
-        tcp = stream.transport_stream
-        tcp.receive_some = partial(tcp.receive_some, _READ_BYTES)  # type: ignore[method-assign]
     if alpn != MESH_ALPN:
         return PlainCarrier(stream)
     if client:
@@ -163,7 +156,7 @@ class PlainCarrier:
         """See `Carrier`. A frame that is there already is returned without a checkpoint."""
         while (frame := self._take()) is None:
             try:
-                more = await self._stream.receive_some(_READ_BYTES)
+                more = await self._stream.receive_some(_BUFFER_BYTES)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 raise Ended("reset") from error
             if not more:

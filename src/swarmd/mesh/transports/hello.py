@@ -49,7 +49,7 @@ class Refusal(Message, frozen=True, tag=2):
     """Instead of an answer.
 
     `code`: `duplicate` (mine is on its way to you), `leaving`, `outdated` (you speak too low a
-    version).
+    version), `busy` (you have as many pipes here as may be).
     """
 
     code: str

@@ -7,6 +7,7 @@ as on a real wire. Loopback, a node's requests to itself, is the same on every t
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
@@ -14,7 +15,8 @@ import trio
 
 from swarmd.base.errors import Unreachable
 from swarmd.base.ids import NodeId, short
-from swarmd.mesh.transports.mux import Item, MuxLink, Port
+from swarmd.mesh.transports.mux import Item, MuxLink, PipeEnd, Port
+from swarmd.mesh.transports.pipes import SocketPipe
 
 
 class DirectPort(Port):
@@ -53,6 +55,46 @@ def direct_ports(left: MuxLink, right: MuxLink) -> tuple[DirectPort, DirectPort]
     return forth, back
 
 
+class DirectPipePort(DirectPort, PipeEnd):
+    """A pipe's end whose other one is in this process."""
+
+    def __init__(self, peer: NodeId, target: MuxLink, sock: socket.socket) -> None:
+        super().__init__(peer, target)
+        self._pipe = SocketPipe(peer, sock)
+
+    @asynccontextmanager
+    async def as_pipe(self) -> AsyncIterator[SocketPipe]:
+        """See `Port`."""
+        try:
+            yield self._pipe
+        finally:
+            self.break_off("the pipe was closed")
+            self._pipe.close()
+
+    async def receive(self, link: MuxLink) -> None:
+        """See `PipeEnd`. Nothing is in flight here."""
+        await trio.lowlevel.checkpoint()
+
+    async def discard(self) -> None:
+        """See `PipeEnd`."""
+        self.break_off("the pipe was closed")
+        self._pipe.close()
+        await trio.lowlevel.checkpoint()
+
+    def break_off(self, reason: str) -> None:
+        super().break_off(reason)
+        self._pipe.break_off(reason)
+
+
+def direct_pipe(left: MuxLink, right: MuxLink) -> tuple[DirectPipePort, DirectPipePort]:
+    """Both ends of a pipe within this process, as `direct_ports`."""
+    ours, theirs = socket.socketpair()
+    forth = DirectPipePort(right.node_id, right, ours)
+    back = DirectPipePort(left.node_id, left, theirs)
+    forth.back, back.back = back, forth
+    return forth, back
+
+
 class MemoryLink(MuxLink):
     """One node's streams on a `MemoryNetwork`."""
 
@@ -60,6 +102,7 @@ class MemoryLink(MuxLink):
         super().__init__(node_id)
         self._network = network
         self.ports: dict[NodeId, DirectPort] = {}
+        self.pipes: list[DirectPipePort] = []
 
     def connected(self) -> list[NodeId]:
         """See `mesh.link.Link`."""
@@ -68,6 +111,10 @@ class MemoryLink(MuxLink):
     def _port(self, peer: NodeId, alpn: str) -> Port:
         port = self.ports.get(peer)
         return port if port is not None else self._network.connect(self, peer)
+
+    async def _connect_pipe(self, peer: NodeId) -> PipeEnd:
+        await trio.lowlevel.checkpoint()
+        return self._network.connect_pipe(self, peer)
 
 
 class MemoryNetwork:
@@ -96,7 +143,7 @@ class MemoryNetwork:
         """The node is gone, as if killed: its connections are reset, new ones refused."""
         link = self._links.get(node_id)
         if link is not None:
-            for peer in list(link.ports):
+            for peer in {*link.ports, *(pipe.peer for pipe in link.pipes)}:
                 self._reset(node_id, peer)
             del self._links[node_id]
 
@@ -121,6 +168,21 @@ class MemoryNetwork:
 
     def connect(self, source: MemoryLink, peer: NodeId) -> DirectPort:
         """Open a connection now. Raises Unreachable: cut off, or no such node."""
+        target = self._reach(source, peer)
+        forth, back = direct_ports(source, target)
+        source.ports[peer] = forth
+        target.ports[source.node_id] = forth if target is source else back
+        return forth
+
+    def connect_pipe(self, source: MemoryLink, peer: NodeId) -> DirectPipePort:
+        """As `connect`, for a pipe."""
+        target = self._reach(source, peer)
+        forth, back = direct_pipe(source, target)
+        for link, end in ((source, forth), (target, back)):
+            link.pipes = [*(one for one in link.pipes if one.broken is None), end]
+        return forth
+
+    def _reach(self, source: MemoryLink, peer: NodeId) -> MemoryLink:
         me = source.node_id
         target = self._links.get(peer)
         if self._links.get(me) is not source:
@@ -130,14 +192,14 @@ class MemoryNetwork:
             raise Unreachable(f"{short(peer)} refused the connection")
         if (me, peer) in self._cut or (peer, me) in self._cut:
             raise Unreachable(f"{short(peer)} does not answer")
-        forth, back = direct_ports(source, target)
-        source.ports[peer] = forth
-        target.ports[me] = forth if target is source else back
-        return forth
+        return target
 
     def _reset(self, left: NodeId, right: NodeId) -> None:
         for here, there in ((left, right), (right, left)):
             link = self._links.get(here)
+            for pipe in link.pipes if link is not None else ():
+                if pipe.peer == there:
+                    pipe.break_off("the connection was reset")
             port = link.ports.pop(there, None) if link is not None else None
             if link is not None and port is not None:
                 port.break_off("the connection was reset")

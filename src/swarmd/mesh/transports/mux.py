@@ -5,9 +5,9 @@ The rules, the same on every transport:
 - A connection carries *items*: (kind, lane, family, request, payload). A request number is
   the asker's own and means nothing beyond its connection.
 - A reader never waits on an answer. A plain request gets one answer, for which there is
-  always room; a streamed one starts with as many credits as its question's `window` says, and
-  the answerer waits when they are used up, so a slow consumer holds up its own stream alone
-  (RFC 9113 section 5.2 has the same rule for the same reason).
+  always room; a streamed one starts with `WINDOW` credits and the answerer waits when they
+  are used up, so a slow consumer holds up its own stream alone (RFC 9113 section 5.2 has
+  the same rule for the same reason).
 - A reader does wait on a full inbox: the sender of work is the one who should feel it.
 - An asker that stops waiting says so once (`STOP`); an answer to a question nobody has is
   answered with `STOP`, so a lost one mends itself.
@@ -21,7 +21,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final, Literal
@@ -32,6 +32,7 @@ import trio
 from swarmd.base.errors import (
     Busy,
     MalformedMessage,
+    RemoteError,
     ShuttingDown,
     SwarmError,
     TimedOut,
@@ -40,11 +41,13 @@ from swarmd.base.errors import (
     from_code,
 )
 from swarmd.base.ids import NodeId, short
-from swarmd.mesh.link import Inbound, Lane, Streamed
+from swarmd.mesh.link import Inbound, Lane, Pipe
+from swarmd.mesh.transports.pipes import SocketPipe
 from swarmd.observe.metrics import DROPPED, MESSAGE_BYTES
 from swarmd.wire.codec import Family, Message, decode_struct, encode_struct
 
-WINDOW: Final = Message.window
+WINDOW: Final = 32
+_GRANT: Final = WINDOW // 2
 _OPEN_REQUESTS_MAX: Final = 10_000
 _FAILURE_CHARS_MAX: Final = 1_000
 _CLOSED_EVENTS_MAX: Final = 1_000
@@ -94,9 +97,8 @@ class _Failure(msgspec.Struct, frozen=True, array_like=True):
 class Call:
     """A request of ours that waits for its answer."""
 
-    def __init__(self, family: Family, window: int) -> None:
+    def __init__(self, family: Family) -> None:
         self.family = family
-        self.window = window
         self.ended = False
         self._waiting: deque[Item | SwarmError] = deque()
         self._wake = trio.Event()
@@ -105,7 +107,7 @@ class Call:
         """Take an answer. A peer that ignores its credit ends its own answer."""
         if self.ended:
             return
-        if len(self._waiting) >= self.window + 1:
+        if len(self._waiting) >= WINDOW + 1:
             self.end(MalformedMessage("the peer sent more answers than it was asked for"))
             return
         self.ended = item.kind is not Kind.MORE
@@ -124,16 +126,6 @@ class Call:
         while not self._waiting:
             self._wake = trio.Event()
             await self._wake.wait()
-        return self.take()
-
-    @property
-    def has_message(self) -> bool:
-        """True if one has come, and no failure before it."""
-        first = self._waiting[0] if self._waiting else None
-        return isinstance(first, Item) and first.kind is not Kind.FAIL
-
-    def take(self) -> tuple[Any, bool]:
-        """As `next`, of what has come."""
         item = self._waiting.popleft()
         if isinstance(item, SwarmError):
             raise item
@@ -160,12 +152,12 @@ class Port(ABC):
     async def put(self, item: Item) -> None:
         """Queue an item, waiting for the connection and for room. Raises Unreachable."""
 
-    def open_call(self, family: Family, window: int = WINDOW) -> tuple[int, Call]:
+    def open_call(self, family: Family) -> tuple[int, Call]:
         """Raises Busy when too many requests wait on this connection."""
         if len(self.calls) >= _OPEN_REQUESTS_MAX:
             raise Busy(f"{_OPEN_REQUESTS_MAX} requests wait for {short(self.peer)}")
         number = next(self._numbers)
-        call = self.calls[number] = Call(family, window)
+        call = self.calls[number] = Call(family)
         return number, call
 
     def drop_call(self, number: int, *, lane: Lane) -> None:
@@ -174,12 +166,34 @@ class Port(ABC):
         if call is not None and not call.ended:
             self.put_nowait(Item(Kind.STOP, lane, "", number, b""), force=True)
 
+    def as_pipe(self) -> AbstractAsyncContextManager[SocketPipe]:
+        """This end as a pipe, until the block ends.
+
+        Raises RemoteError: the connection is not for one question alone.
+        """
+        raise RemoteError(f"{short(self.peer)} asks without a pipe what is answered by one")
+
     def fail_calls(self, reason: str) -> None:
         """The connection broke: every request that waits on it fails."""
         for call in list(self.calls.values()):
             call.end(Unreachable(f"{short(self.peer)}: {reason}"))
         for inbound in list(self.asked.values()):
             inbound.stop()
+
+
+class PipeEnd(Port):
+    """One end of a connection that is for one question, and a pipe once it is answered."""
+
+    @abstractmethod
+    async def receive(self, link: MuxLink) -> None:
+        """Have the link deliver what comes next: the question, or its answer.
+
+        Raises Unreachable, MalformedMessage, BadSignature.
+        """
+
+    @abstractmethod
+    async def discard(self) -> None:
+        """Let go of the connection."""
 
 
 class MuxInbound:
@@ -196,7 +210,7 @@ class MuxInbound:
         self._family = family
         self._lane = item.lane
         self._request = item.request
-        self._credit: int = message.window
+        self._credit = WINDOW
         self._wake: trio.Event | None = None
 
     async def answer(self, message: Message, *, more: bool = False) -> None:
@@ -216,13 +230,20 @@ class MuxInbound:
         failure = _Failure(error.code, error.message[:_FAILURE_CHARS_MAX])
         await self._put(Kind.FAIL, encode_struct(failure))
 
+    @asynccontextmanager
+    async def pipe(self, message: Message) -> AsyncIterator[Pipe]:
+        """See `mesh.link.Inbound`."""
+        async with self._port.as_pipe() as pipe:
+            await self.answer(message)
+            yield pipe
+
     def stop(self) -> None:
         """The asker is gone."""
         self.wants_answer = False
         self._notify()
 
     def grant(self, credit: int) -> None:
-        self._credit = min(self.message.window, self._credit + credit)
+        self._credit = min(WINDOW, self._credit + credit)
         self._notify()
 
     def _notify(self) -> None:
@@ -260,6 +281,10 @@ class MuxLink(ABC):
     @abstractmethod
     def _port(self, peer: NodeId, alpn: str) -> Port:
         """The port to a peer, opened in the background if need be. Raises Unreachable."""
+
+    @abstractmethod
+    async def _connect_pipe(self, peer: NodeId) -> PipeEnd:
+        """A connection to a peer of its own. Raises Unreachable."""
 
     def _port_nowait(self, peer: NodeId, alpn: str) -> Port:
         """The same for one who does not wait: raises Unreachable while it looks hopeless."""
@@ -329,17 +354,17 @@ class MuxLink(ABC):
         *,
         timeout_s: float,
         lane: Lane = Lane.CONTROL,
-    ) -> AbstractAsyncContextManager[Streamed]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
         """See `mesh.link.Link`."""
         return self._request_stream(family, peer, message, timeout_s, lane)
 
     @asynccontextmanager
     async def _request_stream(
         self, family: Family, peer: NodeId, message: Message, timeout_s: float, lane: Lane
-    ) -> AsyncIterator[Streamed]:
+    ) -> AsyncIterator[AsyncIterator[Any]]:
         payload = _encoded(family, message)
         port = self._port(peer, family.alpn)
-        number, call = port.open_call(family, message.window)
+        number, call = port.open_call(family)
         try:
             try:
                 with trio.fail_after(timeout_s):
@@ -349,6 +374,27 @@ class MuxLink(ABC):
             yield _Answers(port, number, call, timeout_s, lane)
         finally:
             port.drop_call(number, lane=lane)
+
+    @asynccontextmanager
+    async def open_pipe(
+        self, family: Family, peer: NodeId, message: Message, *, timeout_s: float
+    ) -> AsyncIterator[Pipe]:
+        """See `mesh.link.Link`."""
+        payload = _encoded(family, message)
+        async with AsyncExitStack() as stack:
+            try:
+                with trio.fail_after(timeout_s):
+                    port = await self._connect_pipe(peer)
+                    stack.push_async_callback(port.discard)
+                    number, call = port.open_call(family)
+                    await port.put(Item(Kind.REQUEST, Lane.BULK, family.name, number, payload))
+                    await port.receive(self)
+                    answer, _ = await call.next()
+            except trio.TooSlowError as error:
+                raise _no_answer(family, peer, timeout_s) from error
+            pipe = await stack.enter_async_context(port.as_pipe())
+            pipe.opened(answer, timeout_s)
+            yield pipe
 
     async def deliver(self, port: Port, item: Item) -> None:
         """Take an item that arrived on `port`, waiting for room in its inbox."""
@@ -412,13 +458,12 @@ class MuxLink(ABC):
 
 
 class _Answers:
-    """See `mesh.link.Streamed`."""
+    """The messages of one streamed answer."""
 
     def __init__(self, port: Port, number: int, call: Call, timeout_s: float, lane: Lane) -> None:
         self._port, self._number, self._call = port, number, call
         self._timeout_s, self._lane = timeout_s, lane
-        self._grant_at = max(1, call.window // 2)
-        self._taken = 0
+        self._read = 0
         self._last = False
 
     def __aiter__(self) -> _Answers:
@@ -427,35 +472,16 @@ class _Answers:
     async def __anext__(self) -> Any:
         if self._last:
             raise StopAsyncIteration
-        message = await self._next()
-        self._taken += 1
-        if self._taken == self._grant_at:
-            self._taken = 0
-            self.done(self._grant_at)
-        return message
-
-    async def some(self, most: int) -> list[Any]:
-        """See `mesh.link.Streamed`."""
-        if self._last:
-            return []
-        messages = [await self._next()]
-        while len(messages) < most and self._call.has_message:
-            message, self._last = self._call.take()
-            messages.append(message)
-        return messages
-
-    def done(self, count: int) -> None:
-        """See `mesh.link.Streamed`."""
-        if not self._call.ended:
-            item = Item(Kind.CREDIT, self._lane, "", self._number, count.to_bytes(2, "big"))
-            self._port.put_nowait(item, force=True)
-
-    async def _next(self) -> Any:
         try:
             with trio.fail_after(self._timeout_s):
                 message, self._last = await self._call.next()
         except trio.TooSlowError as error:
             raise _no_answer(self._call.family, self._port.peer, self._timeout_s) from error
+        self._read += 1
+        if self._read % _GRANT == 0 and not self._last:
+            credit = _GRANT.to_bytes(2, "big")
+            item = Item(Kind.CREDIT, self._lane, "", self._number, credit)
+            self._port.put_nowait(item, force=True)
         return message
 
 

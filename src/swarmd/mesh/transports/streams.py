@@ -44,6 +44,7 @@ from swarmd.identity.tls import (
     BUS_ALPN,
     JOIN_ALPN,
     MESH_ALPN,
+    PIPE_ALPN,
     RAFT_ALPN,
     ContextCache,
     discard,
@@ -74,16 +75,17 @@ from swarmd.mesh.transports.hello import (
     send_part,
     sign_hello,
 )
-from swarmd.mesh.transports.memory import direct_ports
-from swarmd.mesh.transports.mux import How, MuxLink, Port
+from swarmd.mesh.transports.memory import direct_pipe, direct_ports
+from swarmd.mesh.transports.mux import How, MuxLink, PipeEnd, Port
 from swarmd.mesh.transports.ports import StreamPort
 from swarmd.mesh.transports.roster import Roster, admitted
 from swarmd.mesh.transports.strangers import JoinDoor, JoinServer, Places
+from swarmd.mesh.transports.tls_pipes import PER_PEER_MAX, TlsPipePort
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import BYTES, DROPPED
 from swarmd.wire.version import PROTOCOL_VERSION
 
-PLANES: Final = (MESH_ALPN, RAFT_ALPN, BUS_ALPN, BULK_ALPN)
+PLANES: Final = (MESH_ALPN, RAFT_ALPN, BUS_ALPN, BULK_ALPN, PIPE_ALPN)
 ALPNS: Final = (*PLANES, JOIN_ALPN)
 _RETRY_FIRST_S: Final = 0.05
 _RETRY_MAX_S: Final = 1.0
@@ -128,6 +130,7 @@ class Streams(MuxLink):
         self._boot = os.urandom(8)
         self._numbers = itertools.count(1)
         self._ports: dict[tuple[NodeId, str], StreamPort] = {}
+        self._pipes: set[TlsPipePort] = set()
         self._carriers: dict[StreamPort, Carrier] = {}
         self._failures: dict[NodeId, tuple[int, float]] = {}
         self._reconnected: dict[NodeId, float] = {}
@@ -144,12 +147,12 @@ class Streams(MuxLink):
 
     def drop(self, peer: NodeId, reason: str) -> None:
         """Break every connection with a peer, as one that is known to be gone."""
-        for port in [p for (other, _), p in self._ports.items() if other == peer]:
+        for port in [one for one in self._all_ports() if one.peer == peer]:
             port.break_off("reset", reason)
 
     def drop_from(self, hosts: Collection[str]) -> set[NodeId]:
         """Break connections that start at addresses this host no longer has; with whom."""
-        dead = [port for port in self._ports.values() if port.local_host in hosts]
+        dead = [port for port in self._all_ports() if port.local_host in hosts]
         for port in dead:
             port.break_off("reset", "this host has another address now")
         return {port.peer for port in dead}
@@ -202,6 +205,12 @@ class Streams(MuxLink):
         port = self._ports.get((peer, alpn))
         if port is not None and not port.broken:
             return port
+        self._check_reachable(peer, alpn)
+        port = self._ports[peer, alpn] = StreamPort(peer, alpn)
+        self._nursery.start_soon(self._open, port)
+        return port
+
+    def _check_reachable(self, peer: NodeId, alpn: str) -> None:
         if self._leaving:
             raise Unreachable("this node is shutting down")
         admission = admitted(self._roster, peer)
@@ -211,9 +220,24 @@ class Streams(MuxLink):
             raise Unreachable(f"{short(peer)} is no voter")
         if not self._addresses.lookup(peer):
             raise Unreachable(f"no address of {short(peer)} is known")
-        port = self._ports[peer, alpn] = StreamPort(peer, alpn)
-        self._nursery.start_soon(self._open, port)
+
+    async def _connect_pipe(self, peer: NodeId) -> PipeEnd:
+        """See `MuxLink`: one attempt, for who asks tries again or goes elsewhere."""
+        if peer == self.node_id:
+            return direct_pipe(self, self)[0]
+        self._check_reachable(peer, PIPE_ALPN)
+        port = TlsPipePort(peer, self._pipes, asks=True)
+        try:
+            port.connect(*await self._attempt(port))
+        except (*_CONNECTION_ERRORS, RemoteError) as error:
+            raise Unreachable(f"{short(peer)}: {error}") from error
+        finally:
+            if not port.is_open:
+                port.break_off("reset", "the connection was not made")
         return port
+
+    def _all_ports(self) -> list[StreamPort]:
+        return [*self._ports.values(), *self._pipes]
 
     def _port_nowait(self, peer: NodeId, alpn: str) -> Port:
         if self._pause(peer) > 0 and (peer, alpn) not in self._ports:
@@ -333,7 +357,10 @@ class Streams(MuxLink):
                     DROPPED.labels("stream", "unproven_timeout").inc()
             finally:
                 self._unproven.give_back(host)
-            if proven is not None:
+            if proven is not None and isinstance(proven[0], TlsPipePort):
+                proven[0].connect(stream, proven[1])
+                await proven[0].serve(self, self._config.handshake_timeout_s)
+            elif proven is not None:
                 await self._run(proven[0], stream, proven[1], client=False)
             elif plane_of(stream) == JOIN_ALPN:
                 if self._join is None or self._leaving:
@@ -393,6 +420,9 @@ class Streams(MuxLink):
             return "outdated"
         if self._leaving:
             return "leaving"
+        if alpn == PIPE_ALPN:
+            asked = sum(one.peer == peer and not one.asks for one in self._pipes)
+            return "busy" if asked >= PER_PEER_MAX else None
         port = self._ports.get((peer, alpn))
         if port is None or port.broken:
             return None
@@ -403,7 +433,9 @@ class Streams(MuxLink):
 
     def _adopt(self, peer: NodeId, alpn: str, hello: Hello) -> StreamPort:
         port = self._ports.get((peer, alpn))
-        if port is None or port.stage in ("open", "accepted", "broken"):
+        if alpn == PIPE_ALPN:
+            port = TlsPipePort(peer, self._pipes, asks=False)
+        elif port is None or port.stage in ("open", "accepted", "broken"):
             if port is not None:
                 port.break_off("reset", "the peer has opened a new connection")
             port = self._ports[peer, alpn] = StreamPort(peer, alpn)
@@ -509,7 +541,7 @@ class Streams(MuxLink):
         """Break connections of members as they are evicted, are outdated, or lose their role."""
         while True:
             version = self._roster.version
-            for port in list(self._ports.values()):
+            for port in self._all_ports():
                 admission = admitted(self._roster, port.peer)
                 outdated = port.version is not None and port.version < self._roster.min_version
                 if admission is None or outdated:

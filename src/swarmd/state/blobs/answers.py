@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Final
 
 import trio
@@ -16,17 +14,14 @@ from swarmd.base.errors import (
     NotFound,
     RemoteError,
     SwarmError,
-    TimedOut,
 )
 from swarmd.base.ids import short
-from swarmd.base.limits import BLOB_PIECE_BYTES
 from swarmd.mesh.link import Inbound
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import BLOB_BYTES_SENT
 from swarmd.state.blobs.chunkfile import ChunkReader
 from swarmd.state.blobs.holding import Holding, following
 from swarmd.state.blobs.messages import (
-    CHUNK_PIECES,
     LISTED_MAX,
     MANIFEST_PART_HASHES,
     Doubt,
@@ -37,24 +32,22 @@ from swarmd.state.blobs.messages import (
     ManifestAsk,
     ManifestPart,
     Noted,
+    PiecesAsk,
+    PiecesHere,
     PinnedBlob,
-    RunAsk,
-    RunPiece,
     Take,
     Taken,
     Taking,
     Told,
 )
-from swarmd.state.blobs.naming import HASH_BYTES, chunk_size
+from swarmd.state.blobs.naming import HASH_BYTES
+from swarmd.state.blobs.pieces import Pieces, send_file
 
 _log = get_logger("blobs")
 _HANDLERS_MAX: Final = 128
 _TAKES_MAX: Final = 8
-# Runs that are sent at once, each with as many chunks in memory; others wait.
-_RUNS_MAX: Final = 32
-_BATCH: Final = 4
-# A taker that writes nothing for so long has hung.
-_STALLED_S: Final = 30.0
+# Nodes that pieces are sent to at once, each by a thread with a chunk in memory.
+_SENDING_MAX: Final = 32
 _TAKING_S: Final = 0.5
 
 
@@ -65,7 +58,7 @@ class Answers:
         self._holding = holding
         self._clock = clock
         self._takes = 0
-        self._runs = trio.Semaphore(_RUNS_MAX)
+        self._sending = 0
 
     async def serve(self, inbox: trio.MemoryReceiveChannel[Inbound]) -> None:
         """Answer what nodes ask, until cancelled."""
@@ -86,8 +79,8 @@ class Answers:
 
     async def _answer(self, inbound: Inbound) -> None:
         message = inbound.message
-        if isinstance(message, RunAsk):
-            await self._answer_run(inbound, message)
+        if isinstance(message, PiecesAsk):
+            await self._answer_pieces(inbound, message)
         elif isinstance(message, HeldAsk):
             held = [self._holding.told(one) for one in dict.fromkeys(message.hashes)]
             await inbound.answer(Held(tuple(one for one in held if one is not None)))
@@ -113,48 +106,33 @@ class Answers:
             return self._answer_list(hashes[LISTED_MAX - 1])
         return Listing(found, len(hashes) > LISTED_MAX)
 
-    async def _answer_run(self, inbound: Inbound, ask: RunAsk) -> None:
-        """Send pieces as they are asked for; the kernel reads ahead of this."""
+    async def _answer_pieces(self, inbound: Inbound, ask: PiecesAsk) -> None:
+        """Send pieces as they are asked for, from a thread; the kernel reads ahead of it."""
         size = self._holding.folder.size_of(ask.hash)
         if size is None:
             raise NotFound(f"blob {short(ask.hash)} is not here")
-        if (ask.first + ask.count - 1) * BLOB_PIECE_BYTES >= size:
-            raise NotFound(f"blob {short(ask.hash)} has no such pieces")
-        async with self._runs, aclosing(self._pieces(ask, size)) as pieces:
-            left = ask.count
-            async for data in pieces:
-                left -= 1
-                with trio.move_on_after(_STALLED_S) as scope:
-                    await inbound.answer(RunPiece(data), more=left > 0)
-                if scope.cancelled_caught:
-                    raise TimedOut(f"nothing of what was sent was written for {_STALLED_S:g} s")
-                if left and not inbound.wants_answer:
-                    return
-                BLOB_BYTES_SENT.inc(len(data))
-
-    async def _pieces(self, ask: RunAsk, size: int) -> AsyncGenerator[bytes, None]:
-        """As they lie on the disk: who takes them verifies them, and says so if one is wrong."""
-        path, holding = self._holding.folder.path(ask.hash), self._holding
-        chunk, piece = divmod(ask.first, CHUNK_PIECES)
-        left = ask.count
+        if self._sending >= _SENDING_MAX:
+            raise Busy("as many nodes are taking blobs from here as may")
+        self._sending += 1
         try:
-            reader = await holding.in_thread(ChunkReader, path, holding.sealer)
-            try:
-                while left:
-                    for data in await holding.in_thread(reader.read_some, chunk, _BATCH):
-                        if len(data) != chunk_size(size, chunk):
-                            raise CorruptFile(f"chunk {chunk} is cut short")
-                        for start in range(piece * BLOB_PIECE_BYTES, len(data), BLOB_PIECE_BYTES):
-                            yield data[start : start + BLOB_PIECE_BYTES]
-                            left -= 1
-                            if not left:
-                                return
-                        chunk, piece = chunk + 1, 0
-            finally:
-                reader.close()
+            await self._send_pieces(inbound, ask.hash, size)
         except (CorruptFile, DiskFault) as error:
             await self._look_again(ask.hash)
             raise NotFound(f"blob {short(ask.hash)} is not here any more") from error
+        finally:
+            self._sending -= 1
+
+    async def _send_pieces(self, inbound: Inbound, blob_hash: bytes, size: int) -> None:
+        path, holding = self._holding.folder.path(blob_hash), self._holding
+        pieces = self._pieces(await holding.in_thread(ChunkReader, path, holding.sealer))
+        try:
+            async with inbound.pipe(PiecesHere(size)) as pipe:
+                await pipe.run(send_file, pipe, pieces, BLOB_BYTES_SENT.inc)
+        finally:
+            pieces.close()
+
+    def _pieces(self, reader: ChunkReader) -> Pieces:
+        return Pieces(reader)
 
     async def _answer_manifest(self, message: ManifestAsk) -> ManifestPart:
         size = self._holding.folder.size_of(message.hash)

@@ -36,7 +36,7 @@ from swarmd.base.errors import (
 from swarmd.base.ids import NodeId, short, to_text
 from swarmd.base.limits import STREAMED_BYTES_MAX
 from swarmd.base.sealed_file import Sealer
-from swarmd.mesh.link import Inbound, Lane, Link, Streamed
+from swarmd.mesh.link import Inbound, Lane, Link, Pipe
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.answers import Answers
 from swarmd.state.blobs.config import PIN_TTL_MAX_S, BlobsConfig
@@ -66,6 +66,8 @@ _log = get_logger("blobs")
 _LIST_MAX: Final = 10_000
 _RETRY_S: Final = 3.0
 _PAUSE_S: Final = 0.2
+# Holders that blobs come from at once, each by a thread.
+_PIPES_MAX: Final = 32
 
 Nodes = Callable[[], Sequence[NodeId]]
 
@@ -108,6 +110,7 @@ class Bulk:
         nursery: trio.Nursery,
     ) -> None:
         self.disk = disk
+        self.pipes = trio.Semaphore(_PIPES_MAX)
         self.me = link.node_id
         self.holding = Holding(
             self,
@@ -305,10 +308,9 @@ class Bulk:
         timeout_s = timeout_s or self._config.chunk_timeout_s
         return await self._link.request(BULK, peer, message, timeout_s=timeout_s, lane=Lane.BULK)
 
-    def stream(self, peer: NodeId, message: Any) -> AbstractAsyncContextManager[Streamed]:
-        """One question to a node and its answer in several messages. Raises SwarmError."""
-        timeout_s = self._config.chunk_timeout_s
-        return self._link.request_stream(BULK, peer, message, timeout_s=timeout_s, lane=Lane.BULK)
+    def pipe(self, peer: NodeId, message: Any) -> AbstractAsyncContextManager[Pipe]:
+        """One question to a node, whose answer is a pipe. Raises SwarmError."""
+        return self._link.open_pipe(BULK, peer, message, timeout_s=self._config.chunk_timeout_s)
 
     def tell(self, peer: NodeId, message: Any) -> None:
         """What may be lost."""

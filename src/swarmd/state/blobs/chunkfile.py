@@ -74,7 +74,7 @@ class ChunkWriter:
         # Nothing vouches for a frame but the header, once the whole is there.
         self._write(self._sealing.frames(data, position, 0), position)
 
-    def write_part(self, index: int, offset: int, data: bytes) -> None:
+    def write_part(self, index: int, offset: int, data: bytes | memoryview) -> None:
         """Put a part of a chunk in its place, `offset` bytes from the chunk's beginning."""
         assert self.takes_parts
         self._write(data, index * BLOB_CHUNK_BYTES + offset)
@@ -138,7 +138,7 @@ class ChunkWriter:
         self._write(sealing.header(self._whole), 0)
         return sealing
 
-    def _write(self, data: bytes, position: int) -> None:
+    def _write(self, data: bytes | memoryview, position: int) -> None:
         view = memoryview(data)
         try:
             while view:
@@ -179,11 +179,6 @@ class ChunkReader:
             return self._file.read(offset, BLOB_CHUNK_BYTES)
         source = str(self._path)
         return open_part(self._sealer, ROOM, self._file, offset, BLOB_CHUNK_BYTES, source=source)
-
-    def read_some(self, index: int, count: int) -> list[bytes]:
-        """Up to `count` chunks from `index` on, at least one."""
-        end = min(index + count, -(-self.size // BLOB_CHUNK_BYTES))
-        return [self.read(one) for one in range(index, max(end, index + 1))]
 
     def close(self) -> None:
         self._file.close()

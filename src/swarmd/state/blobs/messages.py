@@ -16,7 +16,7 @@ Lists: `ListAsk` -> `Listing`, page after page.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -159,18 +159,20 @@ class ManifestPart(Message, frozen=True, tag=4):
     hashes: Annotated[bytes, Meta(max_length=MANIFEST_PART_HASHES * HASH_BYTES)]
 
 
-class RunAsk(Message, frozen=True, tag=5):
-    """Send `count` pieces of 128 KiB from number `first` on, in order; the last may be shorter."""
+class PiecesAsk(Message, frozen=True, tag=5):
+    """I want pieces of this blob: opens a pipe.
 
-    window: ClassVar[int] = CHUNK_PIECES
+    Over that the asker sends numbers of pieces, 4 bytes each, and gets these pieces' bytes in that
+    order, 64 KiB each but the last. It closes the pipe when it wants no more.
+    """
 
     hash: Hash
-    first: Annotated[int, Meta(ge=0, lt=BLOB_CHUNKS_MAX * CHUNK_PIECES)]
-    count: Annotated[int, Meta(ge=1, le=BLOB_CHUNKS_MAX * CHUNK_PIECES)]
 
 
-class RunPiece(Message, frozen=True, tag=6):
-    data: Annotated[bytes, Meta(max_length=BLOB_PIECE_BYTES)]
+class PiecesHere(Message, frozen=True, tag=6):
+    """They are of a blob of so many bytes."""
+
+    size: StreamedSize
 
 
 class Take(Message, frozen=True, tag=7):
@@ -222,8 +224,8 @@ BULK = Family(
     Held,
     ManifestAsk,
     ManifestPart,
-    RunAsk,
-    RunPiece,
+    PiecesAsk,
+    PiecesHere,
     Take,
     Taking,
     Taken,

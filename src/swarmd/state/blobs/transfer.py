@@ -1,10 +1,11 @@
 """One blob on its way to this node, from whoever has it. What to ask of whom: `machine.Fetching`.
 
-Chunks come from several holders at once. Each holder sends those of its run one after the other, in
-pieces, and each piece is written where it belongs as it comes. A holder may send as much more as
-was written, so no more of it than a chunk is ever on its way. What an earlier try left on the disk
-is read, verified and not fetched again, and a chunk that was begun is gone on with: after a kill
-one chunk of each holder comes twice at most.
+Chunks come from several holders at once, each over a pipe that a worker thread at either end
+carries (`pieces`). Each holder sends those of its run one after the other, in pieces, which are
+written where they belong as they come. The next is asked for once one is written, so no more of a
+holder than a chunk is ever on its way. What an earlier try left on the disk is read, verified and
+not fetched again, and a chunk that was begun is gone on with: after a kill one chunk of each holder
+comes twice at most.
 
 Somebody may read the blob while it comes (`chunk`). When nobody follows any more it is cancelled,
 and what has come stays for the next try.
@@ -12,6 +13,7 @@ and what has come stays for the next try.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
@@ -21,6 +23,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from swarmd.base.errors import (
+    Busy,
     DiskFault,
     NotFound,
     RemoteError,
@@ -32,21 +35,14 @@ from swarmd.base.errors import (
 from swarmd.base.ids import NodeId, short
 from swarmd.base.limits import BLOB_PIECE_BYTES
 from swarmd.base.sealed_file import Sealer
-from swarmd.mesh.link import Streamed
+from swarmd.mesh.link import Pipe
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.chunkfile import ChunkWriter
-from swarmd.state.blobs.intake import Arriving
 from swarmd.state.blobs.machine import Fetching, Run
 from swarmd.state.blobs.manifest import Manifest
-from swarmd.state.blobs.messages import (
-    CHUNK_PIECES,
-    Doubt,
-    ManifestAsk,
-    ManifestPart,
-    RunAsk,
-    RunPiece,
-)
+from swarmd.state.blobs.messages import Doubt, ManifestAsk, ManifestPart, PiecesAsk, PiecesHere
 from swarmd.state.blobs.naming import HASH_BYTES, chunk_size, chunks_in
+from swarmd.state.blobs.pieces import Taking
 
 _log = get_logger("blobs")
 # For how long nobody may have the blob before the transfer is given up.
@@ -64,9 +60,14 @@ class Asking(Protocol):
     @property
     def disk(self) -> trio.CapacityLimiter: ...
 
+    @property
+    def pipes(self) -> trio.Semaphore:
+        """How many of them may be open."""
+        ...
+
     async def ask(self, peer: NodeId, message: Any, timeout_s: float | None = None) -> Any: ...
 
-    def stream(self, peer: NodeId, message: Any) -> AbstractAsyncContextManager[Streamed]: ...
+    def pipe(self, peer: NodeId, message: Any) -> AbstractAsyncContextManager[Pipe]: ...
 
     def tell(self, peer: NodeId, message: Any) -> None: ...
 
@@ -106,6 +107,11 @@ class Transfer:
         self._manifest = Manifest(blob_hash, size, b"")
         self._writer: ChunkWriter | None = None
         self._changed = trio.Event()
+        # Who waits for a chunk is told of each; others only when a holder's part ends.
+        self._readers = 0
+        # Worker threads ask `_fetching`, too.
+        self._lock = threading.Lock()
+        self._token = trio.lowlevel.current_trio_token()
 
     @property
     def done_bytes(self) -> int:
@@ -129,8 +135,12 @@ class Transfer:
 
     async def past(self, index: int) -> bool:
         """Wait until chunk `index` can be read; False: the transfer has ended before."""
-        while not self._fetching.has(index) and not self.ended.is_set():
-            await self._changed.wait()
+        self._readers += 1
+        try:
+            while not self._fetching.has(index) and not self.ended.is_set():
+                await self._changed.wait()
+        finally:
+            self._readers -= 1
         return not self.ended.is_set()
 
     async def chunk(self, index: int) -> bytes | None:
@@ -238,7 +248,9 @@ class Transfer:
         while not fetching.is_complete:
             found, sure = await self._node.holders(self.hash)
             for holder in found:
-                if fetching.offer(holder):
+                with self._lock:
+                    is_new = fetching.offer(holder)
+                if is_new:
                     ask(holder)
             if fetching.holders:
                 give_up_at = trio.current_time() + RETRY_S
@@ -255,61 +267,71 @@ class Transfer:
             await self._changed.wait()
 
     async def _ask_one(self, holder: NodeId) -> None:
-        """One run after the other of one holder. Raises DiskFault."""
+        """One run after the other of one holder, over a pipe. Raises DiskFault."""
         while not self._fetching.is_complete and self._fetching.is_asked(holder):
-            run = self._fetching.take(holder)
+            async with self._node.pipes:
+                run = self._take(holder)
+                if run is not None:
+                    await self._ask_for(holder, run)
             if run is None:
                 await self._changed.wait()
-                continue
-            first = run.index * CHUNK_PIECES + run.begun
-            count = min(run.end * CHUNK_PIECES, -(-self.size // BLOB_PIECE_BYTES)) - first
-            async with AsyncExitStack() as stack:
-                try:
-                    answers = await stack.enter_async_context(
-                        self._node.stream(holder, RunAsk(self.hash, first, count))
-                    )
-                except SwarmError as error:
-                    self._lose(holder, error)
-                else:
-                    await self._receive(holder, run, answers)
-            self._wake()
+            else:
+                self._wake()
 
-    async def _receive(self, holder: NodeId, run: Run, answers: Streamed) -> None:
-        """Take the chunks of a run until it ends, another holder's begins, or something fails."""
+    async def _ask_for(self, holder: NodeId, run: Run) -> None:
+        async with AsyncExitStack() as stack:
+            try:
+                pipe = await stack.enter_async_context(
+                    self._node.pipe(holder, PiecesAsk(self.hash))
+                )
+                if pipe.answer != PiecesHere(self.size):
+                    raise RemoteError("a node has another blob of that name")
+            except SwarmError as error:
+                self._lose(holder, error)
+                return
+            try:
+                await pipe.run(self._take_runs, holder, run, pipe)
+            except (Unreachable, TimedOut) as error:
+                self._lose(holder, error)
+
+    def _take(self, holder: NodeId) -> Run | None:
+        with self._lock:
+            return self._fetching.take(holder)
+
+    # ---- in the worker thread of a pipe ----------------------------------------------------
+
+    def _take_runs(self, holder: NodeId, first: Run, pipe: Pipe) -> None:
+        """Take chunks until there is nothing to ask this holder for, or one is wrong."""
         assert self._writer is not None
-        token = trio.lowlevel.current_trio_token()
+        taking = Taking(pipe, self._writer, self._manifest)
+        run: Run | None = first
+        while run is not None:
+            run = self._judge(holder, run, taking.take_file(run))
+            if self._readers:
+                self._token.run_sync_soon(self._wake)
 
-        def written(count: int) -> None:
-            token.run_sync_soon(answers.done, count)
-
-        goes_on = True
-        while goes_on:
-            chunk = Arriving(self._writer, self._manifest, run.index, run.begun)
-            while chunk.missing:
-                try:
-                    chunk.add(_pieces(await answers.some(chunk.missing)))
-                except SwarmError as error:
-                    self._lose(holder, error)
-                    return
-                await self._in_thread(chunk.keep_file, written)
-            goes_on = self._judge(holder, chunk)
-            self._wake()
-
-    def _judge(self, holder: NodeId, chunk: Arriving) -> bool:
-        """A chunk has come. True: its holder goes on with the next one."""
-        if chunk.fits:
-            return self._fetching.got(holder)
-        if chunk.begun:
-            self._fetching.again(holder)
-            return False
+    def _judge(self, holder: NodeId, run: Run, fits: bool) -> Run | None:
+        """A chunk has come. What its holder goes on with."""
+        with self._lock:
+            if fits and self._fetching.got(holder):
+                return run
+            if fits:
+                return self._fetching.take(holder)
+            if run.begun:
+                self._fetching.again(holder)
+                return self._fetching.take(holder)
+            self._fetching.lose(holder, for_good=True)
         _log.warning("a chunk was wrong", blob=short(self.hash), holder=short(holder))
-        self._node.tell(holder, Doubt(self.hash))
-        self._fetching.lose(holder, for_good=True)
-        return False
+        self._token.run_sync_soon(self._node.tell, holder, Doubt(self.hash))
+        return None
+
+    # ---- on the loop again -----------------------------------------------------------------
 
     def _lose(self, holder: NodeId, error: SwarmError) -> None:
         _log.debug("chunks not fetched", peer=short(holder), why=error.message)
-        self._fetching.lose(holder, for_good=not isinstance(error, TimedOut | Unreachable))
+        may_return = isinstance(error, Busy | TimedOut | Unreachable)
+        with self._lock:
+            self._fetching.lose(holder, for_good=not may_return)
 
     async def _in_thread(self, call: Callable[..., Any], *args: Any) -> Any:
         return await trio.to_thread.run_sync(call, *args, limiter=self._node.disk)
@@ -317,13 +339,6 @@ class Transfer:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
-
-
-def _pieces(messages: list[Any]) -> list[bytes]:
-    """What pieces hold. Raises RemoteError."""
-    if not messages or not all(isinstance(one, RunPiece) for one in messages):
-        raise RemoteError("a node answered another question")
-    return [one.data for one in messages]
 
 
 def _nobody(blob_hash: bytes, certain: bool) -> SwarmError:
