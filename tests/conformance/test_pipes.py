@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 import trio
@@ -15,11 +17,12 @@ from swarmd.base.errors import (
     RemoteError,
     ShuttingDown,
     TimedOut,
+    TooLarge,
     Unavailable,
     Unreachable,
 )
 from swarmd.base.ids import NodeId
-from swarmd.mesh.link import Inbound, Pipe
+from swarmd.mesh.link import PIPES_PER_PEER_MAX, Inbound, Pipe
 from swarmd.mesh.transports.mux import MuxLink
 from swarmd.observe.metrics import REGISTRY
 from swarmd.wire.codec import Family, Message
@@ -40,6 +43,7 @@ class Twisted(Message, tag=7):
 
 
 TALK = Family("talk", Ask, Answer)
+UNSERVED = Family("unserved", Ask)
 TALK_TWISTED = Family("talk", Ask, Twisted)
 
 Handle = Callable[[Inbound], Awaitable[None]]
@@ -127,7 +131,7 @@ async def test_whatever_goes_in_comes_out(nodes: Nodes, nursery: trio.Nursery, s
         return bytes(view)
 
     serving(nursery, b, piped(take))
-    async with a.open_pipe(TALK, b.node_id, Ask(""), timeout_s=5) as pipe:
+    async with a.open_pipe(TALK, b.node_id, Ask(""), timeout_s=60) as pipe:
         assert await pipe.run(talk, pipe) == data
     assert seen.digest() == hashlib.sha256(data).digest()
 
@@ -154,9 +158,9 @@ async def test_many_at_once_do_not_hold_up_each_other_or_messages(
             done.append(number)
 
     async with trio.open_nursery() as users:
-        for number in range(10):
+        for number in range(PIPES_PER_PEER_MAX):
             users.start_soon(use, number)
-    assert sorted(done) == list(range(10))
+    assert sorted(done) == list(range(PIPES_PER_PEER_MAX))
 
 
 async def test_a_pipe_to_oneself(nodes: Nodes, nursery: trio.Nursery) -> None:
@@ -215,6 +219,32 @@ async def test_an_answer_without_a_pipe_ends_it(nodes: Nodes, nursery: trio.Nurs
             await pipe.run(pipe.read_into, memoryview(bytearray(1)))
 
 
+async def test_what_is_too_large_for_the_front_of_a_pipe_fails(
+    nodes: Nodes, nursery: trio.Nursery
+) -> None:
+    """Goal: a member that opens a pipe for what is answered at length harms nobody."""
+    a, b, _ = nodes.links
+
+    async def answer(inbound: Inbound) -> None:
+        if inbound.message.text == "fail":
+            await inbound.fail(Conflict("\N{SNOWMAN}" * 5_000))
+        else:
+            await inbound.answer(Answer("x" * 100_000))
+
+    serving(nursery, b, answer)
+    with pytest.raises(TooLarge, match="ask without one"):
+        async with a.open_pipe(TALK, b.node_id, Ask("answer"), timeout_s=5):
+            pytest.fail("it is open")
+    with pytest.raises(Conflict):
+        async with a.open_pipe(TALK, b.node_id, Ask("fail"), timeout_s=5):
+            pytest.fail("it is open")
+    with pytest.raises(TooLarge, match="a question of"):
+        async with a.open_pipe(TALK, b.node_id, Ask("x" * 2_000), timeout_s=5):
+            pytest.fail("it is open")
+    answer_of = await a.request(TALK, b.node_id, Ask(""), timeout_s=5)
+    assert len(answer_of.text) == 100_000
+
+
 async def test_a_plain_question_gets_no_pipe(nodes: Nodes, nursery: trio.Nursery) -> None:
     a, b, _ = nodes.links
     refused: list[str] = []
@@ -271,8 +301,25 @@ async def test_a_peer_that_is_silent_is_not_waited_for(nodes: Nodes, nursery: tr
     a, b, _ = nodes.links
     serving(nursery, b, piped(swallow))
     async with a.open_pipe(TALK, b.node_id, Ask(""), timeout_s=0.5) as pipe:
-        with trio.fail_after(5), pytest.raises(TimedOut, match=r"nothing moved for 0\.5 s"):
+        with trio.fail_after(5), pytest.raises(TimedOut, match=r"too little .* within 0\.5 s"):
             await pipe.run(pipe.read, 1)
+
+
+async def test_bytes_that_trickle_are_not_waited_for_without_end(
+    nodes: Nodes, nursery: trio.Nursery
+) -> None:
+    a, b, _ = nodes.links
+
+    def trickle(pipe: Pipe) -> None:
+        with suppress(Unreachable):
+            while True:
+                pipe.write(b"x")
+                time.sleep(0.1)
+
+    serving(nursery, b, piped(trickle))
+    async with a.open_pipe(TALK, b.node_id, Ask(""), timeout_s=0.5) as pipe:
+        with trio.fail_after(5), pytest.raises(TimedOut, match=r"too little .* within 0\.5 s"):
+            await pipe.run(pipe.read_into, memoryview(bytearray(1_000)))
 
 
 async def test_an_unknown_peer_is_unreachable(nodes: Nodes) -> None:
@@ -344,4 +391,8 @@ async def test_nothing_is_left_behind(nodes: Nodes, nursery: trio.Nursery) -> No
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         await use()
+        for of in (a, b):
+            with pytest.raises(Unavailable):
+                async with a.open_pipe(UNSERVED, of.node_id, Ask(""), timeout_s=5):
+                    pytest.fail("it is open")
     await eventually(lambda: len(os.listdir("/proc/self/fd")) <= before)

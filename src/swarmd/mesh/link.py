@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from enum import IntEnum
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import trio
 
@@ -23,6 +23,8 @@ from swarmd.base.ids import NodeId
 from swarmd.wire.codec import Family, Message
 
 T = TypeVar("T")
+# Pipes that one peer may have open to this node.
+PIPES_PER_PEER_MAX: Final = 8
 
 
 class Lane(IntEnum):
@@ -75,7 +77,8 @@ class Pipe(Protocol):
 
     Raises, from these three:
         Unreachable: the connection broke, or was broken off.
-        TimedOut: nothing moved for the asker's `timeout_s`; for 30 s, at the end that answered.
+        TimedOut: the call was not done within the asker's `timeout_s`, or 30 s at the end that
+            answered; or twice that, where bytes trickle.
     """
 
     @property
@@ -180,6 +183,8 @@ class Link(Protocol):
         The question, and its answer, have 1 KiB at most. To oneself it works too.
 
         Raises:
+            TooLarge: one of them has more.
+            Busy: the peer has `PIPES_PER_PEER_MAX` pipes from here.
             Unreachable, TimedOut: no connection, or no answer, within `timeout_s`.
             SwarmError: whatever the peer failed the question with.
         """

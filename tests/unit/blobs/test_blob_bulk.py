@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
     asynccontextmanager,
+    nullcontext,
     suppress,
 )
 from pathlib import Path
@@ -29,10 +31,13 @@ from swarmd.base.errors import (
     Unreachable,
     WouldLoseData,
 )
+from swarmd.base.ids import NodeId
 from swarmd.base.limits import BLOB_CHUNK_BYTES, BLOB_PIECE_BYTES, MIB
 from swarmd.base.sealed_file import Sealer
 from swarmd.identity.sealing import SealingKey
-from swarmd.state.blobs import answers, bulk, mending, transfer
+from swarmd.mesh.link import Pipe
+from swarmd.mesh.transports.memory import DirectPipePort
+from swarmd.state.blobs import answers, bulk, machine, mending, transfer, turns
 from swarmd.state.blobs.bulk import Shown
 from swarmd.state.blobs.chunkfile import ChunkReader, ChunkWriter
 from swarmd.state.blobs.config import BlobsConfig
@@ -425,7 +430,7 @@ async def test_what_an_earlier_run_left_is_verified(
 async def test_a_holder_that_dies_in_the_middle_is_replaced(
     grow: Grow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with grow(3, BlobsConfig(chunk_timeout_s=0.2)) as swarm:
+    async with grow(3, BlobsConfig(chunk_timeout_s=2.0)) as swarm:
         await put(swarm, copies=2)
         taker = ({0, 1, 2} - swarm.holders(DATA)).pop()
         dying = min(swarm.holders(DATA))
@@ -462,6 +467,123 @@ async def test_a_holder_that_hangs_holds_up_one_chunk(
             await until(lambda: under_way._fetching.present_count == COUNT - 1)
             go_on.set()
         assert file_of(swarm, taker).read_bytes() == DATA
+
+
+async def test_a_holder_that_trickles_holds_up_nothing_for_long(
+    grow: Grow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with grow(3, BlobsConfig(chunk_timeout_s=0.3)) as swarm:
+        await put(swarm, copies=2)
+        taker = ({0, 1, 2} - swarm.holders(DATA)).pop()
+        slow = swarm.blobs[min(swarm.holders(DATA))].bulk._answers
+        send = answers.send_file
+
+        def trickle(pipe: Pipe, pieces: Pieces, sends: Callable[[int], None]) -> None:
+            if not isinstance(pieces, Slow):
+                send(pipe, pieces, sends)
+                return
+            with suppress(Unreachable):
+                while True:
+                    pipe.write(b"x")
+                    time.sleep(0.1)
+
+        class Slow(Pieces):
+            pass
+
+        monkeypatch.setattr(answers, "send_file", trickle)
+        monkeypatch.setattr(slow, "_pieces", Slow)
+        with trio.fail_after(20):
+            assert await get(swarm, taker) == DATA
+
+
+async def test_more_blobs_come_at_once_than_there_are_places(
+    grow: Grow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Goal: a small one does not wait until large ones are through."""
+    monkeypatch.setattr(turns, "TURN_S", 0.05)
+    ended: list[bytes] = []
+
+    async def slowly(number: int, data: bytes) -> None:
+        await trio.sleep(0.02)
+
+    async with grow(2) as swarm:
+        large = [os.urandom(12 * BLOB_CHUNK_BYTES) for _ in range(6)]
+        for data in (*large, b"small"):
+            await put(swarm, data, copies=1)
+        watch(swarm, 0, monkeypatch, slowly)
+        monkeypatch.setattr(swarm.blobs[1].bulk, "turns", turns.Turns(3, 2))
+
+        async def fetch(data: bytes) -> None:
+            assert await get(swarm, 1, hash_of(data)) == data
+            ended.append(data)
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for data in large:
+                    nursery.start_soon(fetch, data)
+                await trio.sleep(0.1)
+                nursery.start_soon(fetch, b"small")
+        assert ended[0] == b"small"
+        assert swarm.blobs[1].bulk.turns._peers == {}
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_busy_holder_is_asked_again(
+    grow: Grow, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    """Goal: it may be busy far longer than one may fail, but not for ever."""
+    monkeypatch.setattr(machine, "BUSY_MAX", 20 if ends else 5)
+    monkeypatch.setattr(answers, "_SENDING_MAX", 0)
+    async with grow(2) as swarm, trio.open_nursery() as nursery:
+        await put(swarm, copies=1)
+        transfers = swarm.blobs[1].bulk.holding._transfers
+
+        async def fetch() -> None:
+            with trio.fail_after(20), nullcontext() if ends else pytest.raises(Unavailable):
+                assert await get(swarm, 1) == DATA
+
+        nursery.start_soon(fetch)
+        await until(lambda: bool(transfers))
+        [under_way] = transfers.values()
+        await until(lambda: sum(under_way._fetching._busy.values()) >= (10 if ends else 5))
+        monkeypatch.setattr(answers, "_SENDING_MAX", 1)
+
+
+async def test_a_holder_may_be_asked_anew_while_its_pipe_is_closed(
+    grow: Grow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Goal: of two tasks for one holder none takes the other's run."""
+    looked = trio.Event()
+    close = DirectPipePort.discard
+
+    async def slowly(pipe: DirectPipePort) -> None:
+        looked.set()
+        await close(pipe)
+        await trio.sleep(0.2)
+
+    async def break_off(number: int, data: bytes) -> None:
+        if len(sent) == 12:
+            swarm.network._reset(swarm.ids[0], swarm.ids[1])
+
+    async with grow(2) as swarm:
+        await put(swarm, copies=1)
+        node = swarm.blobs[1].bulk
+        holders, asked = node.holders, 0
+
+        async def when_it_breaks(blob_hash: bytes) -> tuple[list[NodeId], bool]:
+            nonlocal asked
+            asked += 1
+            if asked == 3:  # The first is for the manifest, and the second finds the holder.
+                await looked.wait()
+            return await holders(blob_hash)
+
+        monkeypatch.setattr(transfer, "_LOOK_S", 0.05)
+        monkeypatch.setattr(node, "holders", when_it_breaks)
+        monkeypatch.setattr(DirectPipePort, "discard", slowly)
+        sent = watch(swarm, 0, monkeypatch, break_off)
+        with trio.fail_after(10):
+            assert await get(swarm, 1) == DATA
+        assert asked >= 3
 
 
 async def test_chunks_come_from_all_holders(grow: Grow, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import os
 import resource
 import ssl
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import psutil
 import pytest
@@ -15,7 +17,8 @@ import trio
 import trio.testing
 from small_swarm import KEYS, FixedRoster, until
 
-from swarmd.base.errors import Unreachable
+import swarmd.mesh.transports.streams
+from swarmd.base.errors import Busy, SwarmError, Unreachable
 from swarmd.base.limits import MIB
 from swarmd.base.rng import make_rng
 from swarmd.identity.keys import Exchange, SigningKey
@@ -29,12 +32,12 @@ from swarmd.identity.tls import (
 from swarmd.mesh.addresses import AddressBook
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.driver import AHEAD_TURNS
-from swarmd.mesh.link import Inbound, Pipe
+from swarmd.mesh.link import PIPES_PER_PEER_MAX, Inbound, Pipe
 from swarmd.mesh.transports.carriers import PlainCarrier, TlsStream
 from swarmd.mesh.transports.hello import Hello, receive_part, send_part, sign_hello
 from swarmd.mesh.transports.ports import StreamPort
 from swarmd.mesh.transports.streams import JoinServer, Streams, open_streams
-from swarmd.mesh.transports.tls_pipes import PER_PEER_MAX
+from swarmd.mesh.transports.tls_pipes import TlsPipe
 from swarmd.observe.metrics import REGISTRY
 from swarmd.wire.codec import Family, Message
 from swarmd.wire.version import PROTOCOL_VERSION
@@ -800,8 +803,11 @@ async def hold(streams: Streams) -> None:
     inbox = streams.open_inbox(TALK)
 
     async def handle(inbound: Inbound) -> None:
-        async with inbound.pipe(inbound.message) as pipe:
-            await pipe.run(pipe.read, 1)
+        try:
+            async with inbound.pipe(inbound.message) as pipe:
+                await pipe.run(pipe.read, 1)
+        except SwarmError as error:
+            await inbound.fail(error)
 
     async with trio.open_nursery() as nursery:
         async for inbound in inbox:
@@ -860,9 +866,9 @@ async def test_a_pipe_breaks_with_its_peer_and_with_its_address() -> None:
 async def test_one_peer_has_so_many_pipes_only() -> None:
     async with two_with_pipes() as (a, b):
         async with contextlib.AsyncExitStack() as stack:
-            for _ in range(PER_PEER_MAX):
+            for _ in range(PIPES_PER_PEER_MAX):
                 await stack.enter_async_context(pipe_to(a, b))
-            with pytest.raises(Unreachable, match="busy"):
+            with pytest.raises(Busy, match="as many pipes"):
                 async with pipe_to(a, b):
                     pytest.fail("it is open")
         await until(lambda: not b.streams._pipes)
@@ -879,3 +885,56 @@ async def test_who_leaves_opens_no_pipe_and_takes_none() -> None:
         with pytest.raises(Unreachable, match="shutting down"):
             async with pipe_to(b, a):
                 pytest.fail("it is open")
+
+
+async def test_who_is_dropped_while_a_pipe_is_dialled_gets_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dial = swarmd.mesh.transports.streams.dial_tcp
+
+    async with two_with_pipes() as (a, b):
+
+        async def dial_and_drop(*known: Any, **rest: Any) -> Any:
+            made = await dial(*known, **rest)
+            a.streams.drop(B.key_id, "it is known to be gone")
+            return made
+
+        monkeypatch.setattr(swarmd.mesh.transports.streams, "dial_tcp", dial_and_drop)
+        with pytest.raises(Unreachable, match="is over"):
+            async with pipe_to(a, b):
+                pytest.fail("it is open")
+        await until(lambda: not a.streams._pipes and not b.streams._pipes)
+
+
+@pytest.mark.parametrize("fails_first", [True, False], ids=["asked", "asker"])
+async def test_a_pipe_without_a_descriptor_left_for_it_fails(
+    monkeypatch: pytest.MonkeyPatch, fails_first: bool
+) -> None:
+    dup, calls = os.dup, 0
+
+    def none_left(fd: int) -> int:
+        nonlocal calls
+        calls += 1
+        if (calls == 1) == fails_first:
+            raise OSError(24, "Too many open files")
+        return dup(fd)
+
+    async with two_with_pipes() as (a, b):
+        monkeypatch.setattr("os.dup", none_left)
+        with pytest.raises(Unreachable, match="Too many open files"):
+            async with pipe_to(a, b):
+                pytest.fail("it is open")
+        monkeypatch.undo()
+        await until(lambda: not a.streams._pipes and not b.streams._pipes)
+        async with pipe_to(a, b) as pipe:
+            assert pipe.answer == Say(1)
+
+
+async def test_what_tls_has_to_answer_is_sent_before_a_pipe_waits() -> None:
+    """Goal: who asks TLS to answer, and never reads, cannot fill this node's memory."""
+    async with two_with_pipes() as (a, b), pipe_to(a, b) as pipe:
+        assert isinstance(pipe, TlsPipe)
+        pipe._outgoing.write(bytes(100_000))
+        with pytest.raises(Unreachable):  # The peer ends it: that was no TLS.
+            await pipe.run(pipe.read_into, memoryview(bytearray(1)))
+        assert not pipe._outgoing.pending

@@ -113,13 +113,17 @@ def read_hello(raw: bytes, swarm_id: bytes, *, peer_public: bytes, me: NodeId, a
     return hello
 
 
-async def send_part(stream: trio.abc.SendStream, raw: bytes) -> None:
+async def send_part(
+    stream: trio.abc.SendStream, raw: bytes, *, bytes_max: int = HELLO_BYTES_MAX
+) -> None:
     """Write one length-prefixed part. Raises what the stream raises."""
-    assert len(raw) <= HELLO_BYTES_MAX
+    assert len(raw) <= bytes_max
     await stream.send_all(len(raw).to_bytes(_LENGTH_BYTES, "big") + raw)
 
 
-async def receive_part(stream: trio.abc.ReceiveStream) -> bytes:
+async def receive_part(
+    stream: trio.abc.ReceiveStream, *, bytes_max: int = HELLO_BYTES_MAX
+) -> bytes:
     """Read one length-prefixed part.
 
     Raises:
@@ -127,8 +131,8 @@ async def receive_part(stream: trio.abc.ReceiveStream) -> bytes:
         trio.BrokenResourceError: the stream ended or broke.
     """
     length = int.from_bytes(await _receive_exactly(stream, _LENGTH_BYTES), "big")
-    if length > HELLO_BYTES_MAX:
-        raise MalformedMessage(f"a hello of {length} bytes")
+    if length > bytes_max:
+        raise MalformedMessage(f"a part of {length} bytes")
     return await _receive_exactly(stream, length)
 
 

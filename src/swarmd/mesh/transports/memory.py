@@ -61,24 +61,32 @@ class DirectPipePort(DirectPort, PipeEnd):
     def __init__(self, peer: NodeId, target: MuxLink, sock: socket.socket) -> None:
         super().__init__(peer, target)
         self._pipe = SocketPipe(peer, sock)
+        self._in_use = False
 
     @asynccontextmanager
     async def as_pipe(self) -> AsyncIterator[SocketPipe]:
         """See `Port`."""
+        self._in_use = True
         try:
             yield self._pipe
         finally:
             self.break_off("the pipe was closed")
             self._pipe.close()
 
+    async def put(self, item: Item) -> None:
+        """See `Port`."""
+        await super().put(self.fitted(item))
+
     async def receive(self, link: MuxLink) -> None:
         """See `PipeEnd`. Nothing is in flight here."""
         await trio.lowlevel.checkpoint()
 
     async def discard(self) -> None:
-        """See `PipeEnd`."""
+        """See `PipeEnd`. Nobody else closes the other end if it was never taken."""
         self.break_off("the pipe was closed")
-        self._pipe.close()
+        for end in (self, self.back):
+            if isinstance(end, DirectPipePort) and not end._in_use:
+                end._pipe.close()
         await trio.lowlevel.checkpoint()
 
     def break_off(self, reason: str) -> None:
@@ -87,8 +95,11 @@ class DirectPipePort(DirectPort, PipeEnd):
 
 
 def direct_pipe(left: MuxLink, right: MuxLink) -> tuple[DirectPipePort, DirectPipePort]:
-    """Both ends of a pipe within this process, as `direct_ports`."""
-    ours, theirs = socket.socketpair()
+    """Both ends of a pipe within this process, as `direct_ports`. Raises Unreachable."""
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        raise Unreachable(f"{short(right.node_id)}: {error.strerror}") from error
     forth = DirectPipePort(right.node_id, right, ours)
     back = DirectPipePort(left.node_id, left, theirs)
     forth.back, back.back = back, forth

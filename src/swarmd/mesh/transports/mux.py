@@ -36,6 +36,7 @@ from swarmd.base.errors import (
     ShuttingDown,
     SwarmError,
     TimedOut,
+    TooLarge,
     Unavailable,
     Unreachable,
     from_code,
@@ -51,6 +52,8 @@ _GRANT: Final = WINDOW // 2
 _OPEN_REQUESTS_MAX: Final = 10_000
 _FAILURE_CHARS_MAX: Final = 1_000
 _CLOSED_EVENTS_MAX: Final = 1_000
+# What a question that opens a pipe, and its answer, may have.
+PIPE_MESSAGE_BYTES_MAX: Final = 1_024
 
 How = Literal["reset", "refused", "silent", "untrusted", "idle", "restarting", "leaving"]
 
@@ -183,6 +186,15 @@ class Port(ABC):
 
 class PipeEnd(Port):
     """One end of a connection that is for one question, and a pipe once it is answered."""
+
+    @staticmethod
+    def fitted(item: Item) -> Item:
+        """What is answered in its place, if it is too large for an answer here."""
+        if item.kind is Kind.FAIL or len(item.payload) <= PIPE_MESSAGE_BYTES_MAX:
+            return item
+        error = TooLarge("that answer does not fit in front of a pipe: ask without one")
+        failure = encode_struct(_Failure(error.code, error.message))
+        return Item(Kind.FAIL, item.lane, "", item.request, failure)
 
     @abstractmethod
     async def receive(self, link: MuxLink) -> None:
@@ -381,6 +393,8 @@ class MuxLink(ABC):
     ) -> AsyncIterator[Pipe]:
         """See `mesh.link.Link`."""
         payload = _encoded(family, message)
+        if len(payload) > PIPE_MESSAGE_BYTES_MAX:
+            raise TooLarge(f"a question of {len(payload)} bytes does not fit in front of a pipe")
         async with AsyncExitStack() as stack:
             try:
                 with trio.fail_after(timeout_s):

@@ -10,6 +10,7 @@ end reads, writes and waits by itself, and the loop only begins and ends it.
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, TypeVar, cast
@@ -32,6 +33,7 @@ class SocketPipe:
         self.answer: Any = None
         self._socket = sock
         self._timeout_s = SILENT_S
+        self._give_up_at = 0.0
         self._socket.settimeout(SILENT_S)
         self._thread = trio.CapacityLimiter(1)
         self._why = "the connection ended"
@@ -44,6 +46,7 @@ class SocketPipe:
 
     def read_into(self, view: memoryview) -> None:
         """See `mesh.link.Pipe`."""
+        self._begin()
         while view:
             count = self._tried(self._receive_into, view)
             if not count:
@@ -52,6 +55,7 @@ class SocketPipe:
 
     def read(self, most: int) -> bytes:
         """See `mesh.link.Pipe`."""
+        self._begin()
         buffer = bytearray(most)
         with memoryview(buffer) as view:
             count = self._tried(self._receive_into, view)
@@ -59,6 +63,7 @@ class SocketPipe:
 
     def write(self, data: bytes | memoryview) -> None:
         """See `mesh.link.Pipe`."""
+        self._begin()
         self._tried(self._send, data)
 
     async def run(self, call: Callable[..., _T], *args: Any) -> _T:
@@ -97,7 +102,16 @@ class SocketPipe:
         """No thread may use it any more."""
         self._socket.close()
 
+    def _begin(self) -> None:
+        self._give_up_at = time.monotonic() + self._timeout_s
+
     def _receive_into(self, view: memoryview) -> int:
+        return self._from_socket(view)
+
+    def _from_socket(self, view: memoryview) -> int:
+        # The socket's own time begins anew with each byte.
+        if time.monotonic() > self._give_up_at:
+            raise TimeoutError
         return self._socket.recv_into(view)
 
     def _send(self, data: bytes | memoryview) -> None:
@@ -107,8 +121,7 @@ class SocketPipe:
         try:
             return call(argument)
         except TimeoutError as error:
-            raise TimedOut(
-                f"{short(self.peer)}: nothing moved for {self._timeout_s:g} s"
-            ) from error
+            why = f"too little came or went within {self._timeout_s:g} s"
+            raise TimedOut(f"{short(self.peer)}: {why}") from error
         except OSError as error:  # TLS's errors are among them.
             raise Unreachable(f"{short(self.peer)}: {self._why}") from error

@@ -34,7 +34,7 @@ import trio
 from trio_websocket import ConnectionClosed, HandshakeError
 from wsproto.utilities import ProtocolError
 
-from swarmd.base.errors import Outdated, RemoteError, Unreachable, Untrusted
+from swarmd.base.errors import Busy, Outdated, RemoteError, Unreachable, Untrusted
 from swarmd.base.ids import NodeId, node_id_of, short
 from swarmd.base.rng import Rng
 from swarmd.identity.authority import Admission
@@ -52,6 +52,7 @@ from swarmd.identity.tls import (
 )
 from swarmd.mesh.addresses import AddressBook
 from swarmd.mesh.config import MeshConfig
+from swarmd.mesh.link import PIPES_PER_PEER_MAX
 from swarmd.mesh.transports.carriers import (
     REASONS,
     Carrier,
@@ -80,7 +81,7 @@ from swarmd.mesh.transports.mux import How, MuxLink, PipeEnd, Port
 from swarmd.mesh.transports.ports import StreamPort
 from swarmd.mesh.transports.roster import Roster, admitted
 from swarmd.mesh.transports.strangers import JoinDoor, JoinServer, Places
-from swarmd.mesh.transports.tls_pipes import PER_PEER_MAX, TlsPipePort
+from swarmd.mesh.transports.tls_pipes import TlsPipePort
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import BYTES, DROPPED
 from swarmd.wire.version import PROTOCOL_VERSION
@@ -227,13 +228,23 @@ class Streams(MuxLink):
             return direct_pipe(self, self)[0]
         self._check_reachable(peer, PIPE_ALPN)
         port = TlsPipePort(peer, self._pipes, asks=True)
+        made: tuple[TlsStream, Session] | None = None
         try:
-            port.connect(*await self._attempt(port))
+            with trio.CancelScope() as scope:
+                port.stop_dialing = scope.cancel
+                made = await self._attempt(port)
+            if made is None:
+                raise Unreachable(f"{short(peer)}: the connection is over")
+            port.connect(*made)
         except (*_CONNECTION_ERRORS, RemoteError) as error:
+            if isinstance(error, Refused) and error.message == Busy.code:
+                raise Busy(f"{short(peer)} has as many pipes from here as may be") from error
             raise Unreachable(f"{short(peer)}: {error}") from error
         finally:
             if not port.is_open:
                 port.break_off("reset", "the connection was not made")
+                if made is not None:
+                    await discard(made[0])
         return port
 
     def _all_ports(self) -> list[StreamPort]:
@@ -358,8 +369,7 @@ class Streams(MuxLink):
             finally:
                 self._unproven.give_back(host)
             if proven is not None and isinstance(proven[0], TlsPipePort):
-                proven[0].connect(stream, proven[1])
-                await proven[0].serve(self, self._config.handshake_timeout_s)
+                await proven[0].serve(self, stream, proven[1], self._config.handshake_timeout_s)
             elif proven is not None:
                 await self._run(proven[0], stream, proven[1], client=False)
             elif plane_of(stream) == JOIN_ALPN:
@@ -422,7 +432,7 @@ class Streams(MuxLink):
             return "leaving"
         if alpn == PIPE_ALPN:
             asked = sum(one.peer == peer and not one.asks for one in self._pipes)
-            return "busy" if asked >= PER_PEER_MAX else None
+            return Busy.code if asked >= PIPES_PER_PEER_MAX else None
         port = self._ports.get((peer, alpn))
         if port is None or port.broken:
             return None

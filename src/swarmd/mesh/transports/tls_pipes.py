@@ -35,18 +35,16 @@ from swarmd.observe.metrics import BYTES, DROPPED
 
 # For so long the room that is asked may take to answer.
 _ANSWER_S: Final = 30.0
-# Pipes that one peer may have opened to this node; more are refused as `busy`.
-PER_PEER_MAX: Final = 16
 _BUFFER_BYTES: Final = 256 * KIB
+# A message of 1 KiB, or a failure of a thousand letters, in its frame.
+_PART_BYTES_MAX: Final = 8 * KIB
 
 
 class TlsPipe(SocketPipe):
     """See the module: takes over a stream that nobody else reads or writes any more."""
 
     def __init__(self, peer: NodeId, stream: TlsStream) -> None:
-        super().__init__(
-            peer, socket.socket(fileno=os.dup(stream.transport_stream.socket.fileno()))
-        )
+        super().__init__(peer, _own_socket(peer, stream))
         private: Any = stream
         self._tls: ssl.SSLObject = private._ssl_object
         self._incoming: ssl.MemoryBIO = private._incoming
@@ -60,7 +58,10 @@ class TlsPipe(SocketPipe):
             try:
                 return self._tls.read(len(view), view)  # type: ignore[return-value]
             except ssl.SSLWantReadError:
-                count = self._socket.recv_into(self._buffer)
+                # What TLS itself has to answer goes out first, or whoever asks for it without end
+                # would fill the memory.
+                self._flush()
+                count = self._from_socket(self._buffer)
                 if not count:
                     return 0
                 self._received.inc(count)
@@ -72,9 +73,26 @@ class TlsPipe(SocketPipe):
         view = memoryview(data)
         while view:  # OpenSSL takes a record at a time.
             view = view[self._tls.write(view) :]
-        raw = self._outgoing.read()
-        self._socket.sendall(raw)
-        self._sent.inc(len(raw))
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._outgoing.pending:
+            raw = self._outgoing.read()
+            self._socket.sendall(raw)
+            self._sent.inc(len(raw))
+
+
+def _own_socket(peer: NodeId, stream: TlsStream) -> socket.socket:
+    """Raises Unreachable: there are no descriptors left."""
+    try:
+        fd = os.dup(stream.transport_stream.socket.fileno())
+        try:
+            return socket.socket(fileno=fd)
+        except OSError:
+            os.close(fd)
+            raise
+    except OSError as error:
+        raise Unreachable(f"{short(peer)}: {error.strerror}") from error
 
 
 class TlsPipePort(StreamPort, PipeEnd):
@@ -98,7 +116,9 @@ class TlsPipePort(StreamPort, PipeEnd):
         self._refusal: Item | None = None
 
     def connect(self, stream: TlsStream, session: Session) -> None:
-        """The hellos are done."""
+        """The hellos are done. Raises Unreachable: it was broken off meanwhile."""
+        if self._ended.is_set():
+            raise Unreachable(f"{short(self.peer)}: the connection is over")
         self._stream, self._session = stream, session
         self.local_host = local_host_of(stream.transport_stream)
         self.opened(trio.current_time())
@@ -113,7 +133,8 @@ class TlsPipePort(StreamPort, PipeEnd):
         """Write the question, or its answer. Raises Unreachable."""
         stream, session = self._connected()
         try:
-            await send_part(stream, session.sealer.seal([item]))
+            raw = session.sealer.seal([self.fitted(item)])
+            await send_part(stream, raw, bytes_max=_PART_BYTES_MAX)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise Unreachable(f"{short(self.peer)}: the connection broke") from error
         finally:
@@ -136,19 +157,23 @@ class TlsPipePort(StreamPort, PipeEnd):
         """See `PipeEnd`."""
         stream, session = self._connected()
         try:
-            items = session.opener.open(await receive_part(stream))
+            raw = await receive_part(stream, bytes_max=_PART_BYTES_MAX)
+            items = session.opener.open(raw)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise Unreachable(f"{short(self.peer)}: the connection broke") from error
         if len(items) != 1:
             raise MalformedMessage("a pipe begins with one question and its answer")
         await link.deliver(self, items[0])
 
-    async def serve(self, link: MuxLink, timeout_s: float) -> None:
+    async def serve(
+        self, link: MuxLink, stream: TlsStream, session: Session, timeout_s: float
+    ) -> None:
         """Have a question answered that comes within a time; return when its pipe is closed.
 
         Raises MalformedMessage, BadSignature: what came is no question.
         """
         try:
+            self.connect(stream, session)
             with trio.fail_after(timeout_s):
                 await self.receive(link)
             with trio.move_on_after(_ANSWER_S):
@@ -173,6 +198,7 @@ class TlsPipePort(StreamPort, PipeEnd):
         if self._pipe is not None:
             self._pipe.break_off(reason)
         self._known.discard(self)
+        self._answered.set()
         self._ended.set()
 
     def _connected(self) -> tuple[TlsStream, Session]:

@@ -36,7 +36,7 @@ from swarmd.base.errors import (
 from swarmd.base.ids import NodeId, short, to_text
 from swarmd.base.limits import STREAMED_BYTES_MAX
 from swarmd.base.sealed_file import Sealer
-from swarmd.mesh.link import Inbound, Lane, Link, Pipe
+from swarmd.mesh.link import PIPES_PER_PEER_MAX, Inbound, Lane, Link, Pipe
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.answers import Answers
 from swarmd.state.blobs.config import PIN_TTL_MAX_S, BlobsConfig
@@ -61,6 +61,7 @@ from swarmd.state.blobs.pins import joined, pinned, unpinned
 from swarmd.state.blobs.placing import copies_wanted, ranked
 from swarmd.state.blobs.shelf import Shelf
 from swarmd.state.blobs.store import BlobFolder
+from swarmd.state.blobs.turns import Turns
 
 _log = get_logger("blobs")
 _LIST_MAX: Final = 10_000
@@ -110,7 +111,7 @@ class Bulk:
         nursery: trio.Nursery,
     ) -> None:
         self.disk = disk
-        self.pipes = trio.Semaphore(_PIPES_MAX)
+        self.turns = Turns(_PIPES_MAX, PIPES_PER_PEER_MAX)
         self.me = link.node_id
         self.holding = Holding(
             self,

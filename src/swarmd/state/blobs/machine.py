@@ -7,7 +7,7 @@ of chunks (`take`), which that holder then sends in order. The rules:
   is half of what the holder with the most has not begun. So faster holders carry more by
   themselves, and one that hangs holds up no more than the chunk that it has under way.
 - What a holder failed at goes to others. Who sent a wrong chunk is asked no more in this transfer,
-  nor is who failed `STRIKES` times.
+  nor is who failed `STRIKES` times, or was busy `BUSY_MAX` times.
 - A chunk that an earlier try had begun is gone on with, as the first one of a run. If it then does
   not fit, what was there may be at fault: it is fetched anew and nobody is blamed.
 - Each chunk is asked of one holder at a time, and none again that is here.
@@ -24,6 +24,7 @@ from swarmd.base.ids import NodeId
 
 RUN_CHUNKS: Final = 64
 STRIKES: Final = 3
+BUSY_MAX: Final = 100
 
 
 @dataclass(slots=True)
@@ -60,6 +61,7 @@ class Fetching:
         self._missing: list[tuple[int, int]] = []
         self._runs: dict[NodeId, Run | None] = {}
         self._strikes: dict[NodeId, int] = {}
+        self._busy: dict[NodeId, int] = {}
         start = 0
         for index in range(count + 1):
             if index == count or self._present[index] or index in self._begun:
@@ -97,6 +99,10 @@ class Fetching:
         run = self._runs[holder] = self._next_run() if self._missing else self._half()
         return run
 
+    def under_way(self, holder: NodeId) -> Run | None:
+        """The run that a holder is asked for."""
+        return self._runs[holder]
+
     def got(self, holder: NodeId) -> bool:
         """The chunk that a holder has under way is here. True: its run goes on with the next."""
         run = self._run(holder)
@@ -115,9 +121,16 @@ class Fetching:
         self._put_back(run.index, run.end)
         self._runs[holder] = None
 
-    def lose(self, holder: NodeId, *, for_good: bool = False) -> None:
-        """A node is gone, or failed, or sent a wrong chunk: others get what it was asked for."""
-        self._strikes[holder] = STRIKES if for_good else self._strikes.get(holder, 0) + 1
+    def lose(self, holder: NodeId, *, for_good: bool = False, is_busy: bool = False) -> None:
+        """A node is gone, or failed, or sent a wrong chunk: others get what it was asked for.
+
+        Nor is one waited for that is busy, but it may be asked again many times.
+        """
+        if is_busy and not for_good:
+            self._busy[holder] = self._busy.get(holder, 0) + 1
+            for_good = self._busy[holder] >= BUSY_MAX
+        if for_good or not is_busy:
+            self._strikes[holder] = STRIKES if for_good else self._strikes.get(holder, 0) + 1
         run = self._runs.pop(holder)
         if run is not None:
             self._put_back(run.index, run.end)

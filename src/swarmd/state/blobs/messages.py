@@ -163,7 +163,7 @@ class PiecesAsk(Message, frozen=True, tag=5):
     """I want pieces of this blob: opens a pipe.
 
     Over that the asker sends numbers of pieces, 4 bytes each, and gets these pieces' bytes in that
-    order, 64 KiB each but the last. It closes the pipe when it wants no more.
+    order, 128 KiB each but the last. It closes the pipe when it wants no more.
     """
 
     hash: Hash

@@ -10,9 +10,10 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
-from swarmd.base.errors import CorruptFile, MalformedMessage
+from swarmd.base.errors import CorruptFile, MalformedMessage, Unreachable
 from swarmd.base.limits import BLOB_CHUNK_BYTES, BLOB_PIECE_BYTES
 from swarmd.mesh.link import Pipe
 from swarmd.state.blobs.chunkfile import ChunkReader, ChunkWriter
@@ -53,25 +54,24 @@ class Pieces:
         self._reader.close()
 
 
-def send_file(pipe: Pipe, pieces: Pieces, sent: Callable[[int], None]) -> None:
-    """Send what the taker asks for until it closes the pipe, and tell how many bytes that were.
+def send_file(pipe: Pipe, pieces: Pieces, sends: Callable[[int], None]) -> None:
+    """Send what the taker asks for until it closes the pipe; tell how many bytes, before each.
 
     Raises:
         MalformedMessage: it asks for what is not there.
         CorruptFile, DiskFault: the blob cannot be read.
-        Unreachable, TimedOut: the pipe broke, or nothing moved.
+        TimedOut: it asks for nothing, or takes nothing, for too long.
     """
-    rest = b""
-    while more := pipe.read(CHUNK_PIECES * _NUMBER.size):
-        rest += more
-        whole = len(rest) - len(rest) % _NUMBER.size
-        for (number,) in _NUMBER.iter_unpack(rest[:whole]):
+    raw = memoryview(bytearray(_NUMBER.size))
+    with suppress(Unreachable):
+        while True:
+            pipe.read_into(raw)
+            [number] = _NUMBER.unpack(raw)
             if number >= pieces.count:
                 raise MalformedMessage(f"the blob has no piece {number}")
             data = pieces.read_file(number)
+            sends(len(data))
             pipe.write(data)
-            sent(len(data))
-        rest = rest[whole:]
 
 
 class Taking:

@@ -43,6 +43,7 @@ from swarmd.state.blobs.manifest import Manifest
 from swarmd.state.blobs.messages import Doubt, ManifestAsk, ManifestPart, PiecesAsk, PiecesHere
 from swarmd.state.blobs.naming import HASH_BYTES, chunk_size, chunks_in
 from swarmd.state.blobs.pieces import Taking
+from swarmd.state.blobs.turns import Turn, Turns
 
 _log = get_logger("blobs")
 # For how long nobody may have the blob before the transfer is given up.
@@ -61,8 +62,8 @@ class Asking(Protocol):
     def disk(self) -> trio.CapacityLimiter: ...
 
     @property
-    def pipes(self) -> trio.Semaphore:
-        """How many of them may be open."""
+    def turns(self) -> Turns:
+        """How many pipes may be open."""
         ...
 
     async def ask(self, peer: NodeId, message: Any, timeout_s: float | None = None) -> Any: ...
@@ -269,39 +270,46 @@ class Transfer:
     async def _ask_one(self, holder: NodeId) -> None:
         """One run after the other of one holder, over a pipe. Raises DiskFault."""
         while not self._fetching.is_complete and self._fetching.is_asked(holder):
-            async with self._node.pipes:
-                run = self._take(holder)
-                if run is not None:
-                    await self._ask_for(holder, run)
+            async with self._node.turns.turn(holder) as turn:
+                run = self._run_of(holder)
+                error = None if run is None else await self._ask_for(holder, run, turn)
+            if error is not None:
+                if isinstance(error, Busy):
+                    await trio.sleep(PAUSE_S)
+                # Nothing may be awaited behind it: the holder may be asked anew, by another task.
+                self._lose(holder, error)
+                self._wake()
+                return
             if run is None:
                 await self._changed.wait()
             else:
                 self._wake()
 
-    async def _ask_for(self, holder: NodeId, run: Run) -> None:
+    async def _ask_for(self, holder: NodeId, run: Run, turn: Turn) -> SwarmError | None:
+        """What kept it from going on, if anything did. Raises DiskFault."""
         async with AsyncExitStack() as stack:
             try:
                 pipe = await stack.enter_async_context(
                     self._node.pipe(holder, PiecesAsk(self.hash))
                 )
                 if pipe.answer != PiecesHere(self.size):
-                    raise RemoteError("a node has another blob of that name")
+                    return RemoteError("a node has another blob of that name")
             except SwarmError as error:
-                self._lose(holder, error)
-                return
+                return error
             try:
-                await pipe.run(self._take_runs, holder, run, pipe)
+                await pipe.run(self._take_runs, holder, run, pipe, turn)
             except (Unreachable, TimedOut) as error:
-                self._lose(holder, error)
+                return error
+        return None
 
-    def _take(self, holder: NodeId) -> Run | None:
+    def _run_of(self, holder: NodeId) -> Run | None:
         with self._lock:
-            return self._fetching.take(holder)
+            return self._fetching.under_way(holder) or self._fetching.take(holder)
 
     # ---- in the worker thread of a pipe ----------------------------------------------------
 
-    def _take_runs(self, holder: NodeId, first: Run, pipe: Pipe) -> None:
-        """Take chunks until there is nothing to ask this holder for, or one is wrong."""
+    def _take_runs(self, holder: NodeId, first: Run, pipe: Pipe, turn: Turn) -> None:
+        """Take chunks until none is left for this holder, one is wrong, or others wait."""
         assert self._writer is not None
         taking = Taking(pipe, self._writer, self._manifest)
         run: Run | None = first
@@ -309,6 +317,8 @@ class Transfer:
             run = self._judge(holder, run, taking.take_file(run))
             if self._readers:
                 self._token.run_sync_soon(self._wake)
+            if turn.is_over():
+                return
 
     def _judge(self, holder: NodeId, run: Run, fits: bool) -> Run | None:
         """A chunk has come. What its holder goes on with."""
@@ -331,7 +341,7 @@ class Transfer:
         _log.debug("chunks not fetched", peer=short(holder), why=error.message)
         may_return = isinstance(error, Busy | TimedOut | Unreachable)
         with self._lock:
-            self._fetching.lose(holder, for_good=not may_return)
+            self._fetching.lose(holder, for_good=not may_return, is_busy=isinstance(error, Busy))
 
     async def _in_thread(self, call: Callable[..., Any], *args: Any) -> Any:
         return await trio.to_thread.run_sync(call, *args, limiter=self._node.disk)
