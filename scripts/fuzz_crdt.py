@@ -10,7 +10,7 @@ from fuzz_target import Target, always
 
 from swarmd.base.ids import NodeId
 from swarmd.base.rng import make_rng
-from swarmd.sim.crdt import SimSigner
+from swarmd.sim.crdt_world import SimSigner
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.state.crdt.cells import Cell

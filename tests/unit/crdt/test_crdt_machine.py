@@ -13,21 +13,17 @@ from swarmd.base.ids import NodeId
 from swarmd.base.limits import CRDT_BATCH_CHANGES_MAX, CRDT_CELL_BYTES_MAX, CRDT_VALUE_BYTES_MAX
 from swarmd.base.machine import Persist, Send, SetTimer
 from swarmd.base.rng import make_rng
-from swarmd.sim.crdt import SimSigner
+from swarmd.sim.crdt_world import SimSigner
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
-from swarmd.state.crdt import machine, wholes
+from swarmd.state.crdt import machine, replica, wholes
 from swarmd.state.crdt.cells import Cell, Change
 from swarmd.state.crdt.clock import stamp_at
 from swarmd.state.crdt.dots import Context, actor_of
 from swarmd.state.crdt.events import Heard, Ignored, Peers, SyncDue, Write, Written
 from swarmd.state.crdt.journal import ShardJournal
-from swarmd.state.crdt.machine import (
-    END_LIVES_S,
-    PUSH_PEERS_MAX,
-    SKEW_MAX_MS,
-    ReplicaMachine,
-)
+from swarmd.state.crdt.lives import END_LIVES_S
+from swarmd.state.crdt.machine import ReplicaMachine
 from swarmd.state.crdt.messages import (
     CRDT,
     REMOVES_MAX,
@@ -55,6 +51,7 @@ from swarmd.state.crdt.types.values import (
     change,
     read,
 )
+from swarmd.state.crdt.writing import PUSH_PEERS_MAX, SKEW_MAX_MS
 
 WALL_MS = 10**12
 
@@ -443,7 +440,7 @@ def test_a_shard_comes_from_one_peer_at_a_time() -> None:
         a.write(key, Assign(number))
     sync(a, b)
     assert ahead(c, a, b) == [True, False]
-    c.now += machine._FETCH_S - 0.1
+    c.now += replica._FETCH_S - 0.1
     assert ahead(c, b, a) == [False, True]
     talk(a, c)
     b.write(same_shard(1)[0], Assign("news"))
@@ -455,7 +452,7 @@ def test_who_does_not_answer_is_waited_for_no_longer_than_others_have_it() -> No
     a.write("k", Assign(1))
     sync(a, b)
     assert ahead(c, a, b) == [True, False]
-    c.now += machine._FETCH_S
+    c.now += replica._FETCH_S
     assert ahead(c, b) == [True]
     assert ahead(c, a) == [False]
     c.step(Peers((a.id,)))

@@ -15,7 +15,7 @@ from swarmd.base.ids import NodeId
 from swarmd.base.limits import CRDT_COPIES_MAX, CRDT_COPIES_MIN, CRDT_SHARDS
 from swarmd.base.machine import Persist, Send
 from swarmd.base.rng import make_rng
-from swarmd.sim.crdt import SimSigner
+from swarmd.sim.crdt_world import SimSigner
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.state.crdt.dots import actor_of

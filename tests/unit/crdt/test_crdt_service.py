@@ -19,7 +19,7 @@ from swarmd.base.files import FileDisk
 from swarmd.base.ids import NodeId
 from swarmd.base.rng import make_rng
 from swarmd.mesh.transports.memory import MemoryNetwork
-from swarmd.sim.crdt import SimSigner
+from swarmd.sim.crdt_world import SimSigner
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.state.crdt import service

@@ -45,13 +45,14 @@ from swarmd.state.crdt.events import (
     Written,
 )
 from swarmd.state.crdt.journal import ShardJournal
-from swarmd.state.crdt.machine import BatchSigner, ReplicaMachine
+from swarmd.state.crdt.machine import ReplicaMachine
 from swarmd.state.crdt.messages import CRDT, Batches, Whole
 from swarmd.state.crdt.placement import copies_of
 from swarmd.state.crdt.shard import ShardState
 from swarmd.state.crdt.stored import Image, encode_image, image_of
 from swarmd.state.crdt.types.kinds import Live
 from swarmd.state.crdt.types.values import Operation, read
+from swarmd.state.crdt.writing import BatchSigner
 from swarmd.state.raft.syncer import Syncer
 
 __all__ = ["Eventual", "KeyWatch", "open_eventual"]
