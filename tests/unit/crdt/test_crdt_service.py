@@ -22,7 +22,7 @@ from swarmd.mesh.transports.memory import MemoryNetwork
 from swarmd.sim.crdt_world import SimSigner
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
-from swarmd.state.crdt import service
+from swarmd.state.crdt import watching
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.service import Eventual, open_eventual
 from swarmd.state.crdt.types.kinds import WrongType
@@ -162,7 +162,7 @@ async def test_a_watch_goes_on_where_an_earlier_one_was(swarm: Swarm) -> None:
 async def test_a_watch_that_was_away_for_too_many_changes_is_told(
     swarm: Swarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_REMEMBERED_MAX", 3)
+    monkeypatch.setattr(watching, "_REMEMBERED_MAX", 3)
     async with swarm.node("a") as a:
         with a.watch("b") as watch:
             position = watch.position

@@ -6,7 +6,6 @@ callers are told; what is there can be read.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -52,10 +51,9 @@ from swarmd.state.crdt.shard import ShardState
 from swarmd.state.crdt.stored import Image, encode_image, image_of
 from swarmd.state.crdt.types.kinds import Live
 from swarmd.state.crdt.types.values import Operation, read
+from swarmd.state.crdt.watching import Changes, KeyWatch
 from swarmd.state.crdt.writing import BatchSigner
 from swarmd.state.raft.syncer import Syncer
-
-__all__ = ["Eventual", "KeyWatch", "open_eventual"]
 
 _ANSWER_S: Final = 10.0
 # To verify what a message may hold takes as long again.
@@ -68,11 +66,6 @@ _HEARD_BYTES_MAX: Final = 32 * MIB
 _CONTROL_BYTES_MAX: Final = 64 * KIB
 _LOOK_AGAIN_S: Final = 30.0
 _WATCHES_MAX: Final = 256
-# Keys that changed and that nobody has asked for yet; beyond it a watch is told to read them all.
-_WATCHED_MAX: Final = 10_000
-# Changes that a watch which comes back can be told of.
-_REMEMBERED_MAX: Final = 10_000
-_NUMBER_DIGITS_MAX: Final = 18
 _DISK_AGAIN_S: Final = 1.0
 _LIFE_BITS: Final = 64
 
@@ -92,94 +85,6 @@ class Membership(Protocol):
 
     def members(self) -> list[Member]: ...
     def subscribe(self) -> AbstractContextManager[MemberChanges]: ...
-
-
-class KeyWatch:
-    """Keys of a bucket as they change: each once, however often it changed since it was told.
-
-    `lagged`: some that changed are not told: read all of them. Whoever reads this sets it to False.
-    """
-
-    def __init__(self, bucket: str, prefix: str, changes: _Changes) -> None:
-        self.lagged = False
-        self._bucket, self._prefix, self._changes = bucket, prefix, changes
-        # Which number each key's first change had that is not told yet, in this order.
-        self._changed: OrderedDict[str, int] = OrderedDict()
-        self._wake = trio.Event()
-
-    @property
-    def position(self) -> str:
-        """All changes up to here were told; see `Eventual.watch`."""
-        first = next(iter(self._changed.values()), self._changes.newest + 1)
-        return f"{self._changes.life}-{first - 1}"
-
-    async def receive(self) -> str:
-        """The next key. Cancelled, it takes none."""
-        await self.wait()
-        return self.take(1)[0]
-
-    def __len__(self) -> int:
-        """How many keys changed that nobody has asked for yet."""
-        return len(self._changed)
-
-    async def wait(self) -> None:
-        """Return once there is a key to be asked for."""
-        while not self._changed:
-            self._wake = trio.Event()
-            await self._wake.wait()
-        await trio.lowlevel.checkpoint_if_cancelled()
-
-    def take(self, most: int) -> list[str]:
-        """The next keys, at most so many, without waiting for any."""
-        return [self._changed.popitem(last=False)[0] for _ in range(min(most, len(self)))]
-
-    def drain(self) -> list[str]:
-        """All keys that changed since this was asked."""
-        return self.take(len(self))
-
-    def lose(self, bucket: str) -> None:
-        """Note that keys of a bucket are somewhere else now, if it is this one."""
-        if bucket == self._bucket:
-            self.lagged = True
-            self._wake.set()
-
-    def note(self, bucket: str, key: str, number: int) -> None:
-        if bucket != self._bucket or not key.startswith(self._prefix) or key in self._changed:
-            return
-        if len(self._changed) >= _WATCHED_MAX:
-            self.lagged = True
-            return
-        self._changed[key] = number
-        self._wake.set()
-
-
-class _Changes:
-    """Which keys have changed on this node since its start, the latest of them."""
-
-    def __init__(self, life: str) -> None:
-        self.life = life
-        self.newest = 0
-        self._keys: deque[tuple[str, str]] = deque(maxlen=_REMEMBERED_MAX)
-
-    def add(self, bucket: str, key: str) -> int:
-        self.newest += 1
-        self._keys.append((bucket, key))
-        return self.newest
-
-    def after(self, position: str) -> Iterator[tuple[str, str, int]]:
-        """Bucket, key and number of every change after a position.
-
-        Raises:
-            LookupError: it is of another node or another life, or too long ago.
-        """
-        life, _, digits = position.partition("-")
-        sound = digits.isascii() and digits.isdigit() and len(digits) <= _NUMBER_DIGITS_MAX
-        number = int(digits) if sound else -1
-        first = self.newest - len(self._keys)
-        if life != self.life or not first <= number <= self.newest:
-            raise LookupError(position)
-        for at in range(number - first, len(self._keys)):
-            yield (*self._keys[at], first + at + 1)
 
 
 class Eventual:
@@ -203,7 +108,7 @@ class Eventual:
         self._waiting: dict[int, trio.Event] = {}
         self._outcomes: dict[int, SwarmError | None] = {}
         self._watches: list[KeyWatch] = []
-        self._changes = _Changes(life.hex())
+        self._changes = Changes(life.hex())
         self._refuses: DiskFault | None = None
         self._keeping = False
         self._wanted = False
