@@ -14,7 +14,7 @@ from fixed_membership import FixedMembership
 
 from swarmd.base.clock import BootClock
 from swarmd.base.disk import Disk
-from swarmd.base.errors import DiskFault, ShuttingDown
+from swarmd.base.errors import DiskFault, ShuttingDown, WrongType
 from swarmd.base.files import FileDisk
 from swarmd.base.ids import NodeId
 from swarmd.base.rng import make_rng
@@ -25,7 +25,6 @@ from swarmd.sim.world import World
 from swarmd.state.crdt import watching
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.service import Eventual, open_eventual
-from swarmd.state.crdt.types.kinds import WrongType
 from swarmd.state.crdt.types.values import AddTo, Assign, Count, Remove
 
 NAMES = ("a", "b", "c")

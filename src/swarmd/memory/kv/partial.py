@@ -22,6 +22,7 @@ import trio
 
 from swarmd.base.errors import (
     Busy,
+    ClockSkew,
     DiskFault,
     KeyTooLong,
     NoHolder,
@@ -60,7 +61,6 @@ from swarmd.observe.log import get_logger
 from swarmd.state.crdt.messages import shard_of
 from swarmd.state.crdt.placement import bucket_on
 from swarmd.state.crdt.service import Eventual
-from swarmd.state.crdt.writing import ClockSkew
 from swarmd.wire.codec import Message, pack, unpack
 
 _DEADLINE_S: Final = 5.0

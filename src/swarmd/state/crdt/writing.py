@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 from swarmd.base.errors import (
+    ClockSkew,
     Conflict,
     NotHeld,
     SwarmError,
     TooLarge,
-    Unavailable,
     ValueTooLarge,
 )
 from swarmd.base.ids import NodeId
@@ -50,12 +50,6 @@ SKEW_MAX_MS: Final = 60_000
 # What a change may take of a batch beside its key, value and removals.
 _CHANGE_BYTES_EXTRA: Final = 64
 _BATCH_BYTES: Final = CRDT_BATCH_BYTES_MAX // 4
-
-
-class ClockSkew(Unavailable):
-    """This node's clock is far from the others'. Nothing changed: set the clock."""
-
-    code = "clock_skew"
 
 
 class BatchSigner(Protocol):
