@@ -660,6 +660,22 @@ def test_a_lost_disk_that_is_found_when_its_life_is_over_agrees_with_the_others(
     assert a.value("k") == b.value("k"), "on its disk, too"
 
 
+def test_who_does_not_know_yet_who_everyone_is_ends_nothing_on_the_word_of_nobody() -> None:
+    a, b = Node("a", "b"), Node("b", "a")
+    live_on(a, b, "k", 4)
+    a.start(is_told=False)
+    a.pass_time()
+    a.step(Peers((b.id,), frozenset((a.id, b.id))))
+    a.pass_time()
+    a.pass_time()
+    assert lives_in(a, "k")[1] == 0, "b has not said that it has seen them"
+    sync(b, a)
+    a.pass_time()
+    sync(b, a)
+    a.pass_time()
+    assert lives_in(a, "k")[1] > 0
+
+
 def test_nobody_ends_the_lives_of_others() -> None:
     a, b = Node("a", "b"), Node("b", "a")
     a.write("k", AddTo(1))

@@ -57,6 +57,8 @@ class Lives:
 
     def end(self, now: float) -> list[Effect]:
         """Now and then, end earlier lives of this node, where everyone has seen all of them."""
+        if self._replica.me not in self._replica.everyone:
+            return []  # It does not know yet who everyone is.
         if self._due_at is not None and now < self._due_at:
             return []
         self._due_at = now + self.end_lives_s
@@ -82,7 +84,7 @@ class Lives:
             return []
         if ending is None or ending.lives != lives:
             self._ending[shard.name] = _Ending(lives, set(replica.everyone - {replica.me}))
-        elif not ending.missing & replica.everyone and replica.me in replica.everyone:
+        elif not ending.missing & replica.everyone:
             room = OVER_MAX - len(shard.cells.context.over)
             if room > 0:
                 over = Change("", None, lives[: min(room, REMOVES_MAX)])
