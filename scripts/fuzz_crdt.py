@@ -22,6 +22,7 @@ from swarmd.state.crdt.messages import (
     CRDT,
     Batches,
     HandOver,
+    Leaving,
     Sums,
     Taken,
     Vector,
@@ -152,6 +153,7 @@ def eventual() -> Iterator[Target]:
             WholeAsk(*shard.name),
             HandOver(*shard.name, 7, shard.seen()),
             Taken(*shard.name, 7),
+            Leaving(leaves=True),
         )
     ]
     yield Target("crdt.heard", _heard, said, renewed_after=500)

@@ -13,6 +13,10 @@ is held against them:
 One bucket lives on two nodes. Members come, go for good, die for longer than they are waited for
 and return; nodes hear of that at different times, and the sides of a partition hold each other
 dead. Then the same is owed of each shard by those who hold it in the end, and nobody else has it.
+Members leave in order, several at once, in the midst of all that; some change their mind, crash, or
+find nobody who takes what they have, and stay. Of what lives on two nodes nothing is excused
+because somebody left so. In the end, where all is well, one after the other leaves, and none may
+be refused, or go before all have its shards that are to hold them.
 No dot is ever given to two changes.
 """
 
@@ -22,7 +26,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from swarmd.sim.crdt_faults import CALM_S, FAULTS, come_back_late, disturb, end_no_more, make_peace
+from swarmd.sim.crdt_faults import (
+    CALM_S,
+    FAULTS,
+    come_back_late,
+    disturb,
+    end_no_more,
+    leave_in_order,
+    make_peace,
+)
 from swarmd.sim.crdt_watch import check, count_ends
 from swarmd.sim.crdt_world import CrdtWorld
 from swarmd.state.crdt.machine import ReplicaMachine
@@ -34,6 +46,7 @@ CHAOS_S: Final = 60.0
 OTHERS: Final = (
     "acknowledged", "removed", "whole_state", "clock_skew", "from_the_future", "newcomer",
     "turn", "excused", "merged", "ended", "restored_late", "found_late", "dropped", "taken",
+    "left",
 )  # fmt: skip
 
 
@@ -55,6 +68,8 @@ def run_seed(
     count_ends(sim)
     come_back_late(sim)
     end_no_more(sim)
+    check(sim)
+    leave_in_order(sim)
     check(sim)
     return sim
 

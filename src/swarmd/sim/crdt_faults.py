@@ -11,10 +11,18 @@ from swarmd.sim.network import LinkFaults
 CALM_S: Final = 60.0
 REST_S: Final = 30.0
 _COMING_MAX: Final = 3
+_LEAVING_MAX: Final = 3
+# So many stay while there are other faults.
+_STAYING_MIN: Final = 2
+# Within this, those that leave at once begin, or change their mind.
+_APART_S: Final = 4.0
+# So many may go where all is well, each in order.
+_GOING_MAX: Final = 8
 _JUMP_MAX_MS: Final = 90_000
 FAULTS: Final = (
     "loss", "duplicate", "delay", "reorder", "partition", "one_way_cut", "kill", "power_loss",
     "disk_lost", "disk_restored", "clock_jump", "came", "went", "replaced", "seen_apart",
+    "leave", "stayed",
 )  # fmt: skip
 
 
@@ -30,6 +38,8 @@ def disturb(sim: CrdtWorld) -> None:
             sim.part(names[:middle], names[middle:])
         case 9 if rng.random() < 0.5:
             come_or_go(sim)
+        case 9 if rng.random() < 0.5:
+            leave(sim, rng.randint(1, _LEAVING_MAX))
         case 0:
             names = sorted(sim.nodes)
             rng.shuffle(names)
@@ -55,6 +65,49 @@ def disturb(sim: CrdtWorld) -> None:
             node.copy = node.disk.copy()
 
 
+def leave(sim: CrdtWorld, most: int) -> None:
+    """So many begin to leave at about the same time; some change their mind."""
+    rng, world = sim.rng, sim.world
+    able = [node.name for node in sim.running()]
+    rng.shuffle(able)
+    for name in able[:most]:
+        begin_s = rng.choice((0.0, rng.uniform(0.0, _APART_S)))
+        world.after(begin_s, _leave_if_able, sim, name)
+        if rng.random() < 0.3:
+            world.after(begin_s + rng.uniform(0.1, _APART_S), _stay_if_leaving, sim, name)
+
+
+def _leave_if_able(sim: CrdtWorld, name: str) -> None:
+    node = sim.nodes[name]
+    others = [one for one in sim.running() if one is not node and one.leaves_at is None]
+    if node.machine is not None and node.leaves_at is None and len(others) >= _STAYING_MIN:
+        sim.leave(name)
+
+
+def _stay_if_leaving(sim: CrdtWorld, name: str) -> None:
+    if sim.nodes[name] in sim.leaving():
+        sim.stay(name)
+
+
+def leave_in_order(sim: CrdtWorld) -> None:
+    """Where all is well, one after the other leaves, or several at once, and none is refused."""
+    sim.is_calm = True
+    going = [node.name for node in sim.running()][:-1]
+    sim.rng.shuffle(going)
+    del going[_GOING_MAX:]
+    stayed = sim.world.counts["stayed"]
+    while going:
+        for _ in range(sim.rng.randint(1, _LEAVING_MAX)):
+            if going:
+                sim.leave(going.pop())
+        while sim.leaving():
+            sim.world.run_for(sim.rng.uniform(0.0, 0.3))
+            sim.someone_writes()
+    if sim.world.counts["stayed"] > stayed:
+        sim.world.violate("a node could not leave, though all was well")
+    sim.world.run_for(REST_S)
+
+
 def come_or_go(sim: CrdtWorld) -> None:
     """Somebody new comes, or somebody goes for good."""
     running = sim.running()
@@ -62,7 +115,7 @@ def come_or_go(sim: CrdtWorld) -> None:
     if sim.rng.random() < 0.5 and came < _COMING_MAX:
         sim.world.count("came")
         sim.come(f"c{came}")
-    elif len(running) > 3:
+    elif len(running) > 3 + len(sim.leaving()):
         sim.evict(sim.rng.choice(running).name)
 
 
@@ -107,6 +160,8 @@ def make_peace(sim: CrdtWorld) -> None:
     """Everything runs, nothing is lost, all clocks are right; and somebody new comes."""
     sim.heal()
     sim.network.faults = LinkFaults()
+    for node in sim.leaving():
+        sim.stay(node.name)
     for node in sim.nodes.values():
         node.skew_ms = 0
         if node.machine is None and not node.is_gone:

@@ -10,9 +10,10 @@ from swarmd.base.machine import Effect, Persist, Send
 from swarmd.sim.crdt import run_seed
 from swarmd.state.crdt.cells import Cells, Change
 from swarmd.state.crdt.dots import Actor, Context, Dot, actor_of
+from swarmd.state.crdt.holding import Holding
 from swarmd.state.crdt.lives import Lives
 from swarmd.state.crdt.machine import ReplicaMachine
-from swarmd.state.crdt.messages import Batch, HandOver, Sums, Taken
+from swarmd.state.crdt.messages import Batch, HandOver, Shard, Sums, Taken
 from swarmd.state.crdt.moving import Moving
 from swarmd.state.crdt.replica import Replica
 from swarmd.state.crdt.shard import Logged, ShardState
@@ -101,6 +102,22 @@ class _SaysTaken(Moving):
         return [*effects, Send(peer, Taken(ask.bucket, ask.shard, ask.round))]
 
 
+class _OneIsEnough(Holding):
+    """Drops a shard when one of its holders has taken it."""
+
+    def may_drop(self, name: Shard) -> bool:
+        current = self.rounds.get(name)
+        taken = current.taken if current is not None else set()
+        return not self.accepts(name) and not taken.isdisjoint(self.takers(name))
+
+
+class _TrustsLeavers(Holding):
+    """Takes who leaves for a holder, whatever it says."""
+
+    def note_leaving(self, peer: NodeId, until: float | None) -> bool:
+        return False
+
+
 class _GoesOn(Replica):
     """Numbers its changes to a shard that it had dropped as if nothing had been there."""
 
@@ -112,6 +129,10 @@ def _with_shard(
     shard: type[ShardState] = ShardState, cells: type[Cells] = Cells
 ) -> type[ReplicaMachine]:
     return _with(shard_type=type("Mutant", (shard,), {"cells_type": cells}))
+
+
+def _with_holding(holding: type[Holding]) -> type[ReplicaMachine]:
+    return _with(replica_type=type("Mutant", (Replica,), {"holding_type": holding}))
 
 
 def _with(**parts: type) -> type[ReplicaMachine]:
@@ -132,6 +153,8 @@ MUTANTS: Final[Mapping[str, type[ReplicaMachine]]] = {
     "crdt.actor_per_life": _OneLife,
     "crdt.drop_when_taken": _with(moving_type=_DropsAtOnce),
     "crdt.taken_means_all": _with(moving_type=_SaysTaken),
+    "crdt.drop_when_all_took": _with_holding(_OneIsEnough),
+    "crdt.leavers_hold_nothing": _with_holding(_TrustsLeavers),
     "crdt.actor_after_drop": _with(replica_type=_GoesOn),
 }
 

@@ -21,7 +21,9 @@ from swarmd.state.crdt.events import (
     Heard,
     Ignored,
     KeyChanged,
+    Leave,
     Peers,
+    Stay,
     SyncDue,
     Wanted,
     Write,
@@ -29,8 +31,8 @@ from swarmd.state.crdt.events import (
 )
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import ReplicaMachine
-from swarmd.state.crdt.messages import CRDT, Batches, Shard, Taken, decode_batch, shard_of
-from swarmd.state.crdt.placement import bucket_on
+from swarmd.state.crdt.messages import CRDT, Batches, Seen, Shard, Taken, decode_batch, shard_of
+from swarmd.state.crdt.placement import bucket_on, copies_of
 from swarmd.state.crdt.replica import SYNC_S
 from swarmd.state.crdt.stored import encode_shard
 from swarmd.state.crdt.types.kinds import Kind
@@ -67,6 +69,10 @@ _END_LIVES_S: Final = 4.0
 _REPLACE_S: Final = 8.0
 _HEARD_LATE_S: Final = 3.0
 _TELL_S: Final = 2.0
+# How often a node that leaves asks anew, for how long, and how long it is there afterwards.
+_HAND_OVER_S: Final = 0.5
+_LEAVE_S: Final = 15.0
+_WINDS_DOWN_S: Final = 2.0
 _NEVER: Final = ("malformed", "bad_signature", "unproven", "other_shard", "ends_others")
 CHAOS_FAULTS: Final = LinkFaults(loss=0.1, duplicate=0.05, slow=0.1, slow_max_s=3.0)
 
@@ -101,6 +107,9 @@ class Node:
     # Since when it does not run, and whether it never will again.
     down_at: float | None = None
     is_gone: bool = False
+    # Since when it leaves in order, and whether all that it had is others' now.
+    leaves_at: float | None = None
+    is_free: bool = False
     # What it wrote and waits for: ticket -> what is owed once it is acknowledged.
     waiting: dict[int, Owed] = field(default_factory=dict)
 
@@ -139,7 +148,10 @@ class CrdtWorld:
         # Steps of counters of which it is not known whether they were taken.
         self.doubtful: list[Owed] = []
         self.excused: set[tuple[str, Any]] = set()
-        self.excused_counts = False
+        # Buckets in which a counter may have lost steps that were nowhere else.
+        self.excused_counts: set[str] = set()
+        # Whether all faults are over: then who leaves must have been taken over by all it may ask.
+        self.is_calm = False
         # Sides of a partition that hold each other dead, and since when.
         self.apart: tuple[frozenset[str], frozenset[str]] | None = None
         self.apart_at = 0.0
@@ -190,9 +202,7 @@ class CrdtWorld:
         assert node.machine is not None
         self.world.count(how)
         self.network.detach(name)
-        node.machine, node.down_at = None, self.world.now
-        self.doubtful += node.waiting.values()
-        node.waiting.clear()
+        self._end(node)
         if how != "kill":  # Else the kernel writes it out in its own time.
             node.disk.crash()
         if how == "disk_lost":  # It may be found.
@@ -201,20 +211,33 @@ class CrdtWorld:
             self._lose(node, {} if how == "disk_lost" else node.copy or {})
         self.tell_peers()
 
-    def _lose(self, node: Node, image: dict[str, bytes]) -> None:
-        """Put an older state onto a disk, and excuse what was nowhere else."""
+    def _end(self, node: Node) -> None:
+        """What it was asked for last may have been done or not."""
+        node.machine, node.down_at = None, self.world.now
+        node.leaves_at, node.is_free = None, False
+        self.doubtful += node.waiting.values()
+        node.waiting.clear()
+
+    def _lose(self, node: Node, image: dict[str, bytes], *, in_order: bool = False) -> None:
+        """Put an older state onto a disk, and excuse what was nowhere else.
+
+        Of what lives on a few nodes nothing is excused where a node leaves `in_order`.
+        """
         before = elements_on(node)
         node.disk.put_back(image)
         held = set().union(*map(elements_on, self.nodes.values()))
         for what in set(self.added) | set(self.removed):
+            if in_order and bucket_of(what[0]) == PARTIAL:
+                continue
             if what in before - held and what not in self.removed:
                 self.excused.add(what)
                 self.world.count("excused")
             gone = self.removed.get(what)
-            if gone is not None and gone.node == node.name:
-                # Whether another disk has this removal is not told by what is there.
+            if gone is not None and (gone.node == node.name or self.nodes[gone.node].is_gone):
+                # Whether another disk has this removal is not told by what is there. Who left in
+                # order has others have it, who may lose it in their turn.
                 self.excused.add(what)
-        self.excused_counts = True
+        self.excused_counts |= {BUCKET} if in_order else {BUCKET, PARTIAL}
 
     def evict(self, name: str) -> None:
         """Have a node be gone for good, with its disk."""
@@ -223,6 +246,44 @@ class CrdtWorld:
         node.is_gone, node.copy, node.lost = True, None, None
         self.world.count("went")
         self.tell_peers()
+
+    def leave(self, name: str) -> None:
+        """Have a node hand over what it has, and go for good; it stays where it cannot."""
+        node = self.nodes[name]
+        node.leaves_at = self.world.now
+        self.world.count("leave")
+        self._go_on_leaving(node, node.life, self.world.now)
+
+    def _go_on_leaving(self, node: Node, life: int, since: float) -> None:
+        if node.machine is None or node.life != life or node.leaves_at != since:
+            return
+        if node.is_free and len(self.running()) > 1:
+            self._go(node)
+            return
+        self.feed(node, Leave())
+        node.is_free = not node.machine.partial_shards()
+        if not node.is_free and self.world.now - since > _LEAVE_S:
+            self.stay(node.name)
+            return
+        wait_s = self.rng.uniform(0.0, _WINDS_DOWN_S) if node.is_free else _HAND_OVER_S
+        self.world.after(wait_s, self._go_on_leaving, node, life, since)
+
+    def _go(self, node: Node) -> None:
+        """Have a node go that has handed over what it had."""
+        self.world.count("left")
+        self.network.detach(node.name)
+        self._end(node)
+        node.disk.crash()
+        self._lose(node, {}, in_order=True)
+        node.is_gone, node.copy, node.lost = True, None, None
+        self.tell_peers()
+
+    def stay(self, name: str) -> None:
+        """Have a node that was about to leave stay after all."""
+        node = self.nodes[name]
+        node.leaves_at, node.is_free = None, False
+        self.world.count("stayed")
+        self.feed(node, Stay())
 
     def part(self, a: list[str], b: list[str]) -> None:
         """Cut sides off from each other that come to hold each other dead."""
@@ -273,6 +334,9 @@ class CrdtWorld:
     def running(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.machine is not None]
 
+    def leaving(self) -> list[Node]:
+        return [node for node in self.running() if node.leaves_at is not None]
+
     def wall_ms(self, node: Node) -> int:
         return 10**12 + round(self.world.now * 1_000) + node.skew_ms
 
@@ -282,10 +346,12 @@ class CrdtWorld:
         machine = node.machine
         if machine is None:
             return
+        had = _seen_of(machine) if machine.holding.leaves and self.is_calm else {}
         effects: list[Effect] = []
         for event in events:
             effects += machine.handle(event, self.world.now)
         effects += machine.settle(self.world.now)
+        self._check_taken(node, machine, had)
         if any(isinstance(effect, Persist) for effect in effects):
             self._sync(node)
         for effect in effects:
@@ -420,6 +486,18 @@ class CrdtWorld:
         name = (bucket_of(key), shard_of(key))
         return [o for o in self.running() if o.machine and o.machine.holding.serves(name)]
 
+    def _check_taken(
+        self, node: Node, machine: ReplicaMachine, had: dict[Shard, tuple[Seen, ...]]
+    ) -> None:
+        """What a node that leaves has dropped all have that it had to ask."""
+        for name in [one for one in had if machine.shard(one) is None]:
+            for taker in map(self.by_id.__getitem__, machine.holding.takers(name)):
+                if taker.machine is None or taker.leaves_at is not None:
+                    continue
+                shard = taker.machine.shard(name)
+                if shard.lacks(had[name]) if shard is not None else had[name]:
+                    self.world.violate(f"{node.name} dropped {name}, which {taker.name} lacks")
+
     def _check_dots(self, message: Batches) -> None:
         """Whether each dot that is told names the change that it always named."""
         for raw in message.batches:
@@ -448,6 +526,11 @@ class CrdtWorld:
         cells = node.machine.cells(BUCKET, key)
         if cells is not None and len(cells.at(key)) < before:
             self.world.count("merged")
+
+
+def _seen_of(machine: ReplicaMachine) -> dict[Shard, tuple[Seen, ...]]:
+    """What was seen of the shards that not all hold."""
+    return {one.name: one.seen() for one in machine.shards() if copies_of(one.name[0])}
 
 
 def elements_on(node: Node) -> set[tuple[str, Any]]:

@@ -44,7 +44,9 @@ from swarmd.state.crdt.events import (
     Heard,
     Ignored,
     KeyChanged,
+    Leave,
     Peers,
+    Stay,
     SyncDue,
     Wanted,
     Write,
@@ -56,6 +58,7 @@ from swarmd.state.crdt.messages import (
     Batch,
     Batches,
     HandOver,
+    Leaving,
     Shard,
     Sums,
     Taken,
@@ -145,6 +148,15 @@ class ReplicaMachine:
         """A shard, if it is here."""
         return self._shards.get(name)
 
+    @property
+    def alive(self) -> tuple[NodeId, ...]:
+        """Who is alive, this node not among them."""
+        return self._replica.alive
+
+    def partial_shards(self) -> list[Shard]:
+        """Which shards are here of those that not all hold, also such that others hold now."""
+        return self._moving.partial()
+
     def is_written_to(self, name: Shard) -> bool:
         """Whether a shard has changes that no batch holds yet."""
         return name in self._replica.pending
@@ -181,6 +193,10 @@ class ReplicaMachine:
                 return self._on_sync_due(now)
             case Wanted():
                 return self._moving.want()
+            case Leave():
+                return self._moving.leave()
+            case Stay():
+                return self._moving.stay()
         raise AssertionError(event)
 
     def settle(self, now: float) -> Sequence[Effect]:
@@ -205,6 +221,8 @@ class ReplicaMachine:
                 return self._moving.on_hand_over(peer, message, now)
             case Taken():
                 return self._moving.on_taken(peer, message)
+            case Leaving():
+                return self._moving.on_leaving(peer, message, now)
         raise AssertionError(message)
 
     def _on_sums(self, peer: NodeId, sums: Sums, now: float) -> list[Effect]:
@@ -348,12 +366,11 @@ class ReplicaMachine:
                 del self._parked[key]
                 if self.holding.accepts(batch.shard):
                     effects += self._take(self._me, batch)[0]
-        effects += self._moving.ask_missing()
         if self._replica.alive:
             effects.append(Send(self._rng.choice(self._replica.alive), self._sums()))
             if sharing := self._moving.kin():
                 effects.append(Send(self._rng.choice(sharing), self._sums()))
-        return [*effects, *self._moving.hand_over(), *self.lives.end(now)]
+        return [*effects, *self._moving.turn(now), *self.lives.end(now)]
 
     # ---- whole states -------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Effect, Persist, Send
@@ -27,6 +27,7 @@ SYNC_MAX_S: Final = 5.0
 _CALMING: Final = 1.5
 # Who was asked for a shard's batches and has sent none for so long is waited for no more.
 _FETCH_S: Final = 3.0
+_JUST_NOW_S: Final = 0.5
 _LIFE_BITS: Final = 64
 
 
@@ -76,6 +77,8 @@ class Replica:
     shards: what an earlier start left.
     """
 
+    holding_type: ClassVar[type[Holding]] = Holding
+
     def __init__(
         self,
         me: NodeId,
@@ -95,7 +98,7 @@ class Replica:
         self.alive: tuple[NodeId, ...] = ()
         # All who may come back, this node among them.
         self.everyone: frozenset[NodeId] = frozenset()
-        self.holding = Holding(me)
+        self.holding = self.holding_type(me)
         self.pace = Pace()
         # Who this node is in shards that it had dropped.
         self._anew: dict[Shard, Actor] = {}
@@ -141,6 +144,11 @@ class Replica:
         self._fetching[name] = (peer, now + _FETCH_S)
         shard = self.shards.get(name)
         return [Send(peer, Vector(*name, shard.seen() if shard is not None else (), asks))]
+
+    def has_asked(self, peer: NodeId, name: Shard, now: float) -> bool:
+        """Whether it has asked this peer for a shard just now."""
+        source, until = self._fetching.get(name, (None, now))
+        return source == peer and until - now > _FETCH_S - _JUST_NOW_S
 
     def fetched(self, peer: NodeId, name: Shard) -> None:
         """This peer has nothing more of a shard: others may be asked."""

@@ -17,10 +17,17 @@ import trio
 
 from swarmd.base.clock import Clock
 from swarmd.base.disk import Disk
-from swarmd.base.errors import Busy, DiskFault, ShuttingDown, SwarmError, TimedOut
-from swarmd.base.ids import NodeId
+from swarmd.base.errors import (
+    Busy,
+    DiskFault,
+    ShuttingDown,
+    SwarmError,
+    TimedOut,
+    WouldLoseData,
+)
+from swarmd.base.ids import NodeId, short
 from swarmd.base.limits import KIB, MIB
-from swarmd.base.machine import Send
+from swarmd.base.machine import Event, Send
 from swarmd.base.rng import Rng
 from swarmd.mesh.driver import Driver
 from swarmd.mesh.link import Inbound, Lane, Link
@@ -36,8 +43,10 @@ from swarmd.state.crdt.events import (
     Heard,
     Ignored,
     KeyChanged,
+    Leave,
     Peers,
     Spoken,
+    Stay,
     SyncDue,
     Wanted,
     Write,
@@ -67,6 +76,10 @@ _CONTROL_BYTES_MAX: Final = 64 * KIB
 _LOOK_AGAIN_S: Final = 30.0
 _WATCHES_MAX: Final = 256
 _DISK_AGAIN_S: Final = 1.0
+# How often a node that leaves asks who has not taken its shards yet, and how many it names then.
+_HAND_OVER_S: Final = 0.25
+_NAMED_MAX: Final = 3
+_FULL_S: Final = 0.1
 _LIFE_BITS: Final = 64
 
 _CONFIG: Final = CrdtConfig()
@@ -272,6 +285,72 @@ class Eventual:
         finally:
             self._watches.remove(watch)
 
+    # ---- leaving ------------------------------------------------------------------------------
+
+    async def hand_over(self, timeout_s: float) -> None:
+        """Have others hold what this node has of buckets that not all hold.
+
+        From then on, also after an error, it holds nothing of them until `stay` is called, and
+        whoever asks it for that is to ask the others.
+
+        Raises:
+            WouldLoseData: nobody is there to take it, or not all was taken within `timeout_s`.
+                What others have taken by then they keep as long as this node does not stay.
+
+        Cancelled, it may have handed over some.
+        """
+        if self._machine.partial_shards() and not self._machine.alive:
+            raise WouldLoseData(
+                f"{self._shards_here()}, and no other member is alive to take them: nothing "
+                "changed; start other nodes, or let some join, and try again"
+            )
+        with trio.move_on_after(timeout_s):
+            while not self._machine.holding.leaves or self._machine.partial_shards():
+                with suppress(Busy):
+                    self._driver.feed(Leave())
+                await trio.sleep(_HAND_OVER_S)
+        if not self._machine.partial_shards():
+            return  # Also where the disk refuses, so that no step ends: there is nothing to lose.
+        raise WouldLoseData(self._not_taken(timeout_s))
+
+    def stay(self) -> None:
+        """The node does not leave after all."""
+        if not self._closed:
+            self._nursery.start_soon(self._feed, Stay())
+
+    async def _feed(self, event: Event) -> None:
+        """Have the machine take an event as soon as there is room."""
+        while True:
+            try:
+                return self._driver.feed(event)
+            except Busy:
+                await trio.sleep(_FULL_S)
+
+    def _shards_here(self) -> str:
+        names = self._machine.partial_shards()
+        shards = "1 shard" if len(names) == 1 else f"{len(names)} shards"
+        copies = sorted({copies_of(bucket) for bucket, _ in names})
+        return f"this node holds {shards} of namespaces with --copies {', '.join(map(str, copies))}"
+
+    def _not_taken(self, timeout_s: float) -> str:
+        """What could not be handed over, and to whom."""
+        holding, alive = self._machine.holding, self._machine.alive
+        living: dict[NodeId, None] = {}
+        dead: dict[NodeId, None] = {}
+        for name in self._machine.partial_shards():
+            holders, begun = holding.of(name), holding.rounds.get(name)
+            taken = begun.taken if begun is not None else ()
+            living.update(dict.fromkeys(o for o in holders if o in alive and o not in taken))
+            if not any(one in alive for one in holders):
+                dead.update(dict.fromkeys(holders))
+        parts = [f"{_named(living)} did not take all of them" if living else ""]
+        parts += [f"{_named(dead)}, which are to hold them, are not alive" if dead else ""]
+        why = ", and ".join(filter(None, parts)) or "nobody is left to hold them"
+        return (
+            f"{self._shards_here()}, and within {timeout_s:g} s {why}; what others took is with "
+            "them: try again once enough nodes are up"
+        )
+
     # ---- effects ------------------------------------------------------------------------------
 
     def _perform_send(self, effect: Send) -> None:
@@ -371,6 +450,13 @@ class Eventual:
             unknown = "this node is stopping: whether the key changed is unknown; read it elsewhere"
             self._outcomes.setdefault(ticket, ShuttingDown(unknown))
             waiting.set()
+
+
+def _named(nodes: Iterable[NodeId]) -> str:
+    """Some nodes in words, and how many more there are."""
+    names = [short(one) for one in nodes]
+    more = len(names) - _NAMED_MAX
+    return ", ".join(names[:_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
 
 
 def _bytes_of(message: Spoken) -> int:
