@@ -10,7 +10,7 @@ from fuzz_target import Target, always
 
 from swarmd.base.ids import NodeId
 from swarmd.base.rng import make_rng
-from swarmd.sim.crdt import SimSigner
+from swarmd.sim.crdt_world import SimSigner
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.state.crdt.cells import Cell
@@ -22,6 +22,7 @@ from swarmd.state.crdt.messages import (
     CRDT,
     Batches,
     HandOver,
+    Leaving,
     Sums,
     Taken,
     Vector,
@@ -152,6 +153,7 @@ def eventual() -> Iterator[Target]:
             WholeAsk(*shard.name),
             HandOver(*shard.name, 7, shard.seen()),
             Taken(*shard.name, 7),
+            Leaving(leaves=True),
         )
     ]
     yield Target("crdt.heard", _heard, said, renewed_after=500)

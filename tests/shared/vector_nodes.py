@@ -22,7 +22,7 @@ from swarmd.memory.vector.opening import open_embedded
 from swarmd.memory.vector.service import NewEntry, VectorMemory
 from swarmd.memory.vector.shapes import Hit, Scalar, packed
 from swarmd.mesh.transports.memory import MemoryNetwork
-from swarmd.sim.crdt import SimSigner
+from swarmd.sim.crdt_world import SimSigner
 from swarmd.state.crdt.service import Eventual, open_eventual
 
 DIMENSION = 4

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -12,10 +13,12 @@ from swarmd.observe.log import get_logger
 
 if TYPE_CHECKING:
     from swarmd.state.blobs.service import Blobs
+    from swarmd.state.crdt.service import Eventual
     from swarmd.state.raft.service import Store
 
 HAND_OVER_TIMEOUT_S: Final = 10.0
 BLOBS_TIMEOUT_S: Final = 15.0
+SHARDS_TIMEOUT_S: Final = 15.0
 WAYS_IN: Final = (
     "this node is in no swarm yet: make one with `swarmd --init NAME`, or join one with "
     "`swarmd --join -` and a token from `swarmctl token create` on a member, or with "
@@ -35,6 +38,7 @@ class NodeControl:
         """True if the node gives its seat up and is not expected back."""
         self.store: Store | None = None
         self.blobs: Blobs | None = None
+        self.eventual: Eventual | None = None
 
     # ---- for the API ------------------------------------------------------------------
 
@@ -48,7 +52,13 @@ class NodeControl:
         self._stopping.set()
 
     async def leave(self, *, force: bool) -> Sequence[str]:
-        """Hand on the voter's seat and what others lack of the blobs, then begin to end.
+        """Hand on what only this node has or does, then begin to end.
+
+        That is the voter's seat, what others lack of the blobs, and the shards of namespaces that
+        live on a few nodes; these last, for this node serves them no more from then on.
+
+        Args:
+            force: leave also with what could not be handed on; the rest is handed on all the same.
 
         Returns warnings.
 
@@ -57,25 +67,35 @@ class NodeControl:
         """
         warnings: list[str] = []
         try:
-            await self._hand_over()
+            for hand_over in self._duties():
+                try:
+                    await hand_over()
+                except SwarmError as error:
+                    if not force:
+                        raise
+                    warnings.append(f"left by force, with what it held: {error.message}")
+                    _log.warning("leaving by force", why=error.message)
             self.leaves = True
-        except SwarmError as error:
-            if not force:
-                raise
-            self.leaves = True
-            warnings.append(f"left by force, with what it held: {error.message}")
-            _log.warning("leaving by force", why=error.message)
         finally:
-            if not self.leaves and self.store is not None:
-                self.store.stay()
+            if not self.leaves:
+                self._stay()
         self.stop()
         return warnings
 
-    async def _hand_over(self) -> None:
+    def _duties(self) -> Iterator[Callable[[], Awaitable[None]]]:
+        """What has to be handed on before the node may go, in this order."""
         if self.store is not None:
-            await self.store.hand_over_seat(HAND_OVER_TIMEOUT_S)
+            yield partial(self.store.hand_over_seat, HAND_OVER_TIMEOUT_S)
         if self.blobs is not None:
-            await self.blobs.hand_over(BLOBS_TIMEOUT_S)
+            yield partial(self.blobs.hand_over, BLOBS_TIMEOUT_S)
+        if self.eventual is not None:
+            yield partial(self.eventual.hand_over, SHARDS_TIMEOUT_S)
+
+    def _stay(self) -> None:
+        if self.store is not None:
+            self.store.stay()
+        if self.eventual is not None:
+            self.eventual.stay()
 
     # ---- for the app ------------------------------------------------------------------
 

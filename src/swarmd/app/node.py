@@ -211,8 +211,8 @@ def _delete_keys(disk: Disk) -> None:
 
 
 async def _take_part(node: _Node, gateway: Gateway, control: NodeControl) -> None:
-    async with _open_store(node, gateway) as (mesh, store):
-        control.store = store
+    async with _open_store(node, gateway) as (mesh, store, eventual):
+        control.store, control.eventual = store, eventual
         _serve_joins(mesh, store, node.services.audit or NOBODY)
         async with (
             _keep_credential(node, mesh, store, node.services.audit or NOBODY),
@@ -228,7 +228,7 @@ async def _take_part(node: _Node, gateway: Gateway, control: NodeControl) -> Non
 
 
 @asynccontextmanager
-async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh, Store]]:
+async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh, Store, Eventual]]:
     """The lower half: the mesh and its bus, both stores, and what rests on them alone."""
     config, folder, services = node.config, node.folder, node.services
     services.trust = trust = node.beginning.trust
@@ -278,7 +278,7 @@ async def _open_store(node: _Node, gateway: Gateway) -> AsyncIterator[tuple[Mesh
             services.store = store
             keep_out_of_collector()
             async with _open_on_stores(node, mesh, eventual, store):
-                yield mesh, store
+                yield mesh, store, eventual
 
 
 @asynccontextmanager

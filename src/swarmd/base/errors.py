@@ -53,6 +53,12 @@ class Conflict(BadRequest):
     code = "conflict"
 
 
+class WrongType(Conflict):
+    """The key, or the field, holds another type, or its namespace wants one. Nothing changed."""
+
+    code = "wrong_type"
+
+
 class LeaseExpired(Conflict):
     """The lease has ended or never was: its keys are gone or will be. Grant another one."""
 
@@ -362,6 +368,12 @@ class EmbeddingFailed(Unavailable):
     """What makes vectors of texts did not, after it was asked several times. Nothing changed."""
 
     code = "embedding_failed"
+
+
+class ClockSkew(Unavailable):
+    """This node's clock is far from the others'. Nothing changed: set the clock."""
+
+    code = "clock_skew"
 
 
 class NotHeld(Unavailable):

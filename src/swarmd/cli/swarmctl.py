@@ -48,7 +48,7 @@ LAZY: Final = {
     "secret": (f"{_COMMANDS}.secret:secret", "Values that agents get and nobody is shown."),
     "audit": (f"{_COMMANDS}.audit:audit", "Who did what; is the record of it unchanged?"),
     "stop": (f"{_COMMANDS}.cluster:stop", "End the daemon; it keeps its seat and may return."),
-    "leave": (f"{_COMMANDS}.cluster:leave", "End the daemon and hand its voter seat on."),
+    "leave": (f"{_COMMANDS}.cluster:leave", "End the daemon and hand on what it holds."),
     "completion": (f"{_COMMANDS}.completion:completion", "Completion script for bash or zsh."),
 }
 

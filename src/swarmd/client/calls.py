@@ -198,7 +198,7 @@ class Client(RecipeCalls, MemberCalls, BusCalls, EventCalls, MemoryCalls, Vector
         return self._call("POST", "/stop", {}, kind=shapes.Done)
 
     def leave(self, *, force: bool = False) -> shapes.Done:
-        """Like `stop`, and hand the voter's seat on; refused if that would lose data."""
+        """Like `stop`, and hand on what the node holds; refused if that would lose data."""
         return self._call("POST", "/leave", {"force": force}, kind=shapes.Done)
 
     def authority_head(self) -> dict[str, Any]:

@@ -371,7 +371,7 @@ class Control(Protocol):
         ...
 
     async def leave(self, *, force: bool) -> Sequence[str]:
-        """Hand the seat on, then begin to end. Returns warnings.
+        """Hand on what this node holds, then begin to end. Returns warnings.
 
         Raises:
             Conflict: acknowledged data would be lost, and not `force`. The node stays.

@@ -10,8 +10,12 @@ from swarmd.base.machine import Effect, Persist, Send
 from swarmd.sim.crdt import run_seed
 from swarmd.state.crdt.cells import Cells, Change
 from swarmd.state.crdt.dots import Actor, Context, Dot, actor_of
+from swarmd.state.crdt.holding import Holding
+from swarmd.state.crdt.lives import Lives
 from swarmd.state.crdt.machine import ReplicaMachine
-from swarmd.state.crdt.messages import Batch, HandOver, Sums, Taken
+from swarmd.state.crdt.messages import Batch, HandOver, Shard, Sums, Taken
+from swarmd.state.crdt.moving import Moving
+from swarmd.state.crdt.replica import Replica
 from swarmd.state.crdt.shard import Logged, ShardState
 
 
@@ -37,12 +41,12 @@ class _Union(Cells):
         return set(other)
 
 
-class _Hasty(ReplicaMachine):
+class _Hasty(Lives):
     """Ends lives of which others may not have seen everything."""
 
-    def _end_lives(self, now: float) -> list[Effect]:
-        self._everyone = frozenset({self._me})
-        return super()._end_lives(now)
+    def end(self, now: float) -> list[Effect]:
+        self._replica.everyone = frozenset({self._replica.me})
+        return super().end(now)
 
 
 class _Careless(ShardState):
@@ -81,34 +85,58 @@ class _OneLife(ReplicaMachine):
         super().__init__(me, actor_of(me, bytes(8)), *rest, **more)
 
 
-class _DropsAtOnce(ReplicaMachine):
+class _DropsAtOnce(Moving):
     """Drops what it holds no more before anybody has taken it."""
 
-    def _hand_over(self) -> list[Effect]:
-        gone = [name for name in sorted(self._shards) if not self.holding.accepts(name)]
-        return [effect for name in gone for effect in self._drop(name)]
+    def hand_over(self) -> list[Effect]:
+        replica = self._replica
+        gone = [name for name in sorted(replica.shards) if not replica.holding.accepts(name)]
+        return [effect for name in gone for effect in self.drop(name)]
 
 
-class _SaysTaken(ReplicaMachine):
+class _SaysTaken(Moving):
     """Says that it has taken a shard whether it has all of it or not."""
 
-    def _on_hand_over(self, peer: NodeId, ask: HandOver, now: float) -> list[Effect]:
-        effects = super()._on_hand_over(peer, ask, now)
+    def on_hand_over(self, peer: NodeId, ask: HandOver, now: float) -> list[Effect]:
+        effects = super().on_hand_over(peer, ask, now)
         return [*effects, Send(peer, Taken(ask.bucket, ask.shard, ask.round))]
 
 
-class _GoesOn(ReplicaMachine):
+class _OneIsEnough(Holding):
+    """Drops a shard when one of its holders has taken it."""
+
+    def may_drop(self, name: Shard) -> bool:
+        current = self.rounds.get(name)
+        taken = current.taken if current is not None else set()
+        return not self.accepts(name) and not taken.isdisjoint(self.takers(name))
+
+
+class _TrustsLeavers(Holding):
+    """Takes who leaves for a holder, whatever it says."""
+
+    def note_leaving(self, peer: NodeId, until: float | None) -> bool:
+        return False
+
+
+class _GoesOn(Replica):
     """Numbers its changes to a shard that it had dropped as if nothing had been there."""
 
-    def _new_actor(self) -> Actor:
+    def new_actor(self) -> Actor:
         return self._actor
 
 
 def _with_shard(
     shard: type[ShardState] = ShardState, cells: type[Cells] = Cells
 ) -> type[ReplicaMachine]:
-    shard = type("Mutant", (shard,), {"cells_type": cells})
-    return type("Mutant", (ReplicaMachine,), {"shard_type": shard})
+    return _with(shard_type=type("Mutant", (shard,), {"cells_type": cells}))
+
+
+def _with_holding(holding: type[Holding]) -> type[ReplicaMachine]:
+    return _with(replica_type=type("Mutant", (Replica,), {"holding_type": holding}))
+
+
+def _with(**parts: type) -> type[ReplicaMachine]:
+    return type("Mutant", (ReplicaMachine,), parts)
 
 
 MUTANTS: Final[Mapping[str, type[ReplicaMachine]]] = {
@@ -117,15 +145,17 @@ MUTANTS: Final[Mapping[str, type[ReplicaMachine]]] = {
     ),
     "crdt.join_by_context": _with_shard(cells=_Union),
     "crdt.whole_where_gone": _with_shard(_NeverGone),
-    "crdt.ends_all_saw": _Hasty,
+    "crdt.ends_all_saw": _with(lives_type=_Hasty),
     "crdt.ends_after_all": _with_shard(_Careless, cells=_CarelessCells),
     "crdt.ends_bind": _with_shard(cells=type("Mutant", (Cells,), {"context_type": _NeverPast})),
     "crdt.sync_first": _Unsynced,
     "crdt.anti_entropy": _PushAlone,
     "crdt.actor_per_life": _OneLife,
-    "crdt.drop_when_taken": _DropsAtOnce,
-    "crdt.taken_means_all": _SaysTaken,
-    "crdt.actor_after_drop": _GoesOn,
+    "crdt.drop_when_taken": _with(moving_type=_DropsAtOnce),
+    "crdt.taken_means_all": _with(moving_type=_SaysTaken),
+    "crdt.drop_when_all_took": _with_holding(_OneIsEnough),
+    "crdt.leavers_hold_nothing": _with_holding(_TrustsLeavers),
+    "crdt.actor_after_drop": _with(replica_type=_GoesOn),
 }
 
 

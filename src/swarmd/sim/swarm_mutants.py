@@ -149,7 +149,7 @@ _EVENTS: Final[dict[str, How]] = {
     )
 }
 _CRDT: Final[dict[str, How]] = {
-    guard: BySeed("crdt", {"crdt.ends_bind": 21, "crdt.actor_per_life": 1}.get(guard, 0))
+    guard: BySeed("crdt", {"crdt.actor_after_drop": 20}.get(guard, 0))
     for guard in crdt_mutants.MUTANTS
 }
 _SWARM: Final[dict[str, How]] = {

@@ -12,16 +12,16 @@ from swarmd.base.errors import NoQuorum, SwarmError, WouldLoseData
 
 
 class Rooms:
-    """The store and the blobs of a node; each hand-over does what it is told."""
+    """The stores and the blobs of a node; each hand-over does what it is told."""
 
-    def __init__(self, seat: SwarmError | None, blobs: SwarmError | None) -> None:
+    def __init__(self, **errors: SwarmError | None) -> None:
         self.calls: list[str] = []
-        self._errors = {"seat": seat, "blobs": blobs}
+        self._errors = errors
 
     async def _do(self, what: str) -> None:
         await trio.lowlevel.checkpoint()
         self.calls.append(what)
-        error = self._errors[what]
+        error = self._errors.get(what)
         if error is not None:
             raise error
 
@@ -35,28 +35,40 @@ class Rooms:
         self.calls.append("stay")
 
 
-def control_of(seat: SwarmError | None = None, blobs: SwarmError | None = None) -> Any:
+class Shards:
+    """The eventual store of the same node."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+
+    async def hand_over(self, timeout_s: float) -> None:
+        await self._rooms._do("shards")
+
+    def stay(self) -> None:
+        self._rooms.calls.append("hold again")
+
+
+def control_of(**errors: SwarmError | None) -> Any:
     control: Any = NodeControl()
-    control.store = control.blobs = Rooms(seat, blobs)
+    control.store = control.blobs = rooms = Rooms(**errors)
+    control.eventual = Shards(rooms)
     control.now_ready()
     return control
 
 
-async def test_the_seat_goes_first_then_the_blobs_then_the_node() -> None:
+async def test_the_seat_goes_first_then_the_blobs_then_shards_then_the_node() -> None:
     control = control_of()
     assert await control.leave(force=False) == []
-    assert control.store.calls == ["seat", "blobs"]
+    assert control.store.calls == ["seat", "blobs", "shards"]
     assert control.not_ready() == "it is stopping"
 
 
-@pytest.mark.parametrize(
-    "errors", [(WouldLoseData("alone"), None), (None, WouldLoseData("only here"))]
-)
-async def test_a_node_that_may_not_leave_stays_and_takes_seats_again(errors: Any) -> None:
-    control = control_of(*errors)
+@pytest.mark.parametrize("what", ["seat", "blobs", "shards"])
+async def test_a_node_that_may_not_leave_stays_and_takes_back_what_it_gave(what: str) -> None:
+    control = control_of(**{what: WouldLoseData("only here")})
     with pytest.raises(WouldLoseData):
         await control.leave(force=False)
-    assert control.store.calls[-1] == "stay"
+    assert control.store.calls[-3:] == [what, "stay", "hold again"]
     assert control.not_ready() == ""
 
 
@@ -65,13 +77,14 @@ async def test_a_leave_that_is_given_up_leaves_nothing_behind() -> None:
     with trio.CancelScope() as scope:
         scope.cancel()
         await control.leave(force=False)
-    assert control.store.calls == ["stay"]
+    assert control.store.calls == ["stay", "hold again"]
     assert control.not_ready() == ""
 
 
-async def test_force_leaves_with_a_warning() -> None:
-    control = control_of(blobs=NoQuorum("nobody answers"))
-    [warning] = await control.leave(force=True)
-    assert "nobody answers" in warning
-    assert control.store.calls == ["seat", "blobs"]
+async def test_force_leaves_with_a_warning_and_what_can_be_handed_on_is() -> None:
+    control = control_of(seat=NoQuorum("nobody answers"), shards=WouldLoseData("one is here"))
+    first, second = await control.leave(force=True)
+    assert "nobody answers" in first
+    assert "one is here" in second
+    assert control.store.calls == ["seat", "blobs", "shards"]
     assert control.not_ready() == "it is stopping"

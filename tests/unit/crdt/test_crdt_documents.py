@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_crdt_types import is_a_join
 
-from swarmd.base.errors import BadRequest, MalformedMessage, TooLarge
+from swarmd.base.errors import BadRequest, MalformedMessage, TooLarge, WrongType
 from swarmd.state.crdt.cells import Cell, Change
 from swarmd.state.crdt.dots import Dot
 from swarmd.state.crdt.types import documents
-from swarmd.state.crdt.types.kinds import Kind, WrongType
+from swarmd.state.crdt.types.kinds import Kind
 from swarmd.state.crdt.types.updates import (
     CLIENT_MAX,
     CLOCK_MAX,

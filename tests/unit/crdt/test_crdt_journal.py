@@ -9,7 +9,7 @@ import pytest
 from swarmd.base.errors import DiskFault
 from swarmd.base.ids import NodeId
 from swarmd.base.rng import make_rng
-from swarmd.sim.crdt import SimSigner
+from swarmd.sim.crdt_world import SimSigner
 from swarmd.sim.disk import PowerLost, SimDisk
 from swarmd.sim.world import World
 from swarmd.state.crdt.dots import actor_of

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from typing import Any
 
 import pytest
+from crdt_nodes import WALL_MS, Node, node_id, talk
 
-from swarmd.base.errors import MalformedMessage, SwarmError, ValueTooLarge
-from swarmd.base.ids import NodeId
+from swarmd.base.errors import MalformedMessage, ValueTooLarge
 from swarmd.base.limits import CRDT_BATCH_CHANGES_MAX, CRDT_CELL_BYTES_MAX, CRDT_VALUE_BYTES_MAX
 from swarmd.base.machine import Persist, Send, SetTimer
-from swarmd.base.rng import make_rng
-from swarmd.sim.crdt import SimSigner
-from swarmd.sim.disk import SimDisk
-from swarmd.sim.world import World
-from swarmd.state.crdt import machine, wholes
+from swarmd.sim.crdt_world import SimSigner
+from swarmd.state.crdt import machine, replica, wholes
 from swarmd.state.crdt.cells import Cell, Change
 from swarmd.state.crdt.clock import stamp_at
 from swarmd.state.crdt.dots import Context, actor_of
-from swarmd.state.crdt.events import Heard, Ignored, Peers, SyncDue, Write, Written
+from swarmd.state.crdt.events import Heard, Peers, SyncDue, Write, Written
 from swarmd.state.crdt.journal import ShardJournal
-from swarmd.state.crdt.machine import (
-    END_LIVES_S,
-    PUSH_PEERS_MAX,
-    SKEW_MAX_MS,
-    ReplicaMachine,
-)
 from swarmd.state.crdt.messages import (
-    CRDT,
     REMOVES_MAX,
     Batches,
     ShardSum,
@@ -49,99 +38,11 @@ from swarmd.state.crdt.types.values import (
     AddTo,
     Assign,
     Count,
-    Operation,
     Remove,
     TakeFrom,
     change,
-    read,
 )
-
-WALL_MS = 10**12
-
-
-def node_id(name: str) -> NodeId:
-    return NodeId(name.encode().ljust(32, b"."))
-
-
-class Node:
-    """A machine, what it sent, and what became of its callers' writes."""
-
-    def __init__(self, name: str, *others: str, log_bytes_max: int = 1_000_000) -> None:
-        self.id = node_id(name)
-        self.disk = SimDisk(World(0), name)
-        self.wall_ms = WALL_MS
-        self.lives = 0
-        self.others = others
-        self.log_bytes_max = log_bytes_max
-        self.sent: deque[tuple[NodeId, Any]] = deque()
-        self.answers: dict[int, SwarmError | None] = {}
-        self.ignored: list[str] = []
-        self.now = 0.0
-        self.start()
-
-    def start(self, image: dict[str, bytes] | None = None) -> None:
-        """Begin another life, on an older state of the disk if one is given."""
-        if image is not None:
-            self.disk.put_back(image)
-        self.journal = ShardJournal(self.disk)
-        shards = self.journal.load(self.log_bytes_max)
-        self.machine = ReplicaMachine(
-            self.id, actor_of(self.id, self.lives.to_bytes(8, "big")), SimSigner(self.id),
-            self.journal, make_rng(f"{self.id!r}{self.lives}"), lambda: self.wall_ms, shards,
-            log_bytes_max=self.log_bytes_max,
-        )  # fmt: skip
-        self.lives += 1
-        others = tuple(map(node_id, self.others))
-        self.step(Peers(others, frozenset((self.id, *others))))
-
-    def pass_time(self) -> None:
-        """Long enough that it looks after its lives."""
-        self.now += END_LIVES_S
-        self.step(SyncDue())
-
-    def step(self, *events: Any) -> list[Any]:
-        effects = []
-        for event in events:
-            effects += self.machine.handle(event, self.now)
-        effects += self.machine.settle(self.now)
-        if Persist() in effects:
-            self.journal.sync()
-        for effect in effects:
-            match effect:
-                case Send(peer, message):
-                    self.sent.append((peer, CRDT.decode(CRDT.encode(message))))
-                case Written(ticket, error):
-                    self.answers[ticket] = error
-                case Ignored(_, reason):
-                    self.ignored.append(reason)
-        return effects
-
-    def write(self, key: str, operation: Operation) -> SwarmError | None:
-        ticket = len(self.answers)
-        self.step(Write(ticket, "b", key, operation))
-        return self.answers[ticket]
-
-    def value(self, key: str) -> Any:
-        cells = self.machine.cells("b", key)
-        return None if cells is None or not cells.at(key) else read(cells.at(key))
-
-    def take(self) -> list[Any]:
-        sent = [message for _, message in self.sent]
-        self.sent.clear()
-        return sent
-
-
-def talk(*nodes: Node) -> None:
-    """Carry what they have sent until nothing is left."""
-    by_id = {node.id: node for node in nodes}
-    for _ in range(10_000):
-        busy = [node for node in nodes if node.sent]
-        if not busy:
-            return
-        peer, message = busy[0].sent.popleft()
-        if peer in by_id:
-            by_id[peer].step(Heard(busy[0].id, message))
-    raise AssertionError("they never come to an end")
+from swarmd.state.crdt.writing import PUSH_PEERS_MAX, SKEW_MAX_MS
 
 
 def sync(a: Node, b: Node) -> None:
@@ -443,7 +344,7 @@ def test_a_shard_comes_from_one_peer_at_a_time() -> None:
         a.write(key, Assign(number))
     sync(a, b)
     assert ahead(c, a, b) == [True, False]
-    c.now += machine._FETCH_S - 0.1
+    c.now += replica._FETCH_S - 0.1
     assert ahead(c, b, a) == [False, True]
     talk(a, c)
     b.write(same_shard(1)[0], Assign("news"))
@@ -455,7 +356,7 @@ def test_who_does_not_answer_is_waited_for_no_longer_than_others_have_it() -> No
     a.write("k", Assign(1))
     sync(a, b)
     assert ahead(c, a, b) == [True, False]
-    c.now += machine._FETCH_S
+    c.now += replica._FETCH_S
     assert ahead(c, b) == [True]
     assert ahead(c, a) == [False]
     c.step(Peers((a.id,)))
@@ -757,6 +658,22 @@ def test_a_lost_disk_that_is_found_when_its_life_is_over_agrees_with_the_others(
     assert shards_of(a)[0].cells == shards_of(b)[0].cells
     a.start()
     assert a.value("k") == b.value("k"), "on its disk, too"
+
+
+def test_who_does_not_know_yet_who_everyone_is_ends_nothing_on_the_word_of_nobody() -> None:
+    a, b = Node("a", "b"), Node("b", "a")
+    live_on(a, b, "k", 4)
+    a.start(is_told=False)
+    a.pass_time()
+    a.step(Peers((b.id,), frozenset((a.id, b.id))))
+    a.pass_time()
+    a.pass_time()
+    assert lives_in(a, "k")[1] == 0, "b has not said that it has seen them"
+    sync(b, a)
+    a.pass_time()
+    sync(b, a)
+    a.pass_time()
+    assert lives_in(a, "k")[1] > 0
 
 
 def test_nobody_ends_the_lives_of_others() -> None:

@@ -7,28 +7,21 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from crdt_nodes import TWO, Node, key_held_by, node_id, talk, turns
 from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmd.base.errors import NotHeld
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import CRDT_COPIES_MAX, CRDT_COPIES_MIN, CRDT_SHARDS
-from swarmd.base.machine import Persist, Send
-from swarmd.base.rng import make_rng
-from swarmd.sim.crdt import SimSigner
-from swarmd.sim.disk import SimDisk
-from swarmd.sim.world import World
-from swarmd.state.crdt.dots import actor_of
-from swarmd.state.crdt.events import Dropped, Heard, Ignored, Peers, SyncDue, Wanted, Write, Written
+from swarmd.state.crdt.events import Heard, SyncDue, Write
 from swarmd.state.crdt.holding import Holding, Round
-from swarmd.state.crdt.journal import ShardJournal
-from swarmd.state.crdt.machine import ReplicaMachine
-from swarmd.state.crdt.messages import CRDT, HandOver, Shard, Sums, Taken, shard_of
+from swarmd.state.crdt.messages import HandOver, Shard, Sums, Taken, shard_of
 from swarmd.state.crdt.placement import bucket_on, copies_of, holders
-from swarmd.state.crdt.types.values import AddTo, read
+from swarmd.state.crdt.types.values import AddTo
 
-TWO = bucket_on("b", 2)
-IDS = [NodeId(f"n{number:02}".encode().ljust(32, b".")) for number in range(12)]
+NAMES = [f"n{number:02}" for number in range(12)]
+IDS = [node_id(name) for name in NAMES]
 
 
 # ---- rendezvous ----------------------------------------------------------------------------
@@ -161,101 +154,13 @@ def test_a_round_is_over_when_members_change_and_answers_to_it_count_no_more() -
 # ---- machines ------------------------------------------------------------------------------
 
 
-class Node:
-    """A machine of one of several members, and the shell that performs what it wants."""
-
-    def __init__(self, node_id: NodeId) -> None:
-        self.id, self.lives = node_id, 0
-        self.disk = SimDisk(World(0), "disk")
-        self.sent: list[tuple[NodeId, Any]] = []
-        self.ignored: list[str] = []
-        self.dropped: list[Shard] = []
-        self.answers: dict[int, object] = {}
-        self.now = 0.0
-        self.start()
-
-    def start(self) -> None:
-        self.journal = ShardJournal(self.disk)
-        self.machine = ReplicaMachine(
-            self.id, actor_of(self.id, self.lives.to_bytes(8, "big")), SimSigner(self.id),
-            self.journal, make_rng(f"{self.id!r}{self.lives}"), lambda: 10**12,
-            self.journal.load(),
-        )  # fmt: skip
-        self.lives += 1
-        self.step(Wanted())
-
-    def see(self, alive: list[NodeId], members: list[NodeId] | None = None) -> None:
-        others = tuple(one for one in alive if one != self.id)
-        placed = frozenset(members or alive)
-        self.step(Peers(others, frozenset(IDS), placed))
-
-    def step(self, *events: Any) -> None:
-        effects = []
-        for event in events:
-            effects += self.machine.handle(event, self.now)
-        effects += self.machine.settle(self.now)
-        if Persist() in effects:
-            self.journal.sync()
-        for effect in effects:
-            match effect:
-                case Send(peer, message):
-                    self.sent.append((peer, CRDT.decode(CRDT.encode(message))))
-                case Written(ticket, error):
-                    self.answers[ticket] = error
-                case Ignored(_, reason):
-                    self.ignored.append(reason)
-                case Dropped(shard):
-                    self.dropped.append(shard)
-
-    def write(self, key: str, element: object) -> object:
-        ticket = len(self.answers)
-        self.step(Write(ticket, TWO, key, AddTo(element)))
-        return self.answers[ticket]
-
-    def value(self, key: str) -> Any:
-        cells = self.machine.cells(TWO, key)
-        return None if cells is None else read(cells.at(key))
-
-    def told(self, kind: type) -> list[Any]:
-        return [message for _, message in self.sent if isinstance(message, kind)]
-
-
-def talk(*nodes: Node) -> None:
-    """Carry what was sent between these until nothing is left."""
-    by_id = {node.id: node for node in nodes}
-    for _ in range(1_000):
-        mail = [(node, sent) for node in nodes for sent in node.sent]
-        if not mail:
-            return
-        for node in nodes:
-            node.sent = []
-        for node, (peer, message) in mail:
-            if peer in by_id:
-                by_id[peer].step(Heard(node.id, message))
-    raise AssertionError("they never end")
-
-
-def turns(*nodes: Node, count: int = 6) -> None:
-    for _ in range(count):
-        for node in nodes:
-            node.now += 1.0
-            node.step(SyncDue())
-        talk(*nodes)
-
-
 A, B, C = IDS[:3]
 
 
-def key_held_by(*ids: NodeId, among: list[NodeId]) -> str:
-    return next(
-        key for key in map(str, range(10_000))
-        if set(holders((TWO, shard_of(key)), among, 2)) == set(ids)
-    )  # fmt: skip
-
-
 def three() -> tuple[Node, Node, Node]:
-    nodes = Node(A), Node(B), Node(C)
+    nodes = Node("n00", bucket=TWO), Node("n01", bucket=TWO), Node("n02", bucket=TWO)
     for node in nodes:
+        node.everyone = frozenset(IDS)
         node.see([A, B, C])
     turns(*nodes)
     return nodes
@@ -264,10 +169,10 @@ def three() -> tuple[Node, Node, Node]:
 def test_a_write_goes_to_the_holders_and_others_refuse_it() -> None:
     a, b, c = three()
     key = key_held_by(A, B, among=[A, B, C])
-    refused = c.write(key, 1)
+    refused = c.write(key, AddTo(1))
     assert isinstance(refused, NotHeld)
     assert "nothing changed" in refused.message
-    assert a.write(key, 2) is None
+    assert a.write(key, AddTo(2)) is None
     assert {peer for peer, _ in a.sent} == {B}
     batches = a.sent[0][1]
     talk(a, b, c)
@@ -286,7 +191,7 @@ def test_who_holds_a_shard_no_more_drops_it_once_all_have_taken_it() -> None:
     for node in (a, b):
         node.see([A, B])
     turns(a, b)
-    assert a.write(key, 1) is None
+    assert a.write(key, AddTo(1)) is None
     a.sent.clear()
     for node in (a, b, c):
         node.see([A, B, C])
@@ -300,7 +205,7 @@ def test_who_holds_a_shard_no_more_drops_it_once_all_have_taken_it() -> None:
     assert b.value(key) == c.value(key) == [1]
     a.start()
     assert a.machine.shard(name) is None
-    assert isinstance(a.write(key, 2), NotHeld)
+    assert isinstance(a.write(key, AddTo(2)), NotHeld)
 
 
 def test_who_hands_a_shard_over_itself_takes_it_from_nobody() -> None:
@@ -315,7 +220,7 @@ def test_who_hands_a_shard_over_itself_takes_it_from_nobody() -> None:
         and {A, B}.isdisjoint(holders((TWO, shard_of(key)), IDS, 2))
     )  # fmt: skip
     name = (TWO, shard_of(key))
-    a.write(key, 1)
+    a.write(key, AddTo(1))
     talk(a, b, c)
     first, second = (a, b) if holders(name, [A, B], 2)[0] == B else (b, a)
     above = holders(name, IDS, 2)
@@ -339,7 +244,7 @@ def test_an_answer_that_comes_when_it_is_a_holder_again_has_it_drop_nothing() ->
     for node in (a, b):
         node.see([A, B])
     turns(a, b)
-    a.write(key, 1)
+    a.write(key, AddTo(1))
     for node in (a, b, c):
         node.see([A, B, C])
     a.now += 1.0
@@ -361,13 +266,13 @@ def test_what_a_node_wrote_to_a_shard_that_it_dropped_it_does_not_go_on_with() -
     for node in (a, b):
         node.see([A, B])
     turns(a, b)
-    a.write(key, 1)
+    a.write(key, AddTo(1))
     for node in (a, b, c):
         node.see([A, B, C])
     turns(a, b, c)
     assert len(a.dropped) == 1
     a.see([A])
-    assert a.write(key, 2) is None
+    assert a.write(key, AddTo(2)) is None
     for node in (a, b, c):
         node.see([A, B, C])
     turns(a, b, c)
@@ -385,7 +290,7 @@ def test_a_dropped_shard_does_not_come_back_from_its_file() -> None:
     for node in (a, b):
         node.see([A, B])
     turns(a, b)
-    a.write(key, 1)
+    a.write(key, AddTo(1))
     from swarmd.state.crdt.stored import encode_shard
 
     for one in a.journal.turn():
@@ -413,7 +318,7 @@ def test_lives_end_once_all_who_have_the_shard_have_seen_them() -> None:
     a, b, c = three()
     key = key_held_by(A, B, among=[A, B, C])
     for element in range(5):
-        a.write(key, element)
+        a.write(key, AddTo(element))
         a.sent.clear()
         a.start()
         a.see([A, B, C])
@@ -421,7 +326,7 @@ def test_lives_end_once_all_who_have_the_shard_have_seen_them() -> None:
     shard = a.machine.shard((TWO, shard_of(key)))
     assert shard is not None
     assert len(shard.cells.context.vector) == 5
-    nodes = [Node(one) for one in IDS[3:]]
+    nodes = [Node(one, bucket=TWO) for one in NAMES[3:]]
     for node in (a, b, c, *nodes):
         node.see([A, B, C])
     for _ in range(3):
@@ -438,7 +343,7 @@ def test_what_all_hold_alone_makes_the_digest() -> None:
     a, _, c = three()
     key = key_held_by(A, B, among=[A, B, C])
     before = a.machine.digest()
-    a.write(key, 1)
+    a.write(key, AddTo(1))
     assert a.machine.digest() == before == c.machine.digest()
     a.step(Write(99, "b", "k", AddTo(1)))
     assert a.machine.digest() != before

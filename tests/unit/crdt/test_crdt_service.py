@@ -14,21 +14,24 @@ from fixed_membership import FixedMembership
 
 from swarmd.base.clock import BootClock
 from swarmd.base.disk import Disk
-from swarmd.base.errors import DiskFault, ShuttingDown
+from swarmd.base.errors import DiskFault, NotHeld, ShuttingDown, WouldLoseData, WrongType
 from swarmd.base.files import FileDisk
 from swarmd.base.ids import NodeId
 from swarmd.base.rng import make_rng
+from swarmd.mesh.swim.messages import MemberState
 from swarmd.mesh.transports.memory import MemoryNetwork
-from swarmd.sim.crdt import SimSigner
+from swarmd.sim.crdt_world import SimSigner
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
-from swarmd.state.crdt import service
+from swarmd.state.crdt import watching
 from swarmd.state.crdt.journal import ShardJournal
+from swarmd.state.crdt.messages import shard_of
+from swarmd.state.crdt.placement import bucket_on
 from swarmd.state.crdt.service import Eventual, open_eventual
-from swarmd.state.crdt.types.kinds import WrongType
 from swarmd.state.crdt.types.values import AddTo, Assign, Count, Remove
 
 NAMES = ("a", "b", "c")
+TWO = bucket_on("b", 2)
 
 
 def node_id(name: str) -> NodeId:
@@ -162,7 +165,7 @@ async def test_a_watch_goes_on_where_an_earlier_one_was(swarm: Swarm) -> None:
 async def test_a_watch_that_was_away_for_too_many_changes_is_told(
     swarm: Swarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_REMEMBERED_MAX", 3)
+    monkeypatch.setattr(watching, "_REMEMBERED_MAX", 3)
     async with swarm.node("a") as a:
         with a.watch("b") as watch:
             position = watch.position
@@ -218,3 +221,67 @@ async def test_logs_end_as_shards_while_writing_goes_on(
     assert list((swarm.folder / "a").rglob("shard-*"))
     async with swarm.node("a") as again:
         assert len(again.keys("b")) == 60
+
+
+def serving(store: Eventual) -> list[str]:
+    """The keys of `KEYS` that a node serves."""
+    return [key for key in KEYS if store.serves(TWO, shard_of(key))]
+
+
+KEYS = [f"k{number}" for number in range(30)]
+
+
+async def write_all(*stores: Eventual) -> None:
+    """Write each key where it is served, once those who hold it serve it."""
+    await until(lambda: sum(len(serving(store)) for store in stores) == 2 * len(KEYS))
+    for key in KEYS:
+        store = next(one for one in stores if one.serves(TWO, shard_of(key)))
+        await store.write(TWO, key, Assign(key))
+
+
+async def test_who_leaves_has_others_hold_what_it_held(swarm: Swarm) -> None:
+    async with swarm.node("a") as a, swarm.node("b") as b, swarm.node("c") as c:
+        await write_all(a, b, c)
+        assert a.keys(TWO)
+        await a.hand_over(5.0)
+        assert a.keys(TWO) == []
+        assert b.keys(TWO) == c.keys(TWO) == sorted(KEYS)
+        assert all(a.holders(TWO, n) == b.holders(TWO, n) for n in range(64))
+        with pytest.raises(NotHeld):
+            await a.write(TWO, KEYS[0], Assign(2))
+        await until(lambda: serving(b) == serving(c) == KEYS)
+        # And back, when it does not leave after all.
+        a.stay()
+        await until(lambda: sum(len(serving(store)) for store in (a, b, c)) == 2 * len(KEYS))
+        assert a.keys(TWO) == serving(a)
+
+
+async def test_a_node_that_is_alone_is_told_at_once_that_it_may_not_leave(swarm: Swarm) -> None:
+    async with swarm.node("a") as a:
+        async with swarm.node("b") as b, swarm.node("c") as c:
+            await write_all(a, b, c)
+        for name in ("b", "c"):
+            swarm.membership.tell(node_id(name), MemberState.DEAD)
+        await until(lambda: not a._machine.alive)
+        keys = serving(a)
+        with trio.fail_after(1.0), pytest.raises(WouldLoseData, match="no other member is alive"):
+            await a.hand_over(5.0)
+        assert serving(a) == keys, "nothing changed"
+
+
+async def test_a_node_that_is_alone_and_holds_nothing_may_leave(swarm: Swarm) -> None:
+    swarm.membership = FixedMembership([node_id("a")])
+    async with swarm.node("a") as a:
+        await a.hand_over(5.0)
+
+
+async def test_who_finds_nobody_that_takes_all_says_whom_it_has_asked(swarm: Swarm) -> None:
+    async with swarm.node("a") as a:
+        async with swarm.node("b") as b, swarm.node("c") as c:
+            await write_all(a, b, c)
+        # They count as alive, and do not answer.
+        with pytest.raises(WouldLoseData, match=r"holds \d+ shards .* did not take all"):
+            await a.hand_over(0.6)
+        a.stay()
+        await until(lambda: not a._machine.holding.leaves)
+        assert a.keys(TWO)

@@ -10,12 +10,12 @@ import pytest
 from crdt_replicas import Group, Step, actor, run, try_runs
 from hypothesis import settings
 
-from swarmd.base.errors import BadRequest, MalformedMessage, NotFound
+from swarmd.base.errors import BadRequest, MalformedMessage, NotFound, WrongType
 from swarmd.state.crdt.cells import Cell, Cells, Change, Gap
 from swarmd.state.crdt.clock import HybridClock, ms_of
 from swarmd.state.crdt.dots import Context
 from swarmd.state.crdt.types.counters import SUM_MAX
-from swarmd.state.crdt.types.kinds import Kind, WrongType
+from swarmd.state.crdt.types.kinds import Kind
 from swarmd.state.crdt.types.values import (
     AddTo,
     Assign,

@@ -22,7 +22,7 @@ from swarmd.memory.cache.service import Cache, open_cache
 from swarmd.memory.kv.service import SharedMemory, open_memory
 from swarmd.mesh.swim.messages import MemberState
 from swarmd.mesh.transports.memory import MemoryNetwork
-from swarmd.sim.crdt import SimSigner
+from swarmd.sim.crdt_world import SimSigner
 from swarmd.sim.disk import SimDisk
 from swarmd.sim.world import World
 from swarmd.state.crdt.config import CrdtConfig

@@ -27,7 +27,7 @@ from swarmd.memory.kv.eventual import BUCKET, EventualMemory
 from swarmd.memory.kv.inspecting import EXPIRED
 from swarmd.memory.kv.port import ABSENT, LIST_BYTES_MAX, Entry
 from swarmd.mesh.transports.memory import MemoryNetwork
-from swarmd.sim.crdt import SimSigner
+from swarmd.sim.crdt_world import SimSigner
 from swarmd.state.crdt.service import open_eventual
 from swarmd.state.crdt.types.kinds import Kind
 from swarmd.state.crdt.types.values import AddTo, Assign, EditText

@@ -17,6 +17,7 @@ from swarmd.base.errors import (
     NotHeld,
     PolicyConflict,
     ValueTooLarge,
+    WrongType,
 )
 from swarmd.base.limits import CRDT_VALUE_BYTES_MAX
 from swarmd.memory.kv.eventual import BUCKET
@@ -28,7 +29,6 @@ from swarmd.memory.kv.service import SharedMemory
 from swarmd.state.crdt.config import CrdtConfig
 from swarmd.state.crdt.messages import shard_of
 from swarmd.state.crdt.placement import bucket_on
-from swarmd.state.crdt.types.kinds import WrongType
 
 Clock = trio.testing.MockClock
 TWO = bucket_on(BUCKET, 2)

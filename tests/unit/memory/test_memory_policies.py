@@ -20,6 +20,7 @@ from swarmd.base.errors import (
     PolicyConflict,
     ValueTooLarge,
     WouldLoseData,
+    WrongType,
 )
 from swarmd.memory.cache.service import Turn
 from swarmd.memory.kv.namespaces import BUCKET
@@ -30,7 +31,6 @@ from swarmd.memory.kv.records import (
     ValueType,
     decode_namespace,
 )
-from swarmd.state.crdt.types.kinds import WrongType
 from swarmd.state.crdt.types.values import Assign
 from swarmd.wire.codec import encode_struct
 

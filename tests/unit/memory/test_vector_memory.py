@@ -248,7 +248,7 @@ async def test_an_index_that_is_ahead_of_its_store_goes_back(swarm: VectorSwarm)
 async def test_it_catches_up_when_more_changes_than_a_watch_keeps(
     swarm: VectorSwarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("swarmd.state.crdt.service._WATCHED_MAX", 20)
+    monkeypatch.setattr("swarmd.state.crdt.watching._WATCHED_MAX", 20)
     monkeypatch.setattr(feeding, "_BATCH", 7)
     monkeypatch.setattr(feeding, "_PAGE", 10)
     ids = sorted(f"e{n}" for n in range(300))
@@ -272,7 +272,7 @@ async def test_a_search_waits_for_no_more_than_the_pass_that_an_opening_index_be
     swarm: VectorSwarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the watch lagged before there was an index: one pass sees all of that."""
-    monkeypatch.setattr("swarmd.state.crdt.service._WATCHED_MAX", 5)
+    monkeypatch.setattr("swarmd.state.crdt.watching._WATCHED_MAX", 5)
     may_open = trio.Event()
 
     @asynccontextmanager

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # The daemon drains for up to 10 s before it ends, and a seat may take as long to hand on.
 _STOP_TIMEOUT_S: Final = 30.0
+# The seat, blobs and shards are handed on first, each within its own time.
+_LEAVE_TIMEOUT_S: Final = 90.0
 _POLL_S: Final = 0.05
 
 
@@ -193,11 +195,13 @@ def _lives(pid: int) -> bool:
 @click.command(cls=SwarmCommand, examples=["swarmctl leave", "swarmctl leave --force"])
 @click.option("--force", is_flag=True, help="Leave even if acknowledged data may be lost.")
 def leave(force: bool) -> None:
-    """End the daemon and hand its voter seat on to another member.
+    """End the daemon, and hand what it holds on to other members.
 
-    Refused if that would lose acknowledged data; --force does it nevertheless, with a warning.
+    That is its voter seat, blobs of which others have too few copies, and values of namespaces
+    with --copies. Refused if acknowledged data would be lost; --force leaves nevertheless, and
+    warns of what could not be handed on.
     """
-    with open_client(timeout_s=_STOP_TIMEOUT_S) as client:
+    with open_client(timeout_s=_LEAVE_TIMEOUT_S) as client:
         done = client.leave(force=force)
         _wait_until_gone(client, done.pid)
         _print_done(done, "left the swarm")

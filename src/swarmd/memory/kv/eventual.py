@@ -27,10 +27,11 @@ from swarmd.state.crdt.clock import ms_of
 from swarmd.state.crdt.dots import Actor, Dot, node_of
 from swarmd.state.crdt.messages import shard_of
 from swarmd.state.crdt.placement import copies_of
-from swarmd.state.crdt.service import Eventual, KeyWatch
+from swarmd.state.crdt.service import Eventual
 from swarmd.state.crdt.types.kinds import Kind
 from swarmd.state.crdt.types.registers import winner
 from swarmd.state.crdt.types.values import Assign, Remove, kind_of
+from swarmd.state.crdt.watching import KeyWatch
 from swarmd.wire.codec import pack, unpack
 
 BUCKET: Final = "memory"

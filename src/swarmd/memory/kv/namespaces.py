@@ -51,8 +51,9 @@ from swarmd.memory.kv.records import (
 from swarmd.memory.kv.rules import author, check_namespace
 from swarmd.memory.kv.strong import StrongStore
 from swarmd.observe.log import get_logger
-from swarmd.state.crdt.service import Eventual, KeyWatch
+from swarmd.state.crdt.service import Eventual
 from swarmd.state.crdt.types.values import Assign
+from swarmd.state.crdt.watching import KeyWatch
 from swarmd.state.raft.messages import (
     MEMORY_NAMESPACE_PREFIX,
     MEMORY_TABLE_KEY,

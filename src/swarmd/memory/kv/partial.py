@@ -22,6 +22,7 @@ import trio
 
 from swarmd.base.errors import (
     Busy,
+    ClockSkew,
     DiskFault,
     KeyTooLong,
     NoHolder,
@@ -57,7 +58,6 @@ from swarmd.memory.kv.port import LIST_MAX, Entry, Watch
 from swarmd.memory.kv.rules import author, check_namespace, encoded, name_of, ttl_ms
 from swarmd.mesh.link import Inbound, Lane, Link
 from swarmd.observe.log import get_logger
-from swarmd.state.crdt.machine import ClockSkew
 from swarmd.state.crdt.messages import shard_of
 from swarmd.state.crdt.placement import bucket_on
 from swarmd.state.crdt.service import Eventual

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from swarmd.base.errors import BadRequest, ValueTooLarge
+from swarmd.base.errors import BadRequest, ValueTooLarge, WrongType
 from swarmd.base.limits import (
     CACHE_BYTES_MAX,
     CACHE_ENTRIES_MAX,
@@ -21,7 +21,6 @@ from swarmd.base.limits import (
 )
 from swarmd.memory.kv.records import Namespace, ValueType, Who
 from swarmd.memory.kv.rules import ttl_ms
-from swarmd.state.crdt.types.kinds import WrongType
 
 _TYPES: Final[dict[ValueType, tuple[type, ...]]] = {
     ValueType.STRING: (str,),

@@ -35,7 +35,8 @@ from swarmd.memory.vector.rules import Spec
 from swarmd.memory.vector.shapes import Batch, Change, Define, Drop, Remove, Upsert
 from swarmd.observe.log import get_logger
 from swarmd.state.crdt.dots import Dot
-from swarmd.state.crdt.service import Eventual, KeyWatch
+from swarmd.state.crdt.service import Eventual
+from swarmd.state.crdt.watching import KeyWatch
 
 # Changes of one batch, which is one commit, and keys that are looked at in one go.
 _BATCH: Final = 500

@@ -11,6 +11,7 @@ from swarmd.state.crdt.dots import Dot
 from swarmd.state.crdt.messages import (
     Batches,
     HandOver,
+    Leaving,
     Shard,
     Sums,
     Taken,
@@ -20,7 +21,7 @@ from swarmd.state.crdt.messages import (
 )
 from swarmd.state.crdt.types.values import Operation
 
-Spoken = Sums | Vector | Batches | WholeAsk | Whole | HandOver | Taken
+Spoken = Sums | Vector | Batches | WholeAsk | Whole | HandOver | Taken | Leaving
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,16 @@ class SyncDue(Event):
 @dataclass(frozen=True, slots=True)
 class Wanted(Event):
     """Somebody asks for what not all hold: from now on this node sees to what it is to hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave(Event):
+    """This node leaves: have others take what it has of what not all hold. Repeated, ask again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stay(Event):
+    """It does not leave after all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,22 @@ Each node goes by the members that it knows, so two may differ for a while about
 Rules:
 - Who becomes a holder serves a shard once every living member has told what it has of it, and
   nothing of that is missing here.
-- Who is a holder no more keeps a shard until all holders have taken it. It begins a round, asks
-  each of them, and each says in that round that it holds the shard and has seen all that it was
-  told of: as a holder, which begins no round itself while it is one. Who becomes a holder again
-  ends its round, and nothing that comes of it counts. So of all who have a shard there is always
-  one that drops it for nobody: of two who ask each other neither answers.
+- Who leaves holds nothing from then on, and nobody who has heard of it takes it for a holder: for
+  them shards are on the other members, so that whoever comes next takes them while they are here.
+  Who leaves says so again all the time. Who has not heard it for a while, or hears that it stays,
+  goes by all members again: to hear of it is a change of members like any other.
+- Who is a holder no more keeps a shard until all holders have taken it; who leaves, until all that
+  live have, which must be one at least. It begins a round, asks each of them, and each says in
+  that round that it holds the shard and has seen all that it was told of: as a holder, which
+  begins no round itself while it is one. Who becomes a holder again ends its round, and nothing
+  that comes of it counts.
 - Who hands over takes nothing any more, so what it asks about is all that it has.
+
+So of all who have a shard there is always one that drops it for nobody. Whoever drops it had the
+word of another in a round of its own; who gave it was a holder then, so it could begin a round, and
+drop the shard, only later, on a word that was given later still. The last word was given by one
+that has the shard. Nothing of this asks that any two know the same members, or of the same that
+leave: of two who ask each other, neither answers.
 """
 
 from __future__ import annotations
@@ -39,8 +49,13 @@ class Holding:
     def __init__(self, me: NodeId) -> None:
         self._me = me
         self._members: tuple[NodeId, ...] = (me,)
+        # Whether this node leaves; which others do, and until when that is believed.
+        self.leaves = False
+        self._leaving: dict[NodeId, float] = {}
+        # The members that shards are on: those that do not leave.
+        self._placed: tuple[NodeId, ...] = (me,)
         self._alive: tuple[NodeId, ...] = ()
-        # The members of when it had last heard from all, and from whom it has not since.
+        # What shards were on when it had last heard from all, and from whom it has not since.
         self._settled: tuple[NodeId, ...] = ()
         # Itself at first: it knows nobody yet.
         self._unheard: dict[NodeId, None] = {me: None}
@@ -55,7 +70,7 @@ class Holding:
 
     def of(self, name: Shard) -> tuple[NodeId, ...]:
         """Who holds a shard that not all hold, the first to be asked first."""
-        return self._among(name, self._members)
+        return self._among(name, self._placed)
 
     def _among(self, name: Shard, members: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
         found = self._known.get((name, members))
@@ -81,23 +96,49 @@ class Holding:
 
     def see(self, alive: tuple[NodeId, ...], members: Iterable[NodeId]) -> bool:
         """Go by other members; whether shards may be others' now."""
-        before = self._members
         self._alive = alive
         self._members = tuple(sorted({self._me, *members}))
-        is_first = self._me in self._unheard
-        if self._members != before or is_first:
+        for gone in [one for one in self._leaving if one not in self._members]:
+            del self._leaving[gone]
+        return self._place()
+
+    def leave(self, *, leaves: bool) -> bool:
+        """This node leaves, or stays after all; whether shards may be others' now."""
+        self.leaves = leaves
+        return self._place()
+
+    def note_leaving(self, peer: NodeId, until: float | None) -> bool:
+        """Another member leaves, which is believed for so long, or stays (None); as `leave`."""
+        self._leaving.pop(peer, None)
+        if until is not None and peer in self._members:
+            self._leaving[peer] = until
+        return self._place()
+
+    def expire(self, now: float) -> bool:
+        """Forget who has not said for long that it leaves; as `leave`."""
+        late = [peer for peer, until in self._leaving.items() if now >= until]
+        for peer in late:
+            del self._leaving[peer]
+        return bool(late) and self._place()
+
+    def _place(self) -> bool:
+        """See anew what shards are on; whether that is something else."""
+        before, is_first = self._placed, self._me in self._unheard
+        leaving = {*self._leaving, self._me} if self.leaves else self._leaving
+        self._placed = tuple(one for one in self._members if one not in leaving)
+        if self._placed != before or is_first:
             self._known.clear()
-            self._unheard = dict.fromkeys(alive or ((self._me,) if is_first else ()))
+            self._unheard = dict.fromkeys(self._alive or ((self._me,) if is_first else ()))
             self.rounds.clear()
-        for peer in [one for one in self._unheard if one not in alive and one != self._me]:
+        for peer in [one for one in self._unheard if one not in self._alive and one != self._me]:
             del self._unheard[peer]
         for name in list(self._taking):
-            for peer in [one for one in self._taking[name] if one not in alive]:
+            for peer in [one for one in self._taking[name] if one not in self._alive]:
                 self.has_all_of(name, peer)
             if not self.accepts(name):
                 self._taking.pop(name, None)
         self._settle()
-        return self._members != before
+        return self._placed != before
 
     def go_on_alone(self) -> None:
         """Nobody has turned up since the start: serve what there is."""
@@ -107,7 +148,7 @@ class Holding:
 
     def _settle(self) -> None:
         if not self._unheard:
-            self._settled = self._members
+            self._settled = self._placed
             self._dropped.clear()
 
     def missing(self) -> list[NodeId]:
@@ -142,10 +183,25 @@ class Holding:
 
     # ---- handing over -----------------------------------------------------------------------
 
+    def takers(self, name: Shard) -> tuple[NodeId, ...]:
+        """On whose word this node drops a shard that it holds no more.
+
+        Who leaves does not wait for the dead: they have it again from the others.
+        """
+        found = self.of(name)
+        return tuple(one for one in found if one in self._alive) if self.leaves else found
+
     def taken(self, name: Shard, peer: NodeId, number: int) -> bool:
-        """A holder has taken a shard in a round; whether all have."""
+        """A holder has taken a shard in a round; whether it may be dropped."""
         current = self.rounds.get(name)
         if current is None or current.number != number or self.accepts(name):
             return False
         current.taken.add(peer)
-        return current.taken >= set(self.of(name))
+        return self.may_drop(name)
+
+    def may_drop(self, name: Shard) -> bool:
+        """Whether all whose word it takes have taken a shard in the present round."""
+        current, takers = self.rounds.get(name), self.takers(name)
+        if current is None or self.accepts(name):
+            return False
+        return bool(takers) and current.taken.issuperset(takers)

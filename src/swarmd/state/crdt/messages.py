@@ -328,7 +328,10 @@ class Whole(Message, frozen=True, tag=5):
 
 
 class HandOver(Message, frozen=True, tag=6):
-    """The sender is no holder of a shard any more, and drops it once all holders have `seen`."""
+    """The sender is no holder of a shard any more, and drops it once all holders have `seen`.
+
+    See `holding`, also for whose word it takes.
+    """
 
     bucket: _Bucket
     shard: _ShardNumber
@@ -344,6 +347,15 @@ class Taken(Message, frozen=True, tag=7):
     round: _Number
 
 
+class Leaving(Message, frozen=True, tag=8):
+    """The sender leaves, and holds no shard any more that not all hold; or it stays after all.
+
+    It is said again and again, and forgotten where it is not.
+    """
+
+    leaves: bool
+
+
 CRDT = Family(
     "crdt",
     Sums,
@@ -353,6 +365,7 @@ CRDT = Family(
     Whole,
     HandOver,
     Taken,
+    Leaving,
     message_bytes_max=CRDT_MESSAGE_BYTES_MAX,
     format_number=2,  # 2: with buckets that not all hold.
 )

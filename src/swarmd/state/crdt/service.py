@@ -6,7 +6,6 @@ callers are told; what is there can be read.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -18,10 +17,17 @@ import trio
 
 from swarmd.base.clock import Clock
 from swarmd.base.disk import Disk
-from swarmd.base.errors import Busy, DiskFault, ShuttingDown, SwarmError, TimedOut
-from swarmd.base.ids import NodeId
+from swarmd.base.errors import (
+    Busy,
+    DiskFault,
+    ShuttingDown,
+    SwarmError,
+    TimedOut,
+    WouldLoseData,
+)
+from swarmd.base.ids import NodeId, short
 from swarmd.base.limits import KIB, MIB
-from swarmd.base.machine import Send
+from swarmd.base.machine import Event, Send
 from swarmd.base.rng import Rng
 from swarmd.mesh.driver import Driver
 from swarmd.mesh.link import Inbound, Lane, Link
@@ -37,24 +43,26 @@ from swarmd.state.crdt.events import (
     Heard,
     Ignored,
     KeyChanged,
+    Leave,
     Peers,
     Spoken,
+    Stay,
     SyncDue,
     Wanted,
     Write,
     Written,
 )
 from swarmd.state.crdt.journal import ShardJournal
-from swarmd.state.crdt.machine import BatchSigner, ReplicaMachine
+from swarmd.state.crdt.machine import ReplicaMachine
 from swarmd.state.crdt.messages import CRDT, Batches, Whole
 from swarmd.state.crdt.placement import copies_of
 from swarmd.state.crdt.shard import ShardState
 from swarmd.state.crdt.stored import Image, encode_image, image_of
 from swarmd.state.crdt.types.kinds import Live
 from swarmd.state.crdt.types.values import Operation, read
+from swarmd.state.crdt.watching import Changes, KeyWatch
+from swarmd.state.crdt.writing import BatchSigner
 from swarmd.state.raft.syncer import Syncer
-
-__all__ = ["Eventual", "KeyWatch", "open_eventual"]
 
 _ANSWER_S: Final = 10.0
 # To verify what a message may hold takes as long again.
@@ -67,12 +75,11 @@ _HEARD_BYTES_MAX: Final = 32 * MIB
 _CONTROL_BYTES_MAX: Final = 64 * KIB
 _LOOK_AGAIN_S: Final = 30.0
 _WATCHES_MAX: Final = 256
-# Keys that changed and that nobody has asked for yet; beyond it a watch is told to read them all.
-_WATCHED_MAX: Final = 10_000
-# Changes that a watch which comes back can be told of.
-_REMEMBERED_MAX: Final = 10_000
-_NUMBER_DIGITS_MAX: Final = 18
 _DISK_AGAIN_S: Final = 1.0
+# How often a node that leaves asks who has not taken its shards yet, and how many it names then.
+_HAND_OVER_S: Final = 0.25
+_NAMED_MAX: Final = 3
+_FULL_S: Final = 0.1
 _LIFE_BITS: Final = 64
 
 _CONFIG: Final = CrdtConfig()
@@ -91,94 +98,6 @@ class Membership(Protocol):
 
     def members(self) -> list[Member]: ...
     def subscribe(self) -> AbstractContextManager[MemberChanges]: ...
-
-
-class KeyWatch:
-    """Keys of a bucket as they change: each once, however often it changed since it was told.
-
-    `lagged`: some that changed are not told: read all of them. Whoever reads this sets it to False.
-    """
-
-    def __init__(self, bucket: str, prefix: str, changes: _Changes) -> None:
-        self.lagged = False
-        self._bucket, self._prefix, self._changes = bucket, prefix, changes
-        # Which number each key's first change had that is not told yet, in this order.
-        self._changed: OrderedDict[str, int] = OrderedDict()
-        self._wake = trio.Event()
-
-    @property
-    def position(self) -> str:
-        """All changes up to here were told; see `Eventual.watch`."""
-        first = next(iter(self._changed.values()), self._changes.newest + 1)
-        return f"{self._changes.life}-{first - 1}"
-
-    async def receive(self) -> str:
-        """The next key. Cancelled, it takes none."""
-        await self.wait()
-        return self.take(1)[0]
-
-    def __len__(self) -> int:
-        """How many keys changed that nobody has asked for yet."""
-        return len(self._changed)
-
-    async def wait(self) -> None:
-        """Return once there is a key to be asked for."""
-        while not self._changed:
-            self._wake = trio.Event()
-            await self._wake.wait()
-        await trio.lowlevel.checkpoint_if_cancelled()
-
-    def take(self, most: int) -> list[str]:
-        """The next keys, at most so many, without waiting for any."""
-        return [self._changed.popitem(last=False)[0] for _ in range(min(most, len(self)))]
-
-    def drain(self) -> list[str]:
-        """All keys that changed since this was asked."""
-        return self.take(len(self))
-
-    def lose(self, bucket: str) -> None:
-        """Note that keys of a bucket are somewhere else now, if it is this one."""
-        if bucket == self._bucket:
-            self.lagged = True
-            self._wake.set()
-
-    def note(self, bucket: str, key: str, number: int) -> None:
-        if bucket != self._bucket or not key.startswith(self._prefix) or key in self._changed:
-            return
-        if len(self._changed) >= _WATCHED_MAX:
-            self.lagged = True
-            return
-        self._changed[key] = number
-        self._wake.set()
-
-
-class _Changes:
-    """Which keys have changed on this node since its start, the latest of them."""
-
-    def __init__(self, life: str) -> None:
-        self.life = life
-        self.newest = 0
-        self._keys: deque[tuple[str, str]] = deque(maxlen=_REMEMBERED_MAX)
-
-    def add(self, bucket: str, key: str) -> int:
-        self.newest += 1
-        self._keys.append((bucket, key))
-        return self.newest
-
-    def after(self, position: str) -> Iterator[tuple[str, str, int]]:
-        """Bucket, key and number of every change after a position.
-
-        Raises:
-            LookupError: it is of another node or another life, or too long ago.
-        """
-        life, _, digits = position.partition("-")
-        sound = digits.isascii() and digits.isdigit() and len(digits) <= _NUMBER_DIGITS_MAX
-        number = int(digits) if sound else -1
-        first = self.newest - len(self._keys)
-        if life != self.life or not first <= number <= self.newest:
-            raise LookupError(position)
-        for at in range(number - first, len(self._keys)):
-            yield (*self._keys[at], first + at + 1)
 
 
 class Eventual:
@@ -202,7 +121,7 @@ class Eventual:
         self._waiting: dict[int, trio.Event] = {}
         self._outcomes: dict[int, SwarmError | None] = {}
         self._watches: list[KeyWatch] = []
-        self._changes = _Changes(life.hex())
+        self._changes = Changes(life.hex())
         self._refuses: DiskFault | None = None
         self._keeping = False
         self._wanted = False
@@ -366,6 +285,72 @@ class Eventual:
         finally:
             self._watches.remove(watch)
 
+    # ---- leaving ------------------------------------------------------------------------------
+
+    async def hand_over(self, timeout_s: float) -> None:
+        """Have others hold what this node has of buckets that not all hold.
+
+        From then on, also after an error, it holds nothing of them until `stay` is called, and
+        whoever asks it for that is to ask the others.
+
+        Raises:
+            WouldLoseData: nobody is there to take it, or not all was taken within `timeout_s`.
+                What others have taken by then they keep as long as this node does not stay.
+
+        Cancelled, it may have handed over some.
+        """
+        if self._machine.partial_shards() and not self._machine.alive:
+            raise WouldLoseData(
+                f"{self._shards_here()}, and no other member is alive to take them: nothing "
+                "changed; start other nodes, or let some join, and try again"
+            )
+        with trio.move_on_after(timeout_s):
+            while not self._machine.holding.leaves or self._machine.partial_shards():
+                with suppress(Busy):
+                    self._driver.feed(Leave())
+                await trio.sleep(_HAND_OVER_S)
+        if not self._machine.partial_shards():
+            return  # Also where the disk refuses, so that no step ends: there is nothing to lose.
+        raise WouldLoseData(self._not_taken(timeout_s))
+
+    def stay(self) -> None:
+        """The node does not leave after all."""
+        if not self._closed:
+            self._nursery.start_soon(self._feed, Stay())
+
+    async def _feed(self, event: Event) -> None:
+        """Have the machine take an event as soon as there is room."""
+        while True:
+            try:
+                return self._driver.feed(event)
+            except Busy:
+                await trio.sleep(_FULL_S)
+
+    def _shards_here(self) -> str:
+        names = self._machine.partial_shards()
+        shards = "1 shard" if len(names) == 1 else f"{len(names)} shards"
+        copies = sorted({copies_of(bucket) for bucket, _ in names})
+        return f"this node holds {shards} of namespaces with --copies {', '.join(map(str, copies))}"
+
+    def _not_taken(self, timeout_s: float) -> str:
+        """What could not be handed over, and to whom."""
+        holding, alive = self._machine.holding, self._machine.alive
+        living: dict[NodeId, None] = {}
+        dead: dict[NodeId, None] = {}
+        for name in self._machine.partial_shards():
+            holders, begun = holding.of(name), holding.rounds.get(name)
+            taken = begun.taken if begun is not None else ()
+            living.update(dict.fromkeys(o for o in holders if o in alive and o not in taken))
+            if not any(one in alive for one in holders):
+                dead.update(dict.fromkeys(holders))
+        parts = [f"{_named(living)} did not take all of them" if living else ""]
+        parts += [f"{_named(dead)}, which are to hold them, are not alive" if dead else ""]
+        why = ", and ".join(filter(None, parts)) or "nobody is left to hold them"
+        return (
+            f"{self._shards_here()}, and within {timeout_s:g} s {why}; what others took is with "
+            "them: try again once enough nodes are up"
+        )
+
     # ---- effects ------------------------------------------------------------------------------
 
     def _perform_send(self, effect: Send) -> None:
@@ -465,6 +450,13 @@ class Eventual:
             unknown = "this node is stopping: whether the key changed is unknown; read it elsewhere"
             self._outcomes.setdefault(ticket, ShuttingDown(unknown))
             waiting.set()
+
+
+def _named(nodes: Iterable[NodeId]) -> str:
+    """Some nodes in words, and how many more there are."""
+    names = [short(one) for one in nodes]
+    more = len(names) - _NAMED_MAX
+    return ", ".join(names[:_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
 
 
 def _bytes_of(message: Spoken) -> int:

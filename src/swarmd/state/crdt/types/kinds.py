@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
-from swarmd.base.errors import Conflict
 from swarmd.state.crdt.cells import Cell
 from swarmd.state.crdt.dots import Dot
 
@@ -34,12 +33,6 @@ class Kind(IntEnum):
     """Characters in an order; what several put and delete at once is all put and deleted."""
     LIST = 8
     """Elements in an order, as the characters of a text are."""
-
-
-class WrongType(Conflict):
-    """The key, or the field, holds another type. Nothing changed."""
-
-    code = "wrong_type"
 
 
 class Put(NamedTuple):

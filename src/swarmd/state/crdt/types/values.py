@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from swarmd.base.errors import BadRequest, NotFound
+from swarmd.base.errors import BadRequest, NotFound, WrongType
 from swarmd.state.crdt.cells import FIELDS_MAX, Cell, Change
 from swarmd.state.crdt.dots import Actor, Dot
 from swarmd.state.crdt.types import counters, documents, registers, sets
-from swarmd.state.crdt.types.kinds import Edit, Kind, Live, WrongType
+from swarmd.state.crdt.types.kinds import Edit, Kind, Live
 
 _READERS: Final[Mapping[Kind, Callable[[Live], Any]]] = {
     Kind.REGISTER: registers.read,

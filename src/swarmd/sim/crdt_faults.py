@@ -1,0 +1,171 @@
+"""What befalls replicas of the eventual store in a run; see `crdt_world.py`."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from swarmd.sim.crdt_world import CrdtWorld
+from swarmd.sim.network import LinkFaults
+
+CALM_S: Final = 60.0
+REST_S: Final = 30.0
+_COMING_MAX: Final = 3
+_LEAVING_MAX: Final = 3
+# So many stay while there are other faults.
+_STAYING_MIN: Final = 2
+# Within this, those that leave at once begin, or change their mind.
+_APART_S: Final = 4.0
+# So many may go where all is well, each in order.
+_GOING_MAX: Final = 8
+_JUMP_MAX_MS: Final = 90_000
+FAULTS: Final = (
+    "loss", "duplicate", "delay", "reorder", "partition", "one_way_cut", "kill", "power_loss",
+    "disk_lost", "disk_restored", "clock_jump", "came", "went", "replaced", "seen_apart",
+    "leave", "stayed",
+)  # fmt: skip
+
+
+def disturb(sim: CrdtWorld) -> None:
+    """One fault, or the end of some."""
+    rng, world = sim.rng, sim.world
+    running = sim.running()
+    match rng.randrange(10):
+        case 8 if rng.random() < 0.5 and sim.apart is None:
+            names = sorted(sim.nodes)
+            rng.shuffle(names)
+            middle = rng.randrange(1, len(names))
+            sim.part(names[:middle], names[middle:])
+        case 9 if rng.random() < 0.5:
+            come_or_go(sim)
+        case 9 if rng.random() < 0.5:
+            leave(sim, rng.randint(1, _LEAVING_MAX))
+        case 0:
+            names = sorted(sim.nodes)
+            rng.shuffle(names)
+            middle = rng.randrange(1, len(names))
+            one_way = rng.random() < 0.3
+            sim.network.cut(names[:middle], names[middle:], one_way=one_way)
+        case 1 | 2:
+            sim.heal()
+        case 3 | 4 if len(running) > 1:
+            how = rng.choice(
+                ("kill", "kill", "power_loss", "power_loss", "disk_lost", "disk_restored")
+            )
+            sim.crash(rng.choice(running).name, how)
+        case 5:
+            for node in sim.nodes.values():
+                if node.machine is None and not node.is_gone:
+                    sim.start(node.name)
+        case 6:
+            world.count("clock_jump")
+            rng.choice(running).skew_ms = rng.randint(-_JUMP_MAX_MS, _JUMP_MAX_MS)
+        case 7:
+            node = rng.choice(running)
+            node.copy = node.disk.copy()
+
+
+def leave(sim: CrdtWorld, most: int) -> None:
+    """So many begin to leave at about the same time; some change their mind."""
+    rng, world = sim.rng, sim.world
+    able = [node.name for node in sim.running()]
+    rng.shuffle(able)
+    for name in able[:most]:
+        begin_s = rng.choice((0.0, rng.uniform(0.0, _APART_S)))
+        world.after(begin_s, _leave_if_able, sim, name)
+        if rng.random() < 0.3:
+            world.after(begin_s + rng.uniform(0.1, _APART_S), _stay_if_leaving, sim, name)
+
+
+def _leave_if_able(sim: CrdtWorld, name: str) -> None:
+    node = sim.nodes[name]
+    others = [one for one in sim.running() if one is not node and one.leaves_at is None]
+    if node.machine is not None and node.leaves_at is None and len(others) >= _STAYING_MIN:
+        sim.leave(name)
+
+
+def _stay_if_leaving(sim: CrdtWorld, name: str) -> None:
+    if sim.nodes[name] in sim.leaving():
+        sim.stay(name)
+
+
+def leave_in_order(sim: CrdtWorld) -> None:
+    """Where all is well, one after the other leaves, or several at once, and none is refused."""
+    sim.is_calm = True
+    going = [node.name for node in sim.running()][:-1]
+    sim.rng.shuffle(going)
+    del going[_GOING_MAX:]
+    stayed = sim.world.counts["stayed"]
+    while going:
+        for _ in range(sim.rng.randint(1, _LEAVING_MAX)):
+            if going:
+                sim.leave(going.pop())
+        while sim.leaving():
+            sim.world.run_for(sim.rng.uniform(0.0, 0.3))
+            sim.someone_writes()
+    if sim.world.counts["stayed"] > stayed:
+        sim.world.violate("a node could not leave, though all was well")
+    sim.world.run_for(REST_S)
+
+
+def come_or_go(sim: CrdtWorld) -> None:
+    """Somebody new comes, or somebody goes for good."""
+    running = sim.running()
+    came = sum(name.startswith("c") for name in sim.nodes)
+    if sim.rng.random() < 0.5 and came < _COMING_MAX:
+        sim.world.count("came")
+        sim.come(f"c{came}")
+    elif len(running) > 3 + len(sim.leaving()):
+        sim.evict(sim.rng.choice(running).name)
+
+
+def come_back_late(sim: CrdtWorld) -> None:
+    """Where all agree, a node is put back to what it was in the midst of the faults.
+
+    Or its disk is lost, with writes that nobody else has, and found when its life is over.
+    """
+    node = sim.rng.choice(sim.running())
+    if node.copy is None or sim.rng.random() < 0.5:
+        sim.world.count("found_late")
+        sim.network.cut([node.name], [name for name in sim.nodes if name != node.name])
+        for _ in range(8):
+            sim.write_something(node, partial=0.0)
+        sim.crash(node.name, "disk_lost")
+        sim.heal()
+        sim.start(node.name)
+        for _ in range(8):
+            sim.world.run_for(sim.rng.uniform(0.0, 1.0))
+            sim.write_something(node, partial=0.0)
+        sim.world.run_for(CALM_S)
+        node.copy = node.lost
+    sim.world.count("restored_late")
+    sim.crash(node.name, "disk_restored")
+    for _ in range(10):
+        sim.someone_writes()
+        sim.world.run_for(sim.rng.uniform(0.0, 0.5))
+    sim.start(node.name)
+    sim.someone_writes()
+    sim.world.run_for(CALM_S)
+
+
+def end_no_more(sim: CrdtWorld) -> None:
+    """Let the last ends of lives, which are changes like others, reach everybody."""
+    for node in sim.running():
+        assert node.machine is not None
+        node.machine.lives.end_lives_s = math.inf
+    sim.world.run_for(REST_S)
+
+
+def make_peace(sim: CrdtWorld) -> None:
+    """Everything runs, nothing is lost, all clocks are right; and somebody new comes."""
+    sim.heal()
+    sim.network.faults = LinkFaults()
+    for node in sim.leaving():
+        sim.stay(node.name)
+    for node in sim.nodes.values():
+        node.skew_ms = 0
+        if node.machine is None and not node.is_gone:
+            sim.start(node.name)
+    sim.world.run_for(_JUMP_MAX_MS / 1_000)  # What came from the future is of the past now.
+    sim.world.count("newcomer")
+    sim.come(f"n{len(sim.nodes)}")
