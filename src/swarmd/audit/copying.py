@@ -165,7 +165,8 @@ class Copying:
                 theirs = await self._ask_held(peer)
             except SwarmError as error:
                 _log.debug("audit logs not compared", peer=short(peer), why=error.message)
-            else:
+                return
+            if theirs:
                 await self._fetch_all(peer, await self._wanted(theirs))
 
     async def _wanted(self, theirs: list[HeldLife]) -> list[Want | Doubt]:
