@@ -9,8 +9,7 @@ Rules that shells keep:
   is sent or answered before what it rests on is durable. Only an `Ahead` effect, which rests
   on nothing new, goes before it, so that others work while the disk does.
 - A timer is never cancelled. Its event carries what the machine needs to see that it is
-  stale (a round, a token), and a stale one is ignored. Where the machine tells so beforehand, by
-  `is_outdated(event)`, a shell need not wake for it: it stays so, and to take it changes nothing.
+  stale (a round, a token), and a stale one is ignored.
 """
 
 from __future__ import annotations

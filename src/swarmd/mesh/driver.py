@@ -7,8 +7,6 @@ their effects are collected, `Persist` is performed once, before any other but t
 arrived while the last one ran.
 A machine that decides on the events of a step together has a method `settle(now)`, called
 once at the step's end; its effects count to the step.
-A machine that can tell which of its timers are outdated has a method `is_outdated(event)`: for
-those the process is not woken.
 """
 
 from __future__ import annotations
@@ -66,7 +64,6 @@ class Driver:
         self._name = name
         self._machine = machine
         self._settle: Callable[[float], Sequence[Effect]] | None = getattr(machine, "settle", None)
-        self._is_outdated: Callable[[Event], bool] = getattr(machine, "is_outdated", _is_never)
         self._perform = perform
         self._clock = clock
         self._persist = persist
@@ -114,7 +111,7 @@ class Driver:
             if self._inbox:
                 await trio.lowlevel.checkpoint()
             else:
-                self._set_alarm(self._next_due())
+                self._set_alarm(self._timers[0][0] if self._timers else math.inf)
                 await self._wake.wait()
             if self._wake.is_set():
                 self._wake = trio.Event()
@@ -123,13 +120,6 @@ class Driver:
             step = self._take()
             if step:
                 await self._step(step)
-
-    def _next_due(self) -> float:
-        """When the first timer rings that still means something; those before it go."""
-        timers = self._timers
-        while timers and self._is_outdated(timers[0][2]):
-            heapq.heappop(timers)
-        return timers[0][0] if timers else math.inf
 
     def _set_alarm(self, due: float) -> None:
         if due != self._rings_for:
@@ -188,7 +178,3 @@ class Driver:
         assert len(self._timers) < TIMERS_MAX, f"{self._name} leaks timers"
         due = self._clock.now() + effect.delay_s
         heapq.heappush(self._timers, (due, next(self._sequence), effect.event))
-
-
-def _is_never(event: Event) -> bool:
-    return False

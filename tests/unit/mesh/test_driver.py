@@ -178,20 +178,3 @@ async def test_a_long_step_gives_others_their_turn_and_ends_whole(
     await trio.sleep(0.1)
     assert log[:2] == ["another's turn", "persist"]
     assert [what for what, _ in script.heard] == ["a", "b", "c", "late"]
-
-
-async def test_for_a_timer_that_is_outdated_nothing_wakes(
-    autojump_clock: MockClock, nursery: trio.Nursery
-) -> None:
-    class Knowing(Script):
-        def is_outdated(self, event: Event) -> bool:
-            return event == Heard("old")
-
-    timers: list[Effect] = [SetTimer(1.0, Heard("old")), SetTimer(2.0, Heard("new"))]
-    script = Knowing({"a": timers})
-    driver = start(nursery, script, [])
-    driver.feed(Heard("a"))
-    await trio.sleep(0.1)
-    assert driver._alarm.deadline == pytest.approx(2.0)
-    await trio.sleep(3.0)
-    assert [what for what, _ in script.heard] == ["a", "new"]

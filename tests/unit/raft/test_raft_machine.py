@@ -14,7 +14,7 @@ from swarmd.base.clock import BootClock
 from swarmd.base.errors import CorruptFile, DiskFault, Diverged
 from swarmd.base.files import FileDisk
 from swarmd.base.limits import ENTRY_BYTES_MAX
-from swarmd.base.machine import Effect, Persist, SetTimer
+from swarmd.base.machine import Persist, SetTimer
 from swarmd.base.rng import make_rng
 from swarmd.mesh.driver import Driver
 from swarmd.state.raft.config import RaftConfig
@@ -137,36 +137,6 @@ def test_a_lone_leader_that_idles_wakes_about_once_a_second() -> None:
     assert 30 <= wakes <= 65
     effects = hands.propose(b"x") + hands.go_on()
     assert of(effects, Proposed) == [Proposed(1, True, 3, None)]
-
-
-def test_a_follower_wakes_for_signs_of_life_alone_and_stands_in_time_without_them() -> None:
-    hands = Hands()
-    timers = [(e.delay_s, e.event) for e in of(hands.go_on(), SetTimer)]
-    rung = 0
-
-    def take(effects: list[Effect]) -> None:
-        timers.extend((hands.now + e.delay_s, e.event) for e in of(effects, SetTimer))
-
-    def ring_until(end: float) -> list[Effect]:
-        nonlocal rung
-        effects: list[Effect] = []
-        while timers and min(due for due, _ in timers) <= end:
-            due, event = timers.pop(timers.index(min(timers, key=lambda timer: timer[0])))
-            if not hands.machine.is_outdated(event):
-                rung += 1
-                took = hands.step(event, after_s=max(0.0, due - hands.now))
-                take(took)
-                effects += took
-        return effects
-
-    for beat in range(1, 600):
-        ring_until(beat * 0.1)
-        hands.now = beat * 0.1
-        take(hands.follow([]))
-    assert rung <= 1, "the one with which it began"
-    assert not sent(ring_until(hands.now + hands.config.election_min_s - 0.01), PreVoteRequest)
-    heard = 599 * 0.1
-    assert sent(ring_until(heard + hands.config.election_max_s + 0.01), PreVoteRequest)
 
 
 def test_proposals_of_one_step_share_one_message_and_one_persist() -> None:

@@ -194,10 +194,6 @@ class SwimMachine:
             effects.append(SetTimer(self._config.gossip_interval_s, GossipTick()))
         return effects
 
-    def is_outdated(self, event: Event) -> bool:
-        """Is this the event of a timer for an answer that has come?"""
-        return isinstance(event, ProbeTimeout) and self._probing.is_over(event.sequence)
-
     # ---- what others may read between steps --------------------------------------------
 
     def members(self) -> list[Member]:

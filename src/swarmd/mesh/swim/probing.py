@@ -136,11 +136,6 @@ class Probing:
         """How long a direct answer may take."""
         return self._config.probe_timeout_s
 
-    def is_over(self, sequence: int) -> bool:
-        """Has this probe been answered, or ended? Nobody else is asked about its target then."""
-        probe = self._rounds.get(sequence)
-        return probe is None or probe.answered
-
     def on_timeout(self, event: ProbeTimeout, now: float) -> list[Effect]:
         """No answer in time: let others try, and try a stream."""
         probe = self._rounds.get(event.sequence)

@@ -53,8 +53,6 @@ __all__ = [
 
 # The token of a wake that is never stale: start, or go on at once.
 START: Final = 0
-# The next sign of life comes within so many heartbeats, as a rule.
-SOON_BEATS: Final = 1.5
 
 _ROLES: Final = {FOLLOWER: "follower", CANDIDATE: "candidate", LEADER: "leader"}
 
@@ -218,7 +216,6 @@ class RaftMachine:
         self._core = HardenedRaft(me, voters, disk, state, rng, config, now, guards, owner)
         self._guards = guards
         self._part_bytes = config.part_bytes
-        self._heartbeat_s = config.heartbeat_s
         self._assemblers = {peer: Assembler() for peer in self._core.peers}
         self._applied = self._core.applied_index
         self._office = Office("follower", self._core.term, None, False)
@@ -325,10 +322,6 @@ class RaftMachine:
                     self._armed_for = None
         return ()
 
-    def is_outdated(self, event: Event) -> bool:
-        """Is this the event of a timer in whose place another one was set?"""
-        return isinstance(event, Wake) and event.token not in (START, self._armed_token)
-
     def settle(self, now: float) -> Sequence[Effect]:
         """End a step: decide on all that arrived, and say what is to be done, in order."""
         core = self._core
@@ -411,11 +404,7 @@ class RaftMachine:
             self._going_on = True
             effects.append(SetTimer(0.0, Wake(START)))
         due = self._core.next_wake()
-        # Each sign of life puts a follower's off: so that it need not wake between two of them only
-        # to see that, one that would ring before the next is set anew.
-        soon = now + SOON_BEATS * self._heartbeat_s
-        stale = self._armed_for is not None and self._armed_for < soon < due
-        if self._armed_for is None or due < self._armed_for or stale:
+        if self._armed_for is None or due < self._armed_for:
             self._armed_for = due
             self._armed_token += 1
             effects.append(SetTimer(max(0.0, due - now), Wake(self._armed_token)))
