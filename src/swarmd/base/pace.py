@@ -16,14 +16,14 @@ import trio
 BEAT_S: Final = 0.5
 
 
-def pause_ends(pause_s: float, beat_s: float = BEAT_S) -> float:
+def pause_ends(pause_s: float) -> float:
     """When a pause of `pause_s` seconds from now ends, by `trio.current_time`.
 
-    On the last beat that is in it: up to `beat_s` sooner than asked for, and never later. A pause
-    that is shorter than a beat is as long as it says.
+    On the last beat that is in it: up to half a second sooner than asked for, and never later. A
+    pause of less than half a second is as long as it says.
     """
     due = trio.current_time() + pause_s
-    return due if pause_s < beat_s else math.floor(due / beat_s) * beat_s
+    return due if pause_s < BEAT_S else math.floor(due / BEAT_S) * BEAT_S
 
 
 async def pause(pause_s: float) -> None:

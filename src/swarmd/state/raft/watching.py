@@ -164,7 +164,7 @@ class Watches:
             Moved: the epoch has ended here.
             Unavailable: with `led`, the voter has no leader.
         """
-        deadline = pause_ends(wait_s, MARK_S)  # All marks at once: their answers share a frame.
+        deadline = pause_ends(wait_s)
         root = prefix[: m.ROOT_BYTES]
         while True:
             if replica is not self._keeper.replica:
