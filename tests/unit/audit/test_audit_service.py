@@ -169,7 +169,10 @@ async def test_to_find_that_all_hold_the_same_takes_no_thread(
         for number in range(2):
             swarm.audits[number].note("node.started", f"n{number}")
             await held_by_all(swarm, number, 1)
-        await trio.sleep(0.3)
+        shelves = [one._shelf for one in swarm.audits.values()]
+        with trio.fail_after(20):
+            while any(one._summed[0] != one.folder.version for one in shelves):  # noqa: ASYNC110
+                await trio.sleep(0.02)
         monkeypatch.setattr(Shelf, "run", counted)
         await trio.sleep(0.5)
         assert asked == 0

@@ -797,3 +797,15 @@ def test_who_saw_all_others_die_gossips_again_when_one_is_back(bench: Bench) -> 
     bench.tell(rumour(ALIVE, "x", 2))
     assert bench.elapse(GossipTick)
     assert bench.sent("x")
+
+
+def test_who_is_told_in_a_view_of_one_that_died_just_now_gossips_to_it(bench: Bench) -> None:
+    bench.know("x")
+    bench.tell(rumour(DEAD, "x", 1))
+    bench.now += 40.0
+    bench.handle(SetMeta(Meta("me", (("10.0.0.1", 1),))))
+    assert bench.handle(GossipTick()) == []
+    view = (rumour(ALIVE, "x", 1), rumour(ALIVE, "y", 1), rumour(DEAD, "y", 1))
+    bench.handle(SyncIn(node("x"), tuple(one.raw for one in view), True))
+    assert bench.elapse(GossipTick)
+    assert bench.sent("y")

@@ -351,6 +351,7 @@ class SwimMachine:
         Not all the time: while many are sent everybody's are different.
         """
         effects = self._exchange.on_sync(event, now)
+        self._unheard = False  # It may tell of one that died just now, who is told, too.
         heard, ask = self.events.hear_told(event.news, now, answer=event.answer)
         if ask and now >= self._news_asked_after and not self._ledger.leaving:
             self._news_asked_after = now + _NEWS_ASKED_FRACTION * self._config.sync_interval_s

@@ -123,8 +123,8 @@ class Seats:
         seen = sm.Looked(tuple(self._candidates()), self._coordinated(replica), number)
         if seen.epoch is None and seen == self._seen:
             return  # For how long it is so the machine knows by itself.
-        self._seen = seen
         self._driver.feed(seen)
+        self._seen = seen
 
     def _coordinated(self, replica: Replica | None) -> sm.Coordinated | None:
         if replica is None:
