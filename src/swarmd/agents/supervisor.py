@@ -46,6 +46,7 @@ from swarmd.base.clock import Clock
 from swarmd.base.errors import Busy, NotReady, ShuttingDown, SwarmError
 from swarmd.base.files import remove_tree
 from swarmd.base.notes import NOBODY, Notes
+from swarmd.base.pace import pause
 from swarmd.mesh.bus.service import Bus
 from swarmd.observe.log import get_logger
 from swarmd.observe.redaction import NOTHING_HIDDEN, Redactor
@@ -410,7 +411,7 @@ class Supervisor:
         """End processes unused for `idle_s`, or with old secrets; forget pools without any."""
         idle_s = self._config.idle_s
         while True:
-            await trio.sleep(min(idle_s / 4, _SWEEP_S_MAX))
+            await pause(min(idle_s / 4, _SWEEP_S_MAX))
             before = self._clock.now() - idle_s
             for key, pool in list(self._pools.items()):
                 # The longest unused are on the left.

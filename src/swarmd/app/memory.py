@@ -9,6 +9,7 @@ from typing import Final
 import trio
 
 from swarmd.base.limits import MIB
+from swarmd.base.pace import pause
 
 _COLLECT_OBJECTS: Final = 20_000
 _COLLECT_OLDER: Final = (20, 50)
@@ -81,5 +82,5 @@ async def keep_giving_back() -> None:
     """
     giving = GivingBack()
     while True:
-        await trio.sleep(GIVE_BACK_S)
+        await pause(GIVE_BACK_S)
         await trio.to_thread.run_sync(giving.step)

@@ -16,6 +16,7 @@ import trio
 from swarmd.base.errors import Forbidden
 from swarmd.base.ids import NodeId
 from swarmd.base.notes import Notes
+from swarmd.base.pace import pause
 from swarmd.observe.metrics import DROPPED
 from swarmd.state.raft.views import Overstepping
 
@@ -71,7 +72,7 @@ async def _watch_voters(notes: Notes, store: Store, name_of: Callable[[bytes], s
     """Who coordinates takes note of new voters, so that it is told once."""
     epoch, office = store.epoch_number, None
     while True:
-        await trio.sleep(_LOOK_S)
+        await pause(_LOOK_S)
         if store.office is not None and office is None:
             notes.note("coordinator.elected", "coordinator", f"epoch {store.epoch_number}")
         office = store.office
@@ -84,7 +85,7 @@ async def _watch_voters(notes: Notes, store: Store, name_of: Callable[[bytes], s
 async def _watch_refusals(notes: Notes) -> None:
     before = _refusals()
     while True:
-        await trio.sleep(_REFUSED_S)
+        await pause(_REFUSED_S)
         now = _refusals()
         for (where, reason), count in now.items():
             more = count - before.get((where, reason), 0.0)
@@ -96,7 +97,7 @@ async def _watch_refusals(notes: Notes) -> None:
 async def _watch_overstepping(notes: Notes, store: Store, name_of: Callable[[bytes], str]) -> None:
     """Who coordinates takes note of members that forward what they may not write."""
     while True:
-        await trio.sleep(_REFUSED_S)
+        await pause(_REFUSED_S)
         for one in store.take_overstepping():
             who, times = name_of(one.node_id), f"{one.times} times"
             notes.note("member.overstepped", who, one.what, Forbidden.code, times)

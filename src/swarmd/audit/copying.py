@@ -32,6 +32,7 @@ from swarmd.audit.shelf import Shelf, may_hold
 from swarmd.base.errors import RemoteError, SwarmError, Unavailable
 from swarmd.base.ids import NodeId, short
 from swarmd.base.limits import MIB
+from swarmd.base.pace import pause
 from swarmd.base.rng import Rng
 from swarmd.mesh.link import Inbound, Lane, Link
 from swarmd.observe.log import get_logger
@@ -117,7 +118,7 @@ class Copying:
     async def compare(self) -> None:
         """Level with somebody else now and then; never ends."""
         while True:
-            await trio.sleep(COMPARE_S * self._rng.uniform(0.5, 1.0))
+            await pause(COMPARE_S * self._rng.uniform(0.5, 1.0))
             if not may_hold(self._shelf.trust, self._shelf.me):
                 continue
             peers = [one for one in self._membership.alive() if one != self._shelf.me]
@@ -164,7 +165,8 @@ class Copying:
                 theirs = await self._ask_held(peer)
             except SwarmError as error:
                 _log.debug("audit logs not compared", peer=short(peer), why=error.message)
-            else:
+                return
+            if theirs:
                 await self._fetch_all(peer, await self._wanted(theirs))
 
     async def _wanted(self, theirs: list[HeldLife]) -> list[Want | Doubt]:

@@ -34,6 +34,7 @@ from swarmd.audit.shelf import Shelf, Trust
 from swarmd.audit.store import AuditFolder
 from swarmd.base.clock import Clock
 from swarmd.base.errors import Busy, DiskFault, SwarmError
+from swarmd.base.pace import pause
 from swarmd.base.rng import Rng, derive
 from swarmd.base.sealed_file import Sealer
 from swarmd.identity.keys import SigningKey
@@ -142,7 +143,7 @@ class Audit:
     async def tell_counted(self) -> None:
         """Record now and then what was only counted; never ends."""
         while True:
-            await trio.sleep(COUNTED_S)
+            await pause(COUNTED_S)
             self._notebook.note_counted()
 
     async def prune(self) -> None:

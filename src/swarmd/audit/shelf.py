@@ -64,6 +64,7 @@ class Shelf:
         self._config = config
         self._clock = clock
         self._turn = trio.CapacityLimiter(1)
+        self._summed: tuple[int, bytes] = (-1, b"")  # The folder's version, and the sum then.
 
     async def run(self, call: Callable[..., T], *args: object) -> T:
         """`call` in a thread, when its turn comes. Cancelled or not, one that began is awaited."""
@@ -127,21 +128,28 @@ class Shelf:
     ) -> tuple[tuple[HeldLife, ...], bool]:
         """A page of the lives that are held, in their order, and whether there are more.
 
-        None, if `known_sum` is `sum` of them.
+        None, if `known_sum` is `sum` of them; where that is known already no thread is asked.
         """
+        if known_sum and self._summed == (self.folder.version, known_sum):
+            return (), False
         return await self.run(self._held_file, after, known_sum)
 
     async def sum(self) -> bytes:
         """The same where the same lives are held up to the same records; 16 bytes."""
-        return await self.run(self._sum_file)
+        version, known = self._summed
+        return known if version == self.folder.version else await self.run(self._sum_file)
 
     def _sum_file(self) -> bytes:
+        version, known = self._summed
+        if version == self.folder.version:
+            return known
         state = blake2b(digest_size=SUM_BYTES)
         for life in self._shown():
             chain = life.chain
             state.update(chain.node + chain.stream.encode() + chain.life)
             state.update(life.last.to_bytes(8, "big") + life.hash)
-        return state.digest()
+        self._summed = (self.folder.version, state.digest())
+        return self._summed[1]
 
     def _shown(self) -> list[Life]:
         """What can be copied from here, in order."""

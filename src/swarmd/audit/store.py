@@ -159,6 +159,8 @@ class AuditFolder:
         self._path = path
         self._sealer = sealer
         self.lives: dict[ChainId, Life] = {}
+        self.version = 0
+        """Another one after each change of what is held."""
         self.floors: dict[ChainId, tuple[Floor, bytes]] = {}
         """What was dropped of each life, and its signed form."""
         self.gaps: dict[ChainId, dict[int, bytes]] = {}
@@ -325,6 +327,7 @@ class AuditFolder:
             life.segments.append(segment)
             life.grows = True
         life.last, life.hash, life.wall_ms = newest.last, newest.hash, newest.wall_ms
+        self.version += 1
 
     def _write(self, chain: ChainId, segment: Segment, data: bytes) -> None:
         path = self._path / name_of(chain, segment.first)
@@ -476,6 +479,7 @@ class AuditFolder:
             del self.lives[life.chain]
         elif raw_floor is not None:
             life.previous = self.floors[life.chain][0].hash
+        self.version += 1
 
     def _drop_gaps_file(self, chain: ChainId, number: int) -> None:
         gaps = self.gaps.get(chain, {})

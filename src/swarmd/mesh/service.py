@@ -26,6 +26,7 @@ from swarmd.base.clock import Clock
 from swarmd.base.disk import Disk
 from swarmd.base.errors import ConfigError, Evicted, Outdated, Unavailable, Untrusted
 from swarmd.base.ids import NodeId, short
+from swarmd.base.pace import pause, pause_ends
 from swarmd.base.rng import Rng, derive
 from swarmd.identity.keys import SigningKey
 from swarmd.mesh.addresses import Address, AddressBook, is_scoped
@@ -274,7 +275,7 @@ class Mesh:
                 elif hint.is_due():
                     self._datagrams.hello(address)
             self._hurry = trio.Event()
-            with trio.move_on_after(self._config.seed_retry_s):
+            with trio.move_on_at(pause_ends(self._config.seed_retry_s)):
                 await self._hurry.wait()
 
     async def address_loop(self, watch: InterfaceWatch) -> None:
@@ -339,7 +340,7 @@ class Mesh:
         """Keep the connections that membership wants, until cancelled."""
         self._streams.keeps = self.membership.keeps
         while True:
-            await trio.sleep(_WATCH_EVERY_S)
+            await pause(_WATCH_EVERY_S)
             for peer in self.membership.watched():
                 self._streams.keep(peer)
 

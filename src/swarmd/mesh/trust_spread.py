@@ -16,6 +16,7 @@ import trio
 from swarmd.base.errors import MalformedMessage, SwarmError, TimedOut, Untrusted
 from swarmd.base.ids import NodeId, short
 from swarmd.base.limits import KIB, MESSAGE_BYTES_MAX
+from swarmd.base.pace import pause
 from swarmd.base.rng import Rng, make_rng
 from swarmd.identity.authority import RECORDS_MAX, AuthorityState
 from swarmd.identity.entries import RECORD_BYTES_MAX, decode_record
@@ -134,7 +135,7 @@ class _Keeper:
             peers = self._peers()
             if peers:
                 self._ask_soon(self._rng.choice(peers))
-            await trio.sleep(ASK_INTERVAL_S * self._rng.uniform(0.8, 1.2))
+            await pause(ASK_INTERVAL_S * self._rng.uniform(0.8, 1.2))
 
     def _take(self, peer: NodeId, message: Records) -> None:
         """What was pushed: taken if it leads to its certificate, else its sender is asked."""

@@ -31,6 +31,7 @@ from swarmd.base.errors import (
 )
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import Event, Send
+from swarmd.base.pace import pause
 from swarmd.base.rng import Rng
 from swarmd.mesh.driver import Driver
 from swarmd.mesh.swim.events import Member
@@ -414,7 +415,7 @@ class OfficeShell:
                 del self._items[job_id]
             for job_id in [j for j in self._held if self._job_over(j)]:
                 del self._held[job_id]
-            await trio.sleep(_GAUGE_S)
+            await pause(_GAUGE_S)
 
     def _job_over(self, job_id: str) -> bool:
         job = self.machine.board.jobs.get(job_id)

@@ -19,6 +19,7 @@ from swarmd.audit.config import AuditConfig
 from swarmd.audit.messages import AUDIT, Page, PullAsk
 from swarmd.audit.records import ACCESS, SECURITY, WORK
 from swarmd.audit.service import Query
+from swarmd.audit.shelf import Shelf
 from swarmd.base.errors import Busy, NoQuorum, SwarmError
 from swarmd.identity.entries import SetRoles, fresh_nonce, sign_entry
 from swarmd.observe.metrics import AUDIT_LOST
@@ -150,6 +151,34 @@ async def test_who_holds_the_same_tells_nothing(tmp_path: Path) -> None:
         swarm.audits[0].note("a.b")
         await swarm.audits[0].flush()
         assert len((await one.held(None, bytes(16)))[0]) == 2
+
+
+async def test_to_find_that_all_hold_the_same_takes_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Goal: an idle swarm compares its records without waking anything but the loop."""
+    asked = 0
+    run = Shelf.run
+
+    async def counted(self: Shelf, call: Any, *arguments: object) -> Any:
+        nonlocal asked
+        asked += 1
+        return await run(self, call, *arguments)
+
+    async with lab(tmp_path, 2) as swarm:
+        for number in range(2):
+            swarm.audits[number].note("node.started", f"n{number}")
+            await held_by_all(swarm, number, 1)
+        shelves = [one._shelf for one in swarm.audits.values()]
+        with trio.fail_after(20):
+            while any(one._summed[0] != one.folder.version for one in shelves):  # noqa: ASYNC110
+                await trio.sleep(0.02)
+        monkeypatch.setattr(Shelf, "run", counted)
+        await trio.sleep(0.5)
+        assert asked == 0
+        swarm.audits[1].note("key.created", "n1")
+        await held_by_all(swarm, 1, 2)
+        assert asked > 0
 
 
 async def test_what_was_noted_at_the_end_is_written(tmp_path: Path) -> None:

@@ -235,7 +235,9 @@ def test_segments_are_bounded_and_the_oldest_goes_first(
     assert oldest is not None
     assert oldest[1].first == 1
     last, digest = folder.end_of_file(*oldest) or (0, b"")
+    before = folder.version
     folder.drop_file(*oldest, None)
+    assert folder.version > before, "else who told the sum of what it held would tell it again"
     assert (life.first, digest) == (last + 1, sealed[last // 3 - 1].seal.hash)
     assert opened(tmp_path).lives[CHAIN].first == last + 1
 

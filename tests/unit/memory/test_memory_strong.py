@@ -28,7 +28,7 @@ from swarmd.memory.kv import namespaces
 from swarmd.memory.kv.eventual import BUCKET
 from swarmd.memory.kv.namespaces import AGE_MAX_S
 from swarmd.memory.kv.port import ABSENT, Entry
-from swarmd.memory.kv.records import Consistency
+from swarmd.memory.kv.records import Consistency, value_key
 from swarmd.memory.kv.service import SharedMemory
 from swarmd.memory.kv.strong import StrongMemory, _Place
 from swarmd.state.crdt.types.values import Assign
@@ -439,6 +439,32 @@ async def test_a_sweep_never_takes_a_value_that_was_written_anew(
         store.propose = late  # type: ignore[method-assign]
         await sweeper.sweep_once(_Place())
         assert (await memory.get("ledger", "k")).value == "new"
+
+
+async def test_what_has_not_changed_is_not_looked_through_again(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Goal: however many values there are, an idle coordinator does not walk through them."""
+    monkeypatch.setattr("swarmd.memory.kv.strong._SWEEP_RECORDS", 10)
+    async with memory_swarm(1) as swarm:
+        [memory] = await strong(swarm)
+        for number in range(35):
+            await memory.set("ledger", f"{number:02}", 1, by="")
+        await memory.set("ledger", "brief", 1, by="", ttl_s=30)
+        state, looks = swarm.store.applier.state, 0
+        looked = state.range
+
+        def counted(*arguments: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            return looked(*arguments)
+
+        monkeypatch.setattr(state, "range", counted)
+        await trio.sleep(25)
+        assert 5 <= looks <= 10, "one round of pages, or two"
+        await trio.sleep(15)
+        assert state.get(value_key("ledger", "brief")) is None, "what ends is found all the same"
+        assert looks <= 30
 
 
 async def test_a_watch_that_lost_changes_says_so_and_goes_on(

@@ -124,6 +124,21 @@ def test_a_lone_voter_leads_at_once() -> None:
     assert of(hands.step(ReadIndex(9)), ReadReady) == [ReadReady(9, True)]
 
 
+def test_a_lone_leader_that_idles_wakes_about_once_a_second() -> None:
+    """Nobody needs its signs of life; and what is proposed meanwhile is done at once."""
+    hands = Hands("a")
+    timers = [(e.delay_s, e.event) for e in of(hands.go_on() + hands.go_on(), SetTimer)]
+    wakes = 0
+    while timers and min(due for due, _ in timers) < 60.0:
+        due, event = timers.pop(timers.index(min(timers, key=lambda timer: timer[0])))
+        effects = hands.step(event, after_s=due - hands.now)
+        timers += [(hands.now + e.delay_s, e.event) for e in of(effects, SetTimer)]
+        wakes += 1
+    assert 30 <= wakes <= 65
+    effects = hands.propose(b"x") + hands.go_on()
+    assert of(effects, Proposed) == [Proposed(1, True, 3, None)]
+
+
 def test_proposals_of_one_step_share_one_message_and_one_persist() -> None:
     hands = Hands()
     hands.lead()

@@ -7,8 +7,11 @@ import trio
 from store_swarm import Swarm, running_swarm
 
 from swarmd.base.errors import BadRequest, NoQuorum, WouldLoseData
+from swarmd.observe.metrics import MACHINE_EVENTS
 from swarmd.sim.disk import SimDisk
+from swarmd.state.raft.machine import Wake
 from swarmd.state.raft.messages import Compare, Delete, OpResult, Put, Txn
+from swarmd.state.raft.seat_machine import Looked
 from swarmd.state.raft.statemachine import StateMachine
 from swarmd.state.raft.storetime import PAUSE_MAX_S
 
@@ -79,6 +82,25 @@ async def test_store_time_stands_still_while_a_lone_coordinators_host_sleeps(
         monkeypatch.setattr(store._time._clock, "now", lambda: now + 31 * 86_400 + 5, raising=False)
         later_ms = store.store_time_ms() - before_ms
         assert 5_000 <= later_ms <= 1_000 * (PAUSE_MAX_S + 5)
+
+
+async def test_an_idle_minute_has_few_steps(autojump_clock: trio.testing.MockClock) -> None:
+    """Goal: a lone leader gives no signs of life, and who leads nothing does not look for changes.
+
+    The counters are of all machines of this process.
+    """
+    async with running_swarm() as swarm:
+        await swarm.start(0)
+        await trio.sleep(10)
+        raft, before = MACHINE_EVENTS.of("raft"), MACHINE_EVENTS.of("raft")[Wake]
+        await trio.sleep(60)
+        assert raft[Wake] - before <= 65
+        await swarm.start(1, 2)
+        await swarm.voters_are(0, 1, 2)
+        await trio.sleep(10)
+        seats, before = MACHINE_EVENTS.of("seats"), MACHINE_EVENTS.of("seats")[Looked]
+        await trio.sleep(60)
+        assert 100 <= seats[Looked] - before <= 130, "only who coordinates looks twice a second"
 
 
 @pytest.mark.parametrize("node", [0, 1, 2])

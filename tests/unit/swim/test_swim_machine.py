@@ -773,3 +773,39 @@ def test_open_questions_are_bounded() -> None:
     assert pendings.get(first) is not None
     pendings.open(Pending("retry", node("x")))
     assert pendings.get(first) is None
+
+
+def test_who_is_alone_gossips_to_nobody_until_somebody_comes(bench: Bench) -> None:
+    """What it has to say waits for them; a timer that rings meanwhile is for nothing."""
+    bench.handle(SetMeta(Meta("me", (("10.0.0.1", 1),))))
+    assert bench.queued
+    assert bench.elapse(GossipTick) == []
+    bench.now += 600.0
+    bench.tell(rumour(ALIVE, "x", 1))
+    assert bench.elapse(GossipTick)
+    assert node("me") in [subject for subject, _, _ in told(bench.sent("x")[0])]
+
+
+def test_who_saw_all_others_die_gossips_again_when_one_is_back(bench: Bench) -> None:
+    bench.know("x")
+    bench.tell(rumour(DEAD, "x", 1))
+    bench.clear()
+    bench.now += 31.0
+    assert bench.handle(GossipTick()) == []
+    bench.handle(SetMeta(Meta("me", (("10.0.0.1", 1),))))
+    assert bench.elapse(GossipTick) == []
+    bench.tell(rumour(ALIVE, "x", 2))
+    assert bench.elapse(GossipTick)
+    assert bench.sent("x")
+
+
+def test_who_is_told_in_a_view_of_one_that_died_just_now_gossips_to_it(bench: Bench) -> None:
+    bench.know("x")
+    bench.tell(rumour(DEAD, "x", 1))
+    bench.now += 40.0
+    bench.handle(SetMeta(Meta("me", (("10.0.0.1", 1),))))
+    assert bench.handle(GossipTick()) == []
+    view = (rumour(ALIVE, "x", 1), rumour(ALIVE, "y", 1), rumour(DEAD, "y", 1))
+    bench.handle(SyncIn(node("x"), tuple(one.raw for one in view), True))
+    assert bench.elapse(GossipTick)
+    assert bench.sent("y")

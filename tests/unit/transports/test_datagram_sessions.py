@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import socket
 from collections import deque
 
 import pytest
+import trio
+import trio.testing
 from datagrams import Node, pair, picture, talking
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +25,7 @@ from swarmd.mesh.transports.sessions import (
     ReplayWindow,
     Sessions,
 )
+from swarmd.mesh.transports.udp import Datagrams
 from swarmd.observe.metrics import DROPPED, REGISTRY
 from swarmd.wire.version import PROTOCOL_VERSION
 
@@ -450,3 +454,41 @@ def test_when_a_member_was_heard_last_is_known() -> None:
     a.send(b, b"hi")
     net.settle()
     assert b.sessions.heard_at(a.id) >= heard_at + 50
+
+
+async def test_a_hello_is_repeated_though_nothing_else_happens(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Goal: the loop that slept because nobody was greeted wakes for the first hello."""
+
+    class Loop:
+        def now(self) -> float:
+            return trio.current_time()
+
+        def wall_ms(self) -> int:
+            return 0
+
+    key = KEYS[0]
+    with (
+        socket.socket(type=socket.SOCK_DGRAM) as silent,
+        socket.socket(type=socket.SOCK_DGRAM) as own,
+    ):
+        for one in (silent, own):
+            one.bind(("127.0.0.1", 0))
+            one.setblocking(False)
+        sessions = Sessions(key, FixedRoster(*KEYS[:2]), AddressBook())
+        datagrams = Datagrams(sessions, [own], Loop())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(datagrams.repeat_hellos)
+            await trio.sleep(60)
+            datagrams.hello(silent.getsockname())
+            await trio.sleep(60)
+            nursery.cancel_scope.cancel()
+        came = 0
+        while True:
+            try:
+                assert silent.recv(DATAGRAM_BYTES_MAX)[:1] == b"\x01"
+            except BlockingIOError:
+                break
+            came += 1
+        assert came > 1

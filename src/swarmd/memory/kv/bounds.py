@@ -13,11 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-import trio
-
 from swarmd.base.clock import Clock
 from swarmd.base.errors import Conflict, SwarmError
 from swarmd.base.ids import NodeId
+from swarmd.base.pace import pause
 from swarmd.memory.kv.eventual import BUCKET
 from swarmd.memory.kv.namespaces import BUCKET as NAMESPACES
 from swarmd.memory.kv.namespaces import Namespaces
@@ -101,7 +100,7 @@ class Bounds:
                         await self._look_after_all()
                 except SwarmError as error:
                     _log.debug("bounded namespaces are not looked after now", why=error.message)
-                await trio.sleep(_TURN_S)
+                await pause(_TURN_S)
 
     async def _look_at_all(self) -> None:
         self._usages.clear()

@@ -18,6 +18,7 @@ from swarmd.base.clock import Clock
 from swarmd.base.errors import MalformedMessage, NotFound, SwarmError, ValueTooLarge
 from swarmd.base.ids import NodeId, digest, to_text
 from swarmd.base.limits import CRDT_VALUE_BYTES_MAX
+from swarmd.base.pace import pause
 from swarmd.memory.kv.inspecting import Inspected, inspect
 from swarmd.memory.kv.port import ABSENT, LIST_BYTES_MAX, LIST_MAX, Entry, Watch
 from swarmd.memory.kv.rules import author, check_namespace, key_of, name_of, ttl_ms
@@ -188,7 +189,7 @@ class EventualMemory:
                     more = await self.sweep_once()
                 except SwarmError as error:
                     _log.debug("what has expired is not removed yet", why=error.message)
-                await trio.sleep(0.0 if more else _SWEEP_S)
+                await pause(0.0 if more else _SWEEP_S)
 
     async def look_at_all(self) -> None:
         """Find what expires."""

@@ -10,11 +10,10 @@ Rules:
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Protocol
-
-import trio
 
 from swarmd.base.clock import Clock
 from swarmd.base.errors import (
@@ -29,6 +28,7 @@ from swarmd.base.errors import (
 )
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import BATCH_OPERATIONS_MAX, MEMORY_STRONG_VALUE_BYTES_MAX, MIB
+from swarmd.base.pace import pause
 from swarmd.memory.kv.port import ABSENT, LIST_MAX, Entry, Watch
 from swarmd.memory.kv.records import (
     Stored,
@@ -59,9 +59,10 @@ _STEP_MAX: Final = 256
 _STEP_BYTES: Final = 4 * MIB
 _LIST_BYTES_MAX: Final = 16 * MIB
 _REVISION_DIGITS_MAX: Final = 18
+# The coordinator looks through so many records at a time, and between two rounds waits longer.
 _SWEEP_S: Final = 0.25
-# The coordinator looks through so many records at a time.
 _SWEEP_RECORDS: Final = 2_000
+_ROUNDS_S: Final = 1.0
 # An office that was lost unnoticed could be this far ahead of the next one's time.
 _SWEEP_GRACE_MS: Final = 5_000
 
@@ -71,6 +72,8 @@ _log = get_logger("memory")
 class LocalState(Protocol):
     """A voter's copy."""
 
+    @property
+    def revision(self) -> int: ...
     def range(self, prefix: bytes, after: bytes, limit: int) -> Sequence[StoreEntry]: ...
 
 
@@ -246,7 +249,7 @@ class StrongMemory:
         """Remove what has ended wherever this node coordinates, for as long as this runs."""
         place = _Place()
         while True:
-            await trio.sleep(_SWEEP_S)
+            await pause(_SWEEP_S if place.is_under_way else _ROUNDS_S)
             try:
                 await self.sweep_once(place)
             except SwarmError as error:
@@ -256,10 +259,13 @@ class StrongMemory:
         """Look through the next records and remove those that have ended. Raises SwarmError."""
         state = self._store.local
         if self._store.office is None or state is None:
+            place.begin_anew()
+            return
+        over_ms = self._store.store_time_ms() - _SWEEP_GRACE_MS
+        if place.begins_in_vain(state.revision, over_ms):
             return
         records = state.range(place.prefix, place.after, _SWEEP_RECORDS)
         place.passed(records)
-        over_ms = self._store.store_time_ms() - _SWEEP_GRACE_MS
         ended = [
             Delete(one.key, one.mod_revision) for one in records if 0 < end_ms(one.value) <= over_ms
         ]
@@ -268,19 +274,42 @@ class StrongMemory:
 
 
 class _Place:
-    """How far the walk through what may end has come."""
+    """How far the walk through what may end has come.
+
+    A round without an end goes through two prefixes. One in a state that has not changed since the
+    last began finds what that found: it is spared until the first of those ends.
+    """
 
     _PREFIXES: Final = (MEMORY_VALUE_PREFIX, MEMORY_FLIGHT_PREFIX)
 
     def __init__(self) -> None:
-        self._turn = 0
-        self.after = b""
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        self._turn, self.after = 0, b""
+        self._began_at = -1  # The state's revision when the last round began.
+        self._first_end_ms = math.inf
 
     @property
     def prefix(self) -> bytes:
         return self._PREFIXES[self._turn]
 
+    @property
+    def is_under_way(self) -> bool:
+        return bool(self._turn or self.after)
+
+    def begins_in_vain(self, revision: int, over_ms: int) -> bool:
+        """Where a round is about to begin: would it find nothing that ended by `over_ms`?"""
+        if self.is_under_way:
+            return False
+        if revision == self._began_at and over_ms < self._first_end_ms:
+            return True
+        self._began_at, self._first_end_ms = revision, math.inf
+        return False
+
     def passed(self, records: Sequence[StoreEntry]) -> None:
+        ends = [end for one in records if (end := end_ms(one.value))]
+        self._first_end_ms = min([self._first_end_ms, *ends])
         if len(records) < _SWEEP_RECORDS:
             self._turn, self.after = 1 - self._turn, b""
         else:

@@ -140,6 +140,7 @@ class SwimMachine:
         self._coordinates = Coordinates(me)
         self._gossip_armed = False
         self._news_armed = False
+        self._unheard = False  # There is nobody to gossip to, until somebody comes.
         self._departed = False
         self._news_asked_after = now
         probing, exchange, watching = self._probing, self._exchange, self._watching
@@ -178,11 +179,12 @@ class SwimMachine:
         if self._departed:
             return effects
         for effect in [effect for effect in effects if type(effect) is Changed]:
+            self._unheard = False
             self._watching.after_change(effect)
             effects += self._probing.after_change(effect)
             effects += self._names.after_change(effect)
             self._forget_place(effect)
-        if not len(queue) and not len(news):
+        if not len(news) and (self._unheard or not len(queue)):
             return effects
         if queue.pushed + news.pushed > pushed and not self._news_armed:
             self._news_armed = True
@@ -349,6 +351,7 @@ class SwimMachine:
         Not all the time: while many are sent everybody's are different.
         """
         effects = self._exchange.on_sync(event, now)
+        self._unheard = False  # It may tell of one that died just now, who is told, too.
         heard, ask = self.events.hear_told(event.news, now, answer=event.answer)
         if ask and now >= self._news_asked_after and not self._ledger.leaving:
             self._news_asked_after = now + _NEWS_ASKED_FRACTION * self._config.sync_interval_s
@@ -390,6 +393,7 @@ class SwimMachine:
         if self._departed:
             return []
         effects = self._post.spread(now)
+        self._unheard = not effects and len(self._ledger.queue) > 0
         if self._ledger.leaving and self.me not in self._ledger.queue:
             effects += self._depart()
         return effects

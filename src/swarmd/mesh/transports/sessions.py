@@ -235,6 +235,11 @@ class Sessions:
         if not any(h.addresses == (address,) for h in self._handshakes.values()):
             self._start(None, (address,), now)
 
+    @property
+    def is_greeting(self) -> bool:
+        """Is there a hello that may have to be repeated?"""
+        return bool(self._handshakes)
+
     def tick(self, now: float) -> float | None:
         """Repeat and give up hellos; when to call again, None if nothing waits."""
         for name, handshake in list(self._handshakes.items()):

@@ -126,7 +126,7 @@ class Datagrams:
 
     def _flush(self) -> None:
         sessions = self._sessions
-        if sessions.outgoing:
+        if sessions.outgoing and sessions.is_greeting:
             self._wake.set()
         while sessions.outgoing:
             address, packet = sessions.outgoing.popleft()

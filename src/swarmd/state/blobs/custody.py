@@ -16,6 +16,7 @@ import trio
 
 from swarmd.base.errors import RemoteError, SwarmError, Unavailable, WouldLoseData
 from swarmd.base.ids import NodeId, short
+from swarmd.base.pace import pause
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.messages import MISSING_MAX, Missing, MissingAsk
 
@@ -67,7 +68,7 @@ class Custody:
         settled: tuple[NodeId, ...] = ()
         due_at = 0.0
         while True:
-            await trio.sleep(_LOOK_S)
+            await pause(_LOOK_S)
             voters = tuple(self._voters())
             if self._me not in voters:
                 settled = ()

@@ -16,6 +16,7 @@ import trio
 
 from swarmd.base.errors import SwarmError, WouldLoseData
 from swarmd.base.ids import NodeId, short
+from swarmd.base.pace import pause, pause_ends
 from swarmd.observe.log import get_logger
 from swarmd.state.blobs.bulk import Bulk
 from swarmd.state.blobs.messages import ASKED_MAX, PinnedBlob
@@ -48,7 +49,7 @@ class Mending:
         seen: frozenset[NodeId] = frozenset()
         due_at, failures = 0.0, 0
         while True:
-            with trio.move_on_after(_LOOK_S):
+            with trio.move_on_at(pause_ends(_LOOK_S)):
                 await self._holding.changed.wait()
             alive = frozenset(self._alive())
             changed = self._holding.changed.is_set() or alive != seen
@@ -167,7 +168,7 @@ class Mending:
             hashes = [blob_hash for blob_hash, _, _ in self._holding.folder.by_use()]
             chosen = due_for_scrub(hashes, after)
             if chosen is None or chosen <= after:
-                await trio.sleep(_IDLE_S)  # A round is over, or there is nothing.
+                await pause(_IDLE_S)  # A round is over, or there is nothing.
             if chosen is None:
                 continue
             after = chosen

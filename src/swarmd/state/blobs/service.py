@@ -34,6 +34,7 @@ from swarmd.base.errors import (
 )
 from swarmd.base.ids import NodeId, short
 from swarmd.base.limits import BLOB_BYTES_MAX, BLOB_CHUNK_BYTES, MIB
+from swarmd.base.pace import pause
 from swarmd.base.sealed_file import Sealer
 from swarmd.mesh.link import Inbound, Lane, Link
 from swarmd.observe.log import get_logger
@@ -506,7 +507,7 @@ class Blobs:
     async def _sweep(self) -> None:
         """Drop uploads that their senders left."""
         while True:
-            await trio.sleep(_SWEEP_S)
+            await pause(_SWEEP_S)
             before = self._clock.now() - self._config.upload_idle_s
             for key, upload in list(self._uploads.items()):
                 if upload.touched_at < before and not upload.busy:

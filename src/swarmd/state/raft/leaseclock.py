@@ -12,6 +12,7 @@ import trio
 
 from swarmd.base.errors import SwarmError
 from swarmd.base.limits import LEASE_TTL_MIN_MS
+from swarmd.base.pace import pause
 from swarmd.observe.log import get_logger
 from swarmd.state.raft.replica import Replica
 
@@ -40,7 +41,7 @@ async def run_lease_clock(store: Timed) -> None:
         replica = store.serving()
         due_ms = replica.state.leases.next_deadline_ms if replica is not None else None
         if replica is None or due_ms is None:
-            await trio.sleep(LOOK_S)
+            await pause(LOOK_S)
         elif due_ms > store.store_time_ms():
             left_s = (due_ms - store.store_time_ms()) / 1_000
             await trio.sleep(min(max(left_s, _SOON_S), LOOK_S))

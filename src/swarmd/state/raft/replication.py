@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 NO_OP: Final = b"\x01"
 # The first byte of what callers proposed.
 REGULAR: Final = b"\x00"
+# A leader without followers has nobody to give signs of life, and sees no more often than this to
+# what was put off, such as a snapshot that failed. What is proposed wakes it at once.
+ALONE_BEAT_S: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -110,6 +113,10 @@ class Sender:
         gets its next batches in any case.
         """
         core = self._core
+        if not core.peers:
+            if now >= self.heartbeat_at:
+                self.heartbeat_at = now + ALONE_BEAT_S
+            return
         key = (core.journal.last_index, self.round)
         beat = now >= self.heartbeat_at
         moved = key != self._moved_key or now >= self.notice_at

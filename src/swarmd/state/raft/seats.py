@@ -10,6 +10,7 @@ import trio
 from swarmd.base.clock import Clock
 from swarmd.base.errors import NotCoordinator, SwarmError, from_code
 from swarmd.base.ids import NodeId, to_text
+from swarmd.base.pace import pause
 from swarmd.mesh.driver import Driver
 from swarmd.mesh.link import Link
 from swarmd.mesh.trust import Trust
@@ -65,6 +66,7 @@ class Seats:
         self._serving = serving
         self._propose = propose
         self._leavers: dict[int, _Leaver] = {}
+        self._seen: sm.Looked | None = None
         self._tag = 0
         self._driver = Driver(
             "seats",
@@ -85,7 +87,7 @@ class Seats:
             nursery.start_soon(self._driver.run)
             while True:
                 self._look()
-                await trio.sleep(CHECK_S)
+                await pause(CHECK_S)
 
     async def hand_over(self, leaving: NodeId) -> None:
         """On the coordinator: propose the epoch in which `leaving` has no seat.
@@ -119,7 +121,10 @@ class Seats:
         replica = self._serving()
         number = self._keeper.chain.head.number
         seen = sm.Looked(tuple(self._candidates()), self._coordinated(replica), number)
+        if seen.epoch is None and seen == self._seen:
+            return  # For how long it is so the machine knows by itself.
         self._driver.feed(seen)
+        self._seen = seen
 
     def _coordinated(self, replica: Replica | None) -> sm.Coordinated | None:
         if replica is None:

@@ -23,6 +23,7 @@ import trio
 from swarmd.base.errors import BadRequest, Busy, Conflict, Moved, RemoteError, Unavailable
 from swarmd.base.ids import NodeId
 from swarmd.base.limits import KIB, LEASE_KEYS_MAX
+from swarmd.base.pace import pause_ends
 from swarmd.base.rng import Rng
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.caller import Caller
@@ -163,7 +164,7 @@ class Watches:
             Moved: the epoch has ended here.
             Unavailable: with `led`, the voter has no leader.
         """
-        deadline = trio.current_time() + wait_s
+        deadline = pause_ends(wait_s)
         root = prefix[: m.ROOT_BYTES]
         while True:
             if replica is not self._keeper.replica:
