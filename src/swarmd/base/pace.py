@@ -16,14 +16,19 @@ import trio
 BEAT_S: Final = 0.5
 
 
-def pause_ends(pause_s: float) -> float:
+def pause_ends(pause_s: float, beat_s: float = BEAT_S, shift_s: float = 0.0) -> float:
     """When a pause of `pause_s` seconds from now ends, by `trio.current_time`.
 
-    On the last beat that is in it: up to half a second sooner than asked for, and never later. A
-    pause of less than half a second is as long as it says.
+    On the last beat that is in it: up to `beat_s` sooner than asked for, and never later. A pause
+    that is shorter than a beat is as long as it says.
+
+    Args:
+        shift_s: by how much the beats come later than whole multiples of `beat_s`.
     """
     due = trio.current_time() + pause_s
-    return due if pause_s < BEAT_S else math.floor(due / BEAT_S) * BEAT_S
+    if pause_s < beat_s:
+        return due
+    return math.floor((due - shift_s) / beat_s) * beat_s + shift_s
 
 
 async def pause(pause_s: float) -> None:

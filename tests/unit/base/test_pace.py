@@ -46,3 +46,12 @@ async def test_a_pause_is_never_longer_than_asked_for(
 async def test_a_short_pause_is_as_long_as_it_says(autojump_clock: trio.testing.MockClock) -> None:
     await trio.sleep(0.6)
     assert pause_ends(0.25) - trio.current_time() == pytest.approx(0.25)
+
+
+async def test_beats_may_be_longer_and_shifted(autojump_clock: trio.testing.MockClock) -> None:
+    for _ in range(20):
+        await trio.sleep(0.7)
+        ends = pause_ends(3.0, 3.0, 1.25)
+        assert 0.0 < ends - trio.current_time() <= 3.0
+        assert (ends - 1.25) % 3.0 == pytest.approx(0.0, abs=1e-6)
+    assert pause_ends(2.9, 3.0, 1.25) - trio.current_time() == pytest.approx(2.9)

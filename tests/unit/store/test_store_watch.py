@@ -321,6 +321,37 @@ async def test_odd_questions_are_answered(
             assert [change.key for change in answer.changes] == told
 
 
+async def test_where_nothing_changes_a_peer_is_answered_at_one_moment_and_each_at_its_own(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running_swarm() as swarm:
+        await swarm.start(0, 1)
+        last = (await do(swarm, 0, Put(b"u/a", b"")))[0].revision
+        moments: dict[int, list[float]] = {1: [], 2: [], 3: []}
+
+        async def ask(node: int) -> None:
+            link = swarm.network.link(swarm.id(node))
+            question = m.WatchAsk(b"u/", last + 1, 0, int(MARK_S * 1_000))
+
+            async def once() -> None:
+                for _ in range(2):
+                    await link.request(m.STORE, swarm.id(0), question, timeout_s=10.0)
+                moments[node].append(trio.current_time())
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(5):
+                    nursery.start_soon(once)
+                    await trio.sleep(0.3)
+
+        async with trio.open_nursery() as nursery:
+            for node in moments:
+                nursery.start_soon(ask, node)
+        for several in moments.values():
+            spread = {round(one % MARK_S, 2) for one in several}
+            assert len(spread) == 1, several
+        assert len({round(several[0] % MARK_S, 2) for several in moments.values()}) == 3
+
+
 # ---- faults ------------------------------------------------------------------------------
 
 

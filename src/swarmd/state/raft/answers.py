@@ -115,7 +115,7 @@ class Answers:
                 time_ms = self._store.store_time_ms
                 return await self._read(False, lambda s: m.Revision(s.revision, time_ms()))
             case m.WatchAsk():
-                return await self._watches.answer(message) or self._redirect("not_a_voter")
+                return await self._watches.answer(peer, message) or self._redirect("not_a_voter")
             case m.LeasesAsk(lease):
                 time_ms = self._store.store_time_ms
                 return await self._read(False, lambda s: leases_in(s, lease, time_ms()))

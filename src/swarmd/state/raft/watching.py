@@ -146,7 +146,8 @@ class Watches:
             try:
                 if replica is not None:
                     place.pending = []
-                    found = await self._news_here(replica, place.revision, place.prefix, MARK_S)
+                    until = pause_ends(MARK_S)
+                    found = await self._news_here(replica, place.revision, place.prefix, until)
                     return _one_turn(*found)
                 return await self._ask(place)
             except (Unavailable, RemoteError, Conflict):
@@ -155,16 +156,15 @@ class Watches:
             delay_s = min(delay_s * 1.6, _RETRY_MAX_S)
 
     async def _news_here(
-        self, replica: Replica, revision: int, prefix: bytes, wait_s: float, *, led: bool = False
+        self, replica: Replica, revision: int, prefix: bytes, until: float, *, led: bool = False
     ) -> tuple[list[Change], int]:
-        """Changes from `revision` on as soon as there are any; after `wait_s` there are none.
+        """Changes from `revision` on as soon as there are any; at the time `until` there are none.
 
         Raises:
             Compacted: some of them are no longer kept.
             Moved: the epoch has ended here.
             Unavailable: with `led`, the voter has no leader.
         """
-        deadline = pause_ends(wait_s)
         root = prefix[: m.ROOT_BYTES]
         while True:
             if replica is not self._keeper.replica:
@@ -177,7 +177,7 @@ class Watches:
                 if changes:
                     return changes, state.revision
                 revision = state.revision + 1  # The next look need not go through these again.
-            left_s = deadline - trio.current_time()
+            left_s = until - trio.current_time()
             if left_s <= 0:
                 return [], state.revision
             with trio.move_on_after(left_s):
@@ -209,8 +209,11 @@ class Watches:
 
     # ---- answering -----------------------------------------------------------------------
 
-    async def answer(self, ask: m.WatchAsk) -> m.Watched | None:
+    async def answer(self, peer: NodeId, ask: m.WatchAsk) -> m.Watched | None:
         """What a node without a copy asked for; None if this one has none either.
+
+        Where nothing changes all that a peer asked is answered at one moment, so that the answers
+        share frames and wake-ups; of different peers at different ones.
 
         Raises what `_news_here` does, and Busy, BadRequest.
         """
@@ -222,10 +225,12 @@ class Watches:
         if not ask.prefix.startswith(m.WATCHED_PREFIXES):
             raise BadRequest("keys under this prefix cannot be watched")
         wait_s = min(max(ask.wait_ms, 0) / 1_000, MARK_S)
+        shift_s = int.from_bytes(peer[:2], "big") / 2**16 * MARK_S
+        until = pause_ends(wait_s, MARK_S, shift_s)
         self._polls += 1
         try:
             changes, revision = await self._news_here(
-                replica, ask.revision, ask.prefix, wait_s, led=True
+                replica, ask.revision, ask.prefix, until, led=True
             )
         finally:
             self._polls -= 1
