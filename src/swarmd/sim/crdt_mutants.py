@@ -111,6 +111,14 @@ class _OneIsEnough(Holding):
         return not self.accepts(name) and not taken.isdisjoint(self.takers(name))
 
 
+class _AsksTheFirst(Holding):
+    """Has only the first of those who come to hold its shards take them."""
+
+    def takers(self, name: Shard) -> tuple[NodeId, ...]:
+        found = super().takers(name)
+        return found[:1] if self.leaves else found
+
+
 class _TrustsLeavers(Holding):
     """Takes who leaves for a holder, whatever it says."""
 
@@ -154,6 +162,7 @@ MUTANTS: Final[Mapping[str, type[ReplicaMachine]]] = {
     "crdt.drop_when_taken": _with(moving_type=_DropsAtOnce),
     "crdt.taken_means_all": _with(moving_type=_SaysTaken),
     "crdt.drop_when_all_took": _with_holding(_OneIsEnough),
+    "crdt.leavers_ask_all": _with_holding(_AsksTheFirst),
     "crdt.leavers_hold_nothing": _with_holding(_TrustsLeavers),
     "crdt.actor_after_drop": _with(replica_type=_GoesOn),
 }

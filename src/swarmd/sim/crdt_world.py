@@ -32,7 +32,7 @@ from swarmd.state.crdt.events import (
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import ReplicaMachine
 from swarmd.state.crdt.messages import CRDT, Batches, Seen, Shard, Taken, decode_batch, shard_of
-from swarmd.state.crdt.placement import bucket_on, copies_of
+from swarmd.state.crdt.placement import bucket_on, copies_of, holders
 from swarmd.state.crdt.replica import SYNC_S
 from swarmd.state.crdt.stored import encode_shard
 from swarmd.state.crdt.types.kinds import Kind
@@ -73,6 +73,8 @@ _TELL_S: Final = 2.0
 _HAND_OVER_S: Final = 0.5
 _LEAVE_S: Final = 15.0
 _WINDS_DOWN_S: Final = 2.0
+# How long all take to hear that one of them leaves, where all is well.
+_NEWS_S: Final = 0.01
 _NEVER: Final = ("malformed", "bad_signature", "unproven", "other_shard", "ends_others")
 CHAOS_FAULTS: Final = LinkFaults(loss=0.1, duplicate=0.05, slow=0.1, slow_max_s=3.0)
 
@@ -346,7 +348,7 @@ class CrdtWorld:
         machine = node.machine
         if machine is None:
             return
-        had = _seen_of(machine) if machine.holding.leaves and self.is_calm else {}
+        had = _seen_of(machine) if node.leaves_at is not None and self.is_calm else {}
         effects: list[Effect] = []
         for event in events:
             effects += machine.handle(event, self.world.now)
@@ -489,12 +491,15 @@ class CrdtWorld:
     def _check_taken(
         self, node: Node, machine: ReplicaMachine, had: dict[Shard, tuple[Seen, ...]]
     ) -> None:
-        """What a node that leaves has dropped all have that it had to ask."""
-        for name in [one for one in had if machine.shard(one) is None]:
-            for taker in map(self.by_id.__getitem__, machine.holding.takers(name)):
-                if taker.machine is None or taker.leaves_at is not None:
-                    continue
-                shard = taker.machine.shard(name)
+        """What a node that leaves has dropped, all have that hold it without who leaves."""
+        gone = [one for one in had if machine.shard(one) is None]
+        news_s = self.world.now - _NEWS_S
+        if not gone or any(news_s < (one.leaves_at or 0.0) for one in self.leaving()):
+            return  # It may not have heard yet that another leaves, too.
+        staying = [one.node_id for one in self.running() if one.leaves_at is None]
+        for name in gone:
+            for taker in map(self.by_id.__getitem__, holders(name, staying, copies_of(name[0]))):
+                shard = taker.machine.shard(name) if taker.machine is not None else None
                 if shard.lacks(had[name]) if shard is not None else had[name]:
                     self.world.violate(f"{node.name} dropped {name}, which {taker.name} lacks")
 
