@@ -46,7 +46,7 @@ CHAOS_S: Final = 60.0
 OTHERS: Final = (
     "acknowledged", "removed", "whole_state", "clock_skew", "from_the_future", "newcomer",
     "turn", "excused", "merged", "ended", "restored_late", "found_late", "dropped", "taken",
-    "left",
+    "left", "stayed_after_drop",
 )  # fmt: skip
 
 

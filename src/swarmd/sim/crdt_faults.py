@@ -19,10 +19,11 @@ _APART_S: Final = 4.0
 # So many may go where all is well, each in order.
 _GOING_MAX: Final = 8
 _JUMP_MAX_MS: Final = 90_000
+_CRASHES: Final = ("kill", "kill", "power_loss", "power_loss", "disk_lost", "disk_restored")
 FAULTS: Final = (
     "loss", "duplicate", "delay", "reorder", "partition", "one_way_cut", "kill", "power_loss",
     "disk_lost", "disk_restored", "clock_jump", "came", "went", "replaced", "seen_apart",
-    "leave", "stayed",
+    "leave", "stayed", "crashed_leaving",
 )  # fmt: skip
 
 
@@ -49,10 +50,7 @@ def disturb(sim: CrdtWorld) -> None:
         case 1 | 2:
             sim.heal()
         case 3 | 4 if len(running) > 1:
-            how = rng.choice(
-                ("kill", "kill", "power_loss", "power_loss", "disk_lost", "disk_restored")
-            )
-            sim.crash(rng.choice(running).name, how)
+            sim.crash(rng.choice(running).name, rng.choice(_CRASHES))
         case 5:
             for node in sim.nodes.values():
                 if node.machine is None and not node.is_gone:
@@ -66,15 +64,19 @@ def disturb(sim: CrdtWorld) -> None:
 
 
 def leave(sim: CrdtWorld, most: int) -> None:
-    """So many begin to leave at about the same time; some change their mind."""
+    """So many begin to leave at about the same time; some change their mind, or crash."""
     rng, world = sim.rng, sim.world
     able = [node.name for node in sim.running()]
     rng.shuffle(able)
     for name in able[:most]:
         begin_s = rng.choice((0.0, rng.uniform(0.0, _APART_S)))
         world.after(begin_s, _leave_if_able, sim, name)
-        if rng.random() < 0.3:
+        what = rng.random()
+        if what < 0.3:
             world.after(begin_s + rng.uniform(0.1, _APART_S), _stay_if_leaving, sim, name)
+        elif what < 0.6:
+            how = rng.choice(_CRASHES)
+            world.after(begin_s + rng.uniform(0.0, _APART_S), _crash_if_leaving, sim, name, how)
 
 
 def _leave_if_able(sim: CrdtWorld, name: str) -> None:
@@ -86,7 +88,14 @@ def _leave_if_able(sim: CrdtWorld, name: str) -> None:
 
 def _stay_if_leaving(sim: CrdtWorld, name: str) -> None:
     if sim.nodes[name] in sim.leaving():
+        sim.world.count("stayed")
+        sim.world.count("stayed_after_drop", sim.nodes[name].has_dropped)
         sim.stay(name)
+
+
+def _crash_if_leaving(sim: CrdtWorld, name: str, how: str) -> None:
+    if sim.nodes[name] in sim.leaving() and len(sim.running()) > _STAYING_MIN:
+        sim.crash(name, how)
 
 
 def leave_in_order(sim: CrdtWorld) -> None:
@@ -95,7 +104,7 @@ def leave_in_order(sim: CrdtWorld) -> None:
     going = [node.name for node in sim.running()][:-1]
     sim.rng.shuffle(going)
     del going[_GOING_MAX:]
-    stayed = sim.world.counts["stayed"]
+    refused = sim.world.counts["refused"]
     while going:
         for _ in range(sim.rng.randint(1, _LEAVING_MAX)):
             if going:
@@ -103,7 +112,7 @@ def leave_in_order(sim: CrdtWorld) -> None:
         while sim.leaving():
             sim.world.run_for(sim.rng.uniform(0.0, 0.3))
             sim.someone_writes()
-    if sim.world.counts["stayed"] > stayed:
+    if sim.world.counts["refused"] > refused:
         sim.world.violate("a node could not leave, though all was well")
     sim.world.run_for(REST_S)
 

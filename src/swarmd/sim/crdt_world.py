@@ -112,6 +112,8 @@ class Node:
     # Since when it leaves in order, and whether all that it had is others' now.
     leaves_at: float | None = None
     is_free: bool = False
+    # Whether it has dropped any of that.
+    has_dropped: bool = False
     # What it wrote and waits for: ticket -> what is owed once it is acknowledged.
     waiting: dict[int, Owed] = field(default_factory=dict)
 
@@ -203,6 +205,7 @@ class CrdtWorld:
         node = self.nodes[name]
         assert node.machine is not None
         self.world.count(how)
+        self.world.count("crashed_leaving", node.leaves_at is not None)
         self.network.detach(name)
         self._end(node)
         if how != "kill":  # Else the kernel writes it out in its own time.
@@ -252,7 +255,7 @@ class CrdtWorld:
     def leave(self, name: str) -> None:
         """Have a node hand over what it has, and go for good; it stays where it cannot."""
         node = self.nodes[name]
-        node.leaves_at = self.world.now
+        node.leaves_at, node.has_dropped = self.world.now, False
         self.world.count("leave")
         self._go_on_leaving(node, node.life, self.world.now)
 
@@ -265,6 +268,7 @@ class CrdtWorld:
         self.feed(node, Leave())
         node.is_free = not node.machine.partial_shards()
         if not node.is_free and self.world.now - since > _LEAVE_S:
+            self.world.count("refused")
             self.stay(node.name)
             return
         wait_s = self.rng.uniform(0.0, _WINDS_DOWN_S) if node.is_free else _HAND_OVER_S
@@ -272,7 +276,7 @@ class CrdtWorld:
 
     def _go(self, node: Node) -> None:
         """Have a node go that has handed over what it had."""
-        self.world.count("left")
+        self.world.count("left_in_calm" if self.is_calm else "left")
         self.network.detach(node.name)
         self._end(node)
         node.disk.crash()
@@ -284,7 +288,6 @@ class CrdtWorld:
         """Have a node that was about to leave stay after all."""
         node = self.nodes[name]
         node.leaves_at, node.is_free = None, False
-        self.world.count("stayed")
         self.feed(node, Stay())
 
     def part(self, a: list[str], b: list[str]) -> None:
@@ -395,6 +398,7 @@ class CrdtWorld:
                     self.world.violate(f"{node.name} ignored a message: {reason}")
             case Dropped():
                 self.world.count("dropped")
+                node.has_dropped = node.leaves_at is not None
             case KeyChanged() | Persist():
                 pass
             case _:
