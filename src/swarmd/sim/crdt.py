@@ -32,6 +32,7 @@ from swarmd.sim.crdt_faults import (
     come_back_late,
     disturb,
     end_no_more,
+    leave_in_a_pair,
     leave_in_order,
     make_peace,
 )
@@ -63,6 +64,7 @@ def run_seed(
         disturb(sim)
         if stop_at_violation and sim.world.violations:
             return sim
+    leave_in_a_pair(sim)
     make_peace(sim)
     sim.world.run_for(CALM_S)
     count_ends(sim)

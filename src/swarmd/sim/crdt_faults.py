@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from swarmd.sim.crdt_world import CrdtWorld
+from swarmd.sim.crdt_world import REPLACE_S, CrdtWorld
 from swarmd.sim.network import LinkFaults
+from swarmd.state.crdt.messages import Taken
 
 CALM_S: Final = 60.0
 REST_S: Final = 30.0
@@ -18,12 +19,17 @@ _STAYING_MIN: Final = 2
 _APART_S: Final = 4.0
 # So many may go where all is well, each in order.
 _GOING_MAX: Final = 8
+# Two that are cut off know by then that they are alone.
+_ALONE_S: Final = REPLACE_S + 6.0
+# What is held up longer than a node takes to serve again what it holds again.
+_TAKEN_LATE_S: Final = 4.0
+_STAYS_S: Final = 2.5
 _JUMP_MAX_MS: Final = 90_000
 _CRASHES: Final = ("kill", "kill", "power_loss", "power_loss", "disk_lost", "disk_restored")
 FAULTS: Final = (
     "loss", "duplicate", "delay", "reorder", "partition", "one_way_cut", "kill", "power_loss",
     "disk_lost", "disk_restored", "clock_jump", "came", "went", "replaced", "seen_apart",
-    "leave", "stayed", "crashed_leaving",
+    "leave", "stayed", "crashed_leaving", "left_anew",
 )  # fmt: skip
 
 
@@ -115,6 +121,49 @@ def leave_in_order(sim: CrdtWorld) -> None:
     if sim.world.counts["refused"] > refused:
         sim.world.violate("a node could not leave, though all was well")
     sim.world.run_for(REST_S)
+
+
+def leave_in_a_pair(sim: CrdtWorld) -> None:
+    """Two know nobody but each other any more, and one leaves."""
+    sim.heal()
+    for node in sim.running():
+        node.skew_ms = 0
+    able = [node.name for node in sim.running() if node.leaves_at is None]
+    if len(able) < _STAYING_MIN:
+        return
+    a, b = sim.rng.sample(able, 2)
+    sim.part([a, b], [name for name in sim.nodes if name not in (a, b)])
+    _write_in(sim, [a, b], _ALONE_S)
+    if sim.nodes[a].machine is not None:
+        _leave_anew(sim, a, b)
+    sim.late_s.clear()
+    sim.heal()
+
+
+def _leave_anew(sim: CrdtWorld, name: str, other: str) -> None:
+    """What was taken when a node left comes to it when it stayed, wrote and left again."""
+    sim.world.count("left_anew")
+    sim.late_s[Taken] = _TAKEN_LATE_S
+    sim.leave(name)
+    sim.world.run_for(0.1)
+    if sim.nodes[name] in sim.leaving():
+        sim.stay(name)
+    sim.world.run_for(_STAYS_S)
+    if sim.nodes[name].machine is None:
+        return
+    sim.network.cut([name], [other], one_way=True)
+    for _ in range(8):
+        sim.write_something(sim.nodes[name], partial=1.0)
+    sim.leave(name)
+    sim.world.run_for(_TAKEN_LATE_S)
+
+
+def _write_in(sim: CrdtWorld, names: list[str], for_s: float) -> None:
+    """Have some write to what lives on two nodes, and all others as ever."""
+    until = sim.world.now + for_s
+    while sim.world.now < until:
+        sim.world.run_for(sim.rng.uniform(0.0, 1.0))
+        sim.write_something(sim.nodes[sim.rng.choice(names)], partial=0.7)
 
 
 def come_or_go(sim: CrdtWorld) -> None:

@@ -119,6 +119,16 @@ class _AsksTheFirst(Holding):
         return found[:1] if self.leaves else found
 
 
+class _KeepsRounds(Holding):
+    """Goes on with the rounds it had begun when it had other members, or left before."""
+
+    def _place(self) -> bool:
+        rounds = dict(self.rounds)
+        moved = super()._place()
+        self.rounds.update(rounds)
+        return moved
+
+
 class _TrustsLeavers(Holding):
     """Takes who leaves for a holder, whatever it says."""
 
@@ -163,6 +173,7 @@ MUTANTS: Final[Mapping[str, type[ReplicaMachine]]] = {
     "crdt.taken_means_all": _with(moving_type=_SaysTaken),
     "crdt.drop_when_all_took": _with_holding(_OneIsEnough),
     "crdt.leavers_ask_all": _with_holding(_AsksTheFirst),
+    "crdt.rounds_end": _with_holding(_KeepsRounds),
     "crdt.leavers_hold_nothing": _with_holding(_TrustsLeavers),
     "crdt.actor_after_drop": _with(replica_type=_GoesOn),
 }

@@ -47,6 +47,7 @@ from swarmd.state.crdt.types.values import (
     TakeFrom,
     read,
 )
+from swarmd.wire.codec import Message
 
 BUCKET: Final = "b"
 # Of two copies; its keys end like this.
@@ -66,7 +67,7 @@ _LOG_BYTES_MAX: Final = 3_000
 _SEGMENT_BYTES_MAX: Final = 20_000
 _END_LIVES_S: Final = 4.0
 # How long a dead member's shards stay its own, and how late nodes hear of others.
-_REPLACE_S: Final = 8.0
+REPLACE_S: Final = 8.0
 _HEARD_LATE_S: Final = 3.0
 _TELL_S: Final = 2.0
 # How often a node that leaves asks anew, for how long, and how long it is there afterwards.
@@ -159,6 +160,8 @@ class CrdtWorld:
         # Sides of a partition that hold each other dead, and since when.
         self.apart: tuple[frozenset[str], frozenset[str]] | None = None
         self.apart_at = 0.0
+        # What is held up on its way to all, by kind of message, and for how long.
+        self.late_s: dict[type, float] = {}
         self._dots: dict[tuple[Shard, Dot], bytes] = {}
         self.world.after(_TELL_S, self._tell_again)
         for name in names:
@@ -321,7 +324,7 @@ class CrdtWorld:
         members = [one for one in self.nodes.values() if not one.is_gone]
         away = [one for one in members if one is not node and self._down_s(node, one) is not None]
         alive = tuple(o.node_id for o in members if o is not node and o not in away)
-        late = [one for one in away if (self._down_s(node, one) or 0.0) > _REPLACE_S]
+        late = [one for one in away if (self._down_s(node, one) or 0.0) > REPLACE_S]
         self.world.count("replaced", len(late))
         everyone = frozenset(one.node_id for one in members)
         self.feed(node, Peers(alive, everyone, everyone - {one.node_id for one in late}))
@@ -381,8 +384,7 @@ class CrdtWorld:
             case Send(peer, message):
                 if isinstance(message, Batches):
                     self._check_dots(message)
-                raw = CRDT.encode(message)
-                self.network.send(node.name, self.by_id[peer].name, raw)
+                self._send(node.name, self.by_id[peer].name, message)
             case SetTimer(delay_s, event):
                 life = node.life
                 self.world.after(delay_s, self._timer, node, life, event)
@@ -403,6 +405,13 @@ class CrdtWorld:
                 pass
             case _:
                 raise AssertionError(effect)
+
+    def _send(self, source: str, target: str, message: Message) -> None:
+        raw = CRDT.encode(message)
+        if late_s := self.late_s.get(type(message), 0.0):
+            self.world.after(late_s, self.network.send, source, target, raw)
+        else:
+            self.network.send(source, target, raw)
 
     def _timer(self, node: Node, life: int, event: Event) -> None:
         if node.life == life:
