@@ -7,7 +7,7 @@ from typing import Final
 
 from swarmd.sim.crdt_world import REPLACE_S, CrdtWorld
 from swarmd.sim.network import LinkFaults
-from swarmd.state.crdt.messages import Taken
+from swarmd.state.crdt.messages import Leaving, Taken
 
 CALM_S: Final = 60.0
 REST_S: Final = 30.0
@@ -24,12 +24,13 @@ _ALONE_S: Final = REPLACE_S + 6.0
 # What is held up longer than a node takes to serve again what it holds again.
 _TAKEN_LATE_S: Final = 4.0
 _STAYS_S: Final = 2.5
+_NEWS_LATE_S: Final = 3.0
 _JUMP_MAX_MS: Final = 90_000
 _CRASHES: Final = ("kill", "kill", "power_loss", "power_loss", "disk_lost", "disk_restored")
 FAULTS: Final = (
     "loss", "duplicate", "delay", "reorder", "partition", "one_way_cut", "kill", "power_loss",
     "disk_lost", "disk_restored", "clock_jump", "came", "went", "replaced", "seen_apart",
-    "leave", "stayed", "crashed_leaving", "left_anew",
+    "leave", "stayed", "crashed_leaving", "left_anew", "left_both",
 )  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def leave_in_order(sim: CrdtWorld) -> None:
 
 
 def leave_in_a_pair(sim: CrdtWorld) -> None:
-    """Two know nobody but each other any more, and one leaves."""
+    """Two know nobody but each other any more, and both leave at once, or one does."""
     sim.heal()
     for node in sim.running():
         node.skew_ms = 0
@@ -135,9 +136,21 @@ def leave_in_a_pair(sim: CrdtWorld) -> None:
     sim.part([a, b], [name for name in sim.nodes if name not in (a, b)])
     _write_in(sim, [a, b], _ALONE_S)
     if sim.nodes[a].machine is not None:
-        _leave_anew(sim, a, b)
+        if sim.nodes[b].machine is not None and sim.rng.random() < 0.5:
+            _leave_both(sim, a, b)
+        else:
+            _leave_anew(sim, a, b)
     sim.late_s.clear()
     sim.heal()
+
+
+def _leave_both(sim: CrdtWorld, a: str, b: str) -> None:
+    """Each asks the other to take what it has, before it hears that the other leaves, too."""
+    sim.world.count("left_both")
+    sim.late_s[Leaving] = _NEWS_LATE_S
+    sim.leave(a)
+    sim.leave(b)
+    sim.world.run_for(_NEWS_LATE_S)
 
 
 def _leave_anew(sim: CrdtWorld, name: str, other: str) -> None:

@@ -102,6 +102,16 @@ class _SaysTaken(Moving):
         return [*effects, Send(peer, Taken(ask.bucket, ask.shard, ask.round))]
 
 
+class _LeaversTake(Moving):
+    """Says while it leaves that it has taken what it has all of."""
+
+    def on_hand_over(self, peer: NodeId, ask: HandOver, now: float) -> list[Effect]:
+        shard = self._replica.shards.get((ask.bucket, ask.shard))
+        if self._replica.holding.leaves and shard is not None and not shard.lacks(ask.seen):
+            return [Send(peer, Taken(ask.bucket, ask.shard, ask.round))]
+        return super().on_hand_over(peer, ask, now)
+
+
 class _OneIsEnough(Holding):
     """Drops a shard when one of its holders has taken it."""
 
@@ -171,6 +181,7 @@ MUTANTS: Final[Mapping[str, type[ReplicaMachine]]] = {
     "crdt.actor_per_life": _OneLife,
     "crdt.drop_when_taken": _with(moving_type=_DropsAtOnce),
     "crdt.taken_means_all": _with(moving_type=_SaysTaken),
+    "crdt.leavers_take_nothing": _with(moving_type=_LeaversTake),
     "crdt.drop_when_all_took": _with_holding(_OneIsEnough),
     "crdt.leavers_ask_all": _with_holding(_AsksTheFirst),
     "crdt.rounds_end": _with_holding(_KeepsRounds),
