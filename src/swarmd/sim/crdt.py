@@ -14,9 +14,10 @@ One bucket lives on two nodes. Members come, go for good, die for longer than th
 and return; nodes hear of that at different times, and the sides of a partition hold each other
 dead. Then the same is owed of each shard by those who hold it in the end, and nobody else has it.
 Members leave in order, several at once, in the midst of all that; some change their mind, crash, or
-find nobody who takes what they have, and stay. Of what lives on two nodes nothing is excused
-because somebody left so. In the end, where all is well, one after the other leaves, and none may
-be refused, or go before all have its shards that are to hold them.
+find nobody who takes what they have, and stay. Two that know nobody else any more leave at once, or
+one leaves again before it hears what came of the first time. Of what lives on two nodes nothing is
+excused because somebody left so. In the end, where all is well, one after the other leaves, and
+none may be refused, or go before all have its shards that are to hold them.
 No dot is ever given to two changes.
 """
 
