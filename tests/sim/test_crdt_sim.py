@@ -11,10 +11,8 @@ from swarmd.sim.crdt_mutants import MUTANTS, first_catch
 # The seed to begin with, where those before it catch nothing and would only take time.
 FIRST = {
     "crdt.actor_after_drop": 14,
-    "crdt.drop_when_all_took": 19,
     "crdt.ends_all_saw": 6,
     "crdt.ends_bind": 13,
-    "crdt.leavers_ask_all": 4,
     "crdt.rounds_end": 3,
 }
 

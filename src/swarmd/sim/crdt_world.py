@@ -507,7 +507,8 @@ class CrdtWorld:
         """What a node that leaves has dropped, all have that hold it without who leaves."""
         gone = [one for one in had if machine.shard(one) is None]
         news_s = self.world.now - _NEWS_S
-        if not gone or any(news_s < (one.leaves_at or 0.0) for one in self.leaving()):
+        others = [one for one in self.leaving() if one is not node]
+        if not gone or any(news_s < (one.leaves_at or 0.0) for one in others):
             return  # It may not have heard yet that another leaves, too.
         staying = [one.node_id for one in self.running() if one.leaves_at is None]
         for name in gone:
