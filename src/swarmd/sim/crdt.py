@@ -14,9 +14,10 @@ One bucket lives on two nodes. Members come, go for good, die for longer than th
 and return; nodes hear of that at different times, and the sides of a partition hold each other
 dead. Then the same is owed of each shard by those who hold it in the end, and nobody else has it.
 Members leave in order, several at once, in the midst of all that; some change their mind, crash, or
-find nobody who takes what they have, and stay. Of what lives on two nodes nothing is excused
-because somebody left so. In the end, where all is well, one after the other leaves, and none may
-be refused, or go before all have its shards that are to hold them.
+find nobody who takes what they have, and stay. Two that know nobody else any more leave at once, or
+one leaves again before it hears what came of the first time. Of what lives on two nodes nothing is
+excused because somebody left so. In the end, where all is well, one after the other leaves, and
+none may be refused, or go before all have its shards that are to hold them.
 No dot is ever given to two changes.
 """
 
@@ -32,6 +33,7 @@ from swarmd.sim.crdt_faults import (
     come_back_late,
     disturb,
     end_no_more,
+    leave_in_a_pair,
     leave_in_order,
     make_peace,
 )
@@ -46,7 +48,7 @@ CHAOS_S: Final = 60.0
 OTHERS: Final = (
     "acknowledged", "removed", "whole_state", "clock_skew", "from_the_future", "newcomer",
     "turn", "excused", "merged", "ended", "restored_late", "found_late", "dropped", "taken",
-    "left",
+    "left", "stayed_after_drop",
 )  # fmt: skip
 
 
@@ -63,6 +65,7 @@ def run_seed(
         disturb(sim)
         if stop_at_violation and sim.world.violations:
             return sim
+    leave_in_a_pair(sim)
     make_peace(sim)
     sim.world.run_for(CALM_S)
     count_ends(sim)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from swarmd.sim.crdt_world import CrdtWorld
+from swarmd.sim.crdt_world import REPLACE_S, CrdtWorld
 from swarmd.sim.network import LinkFaults
+from swarmd.state.crdt.messages import Leaving, Taken
 
 CALM_S: Final = 60.0
 REST_S: Final = 30.0
@@ -18,11 +19,18 @@ _STAYING_MIN: Final = 2
 _APART_S: Final = 4.0
 # So many may go where all is well, each in order.
 _GOING_MAX: Final = 8
+# Two that are cut off know by then that they are alone.
+_ALONE_S: Final = REPLACE_S + 6.0
+# What is held up longer than a node takes to serve again what it holds again.
+_TAKEN_LATE_S: Final = 4.0
+_STAYS_S: Final = 2.5
+_NEWS_LATE_S: Final = 3.0
 _JUMP_MAX_MS: Final = 90_000
+_CRASHES: Final = ("kill", "kill", "power_loss", "power_loss", "disk_lost", "disk_restored")
 FAULTS: Final = (
     "loss", "duplicate", "delay", "reorder", "partition", "one_way_cut", "kill", "power_loss",
     "disk_lost", "disk_restored", "clock_jump", "came", "went", "replaced", "seen_apart",
-    "leave", "stayed",
+    "leave", "stayed", "crashed_leaving", "left_anew", "left_both",
 )  # fmt: skip
 
 
@@ -49,10 +57,7 @@ def disturb(sim: CrdtWorld) -> None:
         case 1 | 2:
             sim.heal()
         case 3 | 4 if len(running) > 1:
-            how = rng.choice(
-                ("kill", "kill", "power_loss", "power_loss", "disk_lost", "disk_restored")
-            )
-            sim.crash(rng.choice(running).name, how)
+            sim.crash(rng.choice(running).name, rng.choice(_CRASHES))
         case 5:
             for node in sim.nodes.values():
                 if node.machine is None and not node.is_gone:
@@ -66,15 +71,19 @@ def disturb(sim: CrdtWorld) -> None:
 
 
 def leave(sim: CrdtWorld, most: int) -> None:
-    """So many begin to leave at about the same time; some change their mind."""
+    """So many begin to leave at about the same time; some change their mind, or crash."""
     rng, world = sim.rng, sim.world
     able = [node.name for node in sim.running()]
     rng.shuffle(able)
     for name in able[:most]:
         begin_s = rng.choice((0.0, rng.uniform(0.0, _APART_S)))
         world.after(begin_s, _leave_if_able, sim, name)
-        if rng.random() < 0.3:
+        what = rng.random()
+        if what < 0.3:
             world.after(begin_s + rng.uniform(0.1, _APART_S), _stay_if_leaving, sim, name)
+        elif what < 0.6:
+            how = rng.choice(_CRASHES)
+            world.after(begin_s + rng.uniform(0.0, _APART_S), _crash_if_leaving, sim, name, how)
 
 
 def _leave_if_able(sim: CrdtWorld, name: str) -> None:
@@ -86,7 +95,14 @@ def _leave_if_able(sim: CrdtWorld, name: str) -> None:
 
 def _stay_if_leaving(sim: CrdtWorld, name: str) -> None:
     if sim.nodes[name] in sim.leaving():
+        sim.world.count("stayed")
+        sim.world.count("stayed_after_drop", sim.nodes[name].has_dropped)
         sim.stay(name)
+
+
+def _crash_if_leaving(sim: CrdtWorld, name: str, how: str) -> None:
+    if sim.nodes[name] in sim.leaving() and len(sim.running()) > _STAYING_MIN:
+        sim.crash(name, how)
 
 
 def leave_in_order(sim: CrdtWorld) -> None:
@@ -95,7 +111,7 @@ def leave_in_order(sim: CrdtWorld) -> None:
     going = [node.name for node in sim.running()][:-1]
     sim.rng.shuffle(going)
     del going[_GOING_MAX:]
-    stayed = sim.world.counts["stayed"]
+    refused = sim.world.counts["refused"]
     while going:
         for _ in range(sim.rng.randint(1, _LEAVING_MAX)):
             if going:
@@ -103,9 +119,64 @@ def leave_in_order(sim: CrdtWorld) -> None:
         while sim.leaving():
             sim.world.run_for(sim.rng.uniform(0.0, 0.3))
             sim.someone_writes()
-    if sim.world.counts["stayed"] > stayed:
+    if sim.world.counts["refused"] > refused:
         sim.world.violate("a node could not leave, though all was well")
     sim.world.run_for(REST_S)
+
+
+def leave_in_a_pair(sim: CrdtWorld) -> None:
+    """Two know nobody but each other any more, and both leave at once, or one does."""
+    sim.heal()
+    for node in sim.running():
+        node.skew_ms = 0
+    able = [node.name for node in sim.running() if node.leaves_at is None]
+    if len(able) < _STAYING_MIN:
+        return
+    a, b = sim.rng.sample(able, 2)
+    sim.part([a, b], [name for name in sim.nodes if name not in (a, b)])
+    _write_in(sim, [a, b], _ALONE_S)
+    if sim.nodes[a].machine is not None:
+        if sim.nodes[b].machine is not None and sim.rng.random() < 0.5:
+            _leave_both(sim, a, b)
+        else:
+            _leave_anew(sim, a, b)
+    sim.late_s.clear()
+    sim.heal()
+
+
+def _leave_both(sim: CrdtWorld, a: str, b: str) -> None:
+    """Each asks the other to take what it has, before it hears that the other leaves, too."""
+    sim.world.count("left_both")
+    sim.late_s[Leaving] = _NEWS_LATE_S
+    sim.leave(a)
+    sim.leave(b)
+    sim.world.run_for(_NEWS_LATE_S)
+
+
+def _leave_anew(sim: CrdtWorld, name: str, other: str) -> None:
+    """What was taken when a node left comes to it when it stayed, wrote and left again."""
+    sim.world.count("left_anew")
+    sim.late_s[Taken] = _TAKEN_LATE_S
+    sim.leave(name)
+    sim.world.run_for(0.1)
+    if sim.nodes[name] in sim.leaving():
+        sim.stay(name)
+    sim.world.run_for(_STAYS_S)
+    if sim.nodes[name].machine is None:
+        return
+    sim.network.cut([name], [other], one_way=True)
+    for _ in range(8):
+        sim.write_something(sim.nodes[name], partial=1.0)
+    sim.leave(name)
+    sim.world.run_for(_TAKEN_LATE_S)
+
+
+def _write_in(sim: CrdtWorld, names: list[str], for_s: float) -> None:
+    """Have some write to what lives on two nodes, and all others as ever."""
+    until = sim.world.now + for_s
+    while sim.world.now < until:
+        sim.world.run_for(sim.rng.uniform(0.0, 1.0))
+        sim.write_something(sim.nodes[sim.rng.choice(names)], partial=0.7)
 
 
 def come_or_go(sim: CrdtWorld) -> None:

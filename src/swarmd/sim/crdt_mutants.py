@@ -102,6 +102,16 @@ class _SaysTaken(Moving):
         return [*effects, Send(peer, Taken(ask.bucket, ask.shard, ask.round))]
 
 
+class _LeaversTake(Moving):
+    """Says while it leaves that it has taken what it has all of."""
+
+    def on_hand_over(self, peer: NodeId, ask: HandOver, now: float) -> list[Effect]:
+        shard = self._replica.shards.get((ask.bucket, ask.shard))
+        if self._replica.holding.leaves and shard is not None and not shard.lacks(ask.seen):
+            return [Send(peer, Taken(ask.bucket, ask.shard, ask.round))]
+        return super().on_hand_over(peer, ask, now)
+
+
 class _OneIsEnough(Holding):
     """Drops a shard when one of its holders has taken it."""
 
@@ -109,6 +119,24 @@ class _OneIsEnough(Holding):
         current = self.rounds.get(name)
         taken = current.taken if current is not None else set()
         return not self.accepts(name) and not taken.isdisjoint(self.takers(name))
+
+
+class _AsksTheFirst(Holding):
+    """Has only the first of those who come to hold its shards take them."""
+
+    def takers(self, name: Shard) -> tuple[NodeId, ...]:
+        found = super().takers(name)
+        return found[:1] if self.leaves else found
+
+
+class _KeepsRounds(Holding):
+    """Goes on with the rounds it had begun when it had other members, or left before."""
+
+    def _place(self) -> bool:
+        rounds = dict(self.rounds)
+        moved = super()._place()
+        self.rounds.update(rounds)
+        return moved
 
 
 class _TrustsLeavers(Holding):
@@ -153,7 +181,10 @@ MUTANTS: Final[Mapping[str, type[ReplicaMachine]]] = {
     "crdt.actor_per_life": _OneLife,
     "crdt.drop_when_taken": _with(moving_type=_DropsAtOnce),
     "crdt.taken_means_all": _with(moving_type=_SaysTaken),
+    "crdt.leavers_take_nothing": _with(moving_type=_LeaversTake),
     "crdt.drop_when_all_took": _with_holding(_OneIsEnough),
+    "crdt.leavers_ask_all": _with_holding(_AsksTheFirst),
+    "crdt.rounds_end": _with_holding(_KeepsRounds),
     "crdt.leavers_hold_nothing": _with_holding(_TrustsLeavers),
     "crdt.actor_after_drop": _with(replica_type=_GoesOn),
 }

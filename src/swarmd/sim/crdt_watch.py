@@ -20,7 +20,7 @@ from swarmd.sim.crdt_world import (
 )
 from swarmd.state.crdt.machine import ReplicaMachine
 from swarmd.state.crdt.messages import Shard, shard_of
-from swarmd.state.crdt.placement import copies_of
+from swarmd.state.crdt.placement import copies_of, holders
 from swarmd.state.crdt.shard import ShardState
 from swarmd.state.crdt.types.values import Count
 
@@ -86,9 +86,8 @@ def _check_partial(sim: CrdtWorld) -> None:
 
 
 def _holders(sim: CrdtWorld, name: Shard) -> tuple[NodeId, ...]:
-    [first, *_] = sim.running()
-    assert first.machine is not None
-    return first.machine.holding.of(name)
+    """Who is to hold a shard, as all are members that run: no node is asked."""
+    return holders(name, [node.node_id for node in sim.running()], copies_of(name[0]))
 
 
 def _read(sim: CrdtWorld, key: str) -> Any:

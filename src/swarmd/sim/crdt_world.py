@@ -32,7 +32,7 @@ from swarmd.state.crdt.events import (
 from swarmd.state.crdt.journal import ShardJournal
 from swarmd.state.crdt.machine import ReplicaMachine
 from swarmd.state.crdt.messages import CRDT, Batches, Seen, Shard, Taken, decode_batch, shard_of
-from swarmd.state.crdt.placement import bucket_on, copies_of
+from swarmd.state.crdt.placement import bucket_on, copies_of, holders
 from swarmd.state.crdt.replica import SYNC_S
 from swarmd.state.crdt.stored import encode_shard
 from swarmd.state.crdt.types.kinds import Kind
@@ -47,6 +47,7 @@ from swarmd.state.crdt.types.values import (
     TakeFrom,
     read,
 )
+from swarmd.wire.codec import Message
 
 BUCKET: Final = "b"
 # Of two copies; its keys end like this.
@@ -66,13 +67,15 @@ _LOG_BYTES_MAX: Final = 3_000
 _SEGMENT_BYTES_MAX: Final = 20_000
 _END_LIVES_S: Final = 4.0
 # How long a dead member's shards stay its own, and how late nodes hear of others.
-_REPLACE_S: Final = 8.0
+REPLACE_S: Final = 8.0
 _HEARD_LATE_S: Final = 3.0
 _TELL_S: Final = 2.0
 # How often a node that leaves asks anew, for how long, and how long it is there afterwards.
 _HAND_OVER_S: Final = 0.5
 _LEAVE_S: Final = 15.0
 _WINDS_DOWN_S: Final = 2.0
+# How long all take to hear that one of them leaves, where all is well.
+_NEWS_S: Final = 0.01
 _NEVER: Final = ("malformed", "bad_signature", "unproven", "other_shard", "ends_others")
 CHAOS_FAULTS: Final = LinkFaults(loss=0.1, duplicate=0.05, slow=0.1, slow_max_s=3.0)
 
@@ -110,6 +113,8 @@ class Node:
     # Since when it leaves in order, and whether all that it had is others' now.
     leaves_at: float | None = None
     is_free: bool = False
+    # Whether it has dropped any of that.
+    has_dropped: bool = False
     # What it wrote and waits for: ticket -> what is owed once it is acknowledged.
     waiting: dict[int, Owed] = field(default_factory=dict)
 
@@ -155,6 +160,8 @@ class CrdtWorld:
         # Sides of a partition that hold each other dead, and since when.
         self.apart: tuple[frozenset[str], frozenset[str]] | None = None
         self.apart_at = 0.0
+        # What is held up on its way to all, by kind of message, and for how long.
+        self.late_s: dict[type, float] = {}
         self._dots: dict[tuple[Shard, Dot], bytes] = {}
         self.world.after(_TELL_S, self._tell_again)
         for name in names:
@@ -201,6 +208,7 @@ class CrdtWorld:
         node = self.nodes[name]
         assert node.machine is not None
         self.world.count(how)
+        self.world.count("crashed_leaving", node.leaves_at is not None)
         self.network.detach(name)
         self._end(node)
         if how != "kill":  # Else the kernel writes it out in its own time.
@@ -250,7 +258,7 @@ class CrdtWorld:
     def leave(self, name: str) -> None:
         """Have a node hand over what it has, and go for good; it stays where it cannot."""
         node = self.nodes[name]
-        node.leaves_at = self.world.now
+        node.leaves_at, node.has_dropped = self.world.now, False
         self.world.count("leave")
         self._go_on_leaving(node, node.life, self.world.now)
 
@@ -263,6 +271,7 @@ class CrdtWorld:
         self.feed(node, Leave())
         node.is_free = not node.machine.partial_shards()
         if not node.is_free and self.world.now - since > _LEAVE_S:
+            self.world.count("refused")
             self.stay(node.name)
             return
         wait_s = self.rng.uniform(0.0, _WINDS_DOWN_S) if node.is_free else _HAND_OVER_S
@@ -270,7 +279,7 @@ class CrdtWorld:
 
     def _go(self, node: Node) -> None:
         """Have a node go that has handed over what it had."""
-        self.world.count("left")
+        self.world.count("left_in_calm" if self.is_calm else "left")
         self.network.detach(node.name)
         self._end(node)
         node.disk.crash()
@@ -282,7 +291,6 @@ class CrdtWorld:
         """Have a node that was about to leave stay after all."""
         node = self.nodes[name]
         node.leaves_at, node.is_free = None, False
-        self.world.count("stayed")
         self.feed(node, Stay())
 
     def part(self, a: list[str], b: list[str]) -> None:
@@ -316,7 +324,7 @@ class CrdtWorld:
         members = [one for one in self.nodes.values() if not one.is_gone]
         away = [one for one in members if one is not node and self._down_s(node, one) is not None]
         alive = tuple(o.node_id for o in members if o is not node and o not in away)
-        late = [one for one in away if (self._down_s(node, one) or 0.0) > _REPLACE_S]
+        late = [one for one in away if (self._down_s(node, one) or 0.0) > REPLACE_S]
         self.world.count("replaced", len(late))
         everyone = frozenset(one.node_id for one in members)
         self.feed(node, Peers(alive, everyone, everyone - {one.node_id for one in late}))
@@ -346,7 +354,7 @@ class CrdtWorld:
         machine = node.machine
         if machine is None:
             return
-        had = _seen_of(machine) if machine.holding.leaves and self.is_calm else {}
+        had = _seen_of(machine) if node.leaves_at is not None and self.is_calm else {}
         effects: list[Effect] = []
         for event in events:
             effects += machine.handle(event, self.world.now)
@@ -376,8 +384,7 @@ class CrdtWorld:
             case Send(peer, message):
                 if isinstance(message, Batches):
                     self._check_dots(message)
-                raw = CRDT.encode(message)
-                self.network.send(node.name, self.by_id[peer].name, raw)
+                self._send(node.name, self.by_id[peer].name, message)
             case SetTimer(delay_s, event):
                 life = node.life
                 self.world.after(delay_s, self._timer, node, life, event)
@@ -393,10 +400,18 @@ class CrdtWorld:
                     self.world.violate(f"{node.name} ignored a message: {reason}")
             case Dropped():
                 self.world.count("dropped")
+                node.has_dropped = node.leaves_at is not None
             case KeyChanged() | Persist():
                 pass
             case _:
                 raise AssertionError(effect)
+
+    def _send(self, source: str, target: str, message: Message) -> None:
+        raw = CRDT.encode(message)
+        if late_s := self.late_s.get(type(message), 0.0):
+            self.world.after(late_s, self.network.send, source, target, raw)
+        else:
+            self.network.send(source, target, raw)
 
     def _timer(self, node: Node, life: int, event: Event) -> None:
         if node.life == life:
@@ -489,12 +504,16 @@ class CrdtWorld:
     def _check_taken(
         self, node: Node, machine: ReplicaMachine, had: dict[Shard, tuple[Seen, ...]]
     ) -> None:
-        """What a node that leaves has dropped all have that it had to ask."""
-        for name in [one for one in had if machine.shard(one) is None]:
-            for taker in map(self.by_id.__getitem__, machine.holding.takers(name)):
-                if taker.machine is None or taker.leaves_at is not None:
-                    continue
-                shard = taker.machine.shard(name)
+        """What a node that leaves has dropped, all have that hold it without who leaves."""
+        gone = [one for one in had if machine.shard(one) is None]
+        news_s = self.world.now - _NEWS_S
+        others = [one for one in self.leaving() if one is not node]
+        if not gone or any(news_s < (one.leaves_at or 0.0) for one in others):
+            return  # It may not have heard yet that another leaves, too.
+        staying = [one.node_id for one in self.running() if one.leaves_at is None]
+        for name in gone:
+            for taker in map(self.by_id.__getitem__, holders(name, staying, copies_of(name[0]))):
+                shard = taker.machine.shard(name) if taker.machine is not None else None
                 if shard.lacks(had[name]) if shard is not None else had[name]:
                     self.world.violate(f"{node.name} dropped {name}, which {taker.name} lacks")
 
