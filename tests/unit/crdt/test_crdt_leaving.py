@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from crdt_nodes import TWO, Node, key_held_by, node_id, talk, turns
+from crdt_leaving import NAMES, A, B, C, D, ask_again, members, named
+from crdt_nodes import key_held_by, talk, turns
 
 from swarmd.base.errors import NotHeld
 from swarmd.base.limits import CRDT_SHARDS
 from swarmd.state.crdt.events import Heard, Leave, Stay, SyncDue
-from swarmd.state.crdt.messages import HandOver, Leaving, Shard, Sums, Taken, shard_of
+from swarmd.state.crdt.messages import HandOver, Leaving, Sums, Taken, shard_of
 from swarmd.state.crdt.moving import HAND_OVERS_MAX, LEAVING_S
 from swarmd.state.crdt.placement import holders
 from swarmd.state.crdt.types.values import AddTo
-
-NAMES = ("n00", "n01", "n02", "n03")
-A, B, C, D = map(node_id, NAMES)
-
-
-def members(*names: str) -> list[Node]:
-    """Nodes that know each other and serve what they hold."""
-    nodes = [Node(name, bucket=TWO) for name in names]
-    for node in nodes:
-        node.see([one.id for one in nodes])
-    turns(*nodes)
-    return nodes
-
-
-def named(key: str) -> Shard:
-    return TWO, shard_of(key)
-
-
-def ask_again(node: Node, *others: Node, count: int = 4) -> None:
-    """What its shell does while a node leaves."""
-    for _ in range(count):
-        node.now += 1.0
-        node.step(Leave())
-        talk(node, *others)
 
 
 def test_who_holds_next_takes_a_shard_while_the_node_that_leaves_is_a_member_still() -> None:

@@ -237,7 +237,7 @@ class ReplicaMachine:
         ]
         if any(copies_of(name[0]) for name in theirs):
             self._moving.wanted = True
-        self.holding.heard(peer, [name for name in differing if name in theirs])
+        self.holding.heard(peer, theirs, [name for name in differing if name in theirs])
         self.lives.heard(peer, theirs, differing)
         differing = [name for name in differing if self._concerns(peer, name, name in theirs)]
         if len(differing) > VECTORS_MAX:
@@ -265,7 +265,7 @@ class ReplicaMachine:
                 effects.append(Send(peer, Batches(*name, tuple(batches), more, gone)))
         lacks = shard.lacks(vector.seen) if shard is not None else bool(vector.seen)
         if not lacks:
-            self.holding.has_all_of(name, peer)
+            self.holding.has_all_of(name, peer, has=bool(vector.seen))
             self._replica.fetched(peer, name)
         elif vector.asks and self.holding.accepts(name) and not self._replica.is_one_too_many(name):
             effects += self._replica.ask(peer, name, now)

@@ -126,7 +126,7 @@ class Moving:
         if shard is None and replica.is_one_too_many(name):
             return [Ignored(peer, "too_many_shards")]
         if not (shard.lacks(ask.seen) if shard is not None else ask.seen):
-            replica.holding.has_all_of(name, peer)
+            replica.holding.has_all_of(name, peer, has=bool(ask.seen))
             return [Send(peer, Taken(*name, ask.round))]
         return [] if replica.has_asked(peer, name, now) else replica.ask(peer, name, now)
 
