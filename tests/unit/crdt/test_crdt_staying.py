@@ -6,8 +6,8 @@ from crdt_leaving import A, B, C, ask_again, members, named
 from crdt_nodes import Node, key_held_by, talk, turns
 
 from swarmd.base.errors import NotHeld
-from swarmd.state.crdt.events import Heard, Stay
-from swarmd.state.crdt.messages import Sums
+from swarmd.state.crdt.events import Heard, Leave, Stay
+from swarmd.state.crdt.messages import Leaving, Sums
 from swarmd.state.crdt.types.values import AddTo
 
 
@@ -80,6 +80,22 @@ def test_what_was_told_before_it_stays_counts_for_nothing() -> None:
     a.see([A], [A, B, C])
     a.step(Stay())
     assert not a.machine.holding.serves(named(key))
+
+
+def test_who_stays_before_all_have_answered_has_missed_what_they_wrote() -> None:
+    a, b, c = members("n00", "n01", "n02")
+    key = key_held_by(A, B, among=[A, B, C])
+    a.write(key, AddTo(1))
+    talk(a, b, c)
+    a.step(Leave())
+    b.step(Heard(A, Leaving(leaves=True)))
+    b.write(key, AddTo(2))
+    a.step(Stay())
+    assert a.value(key) == [1]
+    assert not a.machine.holding.serves(named(key))
+    turns(a, b, c)
+    assert a.machine.holding.serves(named(key))
+    assert a.value(key) == [1, 2]
 
 
 def sums_of(node: Node) -> Sums:

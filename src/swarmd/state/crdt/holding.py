@@ -109,6 +109,8 @@ class Holding:
     def leave(self, *, leaves: bool) -> bool:
         """This node leaves, or stays after all; whether shards may be others' now."""
         self.leaves = leaves
+        if leaves:  # Others write to its shards from now on, so it has not what they have.
+            self._settled = tuple(one for one in self._settled if one != self._me)
         return self._place()
 
     def note_leaving(self, peer: NodeId, until: float | None) -> bool:
