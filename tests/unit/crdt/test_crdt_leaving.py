@@ -235,6 +235,35 @@ def test_who_leaves_and_stays_in_turns_has_others_ask_once_in_a_turn() -> None:
     assert len(c.told(Sums)) <= 2
 
 
+def test_who_says_both_all_the_time_keeps_nobody_from_leaving() -> None:
+    a, b, c, d = members(*NAMES)
+    key = key_held_by(A, B, among=[A, B, C, D])
+    a.write(key, AddTo(1))
+    talk(a, b, c, d)
+    both = [Heard(D, Leaving(leaves=True)), Heard(D, Leaving(leaves=False))]
+    for quarter in range(20):
+        for node in (a, b, c, d):
+            node.now += 0.25
+            if quarter % 4 == 0:
+                node.step(SyncDue())
+        a.step(Leave(), *both)
+        talk(a, b, c, d)
+    assert a.dropped == [named(key)]
+
+
+def test_what_a_member_said_last_counts_at_the_next_turn() -> None:
+    c = members("n00", "n01", "n02")[2]
+    key = key_held_by(A, B, among=[A, B, C])
+    c.step(Heard(A, Leaving(leaves=True)))
+    assert c.machine.holding.accepts(named(key)), "what it says first counts at once"
+    c.step(Heard(A, Leaving(leaves=False)))
+    assert c.machine.holding.accepts(named(key))
+    c.step(SyncDue())
+    assert not c.machine.holding.accepts(named(key))
+    c.step(Heard(A, Leaving(leaves=True)), Heard(A, Leaving(leaves=False)), SyncDue())
+    assert not c.machine.holding.accepts(named(key))
+
+
 @pytest.mark.parametrize("leaves", [True, False])
 def test_of_what_all_hold_nothing_changes(leaves: bool) -> None:
     a, b, c = members("n00", "n01", "n02")

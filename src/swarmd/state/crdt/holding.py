@@ -8,7 +8,9 @@ Rules:
 - Who leaves holds nothing from then on, and nobody who has heard of it takes it for a holder: for
   them shards are on the other members, so that whoever comes next takes them while they are here.
   Who leaves says so again all the time. Who has not heard it for a while, or hears that it stays,
-  goes by all members again: to hear of it is a change of members like any other.
+  goes by all members again: to hear of it is a change of members like any other. As these end
+  rounds, a member's word changes once in a turn, and what else it says counts at the next: else who
+  says both all the time would have no round end well.
 - Who is a holder no more keeps a shard until all holders have taken it; who leaves, until all that
   live have, which must be one at least. It begins a round, asks each of them, and each says in
   that round that it holds the shard and has seen all that it was told of: as a holder, which
@@ -20,7 +22,8 @@ So of all who have a shard there is always one that drops it for nobody. Whoever
 word of another in a round of its own; who gave it was a holder then, so it could begin a round, and
 drop the shard, only later, on a word that was given later still. The last word was given by one
 that has the shard. Nothing of this asks that any two know the same members, or of the same that
-leave: of two who ask each other, neither answers.
+leave: of two who ask each other, neither answers. To take a member's word later is to have
+heard of it later.
 """
 
 from __future__ import annotations
@@ -53,6 +56,9 @@ class Holding:
         # Whether this node leaves; which others do, and until when that is believed.
         self.leaves = False
         self._leaving: dict[NodeId, float] = {}
+        # Whose word has changed in this turn, and what these said since, which counts at the next.
+        self._changed: set[NodeId] = set()
+        self._said: dict[NodeId, float | None] = {}
         # The members that shards are on: those that do not leave.
         self._placed: tuple[NodeId, ...] = (me,)
         self._alive: tuple[NodeId, ...] = ()
@@ -104,6 +110,9 @@ class Holding:
         self._members = tuple(sorted({self._me, *members}))
         for gone in [one for one in self._leaving if one not in self._members]:
             del self._leaving[gone]
+        for gone in [one for one in self._said if one not in self._members]:
+            del self._said[gone]
+        self._changed.intersection_update(self._members)
         return self._place()
 
     def leave(self, *, leaves: bool) -> bool:
@@ -115,17 +124,35 @@ class Holding:
 
     def note_leaving(self, peer: NodeId, until: float | None) -> bool:
         """Another member leaves, which is believed for so long, or stays (None); as `leave`."""
-        self._leaving.pop(peer, None)
-        if until is not None and peer in self._members:
-            self._leaving[peer] = until
+        if peer not in self._members:
+            return False
+        self._said.pop(peer, None)
+        if (until is not None) != (peer in self._leaving):
+            if peer in self._changed:
+                self._said[peer] = until
+                return False
+            self._changed.add(peer)
+        self._believe(peer, until)
         return self._place()
 
-    def expire(self, now: float) -> bool:
-        """Forget who has not said for long that it leaves; as `leave`."""
+    def _believe(self, peer: NodeId, until: float | None) -> None:
+        self._leaving.pop(peer, None)
+        if until is not None:
+            self._leaving[peer] = until
+
+    def turn(self, now: float) -> bool:
+        """Take what others said last, and forget who has not said for long that it leaves.
+
+        As `leave`.
+        """
+        said, self._said = self._said, {}
+        self._changed = set(said)
+        for peer, until in said.items():
+            self._believe(peer, until)
         late = [peer for peer, until in self._leaving.items() if now >= until]
         for peer in late:
             del self._leaving[peer]
-        return bool(late) and self._place()
+        return bool(late or said) and self._place()
 
     def _place(self) -> bool:
         """See anew what shards are on; whether that is something else."""

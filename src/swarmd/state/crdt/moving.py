@@ -72,7 +72,7 @@ class Moving:
 
     def turn(self, now: float) -> list[Effect]:
         """Ask for what is missing, hand over what is others', and say whether this node leaves."""
-        effects = [*self._turn_to(self._replica.holding.expire(now)), *self.ask_missing()]
+        effects = [*self._turn_to(self._replica.holding.turn(now)), *self.ask_missing()]
         if self._replica.holding.leaves:
             self._replica.pace.quicken()
             effects += self._tell()
