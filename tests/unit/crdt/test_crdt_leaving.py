@@ -9,7 +9,7 @@ from crdt_nodes import key_held_by, talk, turns
 from swarmd.base.errors import NotHeld
 from swarmd.base.limits import CRDT_SHARDS
 from swarmd.state.crdt.events import Heard, Leave, Stay, SyncDue
-from swarmd.state.crdt.messages import HandOver, Leaving, Sums, Taken, shard_of
+from swarmd.state.crdt.messages import HandOver, Leaving, Sums, Taken, Vector, shard_of
 from swarmd.state.crdt.moving import HAND_OVERS_MAX, LEAVING_S
 from swarmd.state.crdt.placement import holders
 from swarmd.state.crdt.types.values import AddTo
@@ -233,6 +233,24 @@ def test_who_leaves_and_stays_in_turns_has_others_ask_once_in_a_turn() -> None:
     for number in range(20):
         c.step(Heard(A, Leaving(leaves=number % 2 == 0)))
     assert len(c.told(Sums)) <= 2
+
+
+def test_what_others_fetch_is_progress_and_to_ask_for_the_same_again_is_none() -> None:
+    a, b, c = members("n00", "n01", "n02")
+    key = key_held_by(A, B, among=[A, B, C])
+    a.write(key, AddTo(1))
+    talk(a, b)
+    a.step(Leave())
+    before = a.machine.handed_on
+    asks = Heard(C, Vector(*named(key), (), asks=False))
+    a.step(asks)
+    fetched = a.machine.handed_on
+    assert fetched > before
+    a.step(asks, asks, Heard(D, Vector(*named(key), (), asks=False)))
+    assert a.machine.handed_on == fetched
+    ask_again(a, b, c)
+    assert a.dropped == [named(key)]
+    assert a.machine.handed_on > fetched
 
 
 def test_who_says_both_all_the_time_keeps_nobody_from_leaving() -> None:

@@ -157,6 +157,11 @@ class ReplicaMachine:
         """Which shards are here of those that not all hold, also such that others hold now."""
         return self._moving.partial()
 
+    @property
+    def handed_on(self) -> int:
+        """Grows with what others fetch and take of shards that are theirs to hold."""
+        return self._moving.progress
+
     def is_written_to(self, name: Shard) -> bool:
         """Whether a shard has changes that no batch holds yet."""
         return name in self._replica.pending
@@ -262,6 +267,7 @@ class ReplicaMachine:
             shard.fold(self._me, vector.seen, partial(self._writing.sign, name))
             batches, more, gone = shard.after(vector.seen)
             if batches or gone:
+                self._moving.note_fetch(peer, name, vector.seen)
                 effects.append(Send(peer, Batches(*name, tuple(batches), more, gone)))
         lacks = shard.lacks(vector.seen) if shard is not None else bool(vector.seen)
         if not lacks:
@@ -384,6 +390,7 @@ class ReplicaMachine:
         shard = self._shards.get((ask.bucket, ask.shard))
         if shard is None or shard.name in self._replica.pending:
             return []
+        self._moving.note_fetch(peer, shard.name, ask)
         part = self._departures.part(peer, shard, ask, now)
         return [] if part is None else [Send(peer, part)]
 
