@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 HAND_OVER_TIMEOUT_S: Final = 10.0
 BLOBS_TIMEOUT_S: Final = 15.0
+# Without progress, and altogether; `LEAVE_TIMEOUT_S` is above the sum.
 SHARDS_TIMEOUT_S: Final = 15.0
+SHARDS_MAX_S: Final = 300.0
 WAYS_IN: Final = (
     "this node is in no swarm yet: make one with `swarmd --init NAME`, or join one with "
     "`swarmd --join -` and a token from `swarmctl token create` on a member, or with "
@@ -89,7 +91,7 @@ class NodeControl:
         if self.blobs is not None:
             yield partial(self.blobs.hand_over, BLOBS_TIMEOUT_S)
         if self.eventual is not None:
-            yield partial(self.eventual.hand_over, SHARDS_TIMEOUT_S)
+            yield partial(self.eventual.hand_over, SHARDS_TIMEOUT_S, SHARDS_MAX_S)
 
     def _stay(self) -> None:
         if self.store is not None:

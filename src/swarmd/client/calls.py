@@ -11,7 +11,7 @@ from urllib.parse import quote
 import msgspec
 
 from swarmd.base.errors import SwarmError, Unreachable
-from swarmd.base.limits import SUBMIT_TASKS_MAX
+from swarmd.base.limits import LEAVE_TIMEOUT_S, SUBMIT_TASKS_MAX
 from swarmd.client.blobs import BlobCalls
 from swarmd.client.bus import BusCalls
 from swarmd.client.events import EventCalls
@@ -198,8 +198,16 @@ class Client(RecipeCalls, MemberCalls, BusCalls, EventCalls, MemoryCalls, Vector
         return self._call("POST", "/stop", {}, kind=shapes.Done)
 
     def leave(self, *, force: bool = False) -> shapes.Done:
-        """Like `stop`, and hand on what the node holds; refused if that would lose data."""
-        return self._call("POST", "/leave", {"force": force}, kind=shapes.Done)
+        """Like `stop`, and hand on what the node holds; refused if that would lose data.
+
+        It may take minutes, and is waited for whatever this client's `timeout_s` is.
+        """
+        patient = self._another()
+        patient._timeout_s = max(self._timeout_s, LEAVE_TIMEOUT_S)
+        try:
+            return patient._call("POST", "/leave", {"force": force}, kind=shapes.Done)
+        finally:
+            patient.close()
 
     def authority_head(self) -> dict[str, Any]:
         """Height and hash of the authority log, number and key of the epoch, store time in ms."""

@@ -41,7 +41,7 @@ class Shards:
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
 
-    async def hand_over(self, timeout_s: float) -> None:
+    async def hand_over(self, timeout_s: float, at_most_s: float) -> None:
         await self._rooms._do("shards")
 
     def stay(self) -> None:

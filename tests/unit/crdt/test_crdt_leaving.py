@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from crdt_nodes import TWO, Node, key_held_by, node_id, talk, turns
+from crdt_leaving import NAMES, A, B, C, D, ask_again, members, named
+from crdt_nodes import key_held_by, talk, turns
 
 from swarmd.base.errors import NotHeld
 from swarmd.base.limits import CRDT_SHARDS
 from swarmd.state.crdt.events import Heard, Leave, Stay, SyncDue
-from swarmd.state.crdt.messages import HandOver, Leaving, Shard, Sums, Taken, shard_of
+from swarmd.state.crdt.messages import HandOver, Leaving, Sums, Taken, Vector, shard_of
 from swarmd.state.crdt.moving import HAND_OVERS_MAX, LEAVING_S
 from swarmd.state.crdt.placement import holders
 from swarmd.state.crdt.types.values import AddTo
-
-NAMES = ("n00", "n01", "n02", "n03")
-A, B, C, D = map(node_id, NAMES)
-
-
-def members(*names: str) -> list[Node]:
-    """Nodes that know each other and serve what they hold."""
-    nodes = [Node(name, bucket=TWO) for name in names]
-    for node in nodes:
-        node.see([one.id for one in nodes])
-    turns(*nodes)
-    return nodes
-
-
-def named(key: str) -> Shard:
-    return TWO, shard_of(key)
-
-
-def ask_again(node: Node, *others: Node, count: int = 4) -> None:
-    """What its shell does while a node leaves."""
-    for _ in range(count):
-        node.now += 1.0
-        node.step(Leave())
-        talk(node, *others)
 
 
 def test_who_holds_next_takes_a_shard_while_the_node_that_leaves_is_a_member_still() -> None:
@@ -256,6 +233,53 @@ def test_who_leaves_and_stays_in_turns_has_others_ask_once_in_a_turn() -> None:
     for number in range(20):
         c.step(Heard(A, Leaving(leaves=number % 2 == 0)))
     assert len(c.told(Sums)) <= 2
+
+
+def test_what_others_fetch_is_progress_and_to_ask_for_the_same_again_is_none() -> None:
+    a, b, c = members("n00", "n01", "n02")
+    key = key_held_by(A, B, among=[A, B, C])
+    a.write(key, AddTo(1))
+    talk(a, b)
+    a.step(Leave())
+    before = a.machine.handed_on
+    asks = Heard(C, Vector(*named(key), (), asks=False))
+    a.step(asks)
+    fetched = a.machine.handed_on
+    assert fetched > before
+    a.step(asks, asks, Heard(D, Vector(*named(key), (), asks=False)))
+    assert a.machine.handed_on == fetched
+    ask_again(a, b, c)
+    assert a.dropped == [named(key)]
+    assert a.machine.handed_on > fetched
+
+
+def test_who_says_both_all_the_time_keeps_nobody_from_leaving() -> None:
+    a, b, c, d = members(*NAMES)
+    key = key_held_by(A, B, among=[A, B, C, D])
+    a.write(key, AddTo(1))
+    talk(a, b, c, d)
+    both = [Heard(D, Leaving(leaves=True)), Heard(D, Leaving(leaves=False))]
+    for quarter in range(20):
+        for node in (a, b, c, d):
+            node.now += 0.25
+            if quarter % 4 == 0:
+                node.step(SyncDue())
+        a.step(Leave(), *both)
+        talk(a, b, c, d)
+    assert a.dropped == [named(key)]
+
+
+def test_what_a_member_said_last_counts_at_the_next_turn() -> None:
+    c = members("n00", "n01", "n02")[2]
+    key = key_held_by(A, B, among=[A, B, C])
+    c.step(Heard(A, Leaving(leaves=True)))
+    assert c.machine.holding.accepts(named(key)), "what it says first counts at once"
+    c.step(Heard(A, Leaving(leaves=False)))
+    assert c.machine.holding.accepts(named(key))
+    c.step(SyncDue())
+    assert not c.machine.holding.accepts(named(key))
+    c.step(Heard(A, Leaving(leaves=True)), Heard(A, Leaving(leaves=False)), SyncDue())
+    assert not c.machine.holding.accepts(named(key))
 
 
 @pytest.mark.parametrize("leaves", [True, False])

@@ -84,9 +84,9 @@ def test_who_becomes_a_holder_serves_once_all_were_heard_and_nothing_is_missing(
     assert not holding.serves(name), "it knows nobody yet"
     holding.see((b, c), [a, b, c])
     assert holding.accepts(name)
-    holding.heard(b, [name])
+    holding.heard(b, [name], [name])
     assert not holding.serves(name)
-    holding.heard(c, [])
+    holding.heard(c, [], [])
     assert not holding.serves(name), "what b has is missing"
     assert holding.missing() == [b]
     holding.has_all_of(name, b)
@@ -110,7 +110,7 @@ def test_who_meets_nobody_after_its_start_goes_on_alone_after_a_while() -> None:
     other.see((b,), [a, b, c])
     other.go_on_alone()
     assert not other.serves(name), "it has met one who may have something"
-    other.heard(b, [])
+    other.heard(b, [], [])
     assert other.serves(name)
 
 
@@ -128,12 +128,12 @@ def test_who_was_a_holder_goes_on_serving_while_others_come() -> None:
     holding = Holding(a)
     holding.see((b, c, d), [a, b, c, d])
     for one in (b, c, d):
-        holding.heard(one, [])
+        holding.heard(one, [], [])
     holding.see((b, c), [a, b, c])
     assert holding.serves(name)
     assert not holding.serves(new)
     # Who is gone is waited for no more.
-    holding.heard(b, [])
+    holding.heard(b, [], [])
     holding.see((b,), [a, b, c])
     assert holding.serves(new)
 

@@ -256,6 +256,23 @@ async def test_who_leaves_has_others_hold_what_it_held(swarm: Swarm) -> None:
         assert a.keys(TWO) == serving(a)
 
 
+async def test_who_leaves_waits_for_as_long_as_others_take_something(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("swarmd.state.crdt.moving.HAND_OVERS_MAX", 1)  # Four shards in a second.
+    async with swarm.node("a") as a, swarm.node("b") as b, swarm.node("c") as c:
+        await write_all(a, b, c)
+        assert len(a.keys(TWO)) > 5
+        with pytest.raises(WouldLoseData, match="they hand back"):
+            await a.hand_over(1.0, at_most_s=0.8)
+        left = len(a.keys(TWO))
+        assert left > 4
+        began_s = trio.current_time()
+        await a.hand_over(1.0)
+        assert trio.current_time() - began_s > 1.0
+        assert a.keys(TWO) == []
+
+
 async def test_a_node_that_is_alone_is_told_at_once_that_it_may_not_leave(swarm: Swarm) -> None:
     async with swarm.node("a") as a:
         async with swarm.node("b") as b, swarm.node("c") as c:

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 # The daemon drains for up to 10 s before it ends, and a seat may take as long to hand on.
 _STOP_TIMEOUT_S: Final = 30.0
-# The seat, blobs and shards are handed on first, each within its own time.
-_LEAVE_TIMEOUT_S: Final = 90.0
 _POLL_S: Final = 0.05
 
 
@@ -201,7 +199,7 @@ def leave(force: bool) -> None:
     with --copies. Refused if acknowledged data would be lost; --force leaves nevertheless, and
     warns of what could not be handed on.
     """
-    with open_client(timeout_s=_LEAVE_TIMEOUT_S) as client:
+    with open_client(timeout_s=_STOP_TIMEOUT_S) as client:
         done = client.leave(force=force)
         _wait_until_gone(client, done.pid)
         _print_done(done, "left the swarm")

@@ -3,11 +3,14 @@
 Each node goes by the members that it knows, so two may differ for a while about who holds what.
 Rules:
 - Who becomes a holder serves a shard once every living member has told what it has of it, and
-  nothing of that is missing here.
+  nothing of that is missing here. Where it had dropped it, one of those who took it must be among
+  these: that they died gives nothing back, as long as they are members.
 - Who leaves holds nothing from then on, and nobody who has heard of it takes it for a holder: for
   them shards are on the other members, so that whoever comes next takes them while they are here.
   Who leaves says so again all the time. Who has not heard it for a while, or hears that it stays,
-  goes by all members again: to hear of it is a change of members like any other.
+  goes by all members again: to hear of it is a change of members like any other. As these end
+  rounds, a member's word changes once in a turn, and what else it says counts at the next: else who
+  says both all the time would have no round end well.
 - Who is a holder no more keeps a shard until all holders have taken it; who leaves, until all that
   live have, which must be one at least. It begins a round, asks each of them, and each says in
   that round that it holds the shard and has seen all that it was told of: as a holder, which
@@ -19,7 +22,8 @@ So of all who have a shard there is always one that drops it for nobody. Whoever
 word of another in a round of its own; who gave it was a holder then, so it could begin a round, and
 drop the shard, only later, on a word that was given later still. The last word was given by one
 that has the shard. Nothing of this asks that any two know the same members, or of the same that
-leave: of two who ask each other, neither answers.
+leave: of two who ask each other, neither answers. To take a member's word later is to have
+heard of it later.
 """
 
 from __future__ import annotations
@@ -52,6 +56,9 @@ class Holding:
         # Whether this node leaves; which others do, and until when that is believed.
         self.leaves = False
         self._leaving: dict[NodeId, float] = {}
+        # Whose word has changed in this turn, and what these said since, which counts at the next.
+        self._changed: set[NodeId] = set()
+        self._said: dict[NodeId, float | None] = {}
         # The members that shards are on: those that do not leave.
         self._placed: tuple[NodeId, ...] = (me,)
         self._alive: tuple[NodeId, ...] = ()
@@ -61,8 +68,9 @@ class Holding:
         self._unheard: dict[NodeId, None] = {me: None}
         # Shards of which something is missing here, and who has it.
         self._taking: dict[Shard, dict[NodeId, None]] = {}
-        # What was dropped since it had last heard from all.
-        self._dropped: set[Shard] = set()
+        # What was dropped, and who took it: until one of these has been caught up with. None are
+        # left then, and it is forgotten once all have been heard from.
+        self._dropped: dict[Shard, set[NodeId]] = {}
         self._known: dict[tuple[Shard, tuple[NodeId, ...]], tuple[NodeId, ...]] = {}
         self.rounds: dict[Shard, Round] = {}
 
@@ -88,9 +96,11 @@ class Holding:
         """Whether it is, and has what the others had when it became one."""
         if not copies_of(name[0]):
             return True
-        if not self.accepts(name) or name in self._taking or name in self._dropped:
+        if not self.accepts(name) or name in self._taking or self._dropped.get(name):
             return False
-        return not self._unheard or self._me in self._among(name, self._settled)
+        if not self._unheard:
+            return True
+        return name not in self._dropped and self._me in self._among(name, self._settled)
 
     # ---- members --------------------------------------------------------------------------
 
@@ -100,26 +110,49 @@ class Holding:
         self._members = tuple(sorted({self._me, *members}))
         for gone in [one for one in self._leaving if one not in self._members]:
             del self._leaving[gone]
+        for gone in [one for one in self._said if one not in self._members]:
+            del self._said[gone]
+        self._changed.intersection_update(self._members)
         return self._place()
 
     def leave(self, *, leaves: bool) -> bool:
         """This node leaves, or stays after all; whether shards may be others' now."""
         self.leaves = leaves
+        if leaves:  # Others write to its shards from now on, so it has not what they have.
+            self._settled = tuple(one for one in self._settled if one != self._me)
         return self._place()
 
     def note_leaving(self, peer: NodeId, until: float | None) -> bool:
         """Another member leaves, which is believed for so long, or stays (None); as `leave`."""
-        self._leaving.pop(peer, None)
-        if until is not None and peer in self._members:
-            self._leaving[peer] = until
+        if peer not in self._members:
+            return False
+        self._said.pop(peer, None)
+        if (until is not None) != (peer in self._leaving):
+            if peer in self._changed:
+                self._said[peer] = until
+                return False
+            self._changed.add(peer)
+        self._believe(peer, until)
         return self._place()
 
-    def expire(self, now: float) -> bool:
-        """Forget who has not said for long that it leaves; as `leave`."""
+    def _believe(self, peer: NodeId, until: float | None) -> None:
+        self._leaving.pop(peer, None)
+        if until is not None:
+            self._leaving[peer] = until
+
+    def turn(self, now: float) -> bool:
+        """Take what others said last, and forget who has not said for long that it leaves.
+
+        As `leave`.
+        """
+        said, self._said = self._said, {}
+        self._changed = set(said)
+        for peer, until in said.items():
+            self._believe(peer, until)
         late = [peer for peer, until in self._leaving.items() if now >= until]
         for peer in late:
             del self._leaving[peer]
-        return bool(late) and self._place()
+        return bool(late or said) and self._place()
 
     def _place(self) -> bool:
         """See anew what shards are on; whether that is something else."""
@@ -134,9 +167,11 @@ class Holding:
             del self._unheard[peer]
         for name in list(self._taking):
             for peer in [one for one in self._taking[name] if one not in self._alive]:
-                self.has_all_of(name, peer)
+                self._await_no_more(name, peer)
             if not self.accepts(name):
                 self._taking.pop(name, None)
+        for took in self._dropped.values():
+            took.intersection_update(self._members)
         self._settle()
         return self._placed != before
 
@@ -149,18 +184,24 @@ class Holding:
     def _settle(self) -> None:
         if not self._unheard:
             self._settled = self._placed
-            self._dropped.clear()
+            for name in [name for name, took in self._dropped.items() if not took]:
+                del self._dropped[name]
 
     def missing(self) -> list[NodeId]:
         """Whom to ask what they have."""
-        having = (peer for taking in self._taking.values() for peer in taking)
+        having = [peer for taking in self._taking.values() for peer in taking]
+        for name, took in self._dropped.items():
+            if took and self.accepts(name):
+                having += [one for one in self._alive if one in took]
         return [one for one in dict.fromkeys((*self._unheard, *having)) if one != self._me]
 
-    def heard(self, peer: NodeId, differing: Collection[Shard]) -> None:
+    def heard(self, peer: NodeId, told: Collection[Shard], differing: Collection[Shard]) -> None:
         """A member has told what it has, and what of that is not the same here."""
-        for name in [one for one in self._taking if one not in differing]:
-            self.has_all_of(name, peer)
+        for name in [*self._taking, *(one for one, took in self._dropped.items() if peer in took)]:
+            if name not in differing:
+                self.has_all_of(name, peer, has=name in told)
         if peer not in self._unheard:
+            self._settle()
             return
         for name in differing:
             if copies_of(name[0]) and self.accepts(name) and not self.serves(name):
@@ -168,8 +209,17 @@ class Holding:
         del self._unheard[peer]
         self._settle()
 
-    def has_all_of(self, name: Shard, peer: NodeId) -> None:
-        """Nothing that a member has of a shard is missing here."""
+    def has_all_of(self, name: Shard, peer: NodeId, *, has: bool = True) -> None:
+        """Nothing that a member has of a shard, if it has any of it, is missing here."""
+        self._await_no_more(name, peer)
+        took = self._dropped.get(name, set())
+        # Before this node is a holder again the other may come to have more.
+        if peer in took and self.accepts(name):
+            took.discard(peer)
+            if has:
+                took.clear()
+
+    def _await_no_more(self, name: Shard, peer: NodeId) -> None:
         if name in self._taking:
             self._taking[name].pop(peer, None)
             if not self._taking[name]:
@@ -177,9 +227,12 @@ class Holding:
 
     def drop(self, name: Shard) -> None:
         """A shard is here no more."""
-        self.rounds.pop(name, None)
+        ended = self.rounds.pop(name, None)
         self._taking.pop(name, None)
-        self._dropped.add(name)
+        self._dropped.pop(name, None)
+        if len(self._dropped) >= _KNOWN_MAX:
+            del self._dropped[next(iter(self._dropped))]
+        self._dropped[name] = ended.taken if ended is not None else set()
 
     # ---- handing over -----------------------------------------------------------------------
 

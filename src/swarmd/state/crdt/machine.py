@@ -157,6 +157,11 @@ class ReplicaMachine:
         """Which shards are here of those that not all hold, also such that others hold now."""
         return self._moving.partial()
 
+    @property
+    def handed_on(self) -> int:
+        """Grows with what others fetch and take of shards that are theirs to hold."""
+        return self._moving.progress
+
     def is_written_to(self, name: Shard) -> bool:
         """Whether a shard has changes that no batch holds yet."""
         return name in self._replica.pending
@@ -237,7 +242,7 @@ class ReplicaMachine:
         ]
         if any(copies_of(name[0]) for name in theirs):
             self._moving.wanted = True
-        self.holding.heard(peer, [name for name in differing if name in theirs])
+        self.holding.heard(peer, theirs, [name for name in differing if name in theirs])
         self.lives.heard(peer, theirs, differing)
         differing = [name for name in differing if self._concerns(peer, name, name in theirs)]
         if len(differing) > VECTORS_MAX:
@@ -262,10 +267,11 @@ class ReplicaMachine:
             shard.fold(self._me, vector.seen, partial(self._writing.sign, name))
             batches, more, gone = shard.after(vector.seen)
             if batches or gone:
+                self._moving.note_fetch(peer, name, vector.seen)
                 effects.append(Send(peer, Batches(*name, tuple(batches), more, gone)))
         lacks = shard.lacks(vector.seen) if shard is not None else bool(vector.seen)
         if not lacks:
-            self.holding.has_all_of(name, peer)
+            self.holding.has_all_of(name, peer, has=bool(vector.seen))
             self._replica.fetched(peer, name)
         elif vector.asks and self.holding.accepts(name) and not self._replica.is_one_too_many(name):
             effects += self._replica.ask(peer, name, now)
@@ -384,6 +390,7 @@ class ReplicaMachine:
         shard = self._shards.get((ask.bucket, ask.shard))
         if shard is None or shard.name in self._replica.pending:
             return []
+        self._moving.note_fetch(peer, shard.name, ask)
         part = self._departures.part(peer, shard, ask, now)
         return [] if part is None else [Send(peer, part)]
 

@@ -41,6 +41,10 @@ class Moving:
         self.wanted = any(copies_of(bucket) for bucket, _ in replica.shards)
         # The last shard that was asked about, where there were too many for one turn.
         self._asked_up_to: Shard | None = None
+        # Grows with all that others fetch, take and have taken of what they are to hold.
+        self.progress = 0
+        # What each of them fetched last, of each shard: to ask for the same again is no progress.
+        self._fetched: dict[tuple[NodeId, Shard], object] = {}
         # Once in a turn others are asked at once: who leaves and stays in turns has nobody flooded.
         self._may_ask_at_once = True
 
@@ -72,7 +76,7 @@ class Moving:
 
     def turn(self, now: float) -> list[Effect]:
         """Ask for what is missing, hand over what is others', and say whether this node leaves."""
-        effects = [*self._turn_to(self._replica.holding.expire(now)), *self.ask_missing()]
+        effects = [*self._turn_to(self._replica.holding.turn(now)), *self.ask_missing()]
         if self._replica.holding.leaves:
             self._replica.pace.quicken()
             effects += self._tell()
@@ -87,6 +91,7 @@ class Moving:
         """Go by who holds what now, if that is something else."""
         if not moved:
             return []
+        self._fetched.clear()
         self._replica.pace.quicken()
         self._lives.forget_partial()
         may_ask, self._may_ask_at_once = self._may_ask_at_once, False
@@ -126,7 +131,7 @@ class Moving:
         if shard is None and replica.is_one_too_many(name):
             return [Ignored(peer, "too_many_shards")]
         if not (shard.lacks(ask.seen) if shard is not None else ask.seen):
-            replica.holding.has_all_of(name, peer)
+            replica.holding.has_all_of(name, peer, has=bool(ask.seen))
             return [Send(peer, Taken(*name, ask.round))]
         return [] if replica.has_asked(peer, name, now) else replica.ask(peer, name, now)
 
@@ -165,13 +170,23 @@ class Moving:
         lacking = [one for one in replica.sharing(name) if one not in rounds[name].taken]
         return [Send(one, ask) for one in lacking]
 
+    def note_fetch(self, peer: NodeId, name: Shard, at: object) -> None:
+        """Another asks for what is here of a shard, from there on."""
+        if self._replica.holding.accepts(name) or peer not in self._replica.holding.of(name):
+            return
+        if self._fetched.get((peer, name)) != at:
+            self._fetched[peer, name] = at
+            self.progress += 1
+
     def on_taken(self, peer: NodeId, taken: Taken) -> list[Effect]:
         name = (taken.bucket, taken.shard)
+        self.note_fetch(peer, name, "all")
         if not self._replica.holding.taken(name, peer, taken.round):
             return []
         return self.drop(name) if name in self._replica.shards else []
 
     def drop(self, name: Shard) -> list[Effect]:
         """Hold a shard no more."""
+        self.progress += 1
         self._lives.forget(name)
         return self._replica.drop(name)

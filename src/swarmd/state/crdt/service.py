@@ -6,6 +6,7 @@ callers are told; what is there can be read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -287,15 +288,19 @@ class Eventual:
 
     # ---- leaving ------------------------------------------------------------------------------
 
-    async def hand_over(self, timeout_s: float) -> None:
+    async def hand_over(self, timeout_s: float, at_most_s: float = math.inf) -> None:
         """Have others hold what this node has of buckets that not all hold.
 
         From then on, also after an error, it holds nothing of them until `stay` is called, and
         whoever asks it for that is to ask the others.
 
+        Args:
+            timeout_s: how long others may neither fetch nor take anything.
+            at_most_s: how long all of it may take.
+
         Raises:
-            WouldLoseData: nobody is there to take it, or not all was taken within `timeout_s`.
-                What others have taken by then they keep as long as this node does not stay.
+            WouldLoseData: nobody is there to take it, or not all was taken in time. What others
+                have taken by then they hand back when this node stays.
 
         Cancelled, it may have handed over some.
         """
@@ -304,14 +309,18 @@ class Eventual:
                 f"{self._shards_here()}, and no other member is alive to take them: nothing "
                 "changed; start other nodes, or let some join, and try again"
             )
-        with trio.move_on_after(timeout_s):
+        began_s, progress = trio.current_time(), -1
+        with trio.CancelScope() as scope:
             while not self._machine.holding.leaves or self._machine.partial_shards():
+                if self._machine.handed_on != progress:
+                    progress = self._machine.handed_on
+                    scope.deadline = min(began_s + at_most_s, trio.current_time() + timeout_s)
                 with suppress(Busy):
                     self._driver.feed(Leave())
                 await trio.sleep(_HAND_OVER_S)
         if not self._machine.partial_shards():
             return  # Also where the disk refuses, so that no step ends: there is nothing to lose.
-        raise WouldLoseData(self._not_taken(timeout_s))
+        raise WouldLoseData(self._not_taken(trio.current_time() - began_s))
 
     def stay(self) -> None:
         """The node does not leave after all."""
@@ -332,7 +341,7 @@ class Eventual:
         copies = sorted({copies_of(bucket) for bucket, _ in names})
         return f"this node holds {shards} of namespaces with --copies {', '.join(map(str, copies))}"
 
-    def _not_taken(self, timeout_s: float) -> str:
+    def _not_taken(self, waited_s: float) -> str:
         """What could not be handed over, and to whom."""
         holding, alive = self._machine.holding, self._machine.alive
         living: dict[NodeId, None] = {}
@@ -347,8 +356,8 @@ class Eventual:
         parts += [f"{_named(dead)}, which are to hold them, are not alive" if dead else ""]
         why = ", and ".join(filter(None, parts)) or "nobody is left to hold them"
         return (
-            f"{self._shards_here()}, and within {timeout_s:g} s {why}; what others took is with "
-            "them: try again once enough nodes are up"
+            f"{self._shards_here()}, and within {waited_s:.0f} s {why}; what others took "
+            "they hand back: try again once enough nodes are up"
         )
 
     # ---- effects ------------------------------------------------------------------------------
