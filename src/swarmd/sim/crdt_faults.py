@@ -89,19 +89,21 @@ def leave(sim: CrdtWorld, most: int) -> None:
 def _leave_if_able(sim: CrdtWorld, name: str) -> None:
     node = sim.nodes[name]
     others = [one for one in sim.running() if one is not node and one.leaves_at is None]
-    if node.machine is not None and node.leaves_at is None and len(others) >= _STAYING_MIN:
+    able = node.machine is not None and node.leaves_at is None and not sim.is_peace
+    if able and len(others) >= _STAYING_MIN:
         sim.leave(name)
 
 
 def _stay_if_leaving(sim: CrdtWorld, name: str) -> None:
-    if sim.nodes[name] in sim.leaving():
+    if sim.nodes[name] in sim.leaving() and not sim.is_peace:
         sim.world.count("stayed")
         sim.world.count("stayed_after_drop", sim.nodes[name].has_dropped)
         sim.stay(name)
 
 
 def _crash_if_leaving(sim: CrdtWorld, name: str, how: str) -> None:
-    if sim.nodes[name] in sim.leaving() and len(sim.running()) > _STAYING_MIN:
+    able = sim.nodes[name] in sim.leaving() and not sim.is_peace
+    if able and len(sim.running()) > _STAYING_MIN:
         sim.crash(name, how)
 
 
@@ -229,6 +231,7 @@ def end_no_more(sim: CrdtWorld) -> None:
 
 def make_peace(sim: CrdtWorld) -> None:
     """Everything runs, nothing is lost, all clocks are right; and somebody new comes."""
+    sim.is_peace = True
     sim.heal()
     sim.network.faults = LinkFaults()
     for node in sim.leaving():

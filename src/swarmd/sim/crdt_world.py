@@ -157,6 +157,8 @@ class CrdtWorld:
         self.excused_counts: set[str] = set()
         # Whether all faults are over: then who leaves must have been taken over by all it may ask.
         self.is_calm = False
+        # No fault begins any more, nor one that was to come later.
+        self.is_peace = False
         # Sides of a partition that hold each other dead, and since when.
         self.apart: tuple[frozenset[str], frozenset[str]] | None = None
         self.apart_at = 0.0
@@ -231,8 +233,9 @@ class CrdtWorld:
 
         Of what lives on a few nodes nothing is excused where a node leaves `in_order`.
         """
-        before = elements_on(node)
+        before, had = elements_on(node), shards_on(node)
         node.disk.put_back(image)
+        kept = {one.name: shards_on(one) for one in self.nodes.values()}
         held = set().union(*map(elements_on, self.nodes.values()))
         for what in set(self.added) | set(self.removed):
             if in_order and bucket_of(what[0]) == PARTIAL:
@@ -241,9 +244,13 @@ class CrdtWorld:
                 self.excused.add(what)
                 self.world.count("excused")
             gone = self.removed.get(what)
-            if gone is not None and (gone.node == node.name or self.nodes[gone.node].is_gone):
-                # Whether another disk has this removal is not told by what is there. Who left in
-                # order has others have it, who may lose it in their turn.
+            if gone is None:
+                continue
+            # Whether another disk has this removal is not told by what is there. Who left in order,
+            # or dropped the shard, has others have it, who may lose it in their turn.
+            name = (bucket_of(what[0]), shard_of(what[0]))
+            is_others = name in had and name not in kept[gone.node]
+            if gone.node == node.name or self.nodes[gone.node].is_gone or is_others:
                 self.excused.add(what)
         self.excused_counts |= {BUCKET} if in_order else {BUCKET, PARTIAL}
 
@@ -561,6 +568,11 @@ def elements_on(node: Node) -> set[tuple[str, Any]]:
         if key in HOLDERS
         for one in read(shard.cells.at(key))
     }
+
+
+def shards_on(node: Node) -> set[Shard]:
+    """Which shards are on a node's disk."""
+    return {shard.name for shard in ShardJournal(node.disk).load()}
 
 
 def bucket_of(key: str) -> str:
