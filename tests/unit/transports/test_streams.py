@@ -8,7 +8,7 @@ import gc
 import os
 import resource
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import psutil
@@ -100,15 +100,18 @@ async def echo(streams: Streams, family: Family = TALK) -> None:
 
 @contextlib.asynccontextmanager
 async def two(
-    *, config: MeshConfig | None = None, rosters: tuple[FixedRoster, FixedRoster] | None = None
+    *,
+    config: MeshConfig | None = None,
+    rosters: tuple[FixedRoster, FixedRoster] | None = None,
+    serve: Callable[[Streams], Awaitable[None]] = echo,
 ) -> AsyncIterator[tuple[Node, Node]]:
-    """A and B, who know each other; B echoes."""
+    """A and B, who know each other; B serves what comes."""
     first, second = rosters or (FixedRoster(A, B, C), FixedRoster(A, B, C))
     async with node(A, first, config=config) as a, node(B, second, config=config) as b:
         know(a, b)
         know(b, a)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(echo, b.streams)
+            nursery.start_soon(serve, b.streams)
             await trio.testing.wait_all_tasks_blocked()
             yield a, b
             nursery.cancel_scope.cancel()
@@ -814,16 +817,8 @@ async def hold(streams: Streams) -> None:
             nursery.start_soon(handle, inbound)
 
 
-@contextlib.asynccontextmanager
-async def two_with_pipes() -> AsyncIterator[tuple[Node, Node]]:
-    async with node(A, FixedRoster(A, B, C)) as a, node(B, FixedRoster(A, B, C)) as b:
-        know(a, b)
-        know(b, a)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(hold, b.streams)
-            await trio.testing.wait_all_tasks_blocked()
-            yield a, b
-            nursery.cancel_scope.cancel()
+def two_with_pipes() -> contextlib.AbstractAsyncContextManager[tuple[Node, Node]]:
+    return two(serve=hold)
 
 
 def pipe_to(one: Node, other: Node) -> contextlib.AbstractAsyncContextManager[Pipe]:

@@ -23,15 +23,16 @@ import trio
 from trio_websocket import (
     CloseReason,
     ConnectionClosed,
+    HandshakeError,
     WebSocketConnection,
     wrap_client_stream,
     wrap_server_stream,
 )
 from wsproto.utilities import ProtocolError
 
-from swarmd.base.errors import MalformedMessage
+from swarmd.base.errors import MalformedMessage, Untrusted
 from swarmd.base.limits import FRAME_BYTES_MAX, KIB
-from swarmd.identity.tls import MESH_ALPN
+from swarmd.identity.tls import MESH_ALPN, peer_public_key
 from swarmd.mesh.addresses import address_of
 from swarmd.mesh.transports import masking
 from swarmd.mesh.transports.mux import How
@@ -68,6 +69,19 @@ class Ended(Exception):
         super().__init__(how)
         self.how: How = how
         self.quiet_s = min(max(quiet_s, 0), QUIET_S_MAX)
+
+
+# Whatever ends a connection, or its beginning, when the peer or the network does not play along.
+CONNECTION_ERRORS: Final = (
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    ConnectionClosed,
+    Ended,
+    HandshakeError,
+    ProtocolError,
+    OSError,
+    ValueError,
+)
 
 
 class Carrier(Protocol):
@@ -275,3 +289,11 @@ def plane_of(stream: TlsStream) -> str:
         return cast("str | None", stream.selected_alpn_protocol()) or ""
     except trio.NeedHandshakeError:
         return ""
+
+
+def public_of(stream: TlsStream) -> bytes:
+    """The key that the peer has proven in the handshake. Raises Untrusted: none, or no node's."""
+    public = peer_public_key(cast("trio.SSLStream[trio.abc.Stream]", stream))
+    if public is None:
+        raise Untrusted("it showed no certificate")
+    return public

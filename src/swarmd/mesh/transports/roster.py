@@ -7,6 +7,7 @@ from typing import Protocol
 
 from swarmd.base.ids import NodeId
 from swarmd.identity.authority import Admission
+from swarmd.identity.tls import RAFT_ALPN
 
 
 class Roster(Protocol):
@@ -38,3 +39,8 @@ def admitted(roster: Roster, node_id: NodeId) -> Admission | None:
     """The node's admission, unless it has none or was evicted."""
     admission = roster.admission(node_id)
     return None if admission is None or admission.evicted else admission
+
+
+def may_use(alpn: str, admission: Admission) -> bool:
+    """Raft is for those who may be voters."""
+    return alpn != RAFT_ALPN or "voter" in admission.roles

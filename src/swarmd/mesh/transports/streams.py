@@ -28,16 +28,13 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Final, cast
+from typing import Final
 
 import trio
-from trio_websocket import ConnectionClosed, HandshakeError
-from wsproto.utilities import ProtocolError
 
 from swarmd.base.errors import Busy, Outdated, RemoteError, Unreachable, Untrusted
 from swarmd.base.ids import NodeId, node_id_of, short
 from swarmd.base.rng import Rng
-from swarmd.identity.authority import Admission
 from swarmd.identity.keys import Exchange, SigningKey
 from swarmd.identity.tls import (
     BULK_ALPN,
@@ -48,12 +45,12 @@ from swarmd.identity.tls import (
     RAFT_ALPN,
     ContextCache,
     discard,
-    peer_public_key,
 )
 from swarmd.mesh.addresses import AddressBook
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.link import PIPES_PER_PEER_MAX
 from swarmd.mesh.transports.carriers import (
+    CONNECTION_ERRORS,
     REASONS,
     Carrier,
     Ended,
@@ -62,6 +59,7 @@ from swarmd.mesh.transports.carriers import (
     local_host_of,
     open_carrier,
     plane_of,
+    public_of,
 )
 from swarmd.mesh.transports.dial import dial_tcp, set_options
 from swarmd.mesh.transports.frames import FrameOpener, FrameSealer
@@ -79,7 +77,7 @@ from swarmd.mesh.transports.hello import (
 from swarmd.mesh.transports.memory import direct_pipe, direct_ports
 from swarmd.mesh.transports.mux import How, MuxLink, PipeEnd, Port
 from swarmd.mesh.transports.ports import StreamPort
-from swarmd.mesh.transports.roster import Roster, admitted
+from swarmd.mesh.transports.roster import Roster, admitted, may_use
 from swarmd.mesh.transports.strangers import JoinDoor, JoinServer, Places
 from swarmd.mesh.transports.tls_pipes import TlsPipePort
 from swarmd.observe.log import get_logger
@@ -95,16 +93,6 @@ _RECONNECT_EVERY_S: Final = 2.0
 _KEEP_FIRST_S: Final = 0.1
 _YIELD_WAIT_S: Final = 1.0
 _GOODBYE_S: Final = 1.0
-_CONNECTION_ERRORS: Final = (
-    trio.BrokenResourceError,
-    trio.ClosedResourceError,
-    ConnectionClosed,
-    Ended,
-    HandshakeError,
-    ProtocolError,
-    OSError,
-    ValueError,
-)
 
 _log = get_logger("mesh")
 
@@ -217,7 +205,7 @@ class Streams(MuxLink):
         admission = admitted(self._roster, peer)
         if admission is None:
             raise Unreachable(f"{short(peer)} is not a member as far as this node knows")
-        if not _may_use(alpn, admission):
+        if not may_use(alpn, admission):
             raise Unreachable(f"{short(peer)} is no voter")
         if not self._addresses.lookup(peer):
             raise Unreachable(f"no address of {short(peer)} is known")
@@ -228,23 +216,7 @@ class Streams(MuxLink):
             return direct_pipe(self, self)[0]
         self._check_reachable(peer, PIPE_ALPN)
         port = TlsPipePort(peer, self._pipes, asks=True)
-        made: tuple[TlsStream, Session] | None = None
-        try:
-            with trio.CancelScope() as scope:
-                port.stop_dialing = scope.cancel
-                made = await self._attempt(port)
-            if made is None:
-                raise Unreachable(f"{short(peer)}: the connection is over")
-            port.connect(*made)
-        except (*_CONNECTION_ERRORS, RemoteError) as error:
-            if isinstance(error, Refused) and error.message == Busy.code:
-                raise Busy(f"{short(peer)} has as many pipes from here as may be") from error
-            raise Unreachable(f"{short(peer)}: {error}") from error
-        finally:
-            if not port.is_open:
-                port.break_off("reset", "the connection was not made")
-                if made is not None:
-                    await discard(made[0])
+        await port.dial(self._attempt)
         return port
 
     def _all_ports(self) -> list[StreamPort]:
@@ -327,7 +299,7 @@ class Streams(MuxLink):
         stream = trio.SSLStream(tcp, self._contexts.client((port.alpn,)))
         try:
             await stream.do_handshake()
-            public = _peer_public(stream)
+            public = public_of(stream)
             if node_id_of(public) != port.peer:
                 self._addresses.refute(port.peer, address)
                 raise Untrusted(f"{address[0]}:{address[1]} is another node")
@@ -380,7 +352,7 @@ class Streams(MuxLink):
         except RemoteError as error:
             DROPPED.labels("stream", "untrusted").inc()
             _log.debug("stream_refused", reason=error.message)
-        except _CONNECTION_ERRORS:
+        except CONNECTION_ERRORS:
             DROPPED.labels("stream", "handshake").inc()
         finally:
             await discard(stream)
@@ -396,7 +368,7 @@ class Streams(MuxLink):
             return None
         if alpn not in PLANES:
             raise Untrusted("no plane was agreed on")
-        public = _peer_public(stream)
+        public = public_of(stream)
         peer = node_id_of(public)
         self._check_may_use(peer, alpn)
         hello = self._read_hello(await receive_part(stream), public, alpn)
@@ -420,7 +392,7 @@ class Streams(MuxLink):
 
     def _check_may_use(self, peer: NodeId, alpn: str) -> None:
         admission = admitted(self._roster, peer)
-        if admission is None or not _may_use(alpn, admission):
+        if admission is None or not may_use(alpn, admission):
             raise Untrusted(f"{short(peer)} may not use {alpn}")
 
     def _judge(self, peer: NodeId, alpn: str, hello: Hello) -> str | None:
@@ -479,7 +451,7 @@ class Streams(MuxLink):
                     with trio.move_on_after(_GOODBYE_S):
                         await port.closed_cleanly.wait()
                 nursery.cancel_scope.cancel()
-        except* _CONNECTION_ERRORS as group:
+        except* CONNECTION_ERRORS as group:
             _log.debug("stream_broke", peer=short(port.peer), error=str(group.exceptions[0]))
         finally:
             self._carriers.pop(port, None)
@@ -559,7 +531,7 @@ class Streams(MuxLink):
                     if not port.turned_out:
                         port.turned_out = True
                         self._nursery.start_soon(port.turn_out, why)
-                elif not _may_use(port.alpn, admission):
+                elif not may_use(port.alpn, admission):
                     port.break_off("untrusted", "it is no voter any more")
             await self._roster.changed(version)
 
@@ -628,15 +600,3 @@ async def _write(port: StreamPort, carrier: Carrier, sealer: FrameSealer) -> Non
             return
         sent.inc(len(frame))
         port.last_traffic = trio.current_time()
-
-
-def _may_use(alpn: str, admission: Admission) -> bool:
-    """Raft is for those who may be voters."""
-    return alpn != RAFT_ALPN or "voter" in admission.roles
-
-
-def _peer_public(stream: TlsStream) -> bytes:
-    public = peer_public_key(cast("trio.SSLStream[trio.abc.Stream]", stream))
-    if public is None:
-        raise Untrusted("it showed no certificate")
-    return public

@@ -16,18 +16,18 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import trio
 
-from swarmd.base.errors import MalformedMessage, Unreachable
+from swarmd.base.errors import Busy, MalformedMessage, RemoteError, Unreachable
 from swarmd.base.ids import NodeId, short
 from swarmd.base.limits import KIB
 from swarmd.identity.tls import PIPE_ALPN, discard
-from swarmd.mesh.transports.carriers import TlsStream, local_host_of
-from swarmd.mesh.transports.hello import Session, receive_part, send_part
+from swarmd.mesh.transports.carriers import CONNECTION_ERRORS, TlsStream, local_host_of
+from swarmd.mesh.transports.hello import Refused, Session, receive_part, send_part
 from swarmd.mesh.transports.mux import How, Item, MuxLink, PipeEnd
 from swarmd.mesh.transports.pipes import SocketPipe
 from swarmd.mesh.transports.ports import StreamPort
@@ -114,6 +114,29 @@ class TlsPipePort(StreamPort, PipeEnd):
         self._answered = trio.Event()
         self._ended = trio.Event()
         self._refusal: Item | None = None
+
+    async def dial(
+        self, attempt: Callable[[StreamPort], Awaitable[tuple[TlsStream, Session]]]
+    ) -> None:
+        """Have a connection made by `attempt`. Raises Unreachable; Busy: the peer has too many."""
+        made: tuple[TlsStream, Session] | None = None
+        try:
+            with trio.CancelScope() as scope:
+                self.stop_dialing = scope.cancel
+                made = await attempt(self)
+            if made is None:
+                raise Unreachable(f"{short(self.peer)}: the connection is over")
+            self.connect(*made)
+        except (*CONNECTION_ERRORS, RemoteError) as error:
+            if isinstance(error, Refused) and error.message == Busy.code:
+                text = f"{short(self.peer)} has as many pipes from here as may be"
+                raise Busy(text) from error
+            raise Unreachable(f"{short(self.peer)}: {error}") from error
+        finally:
+            if not self.is_open:
+                self.break_off("reset", "the connection was not made")
+                if made is not None:
+                    await discard(made[0])
 
     def connect(self, stream: TlsStream, session: Session) -> None:
         """The hellos are done. Raises Unreachable: it was broken off meanwhile."""

@@ -126,11 +126,13 @@ class Fetching:
 
         Nor is one waited for that is busy, but it may be asked again many times.
         """
-        if is_busy and not for_good:
+        if is_busy:
             self._busy[holder] = self._busy.get(holder, 0) + 1
-            for_good = self._busy[holder] >= BUSY_MAX
-        if for_good or not is_busy:
-            self._strikes[holder] = STRIKES if for_good else self._strikes.get(holder, 0) + 1
+            for_good = for_good or self._busy[holder] >= BUSY_MAX
+        if for_good:
+            self._strikes[holder] = STRIKES
+        elif not is_busy:
+            self._strikes[holder] = self._strikes.get(holder, 0) + 1
         run = self._runs.pop(holder)
         if run is not None:
             self._put_back(run.index, run.end)
