@@ -228,29 +228,40 @@ async def test_a_flood_of_output_does_not_stop_the_daemon(house: Open) -> None:
 
 
 GARBAGE = {
-    "bytes": "os.write(fd, os.urandom(64) * 100)",
+    "bytes": "os.write(fd, bytes(range(100, 164)) * 100)",
     "length": "os.write(fd, b'\\xff\\xff\\xff\\xff')",
     "frame": "os.write(fd, b'\\x00\\x00\\x00\\x02\\x91\\x63')",
     "foreign answer": "os.write(fd, b'\\x00\\x00\\x00\\x05\\x93\\x12\\x7f\\xc4\\x00')",
 }
 
 
-@pytest.mark.parametrize("kind", sorted(GARBAGE))
-async def test_garbage_on_the_channel_kills_the_process(house: Open, kind: str) -> None:
-    code = (
+def spoiling(write: str) -> str:
+    """The code of an agent that does so with the socket of its channel, and then nothing more."""
+    return (
         "import os, stat, time\n"
         "def run(value, context):\n"
         "    if value: return value\n"
         "    for fd in map(int, os.listdir('/proc/self/fd')):\n"
         "        try:\n"
         "            if stat.S_ISSOCK(os.fstat(fd).st_mode):\n"
-        f"                {GARBAGE[kind]}\n"
+        f"                {write}\n"
         "        except OSError: pass\n"
         "    time.sleep(600)\n"
     )
-    async with house(code) as h:
+
+
+@pytest.mark.parametrize("kind", sorted(GARBAGE))
+async def test_garbage_on_the_channel_kills_the_process(house: Open, kind: str) -> None:
+    async with house(spoiling(GARBAGE[kind])) as h:
         outcome = await h.run()
         assert outcome.code == Cause.GARBAGE
+        assert (await h.run(5)).ok
+
+
+async def test_a_frame_that_never_ends_lasts_until_the_timeout(house: Open) -> None:
+    async with house(spoiling("os.write(fd, b'\\x00\\x00\\x10\\x00' + b'd' * 100)")) as h:
+        outcome = await h.run(timeout_s=0.5)
+        assert outcome.code == Cause.TIMEOUT
         assert (await h.run(5)).ok
 
 

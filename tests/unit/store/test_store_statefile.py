@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from states import restore, whole
 
+from swarmd.app.memory import calm_collector
 from swarmd.base.errors import CorruptFile
 from swarmd.identity.genesis import init_swarm
 from swarmd.identity.keys import SigningKey
@@ -113,6 +114,16 @@ def test_frames_out_of_order_or_lacking_are_refused() -> None:
         assert [e.key for e in copy.range(b"")] == [b"mine"]
 
 
+@pytest.fixture
+def daemons_collector() -> Iterator[None]:
+    """Garbage is looked for as in a daemon: what other tests of this process left is no step."""
+    before = gc.get_threshold()
+    calm_collector()
+    yield
+    gc.set_threshold(*before)
+
+
+@pytest.mark.usefixtures("daemons_collector")
 def test_no_step_is_long_with_a_hundred_thousand_keys() -> None:
     """Freezing, each frame made and each frame taken, with writes to all parts between them."""
     state = filled(100_000)
