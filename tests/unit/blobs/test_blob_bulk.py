@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import (
@@ -61,6 +62,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         (bulk, "_PAUSE_S", 0.02),
         (transfer, "RETRY_S", 0.3),
         (transfer, "PAUSE_S", 0.02),
+        (transfer, "SYNC_S", 0.01),
         (mending, "_LOOK_S", 0.02),
         (mending, "_AGAIN_S", 0.02),
         (mending, "_PAUSE_S", 0.01),
@@ -398,6 +400,49 @@ async def test_a_disk_that_is_full_ends_a_transfer_with_its_reason(
 
         monkeypatch.setattr("os.pwrite", full)
         with trio.fail_after(5), pytest.raises(DiskFault, match="No space left on device"):
+            await get(swarm, 1)
+        monkeypatch.undo()
+        assert await get(swarm, 1) == DATA
+
+
+async def test_what_has_come_is_synced_while_more_comes(
+    grow: Grow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with grow(2) as swarm:
+        await put(swarm, copies=1)
+        synced, sync = threading.Event(), os.fdatasync
+
+        def note(fd: int) -> None:
+            sync(fd)
+            synced.set()
+
+        async def hold(number: int, data: bytes) -> None:
+            if number == PIECES // 2:
+                await until(synced.is_set)
+
+        watch(swarm, 0, monkeypatch, hold)
+        monkeypatch.setattr("os.fdatasync", note)
+        assert await get(swarm, 1) == DATA
+
+
+async def test_a_disk_that_does_not_sync_ends_a_transfer_with_its_reason(
+    grow: Grow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with grow(2) as swarm:
+        await put(swarm, copies=1)
+        refused = threading.Event()
+
+        def refuse(fd: int) -> None:
+            refused.set()
+            raise OSError(5, "Input/output error")
+
+        async def hold(number: int, data: bytes) -> None:
+            if number == PIECES // 2:
+                await until(refused.is_set)
+
+        watch(swarm, 0, monkeypatch, hold)
+        monkeypatch.setattr("os.fdatasync", refuse)
+        with trio.fail_after(5), pytest.raises(DiskFault, match="Input/output error"):
             await get(swarm, 1)
         monkeypatch.undo()
         assert await get(swarm, 1) == DATA

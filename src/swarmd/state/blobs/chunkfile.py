@@ -107,6 +107,13 @@ class ChunkWriter:
             except OSError as error:
                 raise self._fault(error) from error
 
+    def sync(self) -> None:
+        """Have what is written by now on the disk; nothing vouches for it yet."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise self._fault(error) from error
+
     def finish(self, size: int) -> None:
         """Make it durable as a blob of `size` bytes; its name is not, yet."""
         try:

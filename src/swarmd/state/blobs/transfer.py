@@ -49,6 +49,8 @@ _log = get_logger("blobs")
 # For how long nobody may have the blob before the transfer is given up.
 RETRY_S: Final = 3.0
 PAUSE_S: Final = 0.2
+# What has come is synced this often.
+SYNC_S: Final = 0.1
 # Who else has come to have the blob is looked up this often.
 _LOOK_S: Final = 5.0
 # A holder may have to read the whole blob to tell its manifest.
@@ -238,10 +240,26 @@ class Transfer:
             def ask(holder: NodeId) -> None:
                 nursery.start_soon(guarded, partial(self._ask_one, holder), scope)
 
+            nursery.start_soon(guarded, self._sync_along, scope)
             await guarded(partial(self._find, ask), scope)
             scope.cancel()
         if failure:
             raise failure[0]
+
+    async def _sync_along(self) -> None:
+        """Have the disk write what has come while more comes. Raises DiskFault.
+
+        One sync at the end would be waited for, and would hold up every other one of the node, the
+        log's too, for as long as the disk takes for a whole blob. On a disk that is slower than
+        the network each takes long: so it has a thread of its own.
+        """
+        assert self._writer is not None
+        thread, synced = trio.CapacityLimiter(1), self._fetching.present_count
+        while True:
+            await trio.sleep(SYNC_S)
+            if self._fetching.present_count != synced:
+                synced = self._fetching.present_count
+                await trio.to_thread.run_sync(self._writer.sync, limiter=thread)
 
     async def _find(self, ask: Callable[[NodeId], None]) -> None:
         """Have all who hold the blob send of it; give up when nobody does for a while."""
