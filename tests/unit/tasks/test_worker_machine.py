@@ -160,6 +160,15 @@ def test_a_renewed_lease_spares_what_runs_and_default_attempts_need_none() -> No
     assert [e.fence for e in out if isinstance(e, Kill)] == [20]
 
 
+def test_heartbeats_are_on_the_beat_and_the_end_of_the_lease_is_not() -> None:
+    bench = ready()
+    for event in (Begin(), Beat()):
+        assert SetTimer(CONFIG.heartbeat_s, Beat(), on_beat=True) in bench.feed(event)
+    [lease] = bench.hear(Renewed(10, BOOT, 1))
+    assert isinstance(lease, SetTimer)
+    assert not lease.on_beat
+
+
 def test_one_timer_awaits_the_lease_however_often_it_is_renewed() -> None:
     bench = ready()
     rings_at: list[float] = []

@@ -200,13 +200,16 @@ class WorkerMachine:
     # ---- heartbeats and lease ---------------------------------------------------------
 
     def _on_begin(self, event: Begin) -> None:
-        self._out.append(SetTimer(self._config.heartbeat_s, Beat()))
+        self._await_beat()
 
     def _on_beat(self, event: Beat) -> None:
         self._beat()
         if "result_repeat" in self._guards:
             self._report(self._now - 1.5 * self._config.heartbeat_s)
-        self._out.append(SetTimer(self._config.heartbeat_s, Beat()))
+        self._await_beat()
+
+    def _await_beat(self) -> None:
+        self._out.append(SetTimer(self._config.heartbeat_s, Beat(), on_beat=True))
 
     def _beat(self) -> None:
         """Say what is held, and ask for the lease to be renewed."""
