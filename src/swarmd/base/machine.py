@@ -43,10 +43,17 @@ class Send(Effect):
 
 @dataclass(frozen=True, slots=True)
 class SetTimer(Effect):
-    """Feed `event` back after `delay_s` seconds."""
+    """Feed `event` back after `delay_s` seconds.
+
+    `on_beat`: on the last beat within them, when the process is awake anyway (`base.pace`). That
+    is up to a beat sooner, once: set again from there the timer keeps to its delay. It is for
+    what comes regularly and takes no harm from coming too soon, not for what waits for others.
+    Where the delay is not a number of whole beats, and in worlds without beats, it means nothing.
+    """
 
     delay_s: float
     event: Event
+    on_beat: bool = False
 
 
 @dataclass(frozen=True, slots=True)

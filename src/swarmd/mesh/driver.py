@@ -24,12 +24,16 @@ from swarmd.base.clock import Clock
 from swarmd.base.errors import Busy
 from swarmd.base.limits import TIMERS_MAX
 from swarmd.base.machine import Ahead, Effect, Event, Machine, Persist, SetTimer
+from swarmd.base.pace import BEAT_S, pause_ends
 from swarmd.observe.metrics import MACHINE_EFFECTS, MACHINE_EVENTS
 
 _STEP_EVENTS_MAX: Final = 1_024
 # What was sent on the log's plane is on its way after this many turns of the loop: the writer
 # wakes, takes the stream's lock, then writes.
 AHEAD_TURNS: Final = 3
+# Two clocks tell of a beat: who is called so little before it, by one of them, is called at it.
+# Otherwise what comes every second would come after half of one, now and then.
+_HAIR_S: Final = 0.001
 
 Performer = Callable[[Any], None]
 # Makes things durable; told whether something was sent ahead of it, which must leave before the
@@ -176,5 +180,17 @@ class Driver:
             self._wake.set()
             return
         assert len(self._timers) < TIMERS_MAX, f"{self._name} leaks timers"
-        due = self._clock.now() + effect.delay_s
+        delay_s = _until_beat(effect.delay_s) if effect.on_beat else effect.delay_s
+        due = self._clock.now() + delay_s
         heapq.heappush(self._timers, (due, next(self._sequence), effect.event))
+
+
+def _until_beat(delay_s: float) -> float:
+    """`delay_s`, or as much of it as ends with a beat.
+
+    Only of whole beats: another delay would be cut each time it is set, not just the first.
+    """
+    beats_s = round(delay_s / BEAT_S) * BEAT_S
+    if beats_s < BEAT_S or abs(delay_s - beats_s) > _HAIR_S:
+        return delay_s
+    return pause_ends(beats_s + _HAIR_S) - trio.current_time()

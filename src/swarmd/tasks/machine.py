@@ -118,7 +118,7 @@ class CoordinatorMachine(JobFlow):
         for node, liveness in self.board.members.items():
             if liveness is Liveness.ALIVE:
                 self._greet(node)
-        self.out.append(SetTimer(self.config.heartbeat_s, Tick()))
+        self.out.append(SetTimer(self.config.heartbeat_s, Tick(), on_beat=True))
 
     def _take_tasks(self, event: TookOffice) -> None:
         board = self.board
@@ -322,7 +322,7 @@ class CoordinatorMachine(JobFlow):
                 self._greet(node)
         self._purge()
         self._stir_all()
-        self.out.append(SetTimer(self.config.heartbeat_s, Tick()))
+        self.out.append(SetTimer(self.config.heartbeat_s, Tick(), on_beat=True))
 
     def _purge(self) -> None:
         """Remove what retention no longer covers, oldest first."""

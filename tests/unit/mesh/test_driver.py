@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from trio.testing import MockClock
 
 from swarmd.base.errors import Busy
 from swarmd.base.machine import Ahead, Effect, Event, Persist, SetTimer
+from swarmd.base.pace import BEAT_S, pause
 from swarmd.mesh.driver import Driver
 
 
@@ -128,6 +131,95 @@ async def test_timers_fire_in_order_and_at_their_time(
     assert log == ["soon"]
     await trio.sleep(1)
     assert log == ["soon", "late"]
+
+
+# ---- timers on the beat ------------------------------------------------------------------
+
+
+@dataclass
+class SkewedClock(TrioClock):
+    """Another clock than trio's: it began elsewhere, and is a little faster or slower."""
+
+    rate: float
+
+    def now(self) -> float:
+        return (trio.current_time() - 777.123_45) * self.rate
+
+
+@dataclass
+class Regular:
+    """Wants to be called every `every_s` seconds."""
+
+    every_s: float
+    on_beat: bool = True
+    called: list[float] = field(default_factory=list)
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        self.called.append(trio.current_time())
+        return [SetTimer(self.every_s, event, on_beat=self.on_beat)]
+
+
+@pytest.mark.parametrize("clock", [TrioClock(), SkewedClock(1.000_02), SkewedClock(0.999_98)])
+@pytest.mark.parametrize("began_s", [0.0, 0.000_05, 0.123, 0.499_95])
+@pytest.mark.parametrize("every_s", [0.5, 1.0, 5.0])
+async def test_a_timer_on_the_beat_comes_sooner_once_and_then_in_whole_intervals(
+    autojump_clock: MockClock,
+    nursery: trio.Nursery,
+    clock: TrioClock,
+    began_s: float,
+    every_s: float,
+) -> None:
+    await trio.sleep_until(math.ceil(trio.current_time()) + began_s)
+    regular = Regular(every_s)
+    driver = Driver("t", regular, {}, clock=clock)
+    nursery.start_soon(driver.run)
+    driver.feed(Heard("go"))
+    await trio.sleep(20.2 * every_s)
+    first, *others = [after - before for before, after in pairwise(regular.called)]
+    assert every_s - BEAT_S <= first <= every_s + 0.002
+    assert others == pytest.approx([every_s] * len(others), abs=0.000_3)
+    assert len(others) >= 18
+    for called in regular.called[1:]:
+        off_s = called % BEAT_S
+        assert min(off_s, BEAT_S - off_s) < 0.000_3
+
+
+@pytest.mark.parametrize(
+    ("every_s", "on_beat"), [(1.0, False), (0.3, True), (0.7, True), (1.25, True), (0.0007, True)]
+)
+async def test_other_timers_are_exact(
+    autojump_clock: MockClock, nursery: trio.Nursery, every_s: float, on_beat: bool
+) -> None:
+    """Goal: neither those that did not ask for it nor delays that a beat would cut each time."""
+    await trio.sleep(0.123)
+    regular = Regular(every_s, on_beat)
+    driver = Driver("t", regular, {}, clock=TrioClock())
+    nursery.start_soon(driver.run)
+    driver.feed(Heard("go"))
+    await trio.sleep(20.5 * every_s)
+    intervals_s = [after - before for before, after in pairwise(regular.called)]
+    assert intervals_s == pytest.approx([every_s] * 20, abs=1e-6)
+
+
+async def test_timers_on_the_beat_and_pauses_wake_together(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    paused: list[float] = []
+    regular = Regular(1.0)
+
+    async def look() -> None:
+        while True:
+            await pause(1.0)
+            paused.append(trio.current_time())
+
+    await trio.sleep(0.1)
+    driver = Driver("t", regular, {}, clock=TrioClock())
+    nursery.start_soon(driver.run)
+    driver.feed(Heard("go"))
+    await trio.sleep(0.2)
+    nursery.start_soon(look)
+    await trio.sleep(10.0)
+    assert regular.called[1:] == pytest.approx(paused)
 
 
 async def test_a_full_inbox_refuses_and_takes_nothing(nursery: trio.Nursery) -> None:

@@ -37,6 +37,7 @@ from swarmd.state.raft.machine import (
     Transferred,
     Wake,
 )
+from swarmd.state.raft.replication import ALONE_BEAT_S
 from swarmd.state.raft.snapshot import FORMAT, KIND, SNAPSHOT_FILE, decode_meta
 from swarmd.state.raft.wire import (
     VOTERS,
@@ -137,6 +138,24 @@ def test_a_lone_leader_that_idles_wakes_about_once_a_second() -> None:
     assert 30 <= wakes <= 65
     effects = hands.propose(b"x") + hands.go_on()
     assert of(effects, Proposed) == [Proposed(1, True, 3, None)]
+
+
+def test_a_lone_leader_looks_around_again_a_second_after_it_did() -> None:
+    """Goal: where its timer rings sooner, with the beat, none is set for the rest."""
+    hands = Hands("a")
+    timers = of(hands.go_on() + hands.go_on(), SetTimer)
+    [looks] = [timer for timer in timers if timer.on_beat]
+    assert of(hands.step(ReadIndex(9), after_s=0.2), SetTimer) == [], "it still rings"
+    [again] = of(hands.step(looks.event, after_s=0.3), SetTimer)
+    assert again.on_beat
+    assert again.delay_s == pytest.approx(ALONE_BEAT_S)
+
+
+def test_elections_and_signs_of_life_are_not_on_the_beat() -> None:
+    hands = Hands()
+    timers = of(hands.go_on() + hands.lead() + hands.go_on(), SetTimer)
+    assert timers
+    assert not any(timer.on_beat for timer in timers)
 
 
 def test_proposals_of_one_step_share_one_message_and_one_persist() -> None:

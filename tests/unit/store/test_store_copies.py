@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from store_swarm import Swarm, running_swarm
 from swarmd.base.errors import CorruptFile, DiskFault, NotFound, SwarmError, WouldLoseData
 from swarmd.base.ids import NodeId
 from swarmd.base.machine import SetTimer
+from swarmd.base.pace import BEAT_S
 from swarmd.base.sealed_disk import SealedDisk
 from swarmd.identity.genesis import init_swarm
 from swarmd.identity.sealing import SealingKey
@@ -20,6 +23,7 @@ from swarmd.state.raft import copy_machine as cm
 from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.config import RaftConfig
+from swarmd.state.raft.copies import LIVING_S, NEWS_LEAST_S, NEWS_WAIT_S, Copies, news_ends
 from swarmd.state.raft.epoch_copy import EpochCopy
 from swarmd.state.raft.keeper import Keeper
 from swarmd.state.raft.messages import Put
@@ -297,6 +301,63 @@ async def test_no_state_goes_to_who_was_not_asked_to_keep_it(
             with pytest.raises(SwarmError) as caught:
                 await swarm.store(3)._link.request(emsg.COPY, swarm.id(0), ask, timeout_s=0.5)
             assert caught.value.code == code
+
+
+# ---- how long a question waits for news --------------------------------------------------
+
+
+@pytest.mark.parametrize("phase_s", [0.0, 0.001, 0.1, 0.249, 0.251, 0.4, 0.499])
+async def test_a_question_waits_a_while_and_not_too_long(
+    autojump_clock: trio.testing.MockClock, phase_s: float
+) -> None:
+    await trio.sleep_until(math.ceil(trio.current_time()) + phase_s)
+    waits_s = news_ends() - trio.current_time()
+    assert NEWS_LEAST_S - 1e-6 <= waits_s <= NEWS_WAIT_S
+    on_beat = (phase_s + waits_s) % BEAT_S == pytest.approx(0.0, abs=1e-6)
+    assert on_beat or phase_s > NEWS_LEAST_S
+
+
+@pytest.mark.parametrize("round_trip_s", [0.0, 0.002, 0.1, 0.2, 0.26, 0.4])
+@pytest.mark.parametrize("phase_s", [0.0, 0.1, 0.3, 0.498])
+async def test_questions_come_to_follow_the_beats_and_a_copy_lives_throughout(
+    autojump_clock: trio.testing.MockClock, round_trip_s: float, phase_s: float
+) -> None:
+    """Goal: two questions a second at the beats, however the first one came, and never a rush."""
+    await trio.sleep_until(math.ceil(trio.current_time()) + phase_s)
+    came, answered = [trio.current_time()], []
+    while len(came) < 40:
+        await trio.sleep_until(news_ends())
+        answered.append(trio.current_time() % BEAT_S)
+        await trio.sleep(round_trip_s)
+        came.append(trio.current_time())
+    pauses_s = [after - before for before, after in pairwise(came)]
+    assert max(pauses_s) <= NEWS_WAIT_S + round_trip_s + 1e-6 < LIVING_S
+    assert min(pauses_s) >= NEWS_LEAST_S
+    if round_trip_s < NEWS_LEAST_S:
+        assert pauses_s[-20:] == pytest.approx([BEAT_S] * 20)
+        assert all(min(off, BEAT_S - off) < 1e-6 for off in answered[-20:])
+
+
+async def test_a_copy_without_news_asks_twice_a_second_and_counts_throughout(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    note = Copies._note
+
+    def noted(self: Copies, peer: NodeId, after: int) -> None:
+        asked.append(trio.current_time())
+        note(self, peer, after)
+
+    async with running_swarm() as swarm:
+        await swarm.start(0, 1)
+        await swarm.store(0).propose([Put(b"a", b"1")])
+        await _copies_are(swarm, 2, 0, 1)
+        await trio.sleep(3)
+        monkeypatch.setattr(Copies, "_note", noted)
+        for _ in range(200):
+            await trio.sleep(0.05)
+            assert [swarm.store(node).status().copies for node in (0, 1)] == [2, 2]
+        assert 19 <= len(asked) <= 21
 
 
 # ---- the learner of a swarm of two -------------------------------------------------------

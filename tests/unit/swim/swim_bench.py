@@ -103,6 +103,11 @@ class Bench:
         self.now += found.delay_s
         return self.handle(found.event)
 
+    def turn(self, number: int) -> list[Effect]:
+        """Let that turn begin, when the one before it is over."""
+        self.now = max(self.now, self.machine._probing._tick_due)
+        return self.handle(ProbeTick(number))
+
     def probe(self) -> Ping:
         """Start the machine and let it probe; the ping."""
         self.handle(Started())

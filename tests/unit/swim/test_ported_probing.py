@@ -76,7 +76,7 @@ def test_an_answer_under_another_number_does_not_count(bench: Bench, off_by: int
     bench.know("x")
     ping = bench.probe()
     assert bench.get("x", Ack(ping.sequence + off_by, ping.view, [])) == []
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert bench.state("x") == (SUSPECT, 1)
 
 
@@ -96,14 +96,14 @@ def test_a_second_answer_counts_no_more_than_the_first(bench: Bench) -> None:
     ping = bench.probe()
     for _ in range(2):
         bench.get("x", Ack(ping.sequence, bench.machine._ledger.members.view_digest(), []))
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert bench.machine.health == 1
 
 
 def test_a_late_answer_does_not_undo_what_its_absence_meant(bench: Bench) -> None:
     bench.know("x")
     ping = bench.probe()
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     bench.get("x", Ack(ping.sequence, bench.machine._ledger.members.view_digest(), []))
     assert bench.state("x") == (SUSPECT, 1)
     assert bench.machine.health == 1
@@ -117,7 +117,7 @@ def test_a_refusal_counts_only_from_a_helper(bench: Bench) -> None:
     [target] = set("xyz") - asked
     for name in (target, "stranger"):
         bench.get(name, Nack(ping.sequence))
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert bench.machine.health == 2
 
 
@@ -186,7 +186,7 @@ def test_nobody_is_asked_about_who_was_evicted_meanwhile(bench: Bench) -> None:
     bench.handle(TrustChanged(frozenset({target})))
     bench.handle(ProbeTimeout(ping.sequence))
     assert bench.sent() == []
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert [change.after for change in bench.changes] == [None]
 
 
@@ -197,7 +197,7 @@ def test_who_says_goodbye_during_its_probe_is_let_go(bench: Bench) -> None:
     bench.know("a", "b")
     bench.tell(rumour(LEFT, "x", 1))
     assert bench.handle(ProbeTimeout(ping.sequence)) == []
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert bench.machine.health == 0
     assert bench.state("x") == (LEFT, 1)
 
@@ -209,11 +209,11 @@ def test_who_loses_all_others_during_a_probe_goes_on_when_one_is_there(
     bench.know("x")
     bench.probe()
     bench.tell(rumour(kind, "x", 1))
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert bench.sent() == []
     assert bench.state("x") == (kind, 1)
     bench.know("y")
-    bench.handle(ProbeTick(2))
+    bench.turn(2)
     assert [type(packet) for packet in bench.sent("y")] == [Ping]
 
 
@@ -221,7 +221,7 @@ def test_a_turn_ends_though_its_helpers_were_never_asked(bench: Bench) -> None:
     """The timer between was lost or late: no answer is no answer, and the next turn begins."""
     bench.know("x")
     first = bench.probe()
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert bench.state("x") == (SUSPECT, 1)
     [second] = bench.sent("x")
     assert second.sequence > first.sequence
@@ -233,7 +233,7 @@ def test_a_new_word_about_oneself_does_not_upset_a_probe(bench: Bench) -> None:
     ping = bench.probe()
     bench.handle(SetMeta(Meta("me", tags=(("a", "b"),))))
     bench.get("x", Ack(ping.sequence, bench.machine._ledger.members.view_digest(), []))
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert bench.state("x") == (ALIVE, 1)
     assert len(bench.timers(ProbeTick)) == 1
 
@@ -249,7 +249,7 @@ def test_an_unwell_node_probes_more_slowly_until_probes_are_answered(bench: Benc
     intervals = [bench.timer(ProbeTick).delay_s]
     for turn in (1, 2, 3):
         bench.get("x", Ack(ping.sequence, bench.machine._ledger.members.view_digest(), []))
-        bench.handle(ProbeTick(turn))
+        bench.turn(turn)
         intervals.append(bench.timer(ProbeTick).delay_s)
         [ping] = bench.sent("x")
     assert intervals == [3 * interval_s, 2 * interval_s, interval_s, interval_s]
@@ -260,7 +260,7 @@ def test_health_has_a_worst_and_waits_for_an_answer_are_never_longer(bench: Benc
     bench.know("x")
     bench.probe()
     for turn in range(1, 12):
-        bench.handle(ProbeTick(turn))
+        bench.turn(turn)
         waits = [timer.delay_s for timer in bench.timers(ProbeTimeout)]
         assert set(waits) == {bench.config.probe_timeout_s}
         assert len(waits) == (1 if turn == 1 else 2)

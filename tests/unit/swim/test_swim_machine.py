@@ -332,7 +332,7 @@ def test_an_answered_probe_suspects_nobody(bench: Bench) -> None:
     get(bench, "x", Ack(ping.sequence, ping.view, []))
     bench.handle(ProbeTimeout(ping.sequence))
     assert bench.sent() == []
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert bench.state("x") == (ALIVE, 1)
 
 
@@ -345,7 +345,7 @@ def test_without_an_answer_others_are_asked_and_then_it_is_suspect(bench: Bench)
     asked = bench.sent()
     assert [type(packet) for packet in asked] == [PingFor] * bench.config.indirect_probes
     target = asked[0].target
-    bench.handle(tick.event)
+    bench.turn(tick.event.number)
     member = bench.machine.get(target)
     assert member is not None
     assert member.state is SUSPECT
@@ -357,7 +357,7 @@ def test_an_answer_through_a_helper_counts(bench: Bench) -> None:
     bench.handle(ProbeTimeout(ping.sequence))
     helper = "x" if bench.sent("x") else "y"
     get(bench, helper, Ack(ping.sequence, ping.view, []))
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert bench.changes == []
 
 
@@ -366,7 +366,7 @@ def test_an_answer_from_a_stranger_does_not_count(bench: Bench) -> None:
     ping = probe(bench)
     get(bench, "stranger", Ack(ping.sequence, ping.view, []))
     get(bench, "x", Ack(ping.sequence + 1, ping.view, []))
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert bench.state("x") == (SUSPECT, 1)
 
 
@@ -374,7 +374,7 @@ def test_who_spoke_up_since_it_was_asked_is_not_accused(bench: Bench) -> None:
     bench.know("x")
     probe(bench)
     bench.tell(rumour(ALIVE, "x", 2))
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert bench.state("x") == (ALIVE, 2)
 
 
@@ -382,14 +382,14 @@ def test_who_died_while_it_was_asked_stays_dead(bench: Bench) -> None:
     bench.know("x")
     probe(bench)
     bench.tell(rumour(DEAD, "x", 1))
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert bench.state("x") == (DEAD, 1)
 
 
 def test_a_stale_probe_tick_is_ignored(bench: Bench) -> None:
     bench.know("x")
     probe(bench)
-    assert bench.handle(ProbeTick(0)) == []
+    assert bench.turn(0) == []
 
 
 @pytest.mark.parametrize(("nacks", "health"), [(0, 2), (1, 1), (2, 0)])
@@ -402,7 +402,7 @@ def test_helpers_that_hear_us_vouch_for_our_health(bench: Bench, nacks: int, hea
     for name in helpers[:nacks]:
         get(bench, name, Nack(ping.sequence))
         get(bench, name, Nack(ping.sequence))
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert bench.machine.health == health
     assert timer(bench, ProbeTick).delay_s == bench.config.probe_interval_s * (health + 1)
 
@@ -612,10 +612,10 @@ def test_who_restarts_is_excused_for_as_long_as_it_said(bench: Bench) -> None:
     bench.handle(StreamClosed(node("x"), "restarting", quiet_s=5.0))
     bench.handle(StreamClosed(node("x"), "refused"))
     probe(bench)
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert bench.state("x") == (ALIVE, 1)
     bench.now += 6.0
-    bench.handle(ProbeTick(2))
+    bench.turn(2)
     elapse(bench, ProbeTick)
     elapse(bench, RoundDue)
     assert bench.state("x") == (SUSPECT, 1)
@@ -729,7 +729,7 @@ def test_a_quick_ping_of_an_earlier_reset_is_stale(bench: Bench) -> None:
 def test_a_timeout_of_an_earlier_probe_is_stale(bench: Bench) -> None:
     bench.know("x", "y", "z")
     ping = probe(bench)
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     bench.handle(ProbeTimeout(ping.sequence))
     assert bench.sent() == []
 

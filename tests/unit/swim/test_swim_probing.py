@@ -122,9 +122,94 @@ def test_turns_are_followed_but_not_far_beyond_reason(bench: Bench) -> None:
     for said, then in ((5, 5), (3, 6), (TURN_FOLLOWED_MAX + 1, 7), (TURN_FOLLOWED_MAX, 2**48)):
         get(bench, "x", Ping(1, ping.view, [], said))
         bench.now += bench.config.probe_interval_s
-        bench.handle(ProbeTick(bench.machine._probing._tick))
+        bench.turn(bench.machine._probing._tick)
         [turn] = [p.turn for p in bench.sent("x") if isinstance(p, Ping) and p.turn]
         assert turn == then
+
+
+# ---- turns that begin with a beat, too soon -----------------------------------------------
+
+
+def test_turns_are_on_the_beat_and_what_waits_for_others_is_not(bench: Bench) -> None:
+    bench.know("x")
+    probe(bench)
+    [tick], [timeout] = timers(bench, ProbeTick), timers(bench, ProbeTimeout)
+    assert tick.on_beat
+    assert tick.delay_s == bench.config.probe_interval_s
+    assert not timeout.on_beat
+
+
+def test_a_turn_that_begins_too_soon_leaves_the_probe_before_it_its_time(bench: Bench) -> None:
+    bench.know("x")
+    ping = probe(bench)
+    bench.now += 0.6
+    bench.handle(ProbeTick(1))
+    [over] = timers(bench, RoundDue)
+    assert over.delay_s == pytest.approx(bench.config.probe_interval_s - 0.6)
+    assert not over.on_beat
+    assert [p.sequence for p in bench.sent("x") if isinstance(p, Ping)] == [ping.sequence + 1]
+    assert timers(bench, ProbeTick)[0].delay_s == bench.config.probe_interval_s
+    assert bench.changes == []
+    bench.now += over.delay_s
+    bench.handle(over.event)
+    assert bench.state("x") == (SUSPECT, 1)
+
+
+def test_an_answer_counts_after_the_next_turn_began_too_soon(bench: Bench) -> None:
+    bench.know("x")
+    bench.machine._ledger.health.adjust(2)
+    ping = probe(bench)
+    bench.now += 0.6
+    bench.handle(ProbeTick(1))
+    [over] = timers(bench, RoundDue)
+    get(bench, "x", Ack(ping.sequence, ping.view, []))
+    bench.now += over.delay_s
+    bench.handle(over.event)
+    assert bench.changes == []
+    assert bench.machine.health == 1
+
+
+def test_an_answered_probe_is_over_with_the_next_turn_however_soon(bench: Bench) -> None:
+    bench.know("x")
+    bench.machine._ledger.health.adjust(2)
+    ping = probe(bench)
+    get(bench, "x", Ack(ping.sequence, ping.view, []))
+    bench.now += 0.6
+    bench.handle(ProbeTick(1))
+    assert timers(bench, RoundDue) == []
+    assert bench.machine.health == 1
+
+
+def test_a_turn_is_late_by_when_it_was_to_come_at_the_latest(bench: Bench) -> None:
+    """A beat before that it comes in time, and so it does within the time that answers get."""
+    bench.know("x")
+    probe(bench)
+    asked = bench.now
+    bench.now = asked + bench.config.probe_interval_s + bench.config.probe_timeout_s - 0.01
+    bench.handle(ProbeTick(1))
+    assert bench.state("x") == (SUSPECT, 1)
+    again = Bench()
+    again.know("x")
+    probe(again)
+    again.now += again.config.probe_interval_s + again.config.probe_timeout_s + 0.01
+    again.handle(ProbeTick(1))
+    assert again.changes == []
+
+
+def test_a_probe_of_who_is_unwell_begins_again_also_after_a_turn_too_soon(bench: Bench) -> None:
+    ping = unwell(bench)
+    bench.now += 1.6
+    bench.handle(ProbeTick(1))
+    [over] = timers(bench, RoundDue)
+    bench.now += over.delay_s
+    bench.handle(over.event)
+    assert bench.changes == []
+    assert [p.sequence for p in bench.sent("x")] == [ping.sequence]
+    assert bench.machine._probing._in_turn == ping.sequence + 1, "the turn under way goes on"
+    [over] = timers(bench, RoundDue)
+    bench.now += over.delay_s
+    bench.handle(over.event)
+    assert bench.state("x") == (SUSPECT, 1)
 
 
 # ---- turns of a node that is unwell -------------------------------------------------------
@@ -142,7 +227,7 @@ def test_who_is_unwell_asks_again_before_it_accuses(bench: Bench) -> None:
     """All the silence may have been its own, and be over."""
     ping = unwell(bench)
     bench.now += 2 * bench.config.probe_interval_s
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert [again.turn for again in bench.sent("x")] == [0, 2], "the next turn begins beside it"
     [over] = timers(bench, RoundDue)
     assert bench.state("x") == (ALIVE, 1)
@@ -156,7 +241,7 @@ def test_who_is_unwell_asks_again_before_it_accuses(bench: Bench) -> None:
 def test_who_asked_again_in_vain_accuses(bench: Bench) -> None:
     unwell(bench)
     bench.now += 2 * bench.config.probe_interval_s
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     elapse(bench, RoundDue)
     assert bench.state("x") == (SUSPECT, 1)
     assert bench.machine.health == 2
@@ -171,7 +256,7 @@ def test_where_a_helper_refused_nobody_is_asked_again(bench: Bench) -> None:
     bench.handle(ProbeTimeout(ping.sequence))
     get(bench, helper, Nack(ping.sequence))
     bench.now += 2 * bench.config.probe_interval_s
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert timers(bench, RoundDue) == []
     assert bench.state(target) == (SUSPECT, 1)
 
@@ -179,7 +264,7 @@ def test_where_a_helper_refused_nobody_is_asked_again(bench: Bench) -> None:
 def test_who_left_is_not_asked_again(bench: Bench) -> None:
     unwell(bench)
     bench.tell(rumour(LEFT, "x", 1))
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert bench.sent("x") == []
 
 
@@ -214,7 +299,7 @@ def test_once_all_helpers_have_refused_nothing_is_waited_for(bench: Bench) -> No
     get(bench, helpers[1], Nack(ping.sequence))
     assert bench.state(target) == (SUSPECT, 1)
     assert bench.machine.health == 0
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert bench.machine.health == 0
 
 
@@ -230,7 +315,7 @@ def test_a_stream_is_tried_where_datagrams_stay_unanswered(bench: Bench) -> None
     bench.handle(Started())
     for times in range(1, 5):
         bench.now += bench.config.probe_interval_s
-        bench.handle(ProbeTick(times - 1))
+        bench.turn(times - 1)
         [ping] = bench.sent("x")
         bench.handle(ProbeTimeout(ping.sequence))
         [asked] = streams(bench)
@@ -240,7 +325,7 @@ def test_a_stream_is_tried_where_datagrams_stay_unanswered(bench: Bench) -> None
         assert bench.machine.stream_only() == ([node("x")] if times >= 3 else [])
     assert bench.changes == []
     bench.now += bench.config.probe_interval_s
-    bench.handle(ProbeTick(4))
+    bench.turn(4)
     [ping] = bench.sent("x")
     get(bench, "x", Ack(ping.sequence, ping.view, []))
     assert bench.machine.stream_only() == []
@@ -379,7 +464,7 @@ def test_who_stood_still_hears_what_waited_before_it_accuses(bench: Bench) -> No
     assert bench.state("x") == (ALIVE, 1)
     get(bench, "x", Ack(ping.sequence, ping.view, []))
     bench.now += bench.config.probe_timeout_s
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert bench.state("x") == (ALIVE, 1)
     assert bench.machine.health == 0
 

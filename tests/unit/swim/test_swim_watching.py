@@ -13,7 +13,6 @@ from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.events import (
     HowClosed,
     Leave,
-    ProbeTick,
     RetryTick,
     RoundDue,
     Started,
@@ -91,13 +90,13 @@ def test_who_says_goodbye_to_us_alone_is_not_suspected_while_it_comes_round(
     bench.handle(StreamClosed(node("x"), how, quiet_s))
     bench.handle(StreamClosed(node("x"), "refused"))
     bench.handle(Started())
-    bench.handle(ProbeTick(0))
+    bench.turn(0)
     bench.now += bench.config.probe_interval_s
-    bench.handle(ProbeTick(1))
+    bench.turn(1)
     assert bench.state("x") == (ALIVE, 1)
     for number in range(2, 5):
         bench.now += bench.config.probe_interval_s
-        bench.handle(ProbeTick(number))
+        bench.turn(number)
         for over in bench.timers(RoundDue):
             bench.handle(over.event)
     assert bench.state("x") == (SUSPECT, 1)

@@ -9,6 +9,7 @@ import pytest
 from taskbench import AGENTS, BOOT, CONFIG, A, B, Bench, C, assigned, id_of, sends, spec, timers
 
 from swarmd.base.ids import job_id_of
+from swarmd.base.machine import SetTimer
 from swarmd.state.blobs.messages import BlobRef
 from swarmd.tasks.board import bytes_of, ended_of
 from swarmd.tasks.events import (
@@ -31,6 +32,7 @@ from swarmd.tasks.events import (
     SubmitAsked,
     SubmitJobAsked,
     TaskDone,
+    Tick,
 )
 from swarmd.tasks.messages import HandBack, HandedItem, Hello, ResultItem, Results, Settled
 from swarmd.tasks.spec import (
@@ -356,6 +358,15 @@ def test_silent_members_are_greeted_again() -> None:
     bench.beat(A)
     out = bench.wait(2.0)
     assert {node for node, _ in sends(out, Hello)} == {B, C}
+
+
+def test_the_coordinator_looks_around_on_the_beat() -> None:
+    bench = Bench()
+    look = SetTimer(CONFIG.heartbeat_s, Tick(), on_beat=True)
+    assert look in bench.effects
+    bench.effects.clear()
+    bench.wait(1.0)
+    assert bench.effects.count(look) == 1
 
 
 def test_an_agent_that_comes_back_lets_its_tasks_start() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from taskbench import BLOB, BOOT, CONFIG, A, B, sends, timers
 
-from swarmd.base.machine import Effect
+from swarmd.base.machine import Effect, SetTimer
 from swarmd.tasks.messages import (
     Assign,
     AssignItem,
@@ -154,10 +154,64 @@ def test_a_renewed_lease_spares_what_runs_and_default_attempts_need_none() -> No
     bench.feed(Beat())
     bench.hear(Renewed(10, BOOT, 2))
     bench.now += 1.5
-    assert bench.feed(LeaseDue()) == []
+    assert bench.feed(LeaseDue()) == [SetTimer(3.5, LeaseDue())]
     bench.now += 3.5
     out = bench.feed(LeaseDue())
     assert [e.fence for e in out if isinstance(e, Kill)] == [20]
+
+
+def test_heartbeats_are_on_the_beat_and_the_end_of_the_lease_is_not() -> None:
+    bench = ready()
+    for event in (Begin(), Beat()):
+        assert SetTimer(CONFIG.heartbeat_s, Beat(), on_beat=True) in bench.feed(event)
+    [lease] = bench.hear(Renewed(10, BOOT, 1))
+    assert isinstance(lease, SetTimer)
+    assert not lease.on_beat
+
+
+def test_one_timer_awaits_the_lease_however_often_it_is_renewed() -> None:
+    bench = ready()
+    rings_at: list[float] = []
+
+    def keep(out: list[Effect]) -> list[Effect]:
+        rings_at.extend(bench.now + delay_s for delay_s, _ in timers(out, LeaseDue))
+        return out
+
+    keep(bench.hear(Renewed(10, BOOT, 1)))
+    for sequence in range(2, 30):
+        bench.now += 1.0
+        bench.feed(Beat())
+        if bench.now >= rings_at[0]:
+            rings_at.pop()
+            keep(bench.feed(LeaseDue()))
+        keep(bench.hear(Renewed(10, BOOT, sequence)))
+        assert len(rings_at) == 1
+    bench.assign(item(20, Mode.EXCLUSIVE))
+    due = bench.machine.lease_until - CONFIG.lease_margin_s
+    while rings_at:
+        bench.now = rings_at.pop()
+        assert bench.now <= due
+        out = keep(bench.feed(LeaseDue()))
+    assert bench.now == due
+    assert [e.fence for e in out if isinstance(e, Kill)] == [20]
+
+
+def test_a_lease_that_lapsed_is_awaited_anew_once_it_is_renewed() -> None:
+    bench = ready()
+    bench.hear(Renewed(10, BOOT, 1))
+    bench.now += 5.0
+    assert bench.feed(LeaseDue()) == []
+    bench.feed(Beat())
+    bench.now += 0.5
+    assert bench.hear(Renewed(10, BOOT, 2)) == [SetTimer(4.5, LeaseDue())]
+
+
+def test_a_timer_that_rings_a_little_too_soon_is_set_for_what_is_left() -> None:
+    bench = ready()
+    bench.hear(Renewed(10, BOOT, 1))
+    bench.assign(item(20, Mode.EXCLUSIVE))
+    bench.now = 104.875
+    assert bench.feed(LeaseDue()) == [SetTimer(0.125, LeaseDue())]
 
 
 def test_without_a_lease_exclusive_attempts_wait_and_others_overtake() -> None:

@@ -17,6 +17,8 @@ Beyond the papers:
   Where nothing at all came back it asks once more before it accuses anybody.
 - A timer that comes late shows that this process stood still, and that answers may wait behind
   it: they get their time before anything is concluded, HOLDS_MAX times in succession.
+- A turn may begin up to a beat too soon (`SetTimer.on_beat`), first of all, and after one that came
+  late. It is late by when it was to come at the latest, and ends no probe that has time left.
 """
 
 from __future__ import annotations
@@ -104,13 +106,13 @@ class Probing:
             self._tick_holds += 1
             self._tick_due = now + self._config.probe_timeout_s
             return [SetTimer(self._config.probe_timeout_s, event)]
-        effects = [] if self._in_turn is None else self._conclude(self._in_turn, now)
+        effects = [] if self._in_turn is None else self._turn_over(self._in_turn, now)
         self._tick += 1
         self._tick_holds = 0
         self.turn += 1
         interval_s = self._ledger.health.scale(self._config.probe_interval_s)
         self._tick_due = now + interval_s
-        effects.append(SetTimer(interval_s, ProbeTick(self._tick)))
+        effects.append(SetTimer(interval_s, ProbeTick(self._tick), on_beat=True))
         record = self._ledger.members.probed_in(self.turn)
         if record is None:
             return effects
@@ -208,16 +210,25 @@ class Probing:
             probe.holds += 1
             probe.due_at = now + self._config.probe_timeout_s
             return [SetTimer(self._config.probe_timeout_s, event)]
-        return self._end(event.sequence, now)
+        return self._conclude(event.sequence, now)
 
     # ---- ends -------------------------------------------------------------------------
+
+    def _turn_over(self, sequence: int, now: float) -> list[Effect]:
+        """The next turn begins; a probe that it came too soon for keeps the time it was given."""
+        probe = self._rounds.get(sequence)
+        if probe is None or probe.answered or now >= probe.due_at:
+            return self._conclude(sequence, now)
+        self._in_turn = None
+        return [SetTimer(probe.due_at - now, RoundDue(sequence))]
 
     def _conclude(self, sequence: int, now: float) -> list[Effect]:
         """A turn is over; a stale one begins again before anybody is accused."""
         probe = self._rounds.get(sequence)
         if probe is None or not probe.is_stale() or self._ledger.has_left(probe.target):
             return self._end(sequence, now)
-        self._in_turn = None
+        if self._in_turn == sequence:
+            self._in_turn = None
         interval_s = self._config.probe_interval_s
         probe.begin_again(now + interval_s)
         return [

@@ -15,6 +15,7 @@ import trio
 from swarmd.base.clock import Clock
 from swarmd.base.errors import BadRequest, Busy, Forbidden, Moved, NotFound, SwarmError
 from swarmd.base.ids import NodeId, short
+from swarmd.base.pace import pause_ends
 from swarmd.mesh.link import Inbound, Link
 from swarmd.observe.metrics import DROPPED
 from swarmd.state.raft import epoch_messages as emsg
@@ -24,8 +25,13 @@ from swarmd.state.raft.keeper import Keeper
 from swarmd.state.raft.replica import Replica
 from swarmd.wire.codec import Message
 
-# A question waits this long for news; well below the second within which a copy is heard of.
-NEWS_WAIT_S: Final = 0.3
+# A question waits for news until the last beat within this (`base.pace`), so that it is answered
+# when the process is awake anyway; the next one comes a round trip after a beat. A copy is thus
+# heard of at least every half second and a round trip: clear of the second within which it lives.
+NEWS_WAIT_S: Final = 0.5
+# But for so long at least, beat or not: a beat may be a millisecond off, and question and answer
+# must not chase each other. Far enough below the above that questions come to follow the beats.
+NEWS_LEAST_S: Final = 0.25
 SERVED_MAX: Final = 64
 FOLLOWERS_MAX: Final = 16
 # Who was not told for this long is served no more.
@@ -175,7 +181,7 @@ class Copies:
 
     async def _log_piece(self, replica: Replica, after: int, offset: int) -> emsg.LogPiece:
         if replica.applied_index <= after:
-            with trio.move_on_after(NEWS_WAIT_S):
+            with trio.move_on_at(news_ends()):
                 await self._applied.wait()
         entries = replica.applied_after(after, m.WHOLE_BYTES_MAX)
         if entries is None:
@@ -205,3 +211,8 @@ class Copies:
         if not 0 <= offset < len(body):
             raise BadRequest(f"a state of {len(body)} bytes has no offset {offset}")
         return emsg.BasePiece(at, len(body), body[offset : offset + m.PIECE_BYTES])
+
+
+def news_ends() -> float:
+    """Until when a question that comes now waits for news, by `trio.current_time`."""
+    return max(pause_ends(NEWS_WAIT_S), trio.current_time() + NEWS_LEAST_S)

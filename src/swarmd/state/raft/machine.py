@@ -407,4 +407,8 @@ class RaftMachine:
         if self._armed_for is None or due < self._armed_for:
             self._armed_for = due
             self._armed_token += 1
-            effects.append(SetTimer(max(0.0, due - now), Wake(self._armed_token)))
+            # Others wait for all but this; a leader without followers only looks around.
+            alone = self._core.is_leader and not self._core.peers
+            on_beat = alone and due == self._core.sender.heartbeat_at
+            wake = Wake(self._armed_token)
+            effects.append(SetTimer(max(0.0, due - now), wake, on_beat=on_beat))

@@ -114,8 +114,7 @@ class Sender:
         """
         core = self._core
         if not core.peers:
-            if now >= self.heartbeat_at:
-                self.heartbeat_at = now + ALONE_BEAT_S
+            self.heartbeat_at = now + ALONE_BEAT_S  # Each step sees to everything.
             return
         key = (core.journal.last_index, self.round)
         beat = now >= self.heartbeat_at

@@ -168,6 +168,7 @@ class WorkerMachine:
         self.office = 0
         self.draining = False
         self.lease_until = -1e9
+        self._lease_timer = False
         self._config = config
         self._guards = GUARDS - removed_guards
         self._held: dict[int, _Held] = {}
@@ -199,13 +200,16 @@ class WorkerMachine:
     # ---- heartbeats and lease ---------------------------------------------------------
 
     def _on_begin(self, event: Begin) -> None:
-        self._out.append(SetTimer(self._config.heartbeat_s, Beat()))
+        self._await_beat()
 
     def _on_beat(self, event: Beat) -> None:
         self._beat()
         if "result_repeat" in self._guards:
             self._report(self._now - 1.5 * self._config.heartbeat_s)
-        self._out.append(SetTimer(self._config.heartbeat_s, Beat()))
+        self._await_beat()
+
+    def _await_beat(self) -> None:
+        self._out.append(SetTimer(self._config.heartbeat_s, Beat(), on_beat=True))
 
     def _beat(self) -> None:
         """Say what is held, and ask for the lease to be renewed."""
@@ -237,20 +241,32 @@ class WorkerMachine:
         if until <= self.lease_until:
             return
         self.lease_until = until
-        delay_s = max(0.0, until - self._config.lease_margin_s - self._now)
-        self._out.append(SetTimer(delay_s, LeaseDue()))
+        if not self._lease_timer:
+            self._await_lease_end()
         for lane in list(self._lanes.values()):
             self._fill(lane)
+
+    def _alone_until(self) -> float:
+        return self.lease_until - self._config.lease_margin_s
+
+    def _await_lease_end(self) -> None:
+        """One timer is out at most: another for each renewal would wake the process each time."""
+        self._lease_timer = True
+        self._out.append(SetTimer(max(0.0, self._alone_until() - self._now), LeaseDue()))
 
     def _may_run_alone(self) -> bool:
         """Whether an attempt that must not overlap with another may run now."""
         if "lease_lapse" not in self._guards:
             return True
-        return self._now < self.lease_until - self._config.lease_margin_s
+        return self._now < self._alone_until()
 
     def _on_lease_due(self, event: LeaseDue) -> None:
+        self._lease_timer = False
+        if self._now < self._alone_until():
+            self._await_lease_end()  # Renewed since: for what is left.
+            return
         if self._may_run_alone():
-            return  # Renewed since; its own timer is set.
+            return
         for fence, held in list(self._held.items()):
             if held.step is _Step.RUNNING and held.item.mode is not Mode.DEFAULT:
                 self._out.append(Kill(fence))
