@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -112,6 +113,7 @@ class ChunkWriter:
         try:
             os.fdatasync(self._fd)
         except OSError as error:
+            self._forget()
             raise self._fault(error) from error
 
     def finish(self, size: int) -> None:
@@ -123,6 +125,7 @@ class ChunkWriter:
             os.ftruncate(self._fd, size)
             os.fsync(self._fd)
         except OSError as error:
+            self._forget()
             raise self._fault(error) from error
 
     def close(self) -> None:
@@ -153,6 +156,15 @@ class ChunkWriter:
                 view, position = view[count:], position + count
         except OSError as error:
             raise self._fault(error) from error
+
+    def _forget(self) -> None:
+        """Have nobody go on with it: what a sync lost can be read until the machine stops.
+
+        The next sync would say that it is there (Rebello et al., *Can Applications Recover from
+        fsync Failures?*, 2020, section 3).
+        """
+        with suppress(OSError):
+            self.path.unlink()
 
     def _fault(self, error: OSError) -> DiskFault:
         return DiskFault(f"cannot write {self.path}: {error.strerror}")
