@@ -53,7 +53,9 @@ from swarmd.tasks.spec import Mode, State, job_key, task_key
 
 _PURGE_TASKS_PER_WRITE: Final = 200
 _PURGE_WRITES_PER_TICK: Final = 25
-_GREET_HEARTBEATS: Final = 2.0
+_SILENT_HEARTBEATS: Final = 2.0
+# Every second tick: two are a hair less than two heartbeats apart at times, since beats tell them.
+_GREET_HEARTBEATS: Final = 1.5
 _REPEAT_HEARTBEATS: Final = 1.5
 
 
@@ -313,11 +315,12 @@ class CoordinatorMachine(JobFlow):
             silent_s = now - worker.heard_at
             if not worker.fences and not worker.load and silent_s > 2 * self.config.lease_s:
                 board.forget_worker(worker)
-        patience_s = _GREET_HEARTBEATS * self.config.heartbeat_s
+        silence_s = _SILENT_HEARTBEATS * self.config.heartbeat_s
+        pause_s = _GREET_HEARTBEATS * self.config.heartbeat_s
         for node, liveness in board.members.items():
             current = board.current.get(node)
-            silent = current is None or now - current.heard_at > patience_s
-            due = now - self._greeted.get(node, -1e9) >= patience_s
+            silent = current is None or now - current.heard_at > silence_s
+            due = now - self._greeted.get(node, -1e9) >= pause_s
             if liveness is Liveness.ALIVE and silent and due:
                 self._greet(node)
         self._purge()

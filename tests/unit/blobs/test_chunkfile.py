@@ -73,6 +73,52 @@ def test_what_was_written_is_there_for_the_next_try(tmp_path: Path, sealer: Seal
     assert read_all(path, sealer) == DATA
 
 
+@pytest.mark.parametrize("call", ["fdatasync", "fsync"])
+def test_only_what_a_failed_sync_lost_is_not_there_for_the_next_try(
+    tmp_path: Path, sealer: Sealer | None, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def refuse(fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    path = tmp_path / "part"
+    first = ChunkWriter(path, len(DATA), sealer)
+    first.write(0, chunk(0))
+    first.close()
+    second = ChunkWriter(path, len(DATA), sealer, resume=True)
+    second.write(1, chunk(1))
+    second.sync()
+    for index in (2, 3):
+        second.write(index, chunk(index))
+    with monkeypatch.context() as patch:
+        patch.setattr(f"os.{call}", refuse)
+        with pytest.raises(DiskFault, match="Input/output error"):
+            second.sync() if call == "fdatasync" else second.finish(len(DATA))
+    second.close()
+    third = ChunkWriter(path, len(DATA), sealer, resume=True)
+    found = [third.read(i, chunk_size(len(DATA), i)) == chunk(i) for i in range(4)]
+    assert found == [True, True, False, False]
+    for index in (2, 3):
+        third.write(index, chunk(index))
+    third.finish(len(DATA))
+    third.close()
+    assert read_all(path, sealer) == DATA
+
+
+def test_a_file_begun_anew_goes_with_the_sync_that_failed(
+    tmp_path: Path, sealer: Sealer | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    writer = ChunkWriter(tmp_path / "part", None, sealer)
+    writer.write(0, chunk(0))
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(DiskFault, match="No space left on device"):
+        writer.finish(BLOB_CHUNK_BYTES)
+    writer.close()
+    assert not (tmp_path / "part").exists()
+
+
 def test_a_damaged_chunk_is_the_only_one(tmp_path: Path, sealer: Sealer | None) -> None:
     path = tmp_path / "part"
     writer = ChunkWriter(path, len(DATA), sealer)

@@ -155,6 +155,21 @@ def test_a_turn_that_begins_too_soon_leaves_the_probe_before_it_its_time(bench: 
     assert bench.state("x") == (SUSPECT, 1)
 
 
+def test_a_turn_that_comes_a_hair_too_soon_learns_of_the_probe_before_it(bench: Bench) -> None:
+    """As half of them do; what was lost makes the next one longer at once, and not one later."""
+    bench.know("x", "y")
+    first = probe(bench)
+    bench.machine._ledger.health.adjust(2)
+    bench.now += bench.config.probe_interval_s - 0.0003
+    bench.handle(ProbeTick(1))
+    assert timers(bench, RoundDue) == []
+    assert first.sequence not in bench.machine._probing._rounds
+    assert bench.machine.health == 3
+    assert timers(bench, ProbeTick)[0].delay_s == 4 * bench.config.probe_interval_s
+    [(_, asked)] = bench.machine._probing._rounds.items()
+    assert asked.slow
+
+
 def test_an_answer_counts_after_the_next_turn_began_too_soon(bench: Bench) -> None:
     bench.know("x")
     bench.machine._ledger.health.adjust(2)

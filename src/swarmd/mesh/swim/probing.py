@@ -18,7 +18,9 @@ Beyond the papers:
 - A timer that comes late shows that this process stood still, and that answers may wait behind
   it: they get their time before anything is concluded, HOLDS_MAX times in succession.
 - A turn may begin up to a beat too soon (`SetTimer.on_beat`), first of all, and after one that came
-  late. It is late by when it was to come at the latest, and ends no probe that has time left.
+  late. It is late by when it was to come at the latest, and ends no probe that has time left; but
+  turns are tied to beats, so that each second one comes a millisecond or so too soon: that much of
+  its time a probe does without.
 """
 
 from __future__ import annotations
@@ -60,6 +62,8 @@ CHECKS_MAX: Final = 8
 _CHECKERS: Final = 10.0
 # They begin within this part of the interval.
 _CHECK_WITHIN: Final = 0.2
+# A turn that comes so much too soon ends the probe before it.
+_HAIR_S: Final = 0.02
 _REFUSE_AFTER: Final = 0.8
 # So often in succession, it was no loss.
 _STREAM_ONLY_TIMES: Final = 3
@@ -217,7 +221,7 @@ class Probing:
     def _turn_over(self, sequence: int, now: float) -> list[Effect]:
         """The next turn begins; a probe that it came too soon for keeps the time it was given."""
         probe = self._rounds.get(sequence)
-        if probe is None or probe.answered or now >= probe.due_at:
+        if probe is None or probe.answered or now >= probe.due_at - _HAIR_S:
             return self._conclude(sequence, now)
         self._in_turn = None
         return [SetTimer(probe.due_at - now, RoundDue(sequence))]

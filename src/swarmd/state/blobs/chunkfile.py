@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -53,6 +54,8 @@ class ChunkWriter:
         self._whole = 0 if size is None or sealer is None else sealed_size(size)
         self._sealing: Sealing | None = None
         self._closing = threading.Lock()
+        # The chunks that no sync has gone over; None: all that is there.
+        self._unsynced: set[int] | None = set() if resume else None
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             self._fd = os.open(path, flags | (0 if resume else os.O_TRUNC), 0o600)
@@ -73,12 +76,12 @@ class ChunkWriter:
             return
         position = sealed_size(index * BLOB_CHUNK_BYTES)
         # Nothing vouches for a frame but the header, once the whole is there.
-        self._write(self._sealing.frames(data, position, 0), position)
+        self._write_of(index, self._sealing.frames(data, position, 0), position)
 
     def write_part(self, index: int, offset: int, data: bytes | memoryview) -> None:
         """Put a part of a chunk in its place, `offset` bytes from the chunk's beginning."""
         assert self.takes_parts
-        self._write(data, index * BLOB_CHUNK_BYTES + offset)
+        self._write_of(index, data, index * BLOB_CHUNK_BYTES + offset)
 
     def begun(self, index: int, size: int) -> int:
         """How many bytes of a chunk of `size` bytes were written for sure, from its beginning on.
@@ -111,9 +114,8 @@ class ChunkWriter:
     def sync(self) -> None:
         """Have what is written by now on the disk; nothing vouches for it yet."""
         try:
-            os.fdatasync(self._fd)
+            self._sync(os.fdatasync)
         except OSError as error:
-            self._forget()
             raise self._fault(error) from error
 
     def finish(self, size: int) -> None:
@@ -123,9 +125,8 @@ class ChunkWriter:
                 self._write(self._sealing.header(sealed_size(size)), 0)
                 size = sealed_size(size)
             os.ftruncate(self._fd, size)
-            os.fsync(self._fd)
+            self._sync(os.fsync)
         except OSError as error:
-            self._forget()
             raise self._fault(error) from error
 
     def close(self) -> None:
@@ -157,14 +158,48 @@ class ChunkWriter:
         except OSError as error:
             raise self._fault(error) from error
 
-    def _forget(self) -> None:
-        """Have nobody go on with it: what a sync lost can be read until the machine stops.
+    def _write_of(self, index: int, data: bytes | memoryview, position: int) -> None:
+        """Write bytes of a chunk; a sync may begin before, and end after it."""
+        self._note(index)
+        self._write(data, position)
+        self._note(index)
 
-        The next sync would say that it is there (Rebello et al., *Can Applications Recover from
-        fsync Failures?*, 2020, section 3).
+    def _note(self, index: int) -> None:
+        if self._unsynced is not None:
+            self._unsynced.add(index)
+
+    def _sync(self, sync: Callable[[int], None]) -> None:
+        going = self._unsynced
+        self._unsynced = None if going is None else set()
+        try:
+            sync(self._fd)
+        except OSError:
+            self._forget(going)
+            raise
+
+    def _forget(self, lost: set[int] | None) -> None:
+        """Have nobody go on with chunks that a sync lost: they can be read until the machine stops.
+
+        The next sync would say that they are there (Rebello et al., *Can Applications Recover from
+        fsync Failures?*, 2020, section 3). What was durable before may be all that is left of the
+        blob, and stays; so does a sealed file's header, which `finish` writes anew in any case.
         """
-        with suppress(OSError):
-            self.path.unlink()
+        try:
+            if lost is None or self._unsynced is None:
+                self.path.unlink()
+                return
+            end = os.fstat(self._fd).st_size
+            for index in lost | self._unsynced:
+                start, stop = self._span(index)
+                self._write(bytes(max(0, min(stop, end) - start)), start)
+        except (OSError, DiskFault):
+            with suppress(OSError):
+                self.path.unlink()
+
+    def _span(self, index: int) -> tuple[int, int]:
+        """Where a chunk lies in the file."""
+        start, stop = index * BLOB_CHUNK_BYTES, (index + 1) * BLOB_CHUNK_BYTES
+        return (start, stop) if self._sealer is None else (sealed_size(start), sealed_size(stop))
 
     def _fault(self, error: OSError) -> DiskFault:
         return DiskFault(f"cannot write {self.path}: {error.strerror}")

@@ -28,7 +28,7 @@ from swarmd.state.raft.storage import EpochFiles
 from swarmd.state.raft.syncer import Syncer
 
 ASK_TIMEOUT_S: Final = 2.0
-LIVING_S: Final = 1.0
+LIVING_S: Final = 1.25
 _log = get_logger("raft")
 
 
@@ -80,7 +80,7 @@ class Copier:
         self._driver.feed(cm.Told(peer, number))
 
     def follows(self, number: int) -> bool:
-        """Is there a copy of `number` here that a voter fed within the last second?"""
+        """Is there a copy of `number` here that a voter fed within LIVING_S?"""
         machine = self._machine
         fresh = self._clock.now() - self._heard_at < LIVING_S
         return machine.number == number and machine.last != cm.NOTHING and fresh

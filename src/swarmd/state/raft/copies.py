@@ -27,7 +27,7 @@ from swarmd.wire.codec import Message
 
 # A question waits for news until the last beat within this (`base.pace`), so that it is answered
 # when the process is awake anyway; the next one comes a round trip after a beat. A copy is thus
-# heard of at least every half second and a round trip: clear of the second within which it lives.
+# heard of at least every half second and a round trip: clear of the time within which it lives.
 NEWS_WAIT_S: Final = 0.5
 # But for so long at least, beat or not: a beat may be a millisecond off, and question and answer
 # must not chase each other. Far enough below the above that questions come to follow the beats.
@@ -36,8 +36,9 @@ SERVED_MAX: Final = 64
 FOLLOWERS_MAX: Final = 16
 # Who was not told for this long is served no more.
 TOLD_TTL_S: Final = 30.0
-# A lone voter waits for a copy that was heard of within this, and lacks at most so many entries.
-LIVING_S: Final = 1.0
+# A lone voter waits for a copy that was heard of within this, and lacks at most so many entries:
+# after a question that waited as long as any, its disk has 0.75 s to sync what it was told.
+LIVING_S: Final = 1.25
 LIVING_ENTRIES: Final = 1_000
 
 
@@ -108,7 +109,7 @@ class Copies:
     async def wait_for_holders(self, number: int, index: int) -> None:
         """Wait until every living copy of `number` holds everything up to `index`.
 
-        One that is not heard of for a second lives no more, so this ends.
+        One that is not heard of for LIVING_S lives no more, so this ends.
         """
         while True:
             behind = [f for f in self._living(number, index) if f.after < index]
