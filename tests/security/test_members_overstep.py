@@ -8,16 +8,19 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from insiders import ask_as, is_heard, key_of, log_of
 from localswarm import BIN, Daemon, LocalSwarm, wait_until
 
 from swarmd.audit.anchors import anchor_key
 from swarmd.identity.tls import MESH_ALPN, RAFT_ALPN
 from swarmd.identity.voter import Voter
+from swarmd.mesh.transports.carriers import Ended
 from swarmd.state.raft import messages as m
 from swarmd.state.secrets.records import RING_KEY, USES_KEY, secret_key
 from swarmd.tasks.spec import (
@@ -92,6 +95,15 @@ def set_secret(daemon: Daemon, name: str, value: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@contextmanager
+def drops_of_a_dead_member() -> Iterator[None]:
+    """Once it is found that the member's own daemon is dead, all of its connections are broken."""
+    try:
+        yield
+    except* (Ended, trio.BrokenResourceError):
+        pass
+
+
 class Insider:
     """Root of a member: it stops the daemon there, and asks who coordinates in its place."""
 
@@ -113,7 +125,9 @@ class Insider:
         def asked() -> Any:
             coordinator = self.swarm.coordinator()
             assert coordinator is not None
-            answer = ask_as(coordinator, self.key, self.log, m.STORE, message)
+            answer = None
+            with drops_of_a_dead_member():
+                answer = ask_as(coordinator, self.key, self.log, m.STORE, message)
             return None if isinstance(answer, m.Redirect) else answer
 
         return wait_until("the coordinator answers", asked)

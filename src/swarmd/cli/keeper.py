@@ -170,13 +170,15 @@ def keep(
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
-    pid = os.fork()
-    if pid == 0:
-        _be_keeper(theirs, ours, command, environ, (stop_at_ns, kill_at_ns), terminal, mask)
-    theirs.close()
-    kept = Kept(ours, pid)
-    attach(kept)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _be_keeper(theirs, ours, command, environ, (stop_at_ns, kill_at_ns), terminal, mask)
+        theirs.close()
+        kept = Kept(ours, pid)
+        attach(kept)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return kept
 
 

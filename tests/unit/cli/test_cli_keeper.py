@@ -241,7 +241,8 @@ def test_a_signal_that_comes_while_the_command_starts_is_not_lost(note: Path) ->
     known: list[Kept] = []
 
     def attach(kept: Kept) -> None:
-        os.kill(os.getpid(), signal.SIGUSR1)
+        # To this thread, not to one that other tests of this process have left.
+        signal.raise_signal(signal.SIGUSR1)
         known.append(kept)
 
     before = signal.signal(signal.SIGUSR1, lambda number, _: known[0].send_signal(number))

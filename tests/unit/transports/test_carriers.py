@@ -12,7 +12,7 @@ from trio_websocket import CloseReason
 from swarmd.base.errors import MalformedMessage
 from swarmd.base.limits import FRAME_BYTES_MAX
 from swarmd.base.rng import make_rng
-from swarmd.identity.tls import RAFT_ALPN
+from swarmd.identity.tls import MESH_ALPN, RAFT_ALPN
 from swarmd.mesh.transports.carriers import (
     CLEAN,
     Carrier,
@@ -51,6 +51,26 @@ async def all_of(carrier: Carrier) -> tuple[list[bytes], str]:
             frames.append(await carrier.receive())
         except Ended as ended:
             return frames, ended.how
+
+
+@pytest.mark.parametrize("client", [True, False])
+@pytest.mark.parametrize("how", ["closed", "broken"])
+async def test_who_is_gone_before_the_websocket_begins_is_waited_for_no_more(
+    client: bool, how: str
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def broken(max_bytes: int | None = None) -> bytes:
+        await trio.sleep(0.01)
+        raise trio.BrokenResourceError
+
+    if how == "broken":
+        ours.receive_some = broken  # type: ignore[method-assign]
+    with trio.fail_after(1), pytest.RaisesGroup(trio.BrokenResourceError):
+        async with trio.open_nursery() as nursery:
+            if how == "closed":
+                nursery.start_soon(theirs.aclose)
+            await open_carrier(MESH_ALPN, nursery, cast("Any", ours), client=client)
 
 
 async def test_frames_arrive_whole_however_they_are_cut() -> None:

@@ -19,6 +19,7 @@ from small_swarm import KEYS, FixedRoster, until
 
 import swarmd.mesh.transports.streams
 from swarmd.base.errors import Busy, SwarmError, Unreachable
+from swarmd.base.ids import NodeId
 from swarmd.base.limits import MIB
 from swarmd.base.rng import make_rng
 from swarmd.identity.keys import Exchange, SigningKey
@@ -406,6 +407,54 @@ async def test_an_open_connection_yields_to_newer_hellos_only(
         port.stage, port.boot, port.number = "open", b"boot", 10
         one.streams._ports[B.key_id, MESH_ALPN] = port
         assert one.streams._judge(B.key_id, MESH_ALPN, hello(boot, number)) == verdict
+
+
+async def test_a_dial_that_fails_as_the_peers_own_connection_comes_harms_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both are dealt with in one turn of the loop: what ends the dial cannot be called off."""
+    async with two() as (a, b), trio.open_nursery() as nursery:
+        failing, adopt = trio.Event(), b.streams._adopt
+
+        async def dial(*_: Any, **__: Any) -> Any:
+            await failing.wait()
+            raise ConnectionRefusedError
+
+        def adopt_as_it_fails(peer: NodeId, alpn: str, hello: Hello) -> StreamPort:
+            failing.set()
+            return adopt(peer, alpn, hello)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(swarmd.mesh.transports.streams, "dial_tcp", dial)
+            nursery.start_soon(echo, a.streams)
+            nursery.start_soon(ask, b, a)
+            await until(lambda: (A.key_id, MESH_ALPN) in b.streams._ports)
+            await trio.testing.wait_all_tasks_blocked()
+        monkeypatch.setattr(b.streams, "_adopt", adopt_as_it_fails)
+        await ask(a, b)
+        assert b.streams._ports[A.key_id, MESH_ALPN].is_open
+        assert b.streams._failures == {}
+        assert len(a.streams._ports) == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_is_dropped_just_after_its_hello_stays_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with two() as (a, b):
+        make = swarmd.mesh.transports.streams.make_session
+
+        def drop(*args: Any, **named: Any) -> Any:
+            if not named["opener"]:
+                b.streams.drop(A.key_id, "the test")
+            return make(*args, **named)
+
+        monkeypatch.setattr(swarmd.mesh.transports.streams, "make_session", drop)
+        with pytest.raises(Unreachable):
+            await ask(a, b)
+        monkeypatch.undo()
+        assert b.streams.connected() == []
+        await ask(a, b)
 
 
 @pytest.mark.usefixtures("carried")

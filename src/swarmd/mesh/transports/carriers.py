@@ -16,6 +16,7 @@ above `FRAME_BYTES_MAX` before it is in memory.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final, Protocol, cast
 
@@ -129,24 +130,46 @@ async def open_carrier(
     """
     if alpn != MESH_ALPN:
         return PlainCarrier(stream)
-    if client:
-        socket = await wrap_client_stream(
-            nursery,
-            stream,
-            "swarmd",
-            "/",
-            max_message_size=FRAME_BYTES_MAX,
-            receive_buffer_size=_BUFFER_BYTES,
-        )
-    else:
-        request = await wrap_server_stream(
-            nursery,
-            stream,
-            max_message_size=FRAME_BYTES_MAX,
-            receive_buffer_size=_BUFFER_BYTES,
-        )
-        socket = await request.accept()
-    return WebSocketCarrier(socket)
+    with trio.CancelScope() as scope:
+        reading = cast("trio.Nursery", _Reading(nursery, scope))
+        if client:
+            socket = await wrap_client_stream(
+                reading,
+                stream,
+                "swarmd",
+                "/",
+                max_message_size=FRAME_BYTES_MAX,
+                receive_buffer_size=_BUFFER_BYTES,
+            )
+        else:
+            request = await wrap_server_stream(
+                reading,
+                stream,
+                max_message_size=FRAME_BYTES_MAX,
+                receive_buffer_size=_BUFFER_BYTES,
+            )
+            socket = await request.accept()
+        return WebSocketCarrier(socket)
+    raise trio.BrokenResourceError("the connection ended before its WebSocket began")
+
+
+class _Reading:
+    """A nursery as the library sees it, which starts its reader there and no other task.
+
+    When that ends before the WebSocket has begun, the library waits on for it to begin.
+    """
+
+    def __init__(self, nursery: trio.Nursery, scope: trio.CancelScope) -> None:
+        self._nursery, self._scope = nursery, scope
+
+    def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
+        self._nursery.start_soon(self._read, reader)
+
+    async def _read(self, reader: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await reader()
+        finally:
+            self._scope.cancel()
 
 
 class PlainCarrier:

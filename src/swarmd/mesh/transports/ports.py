@@ -91,6 +91,11 @@ class StreamPort(Port):
         return self.stage == "open"
 
     @property
+    def is_connected(self) -> bool:
+        """It has a connection, which is open or about to be."""
+        return self.stage in ("accepted", "open")
+
+    @property
     def queued(self) -> int:
         return len(self._lanes[0]) + len(self._lanes[1])
 
@@ -118,6 +123,11 @@ class StreamPort(Port):
             if self._room.is_set():
                 self._room = trio.Event()
             await self._room.wait()
+
+    def dials(self, stage: Literal["waiting", "dialing", "hello"]) -> None:
+        """How far dialing has come: no matter any more if another end came of it meanwhile."""
+        if not self.is_connected and not self.broken:
+            self.stage = stage
 
     def opened(self, now: float) -> None:
         self.stage = "open"

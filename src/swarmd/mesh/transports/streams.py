@@ -259,7 +259,7 @@ class Streams(MuxLink):
                 break
             except Refused as error:
                 if error.message == "duplicate":  # Its own connection is on the way here.
-                    port.stage = "waiting"
+                    port.dials("waiting")
                     await trio.sleep(_YIELD_WAIT_S)
                     continue
                 if error.message == "outdated" and port.peer not in self._failures:
@@ -274,7 +274,7 @@ class Streams(MuxLink):
                 how = "refused" if isinstance(error, ConnectionRefusedError) else "silent"
                 reason = str(error)
                 break
-            port.stage = "waiting"
+            port.dials("waiting")
             with trio.move_on_after(pause_s * self._rng.uniform(0.75, 1.25)):
                 await self._roster.changed(version)
             pause_s = min(2 * pause_s, _RETRY_MAX_S)
@@ -282,6 +282,8 @@ class Streams(MuxLink):
         return None
 
     def _give_up(self, port: StreamPort, how: How, reason: str) -> None:
+        if port.is_connected:  # The peer's own connection came in the last moment.
+            return
         failures = min(self._failures.get(port.peer, (0, 0.0))[0], 8) + 1
         pause_s = min(_RETRY_FIRST_S * 2**failures, _RETRY_MAX_S) * self._rng.uniform(0.5, 1.0)
         self._failures[port.peer] = (failures, trio.current_time() + pause_s)
@@ -293,7 +295,7 @@ class Streams(MuxLink):
             self.report_closed(port.peer, how)
 
     async def _attempt(self, port: StreamPort) -> tuple[TlsStream, Session]:
-        port.stage = "dialing"
+        port.dials("dialing")
         known = self._addresses.lookup(port.peer)
         tcp, address = await dial_tcp(known, sources=self._config.bind)
         stream = trio.SSLStream(tcp, self._contexts.client((port.alpn,)))
@@ -305,7 +307,7 @@ class Streams(MuxLink):
                 raise Untrusted(f"{address[0]}:{address[1]} is another node")
             exchange = Exchange()
             hello = self._hello(port.peer, port.alpn, exchange)
-            port.stage = "hello"
+            port.dials("hello")
             await send_part(stream, sign_hello(hello, self._roster.swarm_id, self._key))
             answer = self._read_hello(await receive_part(stream), public, port.alpn)
             if answer.answering != exchange.public:
@@ -408,7 +410,7 @@ class Streams(MuxLink):
         port = self._ports.get((peer, alpn))
         if port is None or port.broken:
             return None
-        if port.stage in ("open", "accepted"):
+        if port.is_connected:
             stale = hello.boot == port.boot and hello.number <= port.number
             return "duplicate" if stale else None
         return "duplicate" if port.stage == "hello" and self.node_id < peer else None
@@ -417,7 +419,7 @@ class Streams(MuxLink):
         port = self._ports.get((peer, alpn))
         if alpn == PIPE_ALPN:
             port = TlsPipePort(peer, self._pipes, asks=False)
-        elif port is None or port.stage in ("open", "accepted", "broken"):
+        elif port is None or port.is_connected or port.broken:
             if port is not None:
                 port.break_off("reset", "the peer has opened a new connection")
             port = self._ports[peer, alpn] = StreamPort(peer, alpn)
@@ -436,6 +438,8 @@ class Streams(MuxLink):
         try:
             async with trio.open_nursery() as nursery:
                 port.stop_running = nursery.cancel_scope.cancel
+                if port.broken:  # Since its hello: evicted, for one.
+                    raise trio.ClosedResourceError("the connection is over")
                 port.local_host = local_host_of(stream.transport_stream)
                 carrier = await self._carrier(port.alpn, nursery, stream, client=client)
                 self._failures.pop(port.peer, None)
