@@ -208,8 +208,9 @@ def _prompt() -> str:
 
 def _run(config: Config, start: StartMode) -> int:
     from swarmd.app import run
-    from swarmd.app.memory import calm_collector
+    from swarmd.app.memory import calm_collector, share_one_heap
 
+    share_one_heap()
     calm_collector()
     code: int = run(config, start)
     return code

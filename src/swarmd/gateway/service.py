@@ -19,14 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import trio
-from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.config import Config as HypercornConfig
-from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
 
+from swarmd.base.spared import spared
 from swarmd.gateway.access.gate import Gate, Origin, mark
 from swarmd.gateway.app import make_app
 from swarmd.gateway.config import GatewayConfig
@@ -40,6 +34,22 @@ from swarmd.mesh.addresses import format_address, network_of
 from swarmd.mesh.link import Link
 from swarmd.observe.log import get_logger
 from swarmd.observe.metrics import DROPPED
+
+# HTTP/2 is never spoken (see `_Connection`), so its protocol and tables are not loaded.
+with spared(
+    {
+        "h2": {"events": None},
+        "h2.events": {},
+        "hypercorn.protocol.h2": {"H2Protocol": None},
+    }
+):
+    from hypercorn.app_wrappers import ASGIWrapper
+    from hypercorn.config import Config as HypercornConfig
+    from hypercorn.events import Closed, Event, RawData, Updated
+    from hypercorn.protocol.h11 import H11Protocol
+    from hypercorn.trio.tcp_server import TCPServer
+    from hypercorn.trio.worker_context import WorkerContext
+    from hypercorn.typing import ConnectionState
 
 _HANDSHAKE_S: Final = 10.0
 # A quarter of all connections at most are one address's.

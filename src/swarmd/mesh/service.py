@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Seque
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Final, Literal, cast
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 import trio
 
@@ -36,7 +36,6 @@ from swarmd.mesh.approval.table import WaitingTable
 from swarmd.mesh.config import DEFAULT_PORT, MeshConfig
 from swarmd.mesh.discovery.adverts import InterfaceFacts
 from swarmd.mesh.discovery.interfaces import InterfaceWatch, usable_interfaces, watch_interfaces
-from swarmd.mesh.discovery.mdns import Mdns, find, open_mdns, swarm_hint
 from swarmd.mesh.discovery.static import parse_address, resolve
 from swarmd.mesh.facts import MeshFacts, SeedFacts, loopback_names, missing_binds
 from swarmd.mesh.join import Admitter, serve_join, turn_away
@@ -62,6 +61,9 @@ from swarmd.mesh.trust import Trust
 from swarmd.mesh.trust_spread import serve_trust
 from swarmd.observe.log import get_logger
 from swarmd.wire.version import PROTOCOL_LOWEST, PROTOCOL_VERSION
+
+if TYPE_CHECKING:
+    from swarmd.mesh.discovery.mdns import Mdns
 
 HINTS_MAX: Final = 256
 _HINT_TRIES_MAX: Final = 10
@@ -563,6 +565,9 @@ async def find_swarm(
         return found
     if not config.mdns:
         return []
+    # Loaded by a node that uses it only: with its library it takes 3 MB.
+    from swarmd.mesh.discovery.mdns import find, swarm_hint
+
     interfaces = await trio.to_thread.run_sync(multicast_interfaces, config)
     hint = None if swarm_id is None else swarm_hint(swarm_id)
     return await find(hint, interfaces=interfaces, timeout_s=timeout_s)
@@ -585,6 +590,8 @@ async def _open_discovery(
     if not config.mdns:
         yield None
         return
+    from swarmd.mesh.discovery.mdns import open_mdns, swarm_hint
+
     interfaces = await trio.to_thread.run_sync(multicast_interfaces, config)
     hosts = await _announced(config, bound.port, told)
     async with open_mdns(

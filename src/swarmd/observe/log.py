@@ -13,17 +13,12 @@ from collections import OrderedDict
 from types import TracebackType
 from typing import Any, Final, Literal, cast
 
+from swarmd.base.spared import spared
 from swarmd.observe.redaction import VALUE_CHARS_MIN, Redactor
 
 # structlog loads rich, where it is, to draw tracebacks: 5 MB that a daemon's log has no use for.
-_drawn: Any = sys.modules.get("rich")
-sys.modules["rich"] = cast(Any, None)
-import structlog  # noqa: E402
-
-if _drawn is None:
-    del sys.modules["rich"]
-else:
-    sys.modules["rich"] = _drawn
+with spared({"rich": None}):
+    import structlog
 
 Level = Literal["debug", "info", "warning", "error"]
 

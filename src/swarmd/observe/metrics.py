@@ -9,10 +9,28 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
+from swarmd.base.spared import spared
+
+# The library can serve and push its metrics by itself, and loads three HTTP servers and clients
+# of the standard library for that; here the gateway serves them.
+with spared(
+    {
+        "http.server": {"BaseHTTPRequestHandler": object},
+        "urllib.request": {
+            **dict.fromkeys(("BaseHandler", "HTTPHandler", "HTTPRedirectHandler"), object),
+            **dict.fromkeys(("HTTPSHandler", "Request", "build_opener"), object),
+        },
+        "wsgiref.simple_server": {
+            "WSGIRequestHandler": object,
+            "WSGIServer": type("WSGIServer", (), {}),
+            "make_server": object,
+        },
+    }
+):
+    from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+    from prometheus_client.core import CounterMetricFamily
+    from prometheus_client.metrics_core import Metric
+    from prometheus_client.registry import Collector
 
 REGISTRY = CollectorRegistry()
 

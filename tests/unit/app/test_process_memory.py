@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,20 @@ async def test_it_is_looked_at_now_and_then(
     with trio.move_on_after(3.5 * memory.GIVE_BACK_S):
         await memory.keep_giving_back()
     assert [round(at - looks[0]) for at in looks] == [0, 30, 60]
+
+
+@glibc
+def test_threads_allocate_where_the_loop_does() -> None:
+    script = (
+        "import threading; from pathlib import Path; from swarmd.app import memory; "
+        "memory.share_one_heap(); kept = []; "
+        "make = lambda: kept.extend(bytes(2_000) for _ in range(2_000)); "
+        "threads = [threading.Thread(target=make) for _ in range(4)]; "
+        "[one.start() for one in threads]; [one.join() for one in threads]; "
+        "info = memory.ctypes.CDLL(None).mallinfo2; info.restype = memory._MallInfo; "
+        "assert info().uordblks > len(kept) * 2_000, info().uordblks"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

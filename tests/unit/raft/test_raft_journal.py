@@ -14,7 +14,15 @@ from swarmd.base.errors import CorruptFile, DiskFault
 from swarmd.base.files import FileDisk
 from swarmd.base.rng import make_rng
 from swarmd.sim.disk import SimDisk
-from swarmd.state.raft.journal import JOURNAL_FILE, Journal, Owner, _record
+from swarmd.state.raft.journal import (
+    JOURNAL_FILE,
+    PLAIN_MAX,
+    SQUEEZE_BYTES_MAX,
+    Journal,
+    Owner,
+    Squeezed,
+    _record,
+)
 
 
 def journal(disk: SimDisk | FileDisk, seed: int = 1) -> Journal:
@@ -43,6 +51,44 @@ def test_what_was_synced_comes_back() -> None:
     assert (again.getCurrentTerm(), again.getVotedForNodeId()) == (3, "b")
     assert again.synced_index == 5
     assert again.entry_bytes == made.entry_bytes
+
+
+def test_older_entries_are_held_in_less_memory_and_are_told_as_they_came() -> None:
+    disk = sim_disk()
+    made = journal(disk)
+    came = [(b"%d " % index * 1_000, index, 1) for index in range(1, 3 * PLAIN_MAX)]
+    for entry in came:
+        made.add(*entry)
+    made.sync()
+    held = [isinstance(one, Squeezed) for one in made._entries]
+    assert held == [False] + [True] * (len(came) - 1 - PLAIN_MAX) + [False] * PLAIN_MAX
+    plain = journal(disk)
+    assert plain._entries == came, "what was read at a start is as it was"
+    for one in (made, plain):
+        assert one[:] == came
+        assert [one[at] for at in (0, 5, -1)] == [came[at] for at in (0, 5, -1)]
+        assert one.entry(7) == came[6]
+        assert one.term_at(7) == 1
+    assert made.entry_bytes == plain.entry_bytes
+    assert made.between(3, 20_000) == plain.between(3, 20_000)
+    for one in (made, plain):
+        one.truncate(2 * PLAIN_MAX)
+        one.compact(9)
+    assert made[:] == plain[:] == came[8 : 2 * PLAIN_MAX - 1]
+    assert made.entry_bytes == plain.entry_bytes
+    assert made._entries[0] == came[8], "the foothold is asked for all the time"
+    made.sync()
+    disk.crash()
+    assert journal(disk)[:] == made[:]
+
+
+def test_what_is_small_or_large_or_cannot_be_made_smaller_is_held_as_it_came() -> None:
+    made = journal(sim_disk())
+    rng = make_rng(1)
+    for index in range(1, 3 * PLAIN_MAX):
+        commands = rng.randbytes(5_000), b"small", bytes(SQUEEZE_BYTES_MAX + 1)
+        made.add(commands[index % 3], index, 1)
+    assert not any(isinstance(one, Squeezed) for one in made._entries)
 
 
 def test_the_commit_index_is_the_foothold_after_a_restart() -> None:
