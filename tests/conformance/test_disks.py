@@ -243,9 +243,13 @@ def test_every_torn_end_is_dropped_and_every_cut_into_what_was_durable_found(fil
         torn = raw[:cut]
         if fill:  # Garbage of full length.
             torn += (fill * len(raw))[: len(raw) - cut]
-        if torn == raw:
+        # Of the garbage some bytes may be right: what is random in the file is so by chance.
+        right = next(
+            (at for at in range(len(raw)) if torn[at : at + 1] != raw[at : at + 1]), len(raw)
+        )
+        if right == len(raw):
             continue
-        if cut < second and (cut >= HEADER_BYTES or (cut == 0 and fill)):
+        if right < second and (cut >= HEADER_BYTES or (cut == 0 and fill)):
             with pytest.raises(CorruptFile):
                 read(torn)
         elif cut < HEADER_BYTES:
@@ -255,7 +259,7 @@ def test_every_torn_end_is_dropped_and_every_cut_into_what_was_durable_found(fil
             except CorruptFile:
                 assert fill
         else:
-            held = max([end for end in ends if end <= cut], default=0)
+            held = max([end for end in ends if end <= right], default=0)
             assert read(torn) == ends.get(held, b"first")
 
 
