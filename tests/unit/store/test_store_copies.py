@@ -23,7 +23,8 @@ from swarmd.state.raft import copy_machine as cm
 from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
 from swarmd.state.raft.config import RaftConfig
-from swarmd.state.raft.copies import LIVING_S, NEWS_LEAST_S, NEWS_WAIT_S, Copies, news_ends
+from swarmd.state.raft.copier import LIVING_S
+from swarmd.state.raft.copies import NEWS_LEAST_S, NEWS_WAIT_S, Copies, news_ends
 from swarmd.state.raft.epoch_copy import EpochCopy
 from swarmd.state.raft.keeper import Keeper
 from swarmd.state.raft.messages import Put

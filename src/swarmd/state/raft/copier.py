@@ -28,6 +28,8 @@ from swarmd.state.raft.storage import EpochFiles
 from swarmd.state.raft.syncer import Syncer
 
 ASK_TIMEOUT_S: Final = 2.0
+# A copy that was heard of, or fed, within this is alive: after a question that waited for news as
+# long as any, its disk has 0.75 s to sync what it was told.
 LIVING_S: Final = 1.25
 _log = get_logger("raft")
 

@@ -20,7 +20,7 @@ from swarmd.mesh.link import Inbound, Link
 from swarmd.observe.metrics import DROPPED
 from swarmd.state.raft import epoch_messages as emsg
 from swarmd.state.raft import messages as m
-from swarmd.state.raft.copier import encode_slowly
+from swarmd.state.raft.copier import LIVING_S, encode_slowly
 from swarmd.state.raft.keeper import Keeper
 from swarmd.state.raft.replica import Replica
 from swarmd.wire.codec import Message
@@ -36,9 +36,7 @@ SERVED_MAX: Final = 64
 FOLLOWERS_MAX: Final = 16
 # Who was not told for this long is served no more.
 TOLD_TTL_S: Final = 30.0
-# A lone voter waits for a copy that was heard of within this, and lacks at most so many entries:
-# after a question that waited as long as any, its disk has 0.75 s to sync what it was told.
-LIVING_S: Final = 1.25
+# A lone voter waits for a living copy that lacks at most so many entries.
 LIVING_ENTRIES: Final = 1_000
 
 
