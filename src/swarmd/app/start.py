@@ -31,8 +31,8 @@ from swarmd.identity.keys import SigningKey
 from swarmd.identity.tokens import Token, decode_token, encode_token, moment_of
 from swarmd.mesh.addresses import Address
 from swarmd.mesh.approval.joiner import Asking, Meeting, Progress
+from swarmd.mesh.discovery.service import find_swarm
 from swarmd.mesh.join import JoinResult, join_swarm
-from swarmd.mesh.service import find_swarm
 from swarmd.mesh.sockets import bind
 from swarmd.mesh.standing import forget_join_failure, note_join_failure
 from swarmd.mesh.trust import Trust, has_trust, open_trust

@@ -33,9 +33,10 @@ from swarmd.mesh.addresses import Address, AddressBook, is_scoped
 from swarmd.mesh.approval.porch import Porch
 from swarmd.mesh.approval.service import Approvals
 from swarmd.mesh.approval.table import WaitingTable
-from swarmd.mesh.config import DEFAULT_PORT, MeshConfig
+from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.discovery.adverts import InterfaceFacts
 from swarmd.mesh.discovery.interfaces import InterfaceWatch, usable_interfaces, watch_interfaces
+from swarmd.mesh.discovery.service import announced, open_discovery
 from swarmd.mesh.discovery.static import parse_address, resolve
 from swarmd.mesh.facts import MeshFacts, SeedFacts, loopback_names, missing_binds
 from swarmd.mesh.join import Admitter, serve_join, turn_away
@@ -47,9 +48,7 @@ from swarmd.mesh.sockets import (
     Bound,
     advertised,
     bind,
-    multicast_interfaces,
     own_addresses,
-    scoped_hosts,
 )
 from swarmd.mesh.swim.config import SwimConfig
 from swarmd.mesh.swim.service import Membership, MemberState, Meta, open_membership
@@ -300,7 +299,7 @@ class Mesh:
                 continue
             handled = version
             if self._mdns is not None:
-                self._mdns.refresh(await _announced(self._config, self.port, told))
+                self._mdns.refresh(await announced(self._config, self.port, told))
             gone, self._own = self._own - own, own
             if gone or told != self.local_addresses:
                 _log.info("addresses", now=[host for host, _ in told])
@@ -488,7 +487,7 @@ async def open_mesh(
             rng=derive(rng, "swim"),
             founder=key.public == trust.genesis.first_node_public,
         ) as membership,
-        _open_discovery(config, key, trust, bound, told) as mdns,
+        open_discovery(config, key, trust, bound, told) as mdns,
         watch_interfaces() as watch,
         open_reach(streams, datagrams, trust, TcpDoor(key, trust, book, config.bind)) as reach,
         trio.open_nursery() as nursery,
@@ -543,62 +542,3 @@ async def _listen(
         bound.close()
         raise
     return bound, told, own
-
-
-async def find_swarm(
-    config: MeshConfig, swarm_id: bytes | None, *, timeout_s: float = 5.0
-) -> list[Address]:
-    """Addresses to try joining a swarm at: the seeds, else what multicast DNS finds in time.
-
-    Args:
-        swarm_id: of the swarm; None finds those of any.
-
-    Raises:
-        ConfigError: a seed is malformed, or none of them has an address.
-    """
-    if config.seeds:
-        default_port = config.port or DEFAULT_PORT
-        wanted = [parse_address(seed, default_port=default_port) for seed in config.seeds]
-        found, failures = await resolve(wanted)
-        if not found:
-            raise ConfigError(failures[0])
-        return found
-    if not config.mdns:
-        return []
-    # Loaded by a node that uses it only: with its library it takes 3 MB.
-    from swarmd.mesh.discovery.mdns import find, swarm_hint
-
-    interfaces = await trio.to_thread.run_sync(multicast_interfaces, config)
-    hint = None if swarm_id is None else swarm_hint(swarm_id)
-    return await find(hint, interfaces=interfaces, timeout_s=timeout_s)
-
-
-async def _announced(config: MeshConfig, port: int, told: tuple[Address, ...]) -> tuple[str, ...]:
-    """What multicast DNS shows: what members are told, and what only the link can use."""
-    scoped = await trio.to_thread.run_sync(scoped_hosts, config)
-    return (*(host for host, own_port in told if own_port == port), *scoped)
-
-
-@asynccontextmanager
-async def _open_discovery(
-    config: MeshConfig,
-    key: SigningKey,
-    trust: Trust,
-    bound: Bound,
-    told: tuple[Address, ...],
-) -> AsyncIterator[Mdns | None]:
-    if not config.mdns:
-        yield None
-        return
-    from swarmd.mesh.discovery.mdns import open_mdns, swarm_hint
-
-    interfaces = await trio.to_thread.run_sync(multicast_interfaces, config)
-    hosts = await _announced(config, bound.port, told)
-    async with open_mdns(
-        swarm_hint(trust.swarm_id),
-        f"swarmd-{short(key.key_id)}",
-        bound.port,
-        interfaces=interfaces,
-        addresses=hosts,
-    ) as mdns:
-        yield mdns

@@ -48,8 +48,9 @@ from swarmd.mesh import service
 from swarmd.mesh.addresses import Address
 from swarmd.mesh.config import MeshConfig
 from swarmd.mesh.discovery.interfaces import InterfaceWatch
+from swarmd.mesh.discovery.service import find_swarm
 from swarmd.mesh.join import join_swarm
-from swarmd.mesh.service import Mesh, find_swarm
+from swarmd.mesh.service import Mesh
 from swarmd.mesh.swim.service import MemberChange, MemberState
 from swarmd.mesh.trust import Trust, open_trust
 from swarmd.observe.metrics import REGISTRY
