@@ -59,6 +59,7 @@ OTHERS = {
     "memory.vector.pgvector.open_pgvector_index": "asks a database; pg_values decodes what it says",
     "memory.vector.shapes.unpacked": "array of a vector whose length rules.check_vector judged",
     "mesh.discovery.mdns.open_mdns": "opens a room",
+    "mesh.discovery.service.open_discovery": "opens a room",
     "mesh.reach.service.open_reach": "opens a room",
     "mesh.bus.service.open_bus": "opens a room",
     "state.crdt.service.open_eventual": "opens a room",
